@@ -1,0 +1,148 @@
+"""Types of the Rust extension. Every call that touches a disk or a process releases the GIL."""
+
+from typing import Final
+
+__version__: Final[str]
+
+# --- errors (all defined by the extension) -------------------------------------------------------------------------
+
+class NativeError(Exception):
+    """Base of the extension's errors; the text names the operation, the object and the cause."""
+
+class CorruptError(NativeError):
+    """A file fails its checksum or its format where that cannot be a torn tail; names file and offset."""
+
+class DiskFullError(NativeError):
+    """No room: ENOSPC, EDQUOT, or the store's configured size. Nothing was changed."""
+
+class PoisonedError(NativeError):
+    """An earlier write or fsync failed, so this object refuses everything; reopen it (which re-reads the disk)."""
+
+class CompactedError(NativeError):
+    """The revision asked for is older than what is kept."""
+
+class LimitError(NativeError):
+    """A documented limit (key, value, operations) is exceeded; names which and by how much."""
+
+# --- log -----------------------------------------------------------------------------------------------------------
+
+class Log:
+    """Segmented write-ahead log of Raft entries with term and vote. One writer; a lock file refuses a second."""
+
+    def __init__(self, directory: str, *, segment_bytes: int = 64 << 20) -> None: ...
+    @property
+    def recovered(self) -> str | None:
+        """What opening cut from a torn tail, in words; None when the log was whole."""
+    @property
+    def first_index(self) -> int:
+        """Index of the oldest entry; last_index + 1 when the log holds none."""
+    @property
+    def last_index(self) -> int: ...
+    @property
+    def durable_index(self) -> int:
+        """Last index that an fsync has covered."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all records kept."""
+    def append(self, index: int, term: int, payload: bytes) -> None:
+        """Add the entry after last_index (any index when the log is empty). Not durable before `sync`."""
+    def sync(self) -> int:
+        """Make every appended entry durable with one fdatasync; return last_index."""
+    def get(self, index: int) -> tuple[bytes, int, int] | None:
+        """(payload, index, term), the order that PySyncObj's journal uses."""
+    def entries(self, index: int, max_count: int, max_bytes: int) -> list[tuple[bytes, int, int]]:
+        """Entries from `index` on; at least one if there is one, whatever its size."""
+    def term_at(self, index: int) -> int | None: ...
+    def truncate_suffix(self, index: int) -> None:
+        """Drop `index` and everything after it, durably."""
+    def truncate_prefix(self, index: int) -> None:
+        """Drop everything before `index` (whole segments are deleted; the rest is skipped), durably."""
+    def hard_state(self) -> tuple[int, str | None]:
+        """(term, voted_for)."""
+    def set_hard_state(self, term: int, voted_for: str | None) -> None:
+        """Persist and fsync before returning."""
+    def close(self) -> None: ...
+
+# --- key-value store -----------------------------------------------------------------------------------------------
+
+KeyValue = tuple[bytes, bytes, int, int, int, int]
+"""(key, value, version, create_revision, mod_revision, lease)"""
+Event = tuple[int, bytes, bytes | None, int, int, int]
+"""(revision, key, value or None for a delete, version, create_revision, lease)"""
+
+class Store:
+    """MVCC key-value store on LMDB with the applied Raft index in the same transaction.
+
+    A command is `encode_command`'s bytes. Revisions grow by one for each transaction that changes something.
+    """
+
+    def __init__(self, directory: str, *, map_bytes: int = 1 << 40, max_bytes: int = 64 << 30) -> None:
+        """Open for writing (one process at a time). After an unclean end of the operating system (not merely of the
+        process) the LMDB files are not trusted: the newest valid snapshot in `directory` is restored instead."""
+    @property
+    def recovered(self) -> str | None: ...
+    @property
+    def applied_index(self) -> int: ...
+    @property
+    def applied_term(self) -> int: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def compact_revision(self) -> int: ...
+    @property
+    def snapshot_index(self) -> int:
+        """Raft index of the newest durable snapshot file; the log must be kept from the entry after it."""
+    def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]:
+        """Apply (index, term, command) in order in one LMDB transaction; an entry at or below applied_index is
+        skipped with b"". An empty command only advances the index. Returns one `decode_results` input an entry."""
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
+    def range(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        limit: int,
+        revision: int = 0,
+        reverse: bool = False,
+        keys_only: bool = False,
+        max_bytes: int = 8 << 20,
+    ) -> tuple[list[KeyValue], bool]:
+        """Keys in [start, end) and whether there are more. `end` b"" means: only the key `start`."""
+    def count(self, start: bytes, end: bytes, *, limit: int) -> int: ...
+    def events(
+        self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
+    ) -> tuple[list[Event], int]:
+        """Events with a greater revision on keys with one of the prefixes, whole revisions only (at least one), and
+        the revision up to which everything was looked at. Raises CompactedError."""
+    def leases(self) -> list[tuple[int, int]]:
+        """(id, ttl_ms) of every lease."""
+    def lease_keys(self, lease: int) -> list[bytes]: ...
+    def snapshot(self) -> int:
+        """Write a durable snapshot file (checksummed, renamed into place) of a consistent view, delete older ones,
+        return its Raft index. May run on another thread while `apply` goes on."""
+    def state_hash(self) -> bytes:
+        """BLAKE3 of everything at the current revision; equal on replicas that applied the same entries."""
+    def used_bytes(self) -> int: ...
+    def close(self) -> None: ...
+
+class StoreReader:
+    """Read-only view for other processes, of the directory of a live or closed Store."""
+
+    def __init__(self, directory: str) -> None: ...
+    def snapshot_revision(self) -> int: ...
+    def get(self, key: bytes) -> KeyValue | None: ...
+    def range(
+        self, start: bytes, end: bytes, *, limit: int, reverse: bool = False, max_bytes: int = 8 << 20
+    ) -> tuple[list[KeyValue], bool, int]:
+        """Rows, whether there are more, and the revision they are of."""
+    def close(self) -> None: ...
+
+class MemoryStore:
+    """The same state machine over memory; no files. Same methods as Store but for snapshots and close."""
+
+    def __init__(self) -> None: ...
+
+# --- sandbox -------------------------------------------------------------------------------------------------------
+
+class Launcher:
+    """A small process that starts, watches and ends sandboxed commands. See rust/sandbox."""

@@ -1,0 +1,112 @@
+"""Every error that a client can be given: its stable code and its HTTP status, in one table."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JobsError(Exception):
+    """Base of the errors that carry a stable code.
+
+    `detail` says what is wrong with what, `field` where in the request (a JSON path such as `$.payload.argv`),
+    `expected` what would be right, `retry_after_s` when to try again where that helps.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        expected: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.expected = expected
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        where = f" at {self.field}" if self.field else ""
+        hint = f" (expected {self.expected})" if self.expected else ""
+        return f"{self.detail}{where}{hint}"
+
+
+class InternalError(JobsError):
+    pass
+
+
+class InvalidRequest(JobsError):
+    code, status, title = "invalid_request", 400, "The request is not valid"
+
+
+class Forbidden(JobsError):
+    code, status, title = "forbidden", 403, "Not allowed"
+
+
+class NotFound(JobsError):
+    code, status, title = "not_found", 404, "No such object"
+
+
+class MethodNotAllowed(JobsError):
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class RequestTimeout(JobsError):
+    code, status, title = "request_timeout", 408, "The request did not arrive in time"
+
+
+class IdempotencyConflict(JobsError):
+    code, status, title = "idempotency_conflict", 409, "Idempotency key used for another request"
+
+
+class NotFinished(JobsError):
+    code, status, title = "not_finished", 409, "The job has not finished"
+
+
+class Compacted(JobsError):
+    code, status, title = "compacted", 410, "That revision is no longer kept"
+
+
+class PayloadTooLarge(JobsError):
+    code, status, title = "payload_too_large", 413, "Too large"
+
+
+class UnsupportedMediaType(JobsError):
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
+class QueueFull(JobsError):
+    code, status, title = "queue_full", 429, "The queue is full"
+
+
+class TooManyRequests(JobsError):
+    code, status, title = "too_many_requests", 429, "Too many requests"
+
+
+class Unavailable(JobsError):
+    code, status, title = "unavailable", 503, "The node cannot serve this now"
+
+
+class StorageFull(JobsError):
+    code, status, title = "storage_full", 507, "No room left in the store"
+
+
+class LeaseNotFound(NotFound):
+    code, title = "lease_not_found", "No such lease"
+
+
+def error_types() -> dict[str, type[JobsError]]:
+    """Return every error class by its code."""
+    found: dict[str, type[JobsError]] = {}
+    todo: list[type[JobsError]] = [JobsError]
+    while todo:
+        cls = todo.pop()
+        found.setdefault(cls.code, cls)
+        todo.extend(cls.__subclasses__())
+    found["internal"] = InternalError
+    return found

@@ -1,0 +1,35 @@
+"""Distinct types for the identifiers that everything else passes around."""
+
+from __future__ import annotations
+
+import re
+from typing import NewType
+
+JobId = NewType("JobId", str)
+"""UUIDv7 in its canonical lower-case form, 36 characters."""
+Attempt = NewType("Attempt", int)
+"""Number of one execution of a job; the first is 1, 0 means it was never assigned."""
+WorkerId = NewType("WorkerId", str)
+"""Stable name of a worker: the same after a restart of its process."""
+Incarnation = NewType("Incarnation", str)
+"""One life of a worker process: 32 hexadecimal digits, fresh at every start."""
+Revision = NewType("Revision", int)
+"""Position in the key-value store's history; 0 is the empty store."""
+LeaseId = NewType("LeaseId", int)
+"""Lease in the key-value store; 0 means no lease."""
+
+_JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def uuid7(unix_ms: int, random_bits: int) -> JobId:
+    """Return the UUIDv7 (RFC 9562 §5.7) of a time in ms since 1970 and 74 random bits."""
+    rand_a = random_bits >> 62 & 0xFFF
+    rand_b = random_bits & (1 << 62) - 1
+    value = (unix_ms & (1 << 48) - 1) << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b
+    text = f"{value:032x}"
+    return JobId(f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}")
+
+
+def is_job_id(text: str) -> bool:
+    """Tell whether `text` is a UUIDv7 in canonical form."""
+    return _JOB_ID.fullmatch(text) is not None

@@ -1,0 +1,396 @@
+"""The public job model: what a client sends and receives, and what OpenAPI is generated from.
+
+Unknown fields are refused everywhere. Times are milliseconds since 1970 (`_ms`), durations seconds (`_s`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z", description="A short name.")]
+LabelValue = Annotated[str, Meta(max_length=256)]
+Labels = Annotated[dict[Name, LabelValue], Meta(max_length=64)]
+DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class JobState(StrEnum):
+    """The four states; `completed` and `failed` are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        return self is JobState.COMPLETED or self is JobState.FAILED
+
+
+class Reason(StrEnum):
+    """Why a job failed, or why its last attempt did."""
+
+    EXIT_CODE = "exit_code"
+    SIGNAL = "signal"
+    OOM = "oom"
+    PIDS_LIMIT = "pids_limit"
+    TIMEOUT = "timeout"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    WORKER_LOST = "worker_lost"
+    SANDBOX_UNAVAILABLE = "sandbox_unavailable"
+    SPAWN_FAILED = "spawn_failed"
+    INVALID_PAYLOAD = "invalid_payload"
+    DEPENDENCY_FAILED = "dependency_failed"
+    OUTPUT_LIMIT = "output_limit"
+    QUERY_ERROR = "query_error"
+    BLOB_ERROR = "blob_error"
+
+
+class Stream(StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Base of every public type: immutable, keyword-only, closed."""
+
+
+class Content(_Model):
+    """Bytes in JSON: exactly one of `text` (UTF-8) and `base64`."""
+
+    text: str | None = None
+    base64: str | None = None
+
+
+class Limits(_Model):
+    """Bounds of one execution; what is not given comes from the worker's configuration."""
+
+    memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
+    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+    open_files: Annotated[int, Meta(ge=16, le=1 << 20)] | None = None
+    file_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | None = None
+    tmp_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 50)] | None = None
+    output_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+    cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
+
+
+class ShellPayload(_Model):
+    """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
+
+    argv: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    script: Annotated[str, Meta(max_length=1 << 20)] | None = None
+    env: Annotated[dict[str, str], Meta(max_length=1024)] = field(default_factory=dict)
+    cwd: str | None = None
+    """Directory inside the sandbox; relative to the job's own directory `/work`, which is the default."""
+    stdin: Content | None = None
+    files: Annotated[dict[str, Content], Meta(max_length=256)] = field(default_factory=dict)
+    """Relative path → content, placed in the job's directory before it starts."""
+    limits: Limits = field(default_factory=Limits)
+    network: Literal["none", "host"] = "none"
+    """`host` runs only on a worker whose operator allows it."""
+    grace_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
+    """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
+
+
+class Retry(_Model):
+    """How often and when a failed attempt is tried again."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
+    backoff: Literal["fixed", "exponential"] = "exponential"
+    delay_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
+    cap_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
+    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Largest share of the delay that is added at random."""
+
+
+class Requires(_Model):
+    """What a worker must have to be given the job."""
+
+    labels: Labels = field(default_factory=dict)
+    cpu_milli: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    memory_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+
+
+class ShellJob(_Model, tag_field="type", tag="shell"):
+    """A job of type `shell` as a client submits it."""
+
+    payload: ShellPayload
+    queue: Name = "default"
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    requires: Requires = field(default_factory=Requires)
+    timeout_s: DurationS | None = None
+    retry: Retry = field(default_factory=Retry)
+    labels: Labels = field(default_factory=dict)
+    idempotency_key: IdempotencyKey | None = None
+
+
+JobSubmit = ShellJob
+"""Every kind of job that can be submitted: a union tagged by `type` once there are more."""
+
+
+class Batch(_Model):
+    """Several jobs, accepted all or none."""
+
+    jobs: Annotated[list[JobSubmit], Meta(min_length=1, max_length=1000)]
+
+
+class JobView(_Model):
+    """A job as a client sees it."""
+
+    id: JobId
+    type: str
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    """The reason in words."""
+    queue: str
+    priority: int
+    owner: int
+    """uid of the submitter."""
+    attempt: Attempt
+    max_attempts: int
+    worker: WorkerId | None
+    cancel_requested: bool
+    exit_code: int | None
+    signal: int | None
+    submitted_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    labels: dict[str, str]
+    revision: Revision
+    """Revision of the store at which this was so; a watch can go on from it."""
+
+
+class JobDetail(_Model):
+    """A job and what was submitted."""
+
+    job: JobView
+    spec: JobSubmit
+
+
+class Submitted(_Model):
+    """Answer to one submission; `created` is false when the idempotency key was known already."""
+
+    job: JobView
+    created: bool
+
+
+class BatchSubmitted(_Model):
+    jobs: list[Submitted]
+
+
+class JobPage(_Model):
+    jobs: list[JobView]
+    next_cursor: str | None
+    revision: Revision
+
+
+class StreamInfo(_Model):
+    """How much one stream carried, and how much of it was kept."""
+
+    bytes: int
+    """What the job wrote, also past the limit."""
+    stored_bytes: int
+    truncated: bool
+
+
+class Execution(_Model):
+    """Metadata of one attempt."""
+
+    attempt: Attempt
+    worker: WorkerId
+    incarnation: Incarnation
+    node: str
+    queued_ms: int
+    started_ms: int
+    finished_ms: int
+    wall_s: float
+    cpu_user_s: float
+    cpu_system_s: float
+    peak_memory_bytes: int
+    exit_code: int | None
+    signal: int | None
+    sandbox: str
+    """Level that was in force: `strict`, `standard` or `none`."""
+    stdout: StreamInfo
+    stderr: StreamInfo
+
+
+class JobResult(_Model):
+    """What came of one attempt. `stdout` and `stderr` carry up to 64 KiB each; the logs carry all that was kept."""
+
+    id: JobId
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    stdout: Content
+    stderr: Content
+    execution: Execution | None
+    """None when the job ended without ever running."""
+
+
+class CancelOutcome(_Model):
+    """What a cancellation did: `cancelled` at once, `requested` of the worker, or nothing (`already_final`)."""
+
+    outcome: Literal["cancelled", "requested", "already_final"]
+    job: JobView
+
+
+class LogEvent(_Model):
+    """A piece of output, in the order in which the worker read it."""
+
+    attempt: Attempt
+    seq: int
+    """Cursor: a follower goes on after it."""
+    stream: Stream
+    data: Content
+
+
+class JobEvent(_Model):
+    """A change of one job."""
+
+    revision: Revision
+    job: JobView
+
+
+class WorkerView(_Model):
+    id: WorkerId
+    type: str
+    incarnation: Incarnation
+    node: str
+    state: Literal["ready", "draining", "lost"]
+    slots: int
+    running: int
+    labels: dict[str, str]
+    cpu_milli: int
+    memory_bytes: int
+    sandbox: str
+    registered_ms: int
+
+
+class WorkerList(_Model):
+    workers: list[WorkerView]
+
+
+# --- key-value operations ------------------------------------------------------------------------------------------
+
+Key = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class KeyValue(_Model):
+    key: str
+    value: Content
+    version: int
+    create_revision: Revision
+    mod_revision: Revision
+    lease: int
+
+
+class KvPut(_Model):
+    key: Key
+    value: Content
+    lease: int = 0
+
+
+class KvDelete(_Model):
+    """Delete one key, or with `prefix` every key that begins with it."""
+
+    key: Key
+    prefix: bool = False
+
+
+class KvCompare(_Model):
+    """One condition of a transaction on a key; a key that is absent has version 0 and revisions 0."""
+
+    key: Key
+    target: Literal["version", "create_revision", "mod_revision", "lease", "value"]
+    op: Literal["==", "!=", "<", ">"] = "=="
+    number: int | None = None
+    value: Content | None = None
+
+
+class KvOp(_Model):
+    """Exactly one of the three."""
+
+    put: KvPut | None = None
+    delete: KvDelete | None = None
+    get: Key | None = None
+
+
+class KvTxn(_Model):
+    """`then` is applied when every compare holds, `otherwise` when one does not; atomically."""
+
+    compare: Annotated[list[KvCompare], Meta(max_length=1000)] = field(default_factory=list)
+    then: Annotated[list[KvOp], Meta(max_length=1000)] = field(default_factory=list)
+    otherwise: Annotated[list[KvOp], Meta(max_length=1000)] = field(default_factory=list)
+
+
+class KvOpResult(_Model):
+    """What one operation did: `deleted` keys of a delete, `kv` found by a get."""
+
+    deleted: int | None = None
+    kv: KeyValue | None = None
+
+
+class KvTxnResult(_Model):
+    succeeded: bool
+    revision: Revision
+    results: list[KvOpResult]
+
+
+class KvPage(_Model):
+    kvs: list[KeyValue]
+    next_cursor: str | None
+    revision: Revision
+
+
+class KvEvent(_Model):
+    revision: Revision
+    type: Literal["put", "delete"]
+    key: str
+    kv: KeyValue | None
+
+
+class LeaseGrant(_Model):
+    ttl_s: Annotated[float, Meta(ge=1, le=86_400)]
+
+
+class Lease(_Model):
+    id: int
+    ttl_s: float
+    remaining_s: float
+
+
+# --- node ----------------------------------------------------------------------------------------------------------
+
+
+class Health(_Model):
+    status: Literal["ok", "starting", "stopping", "failing"]
+    node: str
+    version: str
+    leader: bool
+    revision: Revision
+    applied_index: int
+    uptime_s: float
+    checks: dict[str, str]
+
+
+class Problem(_Model):
+    """RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    """Stable name of the error; see docs/errors.md."""
+    detail: str
+    field: str | None = None
+    """Where in the request, as a JSON path."""
+    expected: str | None = None
+    """What would have been right."""

@@ -1,0 +1,181 @@
+"""Frames between a worker and its node: u32 big-endian length, then one MessagePack map tagged by `t`.
+
+A worker opens the connection and sends `Register`; the node answers `Registered` or `Refused`. After that each side
+sends what it has. Everything a worker reports names job, attempt and (by the connection) its incarnation, so that a
+late report can be told from a current one. A report stays with the worker until the node has acknowledged it as
+durable, and is sent again after a reconnect.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
+from jobs.protocol.model import Reason, StreamInfo
+
+PROTOCOL_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 16 << 20
+OUTPUT_CHUNK_BYTES: Final = 256 << 10
+"""Largest sum of segment bytes in one `Output` frame."""
+OUTPUT_WINDOW_BYTES: Final = 1 << 20
+"""Output a worker may have sent for one attempt and not yet seen acknowledged."""
+
+
+class _Frame(Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
+    pass
+
+
+class JobRef(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    job: JobId
+    attempt: Attempt
+
+
+# worker → node
+
+
+class Register(_Frame, tag="register"):
+    protocol: int
+    worker: WorkerId
+    type: str
+    incarnation: Incarnation
+    slots: int
+    labels: dict[str, str]
+    cpu_milli: int
+    memory_bytes: int
+    sandbox: str
+    pid: int
+    running: list[JobRef]
+    """Attempts of this incarnation that still run or whose end is not yet acknowledged."""
+
+
+class Heartbeat(_Frame, tag="heartbeat"):
+    """Keeps the worker's lease; sent every `Registered.heartbeat_s`."""
+
+
+class Output(_Frame, tag="output"):
+    """Output in the order it was read; `seq` counts the frames of the attempt from 0 without gaps."""
+
+    job: JobId
+    attempt: Attempt
+    seq: int
+    segments: list[tuple[int, bytes]]
+    """(1 stdout | 2 stderr, data)."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an attempt ended; `reason` is None exactly when it succeeded."""
+
+    reason: Reason | None
+    message: str | None
+    exit_code: int | None
+    signal: int | None
+    started_ms: int
+    finished_ms: int
+    wall_s: float
+    cpu_user_s: float
+    cpu_system_s: float
+    peak_memory_bytes: int
+    sandbox: str
+    stdout: StreamInfo
+    stderr: StreamInfo
+
+
+class Finished(_Frame, tag="finished"):
+    """The end of an attempt with its last output (`seq` and `segments` as in `Output`; segments may be empty)."""
+
+    job: JobId
+    attempt: Attempt
+    outcome: Outcome
+    seq: int
+    segments: list[tuple[int, bytes]]
+
+
+class Draining(_Frame, tag="draining"):
+    """The worker takes no more jobs, and goes when those it has are done."""
+
+
+WorkerFrame: TypeAlias = Register | Heartbeat | Output | Finished | Draining
+
+# node → worker
+
+
+class Registered(_Frame, tag="registered"):
+    node: str
+    heartbeat_s: float
+    lease_ttl_s: float
+    """Without contact for this long the worker ends its jobs: the node has given them to others."""
+    fenced: list[JobRef]
+    """Of `Register.running`: no longer this worker's; to be killed and forgotten."""
+
+
+class Refused(_Frame, tag="refused"):
+    code: str
+    detail: str
+
+
+class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    job: JobId
+    attempt: Attempt
+    payload: bytes
+    """The job's payload as JSON."""
+    timeout_s: float | None
+    owner: int
+
+
+class Assign(_Frame, tag="assign"):
+    jobs: list[Assignment]
+
+
+class Cancel(_Frame, tag="cancel"):
+    """End the attempt: SIGTERM, grace, SIGKILL; reported as `Finished` with reason `cancelled`."""
+
+    job: JobId
+    attempt: Attempt
+
+
+class Fence(_Frame, tag="fence"):
+    """The attempt is no longer this worker's: kill it at once, report nothing."""
+
+    job: JobId
+    attempt: Attempt
+
+
+class OutputAck(_Frame, tag="output_ack"):
+    """Every output frame of the attempt up to and with `seq` is durable."""
+
+    job: JobId
+    attempt: Attempt
+    seq: int
+
+
+class FinishedAck(_Frame, tag="finished_ack"):
+    """The report is durable (`accepted`), or was refused as late; either way the worker forgets the attempt."""
+
+    job: JobId
+    attempt: Attempt
+    accepted: bool
+
+
+class Drain(_Frame, tag="drain"):
+    """The operator asks the worker to drain."""
+
+
+NodeFrame: TypeAlias = Registered | Refused | Assign | Cancel | Fence | OutputAck | FinishedAck | Drain
+
+_encoder = msgspec.msgpack.Encoder()
+decode_worker_frame = msgspec.msgpack.Decoder(WorkerFrame).decode
+decode_node_frame = msgspec.msgpack.Decoder(NodeFrame).decode
+
+
+def encode_frame(frame: WorkerFrame | NodeFrame) -> bytes:
+    """Return `frame` with its length in front.
+
+    Raises ValueError for a frame over MAX_FRAME_BYTES.
+    """
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"frame {type(frame).__name__}: {len(body)} bytes, limit {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(4, "big") + body

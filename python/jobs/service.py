@@ -1,0 +1,133 @@
+"""What the API asks of the control plane. `control.Control` implements it; `api` knows nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.model import (
+    CancelOutcome,
+    Health,
+    JobDetail,
+    JobEvent,
+    JobPage,
+    JobResult,
+    JobState,
+    JobSubmit,
+    JobView,
+    KvDelete,
+    KvEvent,
+    KvPage,
+    KvPut,
+    KvTxn,
+    KvTxnResult,
+    KeyValue,
+    Lease,
+    Stream,
+    Submitted,
+    WorkerView,
+)
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """Who asks, from SO_PEERCRED."""
+
+    uid: int
+    gid: int
+    admin: bool
+
+
+class JobFilter(Struct, frozen=True, kw_only=True):
+    """All that are given must match."""
+
+    states: tuple[JobState, ...] = ()
+    type: str | None = None
+    queue: str | None = None
+    owner: int | None = None
+    worker: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class LogPiece(Struct, frozen=True, kw_only=True):
+    """A piece of one stream; `seq` orders the pieces of an attempt and resumes a follower."""
+
+    attempt: Attempt
+    seq: int
+    stream: Stream
+    data: bytes
+
+
+class Service(Protocol):
+    """Every method raises the errors of `jobs.errors`, `Forbidden` for what the caller may not see or touch."""
+
+    async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
+        """Accept all or none; returns after the jobs are durable."""
+
+    async def get(self, caller: Caller, job: JobId) -> JobDetail: ...
+
+    async def list_jobs(
+        self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
+    ) -> JobPage:
+        """A page may hold fewer than `limit` jobs and still have a next one: the work for a page is bounded."""
+
+    async def result(self, caller: Caller, job: JobId, attempt: Attempt | None) -> JobResult:
+        """Result of a finished attempt (default the last); raises NotFinished."""
+
+    async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
+        """Return as soon as the job is final, or as it is after `timeout_s`."""
+
+    async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome: ...
+
+    def logs(
+        self,
+        caller: Caller,
+        job: JobId,
+        *,
+        attempt: Attempt | None,
+        streams: Sequence[Stream],
+        follow: bool,
+        after_seq: int,
+    ) -> AsyncIterator[LogPiece]:
+        """Pieces after `after_seq` (-1: from the start). With `follow` it goes on until the job is final; without an
+        attempt it shows the last attempt, and with `follow` also those that come after."""
+
+    def watch_jobs(
+        self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
+    ) -> AsyncIterator[JobEvent | int]:
+        """Changes after a revision (None: from now on). Yields a bare revision now and then when nothing happened, so
+        that a client can resume from there. Raises Compacted."""
+
+    async def workers(self, caller: Caller) -> list[WorkerView]: ...
+
+    async def drain_worker(self, caller: Caller, worker: str) -> WorkerView:
+        """Admins only."""
+
+    async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None: ...
+
+    async def kv_scan(
+        self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
+    ) -> KvPage: ...
+
+    async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult: ...
+
+    async def kv_delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult: ...
+
+    async def kv_txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult: ...
+
+    def kv_watch(
+        self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
+    ) -> AsyncIterator[KvEvent | int]: ...
+
+    async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease: ...
+
+    async def lease_keepalive(self, caller: Caller, lease: int) -> Lease: ...
+
+    async def lease_revoke(self, caller: Caller, lease: int) -> None: ...
+
+    def health(self) -> Health: ...
+
+    def metrics(self) -> dict[str, float]:
+        """Prometheus samples `name{labels}` → value, on top of what the API counts itself."""

@@ -1,0 +1,21 @@
+//! `jobs._native`: the Rust crates as one Python extension. Converts types, releases the GIL and maps
+//! errors; decides nothing.
+
+mod log;
+mod sandbox;
+mod store;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    use super::{Bound, PyModule, PyModuleMethods, PyResult};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        super::log::register(module)?;
+        super::store::register(module)?;
+        super::sandbox::register(module)
+    }
+}
