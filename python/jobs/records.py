@@ -1,0 +1,128 @@
+"""What is kept in the key-value store: one version byte, then MessagePack (a job's spec: JSON, as it came)."""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from jobs.errors import InternalError
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
+from jobs.protocol.model import Execution, JobState, JobSubmit, Reason, Requires, Retry
+
+RECORD_VERSION: Final = 1
+_PREFIX: Final = bytes((RECORD_VERSION,))
+
+T = TypeVar("T")
+
+
+class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Hot state of a job: everything that scheduling and listing need, nothing of the payload."""
+
+    type: str
+    queue: str
+    priority: int
+    owner: int
+    state: JobState
+    submitted_ms: int
+    ready_ms: int
+    """When it became or becomes ready to run; its place in the queue, or its timer while `delayed`."""
+    delayed: bool = False
+    """Pending, but not before `ready_ms`."""
+    reason: Reason | None = None
+    message: str | None = None
+    attempt: Attempt = Attempt(0)
+    worker: WorkerId | None = None
+    incarnation: Incarnation | None = None
+    cancel_requested: bool = False
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    timeout_s: float | None = None
+    retry: Retry = Retry()
+    requires: Requires = Requires()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """End of one attempt."""
+
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    execution: Execution | None
+
+
+class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):
+    """Output in the order it was read: (1 stdout | 2 stderr, data)."""
+
+    segments: list[tuple[int, bytes]]
+
+
+class IdempotencyRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Which job a caller's key made, and the SHA-256 of the body it came with."""
+
+    job: JobId
+    body_sha256: bytes
+
+
+class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A registered worker; the key lives as long as its lease."""
+
+    type: str
+    incarnation: Incarnation
+    node: str
+    slots: int
+    labels: dict[str, str]
+    cpu_milli: int
+    memory_bytes: int
+    sandbox: str
+    registered_ms: int
+    draining: bool = False
+
+
+class _PayloadOnly(Struct):
+    payload: msgspec.Raw
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type, msgspec.msgpack.Decoder[object]] = {}
+_spec_encoder = msgspec.json.Encoder()
+_spec_decoder = msgspec.json.Decoder(JobSubmit)
+_payload_decoder = msgspec.json.Decoder(_PayloadOnly)
+
+
+def encode(record: Struct) -> bytes:
+    return _PREFIX + _encoder.encode(record)
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """Return the record; raises InternalError for a version or a form that this build does not know."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        return decoder.decode(_body(kind.__name__, data))  # type: ignore[return-value]
+    except msgspec.MsgspecError as error:
+        raise InternalError(f"stored {kind.__name__} cannot be read: {error}") from error
+
+
+def encode_spec(job: JobSubmit) -> bytes:
+    return _PREFIX + _spec_encoder.encode(job)
+
+
+def decode_spec(data: bytes) -> JobSubmit:
+    return _spec_decoder.decode(_body("job spec", data))
+
+
+def spec_payload(data: bytes) -> bytes:
+    """Return the payload of a stored spec as JSON, without decoding it."""
+    return bytes(_payload_decoder.decode(_body("job spec", data)).payload)
+
+
+def _body(what: str, data: bytes) -> memoryview:
+    if data[:1] != _PREFIX:
+        raise InternalError(f"stored {what} has version {data[:1].hex() or 'none'}; this build knows {RECORD_VERSION}")
+    return memoryview(data)[1:]
