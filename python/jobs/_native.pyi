@@ -144,5 +144,12 @@ class MemoryStore:
 
 # --- sandbox -------------------------------------------------------------------------------------------------------
 
-class Launcher:
-    """A small process that starts, watches and ends sandboxed commands. See rust/sandbox."""
+def launcher_main(control_fd: int) -> None:
+    """Be the launcher: serve the control socket until its end, then end every job and return.
+
+    Called in a process of its own that has one thread (see `jobs.workers.sandbox.Launcher`, which starts it and speaks
+    with it); raises RuntimeError elsewhere. The process gives up its privileges and its view of the file system.
+    """
+
+def sandbox_probe() -> list[tuple[str, bool, bool, str]]:
+    """What the sandbox needs of this host: (feature, present, required by level `strict`, why or how, in words)."""

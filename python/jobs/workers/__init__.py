@@ -1,0 +1,1 @@
+"""What a worker of each type does with a job."""

@@ -1,0 +1,317 @@
+"""Typed face of the sandbox launcher: the process that starts, watches and ends isolated commands.
+
+The launcher is the Python interpreter that has loaded nothing but the extension; it has one thread and its loop is
+Rust (rust/sandbox). One stream socket joins it to its worker: u32 big-endian length, then one MessagePack map tagged by
+`t`. When the socket ends it kills every job and exits; when it dies, the kernel kills every job.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from jobs import _native
+from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
+
+LAUNCHER_PROTOCOL: Final = 1
+MAX_FRAME_BYTES: Final = 16 << 20
+RECEIVE_BYTES: Final = 256 << 10
+Level: TypeAlias = Literal["strict", "standard", "none"]
+
+
+class LauncherError(Exception):
+    """The launcher could not start, or is gone; its jobs are gone with it."""
+
+
+class _Frame(Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
+    pass
+
+
+# worker → launcher
+
+
+class Configure(_Frame, frozen=True, tag="configure"):
+    """First frame: what holds for every job. Answered by `Ready` or `Failed`."""
+
+    slots: int
+    """Most jobs at a time; each slot has its own uid when the launcher is started as root."""
+    protocol: int = LAUNCHER_PROTOCOL
+    level: Level = "strict"
+    """Weakest isolation that the operator accepts; a job that cannot have it ends as `sandbox_unavailable`."""
+    allow_host_network: bool = False
+    uid_base: int = 0x7000_0000
+    """First of `slots` + 1 uids and gids that nobody else uses; only when started as root."""
+    read_only_paths: list[str] = []
+    """Host paths shown to jobs read-only besides the system's own."""
+    cgroup: str | None = None
+    """Directory of a delegated cgroup v2 subtree; None looks for one in the launcher's own cgroup."""
+    output_window_bytes: int = OUTPUT_WINDOW_BYTES
+    """Output a job may have sent and not yet seen acknowledged; then its pipes are not read."""
+
+
+class JobLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of one execution, all given: the worker fills in what the job left open. None: unlimited."""
+
+    memory_bytes: int | None = None
+    pids: int | None = 1024
+    open_files: int = 4096
+    file_bytes: int | None = None
+    tmp_bytes: int = 256 << 20
+    """Size of the memory file system that holds /work, /tmp and /dev/shm together."""
+    output_bytes: int = 64 << 20
+    """Bytes of stdout and stderr together that are kept; the rest is counted and dropped."""
+    cpu_s: int | None = None
+
+
+class Spawn(_Frame, frozen=True, tag="spawn"):
+    """Start a job; its end is reported by exactly one `Exited`, also when it could not be started."""
+
+    job: JobId
+    attempt: Attempt
+    argv: list[str] = []
+    script: str | None = None
+    """Run by /bin/sh instead of `argv`."""
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    stdin: bytes | None = None
+    files: dict[str, bytes] = {}
+    host_network: bool = False
+    timeout_s: float | None = None
+    grace_s: float = 5.0
+    """Seconds from SIGTERM to SIGKILL when the job is ended from outside."""
+    limits: JobLimits = JobLimits()
+
+
+class End(_Frame, frozen=True, tag="end"):
+    """End a job: SIGTERM, grace, SIGKILL of everything; with `now` SIGKILL at once. An unknown job is ignored."""
+
+    job: JobId
+    attempt: Attempt
+    reason: Literal["cancelled", "deadline", "worker_lost"] = "cancelled"
+    now: bool = False
+
+
+class Ack(_Frame, frozen=True, tag="ack"):
+    """`count` more bytes of output of the job are safe: the launcher may send as many again."""
+
+    job: JobId
+    attempt: Attempt
+    count: int
+
+
+Request: TypeAlias = Configure | Spawn | End | Ack
+
+# launcher → worker
+
+
+class Ready(_Frame, frozen=True, tag="ready"):
+    level: Level
+    """Isolation that jobs get when they ask for nothing weaker."""
+    features: dict[str, str]
+    """What is in force and what is missing, in words."""
+
+
+class Failed(_Frame, frozen=True, tag="failed"):
+    """The launcher cannot work here, and exits."""
+
+    detail: str
+
+
+class Started(_Frame, frozen=True, tag="started"):
+    """The job's command runs; sent only of a job that runs longer than its first flush of output takes."""
+
+    job: JobId
+    attempt: Attempt
+    pid: int
+    """Of the job's first process, outside of its namespace."""
+    started_ms: int
+
+
+class Output(_Frame, frozen=True, tag="output"):
+    """Output in arrival order: (1 stdout | 2 stderr, data). Counts against the window until acknowledged."""
+
+    job: JobId
+    attempt: Attempt
+    segments: list[tuple[int, bytes]]
+
+
+class Exited(_Frame, frozen=True, tag="exited"):
+    """Nothing of the job runs any more. `segments` is the last of its output, and needs no acknowledgement."""
+
+    job: JobId
+    attempt: Attempt
+    outcome: Outcome
+    segments: list[tuple[int, bytes]]
+
+
+Event: TypeAlias = Ready | Failed | Started | Output | Exited
+
+_encoder = msgspec.msgpack.Encoder()
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+def encode(request: Request) -> bytes:
+    """Return `request` with its length in front.
+
+    Raises ValueError for a request over MAX_FRAME_BYTES.
+    """
+    body = _encoder.encode(request)
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"launcher request {type(request).__name__}: {len(body)} bytes, limit {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(4, "big") + body
+
+
+class EventDecoder:
+    """Cuts a stream of bytes into events, whatever the pieces it comes in."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that `data` completes.
+
+        Raises LauncherError for bytes that no launcher sends.
+        """
+        rest = self._rest
+        rest += data
+        events: list[Event] = []
+        start = 0
+        while len(rest) - start >= 4:
+            length = int.from_bytes(rest[start : start + 4], "big")
+            if length > MAX_FRAME_BYTES:
+                raise LauncherError(f"launcher event: {length} bytes, limit {MAX_FRAME_BYTES}")
+            if len(rest) - start - 4 < length:
+                break
+            try:
+                events.append(_decode_event(memoryview(rest)[start + 4 : start + 4 + length]))
+            except msgspec.DecodeError as error:
+                raise LauncherError(f"launcher event: {error}") from error
+            start += 4 + length
+        del rest[:start]
+        return events
+
+
+_PROGRAM: Final = """\
+import sys
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+loader = ExtensionFileLoader("jobs._native", sys.argv[1])
+native = loader.create_module(ModuleSpec("jobs._native", loader, origin=sys.argv[1]))
+loader.exec_module(native)
+native.launcher_main(int(sys.argv[2]))
+"""
+
+
+class Launcher:
+    """The launcher process and the worker's end of its socket, which is non-blocking.
+
+    One send and one receive a job: `add_reader(launcher.fileno(), …)` and call `receive` there; `send` what there is;
+    when it returns True, `add_writer` and call `flush` until it returns False.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, ready: Ready) -> None:
+        self._process = process
+        self._control = control
+        self._decoder = EventDecoder()
+        self._unsent = bytearray()
+        self.ready = ready
+
+    @classmethod
+    def start(cls, config: Configure, *, timeout_s: float = 30.0) -> Launcher:
+        """Start the process and wait until it is ready to take jobs.
+
+        Raises LauncherError with the launcher's own words when it cannot work on this host.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _native.__file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={},
+                start_new_session=True,
+            )
+        try:
+            ours.settimeout(timeout_s)
+            ours.sendall(encode(config))
+            ready = _await_ready(ours)
+        except BaseException as error:
+            ours.close()
+            process.kill()
+            process.wait()
+            if isinstance(error, OSError):
+                raise LauncherError(f"start the sandbox launcher: {error}") from error
+            raise
+        ours.setblocking(False)
+        return cls(process, ours, ready)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        return self._control.fileno()
+
+    def send(self, requests: Iterable[Request]) -> bool:
+        """Send the requests; return whether some of them wait for room (see `flush`).
+
+        Raises LauncherError when the launcher is gone.
+        """
+        for request in requests:
+            self._unsent += encode(request)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; return whether something still does."""
+        try:
+            while self._unsent:
+                sent = self._control.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            raise LauncherError(f"send to the sandbox launcher: {error}") from error
+        return False
+
+    def receive(self) -> list[Event]:
+        """Return what has arrived, possibly nothing.
+
+        Raises LauncherError when the launcher is gone: every job that it ran has been killed.
+        """
+        try:
+            data = self._control.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise LauncherError(f"receive from the sandbox launcher: {error}") from error
+        if not data:
+            raise LauncherError("the sandbox launcher is gone")
+        return self._decoder.feed(data)
+
+    def close(self, *, timeout_s: float = 10.0) -> int:
+        """End every job and the launcher; return its exit status once nothing of it runs any more."""
+        self._control.close()
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _await_ready(control: socket.socket) -> Ready:
+    decoder = EventDecoder()
+    while True:
+        data = control.recv(RECEIVE_BYTES)
+        if not data:
+            raise LauncherError("start the sandbox launcher: it ended before it was ready")
+        for event in decoder.feed(data):
+            if isinstance(event, Ready):
+                return event
+            detail = event.detail if isinstance(event, Failed) else f"unexpected {type(event).__name__}"
+            raise LauncherError(f"start the sandbox launcher: {detail}")
