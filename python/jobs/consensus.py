@@ -300,6 +300,8 @@ class Consensus:
         done: asyncio.Future[TxnResult] = self._loop.create_future()
         if self._failure is not None:
             done.set_exception(Unavailable(f"the node cannot write: {self._failure}"))
+        elif not self.is_leader:
+            done.set_exception(Unavailable("this node does not lead the cluster", retry_after_s=1))
         elif len(self._queue) >= MAX_PENDING_TXNS:
             done.set_exception(Unavailable(f"{MAX_PENDING_TXNS} writes wait already", retry_after_s=1))
         else:
@@ -412,17 +414,20 @@ class Consensus:
     def _apply(self, first: int, count: int) -> int:
         """Apply up to `count` committed entries from `first` on; return the index of the last one applied."""
         raft = self._raft
+        assert raft is not None
+        assert self._ready is not None
         entries = self._log.entries(first, min(count, APPLY_ENTRIES), APPLY_BYTES)
         if not entries:
             raise ConsensusError(f"committed entry {first} is not in the log")
         results = self._store.apply([(index, term, _command_of(payload, index)) for payload, index, term in entries])
         for (_, index, term), result in zip(entries, results, strict=True):
-            for proposed_term, callback in raft.take_waiters(index) if raft is not None else ():
+            for proposed_term, callback in raft.take_waiters(index):
                 callback(result if proposed_term == term else None, int(proposed_term != term))
         self.on_applied()
-        if self._ready is not None and not self._ready.done() and raft is not None and raft._isLeader():
+        last = entries[-1][1]
+        if not self._ready.done() and raft._isLeader() and last == raft.raftCommitIndex:
             self._ready.set_result(None)
-        return entries[-1][1]
+        return last
 
     def _on_committed(self, batch: list[_Proposal], results: bytes | None, error: int) -> None:
         self._in_flight = []

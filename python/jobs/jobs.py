@@ -1,8 +1,8 @@
 """The life of a job: one table of allowed transitions, pure. Time and randomness come as arguments.
 
 Every handler takes the record as stored and returns the record to store instead, or a `Refusal` with the reason why
-the event does not apply. Which index keys a record stands under follows from the record alone (`index_keys`), so a
-transition never has to say which of them to add or remove.
+the event does not apply. Which index key a record stands under follows from the record alone (`index_key`), so a
+transition never has to say which one to add or remove.
 """
 
 from __future__ import annotations
@@ -145,15 +145,15 @@ def retry_delay_ms(retry: Retry, failed_attempts: int, chance: float) -> int:
     return int(min(delay_s, retry.cap_s) * (1 + retry.jitter * chance) * 1000)
 
 
-def index_keys(job: JobId, record: JobRecord) -> tuple[bytes, ...]:
-    """Return the index keys that a job in this state stands under."""
+def index_key(job: JobId, record: JobRecord) -> bytes | None:
+    """Return the index key that a job in this state stands under: its queue, its timer, its worker, or none."""
     if record.state is PENDING:
         if record.delayed:
-            return (keys.timer(record.ready_ms, job),)
-        return (keys.queue(record.queue, record.priority, record.ready_ms, job),)
+            return keys.timer(record.ready_ms, job)
+        return keys.queue(record.queue, record.priority, record.ready_ms, job)
     if record.state is RUNNING and record.worker is not None:
-        return (keys.running(record.worker, job),)
-    return ()
+        return keys.running(record.worker, job)
+    return None
 
 
 def _stale(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> Refusal | None:

@@ -62,6 +62,11 @@ def queue(queue_name: str, priority: int, ready_ms: int, job: JobId) -> bytes:
     return b"%s%03d/%015d/%s" % (queue_prefix(queue_name), _MAX_PRIORITY - priority, ready_ms, job.encode())
 
 
+def queue_name(key: bytes) -> str:
+    """Return the queue that a queue key belongs to."""
+    return key[len(QUEUE) : key.index(b"\x00")].decode()
+
+
 def queue_order(key: bytes) -> bytes:
     """Return the part of a queue key that orders jobs across queues."""
     return key[key.index(b"\x00") + 1 :]

@@ -46,6 +46,21 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class Demand(Struct, frozen=True, array_like=True):
+    """What a job asks of a worker; it stands at the job's queue key, so that scheduling reads nothing else."""
+
+    type: str
+    requires: Requires
+
+
+class RunningRecord(Struct, frozen=True, array_like=True):
+    """Which attempt a worker has, and what it holds of the worker's resources."""
+
+    attempt: Attempt
+    incarnation: Incarnation
+    requires: Requires
+
+
 class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """End of one attempt."""
 

@@ -6,7 +6,7 @@ Unknown fields are refused everywhere. Times are milliseconds since 1970 (`_ms`)
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -134,10 +134,14 @@ JobSubmit = ShellJob
 """Every kind of job that can be submitted: a union tagged by `type` once there are more."""
 
 
+BATCH_JOBS: Final = 250
+"""Jobs of one request: they are stored by one transaction of at most 1,000 operations."""
+
+
 class Batch(_Model):
     """Several jobs, accepted all or none."""
 
-    jobs: Annotated[list[JobSubmit], Meta(min_length=1, max_length=1000)]
+    jobs: Annotated[list[JobSubmit], Meta(min_length=1, max_length=BATCH_JOBS)]
 
 
 class JobView(_Model):

@@ -1,0 +1,5 @@
+"""The control plane: drives the pure parts (jobs, scheduler) over the replicated store."""
+
+from jobs.control.control import Control
+
+__all__ = ["Control"]

@@ -1,0 +1,276 @@
+"""The control plane as one object: the parts wired together, and what the API calls."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from jobs import _native
+from jobs import jobs as table
+from jobs.clock import wall_ms
+from jobs.consensus import Consensus
+from jobs.control.data import Data
+from jobs.control.dispatch import Dispatcher
+from jobs.control.fleet import Fleet
+from jobs.control.gateway import Gateway
+from jobs.control.hub import Hub
+from jobs.control.leases import Leases
+from jobs.control.queries import Queries
+from jobs.control.submission import Submission
+from jobs.control.tasks import Tasks
+from jobs.control.transitions import Transitions, check, view
+from jobs.errors import Forbidden, StorageFull
+from jobs.jobs import Refusal
+from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
+from jobs.protocol.model import (
+    CancelOutcome,
+    Health,
+    JobDetail,
+    JobEvent,
+    JobPage,
+    JobResult,
+    JobSubmit,
+    JobView,
+    KeyValue,
+    KvDelete,
+    KvEvent,
+    KvPage,
+    KvPut,
+    KvTxn,
+    KvTxnResult,
+    Lease,
+    Stream,
+    Submitted,
+    WorkerView,
+)
+from jobs.service import Caller, JobFilter, LogPiece
+from jobs.store import Compact, Store, Txn
+
+WORKER_TYPES: Final = frozenset({"shell"})
+
+
+class ControlConfig(Struct, frozen=True, kw_only=True):
+    """Bounds and times of the control plane."""
+
+    max_pending: int = 2_000_000
+    """Jobs that may wait; one more is refused with 429."""
+    worker_lease_s: float = 10.0
+    """Without a sign of life for this long a worker is lost."""
+    worker_uids: frozenset[int] = frozenset()
+    """Who may register workers."""
+    history_revisions: int = 200_000
+    """Revisions of the store that watches and reads can go back."""
+    max_store_bytes: int = 32 << 30
+    """Above this nothing new is accepted (507); what is accepted already still finishes."""
+
+
+class Control:
+    """Implements `service.Service` over one member of the cluster."""
+
+    def __init__(self, node: str, consensus: Consensus, store: Store, config: ControlConfig) -> None:
+        self._node = node
+        self._consensus = consensus
+        self._store = store
+        self._config = config
+        self._started = time.monotonic()
+        self._state = "starting"
+        self._compacting = False
+        self._tasks = tasks = Tasks()
+        self._transitions = transitions = Transitions(consensus, store)
+        self._hub = Hub(store)
+        self._leases = Leases(consensus, store, tasks.spawn)
+        self._fleet = Fleet(
+            node, consensus, store, transitions, self._leases, tasks.spawn, lease_ttl_s=config.worker_lease_s
+        )
+        self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, tasks.spawn)
+        self._submission = Submission(consensus, store, transitions, self._dispatcher, max_pending=config.max_pending)
+        self._queries = Queries(consensus, store, transitions, self._hub)
+        self._data = Data(consensus, store, self._hub, self._leases)
+        self._gateway = Gateway(
+            node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
+        )
+        transitions.on_change = self._dispatcher.on_change
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def start(self, worker_socket: socket.socket) -> None:
+        """Take up the work from the store and let workers in; consensus has been started."""
+        self._consensus.on_applied = self._on_applied
+        self._leases.start()
+        self._fleet.start()
+        self._dispatcher.start()
+        await self._gateway.start(worker_socket)
+        self._state = "ok"
+
+    def on_stopping(self) -> None:
+        """Say in `health` that the node is about to go."""
+        self._state = "stopping"
+
+    async def stop(self) -> None:
+        """Let go of the workers, which keep their jobs, and end what runs in the background."""
+        self.on_stopping()
+        await self._gateway.stop()
+        self._dispatcher.stop()
+        self._leases.stop()
+        await self._tasks.stop()
+
+    def _on_applied(self) -> None:
+        self._hub.on_applied()
+        kept = self._store.revision - self._store.compact_revision
+        if kept > self._config.history_revisions * 5 // 4 and not self._compacting and self._consensus.is_leader:
+            self._compacting = True
+            self._tasks.spawn(self._compact(self._store.revision - self._config.history_revisions))
+
+    async def _compact(self, revision: int) -> None:
+        try:
+            check(await self._consensus.propose(Txn(then=(Compact(revision),))))
+        finally:
+            self._compacting = False
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
+        self._check_space()
+        return await self._submission.submit(caller, jobs)
+
+    async def get(self, caller: Caller, job: JobId) -> JobDetail:
+        return await self._queries.get(caller, job)
+
+    async def list_jobs(
+        self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
+    ) -> JobPage:
+        return await self._queries.list_jobs(caller, where, limit=limit, cursor=cursor, newest_first=newest_first)
+
+    async def result(self, caller: Caller, job: JobId, attempt: Attempt | None) -> JobResult:
+        return await self._queries.result(caller, job, attempt)
+
+    async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
+        return await self._queries.wait(caller, job, timeout_s)
+
+    async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:
+        await self._queries.read(caller, job)
+        now_ms = wall_ms()
+        done = await self._transitions.apply(job, lambda record: table.on_cancel(record, now_ms))
+        if isinstance(done, Refusal):
+            stored = self._transitions.read_existing(job)
+            return CancelOutcome(outcome="already_final", job=view(job, stored.record, stored.revision))
+        return CancelOutcome(
+            outcome="cancelled" if done.new.state.is_final else "requested",
+            job=view(job, done.new, done.revision),
+        )
+
+    def logs(
+        self,
+        caller: Caller,
+        job: JobId,
+        *,
+        attempt: Attempt | None,
+        streams: Sequence[Stream],
+        follow: bool,
+        after_seq: int,
+    ) -> AsyncIterator[LogPiece]:
+        return self._queries.logs(caller, job, attempt=attempt, streams=streams, follow=follow, after_seq=after_seq)
+
+    def watch_jobs(
+        self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
+    ) -> AsyncIterator[JobEvent | int]:
+        return self._queries.watch_jobs(caller, where, after_revision=after_revision, job=job)
+
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    async def workers(self, caller: Caller) -> list[WorkerView]:
+        await self._consensus.barrier()
+        return self._fleet.views()
+
+    async def drain_worker(self, caller: Caller, worker: str) -> WorkerView:
+        if not caller.admin:
+            raise Forbidden("only admins drain workers", expected="a member of the admin group")
+        return await self._fleet.drain(WorkerId(worker))
+
+    # --- key-value ----------------------------------------------------------------------------------------------
+
+    async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None:
+        return await self._data.get(caller, key, revision)
+
+    async def kv_scan(
+        self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
+    ) -> KvPage:
+        return await self._data.scan(caller, prefix, limit=limit, cursor=cursor, revision=revision, keys_only=keys_only)
+
+    async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult:
+        self._check_space()
+        return await self._data.put(caller, put)
+
+    async def kv_delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult:
+        return await self._data.delete(caller, delete)
+
+    async def kv_txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
+        self._check_space()
+        return await self._data.txn(caller, txn)
+
+    def kv_watch(
+        self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
+    ) -> AsyncIterator[KvEvent | int]:
+        return self._data.watch(caller, key, prefix=prefix, after_revision=after_revision)
+
+    async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease:
+        self._check_space()
+        return await self._data.lease_grant(caller, ttl_s)
+
+    async def lease_keepalive(self, caller: Caller, lease: int) -> Lease:
+        return await self._data.lease_keepalive(caller, lease)
+
+    async def lease_revoke(self, caller: Caller, lease: int) -> None:
+        await self._data.lease_revoke(caller, lease)
+
+    # --- node ---------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        leader = self._consensus.is_leader
+        return Health(
+            status="failing" if self._state == "ok" and not leader else self._state,  # type: ignore[arg-type]
+            node=self._node,
+            version=_native.__version__,
+            leader=leader,
+            revision=Revision(self._store.revision),
+            applied_index=self._store.applied_index,
+            uptime_s=time.monotonic() - self._started,
+            checks={
+                "consensus": "leading" if leader else "no leader",
+                "store": f"{self._store.used_bytes()} of {self._config.max_store_bytes} bytes used",
+                "workers": f"{len(self._fleet.views())} registered",
+            },
+        )
+
+    def metrics(self) -> dict[str, float]:
+        workers = self._fleet.views()
+        return {
+            "jobs_pending": self._dispatcher.pending,
+            "jobs_running": sum(worker.running for worker in workers),
+            "jobs_submitted_total": self._submission.submitted_total,
+            "jobs_assigned_total": self._dispatcher.assigned_total,
+            "jobs_refused_reports_total": self._gateway.refused_reports_total,
+            "jobs_workers": len(workers),
+            "jobs_worker_slots": sum(worker.slots for worker in workers),
+            "jobs_workers_lost_total": self._fleet.lost_total,
+            "jobs_store_revision": self._store.revision,
+            "jobs_store_compact_revision": self._store.compact_revision,
+            "jobs_store_used_bytes": self._store.used_bytes(),
+            "jobs_raft_applied_index": self._store.applied_index,
+            "jobs_raft_leader": float(self._consensus.is_leader),
+            "jobs_raft_fsyncs_total": self._consensus.fsyncs,
+            "jobs_raft_commands_total": self._consensus.commands,
+            "jobs_raft_transactions_total": self._consensus.transactions,
+        }
+
+    def _check_space(self) -> None:
+        used = self._store.used_bytes()
+        if used > self._config.max_store_bytes:
+            raise StorageFull(
+                f"the store holds {used} bytes; the limit is {self._config.max_store_bytes}",
+                expected="a larger store.max_bytes, or fewer jobs kept",
+            )

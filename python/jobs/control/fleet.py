@@ -1,0 +1,319 @@
+"""The workers: who they are, what each one holds, and what happens when one comes, goes or is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from jobs import jobs, keys, records
+from jobs.clock import wall_ms
+from jobs.consensus import Consensus
+from jobs.control.leases import Leases
+from jobs.control.tasks import Spawn
+from jobs.control.transitions import Transitions, check, scan
+from jobs.errors import NotFound
+from jobs.jobs import Refusal
+from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
+from jobs.protocol.model import Requires, WorkerView
+from jobs.protocol.wire import Assignment, JobRef, Register, Registered
+from jobs.records import JobRecord, RunningRecord, WorkerRecord
+from jobs.scheduler import Candidate
+from jobs.store import LeaseGrant, Put, Store, Txn
+
+logger = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """A worker's connection."""
+
+    def assign(self, assignments: list[Assignment]) -> None: ...
+
+    def cancel(self, job: JobId, attempt: Attempt) -> None: ...
+
+    def drain(self) -> None: ...
+
+    def supersede(self) -> None:
+        """Another life of the worker has registered: tell this one to end its jobs, and close."""
+
+
+class Held(Struct, frozen=True):
+    """An attempt that a worker has, or is being given."""
+
+    attempt: Attempt
+    requires: Requires
+
+
+class Worker(Struct, kw_only=True):
+    """A registered worker, connected or not."""
+
+    id: WorkerId
+    record: WorkerRecord
+    lease: LeaseId
+    session: Session | None = None
+    held: dict[JobId, Held] = field(default_factory=dict)
+
+    def candidate(self) -> Candidate:
+        """Return what the scheduler may count on: nothing while the worker is not connected or drains."""
+        record, held = self.record, self.held.values()
+        usable = self.session is not None and not record.draining
+        return Candidate(
+            worker=self.id,
+            incarnation=record.incarnation,
+            type=record.type,
+            labels=record.labels,
+            free_slots=record.slots - len(held) if usable else 0,
+            free_cpu_milli=record.cpu_milli - sum(item.requires.cpu_milli for item in held),
+            free_memory_bytes=record.memory_bytes - sum(item.requires.memory_bytes for item in held),
+        )
+
+    def view(self) -> WorkerView:
+        record = self.record
+        return WorkerView(
+            id=self.id,
+            type=record.type,
+            incarnation=record.incarnation,
+            node=record.node,
+            state="lost" if self.session is None else "draining" if record.draining else "ready",
+            slots=record.slots,
+            running=len(self.held),
+            labels=record.labels,
+            cpu_milli=record.cpu_milli,
+            memory_bytes=record.memory_bytes,
+            sandbox=record.sandbox,
+            registered_ms=record.registered_ms,
+        )
+
+
+class Fleet:
+    """Every registered worker; the store has the records, this has what goes on."""
+
+    def __init__(
+        self,
+        node: str,
+        consensus: Consensus,
+        store: Store,
+        transitions: Transitions,
+        leases: Leases,
+        spawn: Spawn,
+        *,
+        lease_ttl_s: float,
+    ) -> None:
+        self._node = node
+        self._consensus = consensus
+        self._store = store
+        self._transitions = transitions
+        self._leases = leases
+        self._spawn = spawn
+        self._lease_ttl_s = lease_ttl_s
+        self._registering = asyncio.Lock()
+        self._workers: dict[WorkerId, Worker] = {}
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when a worker may take more than before."""
+        self.lost_total = 0
+        leases.on_expired = self._on_lease_expired
+
+    def start(self) -> None:
+        """Read the workers and what they hold from the store; each has the time of its lease to come back."""
+        for key, value, _, _, _, lease in scan(self._store, keys.WORKERS):
+            worker_id = WorkerId(key[len(keys.WORKERS) :].decode())
+            record = records.decode(WorkerRecord, value)
+            self._workers[worker_id] = Worker(id=worker_id, record=record, lease=LeaseId(lease))
+        for key, value, *_ in scan(self._store, keys.RUNNING):
+            worker_id = WorkerId(key[len(keys.RUNNING) : key.index(b"\x00")].decode())
+            running = records.decode(RunningRecord, value)
+            worker = self._workers.get(worker_id)
+            if worker is not None and worker.record.incarnation == running.incarnation:
+                worker.held[keys.job_of(key)] = Held(running.attempt, running.requires)
+            else:
+                self._spawn(self.end_attempt(keys.job_of(key), running.attempt, running.incarnation))
+
+    # --- what the dispatcher asks ---------------------------------------------------------------------------------
+
+    def candidates(self) -> list[Candidate]:
+        return [worker.candidate() for worker in self._workers.values()]
+
+    def views(self) -> list[WorkerView]:
+        return [worker.view() for worker in self._workers.values()]
+
+    def get(self, worker: WorkerId | None, incarnation: Incarnation | None) -> Worker | None:
+        """Return the worker if this life of it is the registered one."""
+        found = self._workers.get(worker) if worker is not None else None
+        return found if found is not None and found.record.incarnation == incarnation else None
+
+    def release(self, worker: WorkerId | None, incarnation: Incarnation | None, job: JobId) -> None:
+        """The worker no longer has the job."""
+        found = self.get(worker, incarnation)
+        if found is not None:
+            found.held.pop(job, None)
+
+    def cancel(self, job: JobId, record: JobRecord) -> None:
+        """Pass a cancellation on; a worker that is not connected is told when it returns."""
+        worker = self.get(record.worker, record.incarnation)
+        if worker is not None and worker.session is not None:
+            worker.session.cancel(job, record.attempt)
+
+    def deliver(self, worker_id: WorkerId, incarnation: Incarnation, assignments: list[Assignment]) -> None:
+        """Hand over jobs whose assignment is committed.
+
+        A worker that is away is told when it registers again; one that is lost has lost these as well.
+        """
+        worker = self.get(worker_id, incarnation)
+        if worker is None:
+            for item in assignments:
+                self._spawn(self.end_attempt(item.job, item.attempt, incarnation))
+        elif worker.session is not None and assignments:
+            worker.session.assign(assignments)
+            for item in assignments:
+                stored = self._transitions.read(item.job)
+                if stored is not None and stored.record.cancel_requested:
+                    worker.session.cancel(item.job, item.attempt)
+
+    # --- coming and going -----------------------------------------------------------------------------------------
+
+    async def register(self, frame: Register, session: Session) -> Registered:
+        """Take a worker in: a new life ends the former one first, a known one goes on where it was."""
+        async with self._registering:
+            worker = self._workers.get(frame.worker)
+            if worker is not None and worker.record.incarnation != frame.incarnation:
+                await self.lose(worker, "another life of it has registered")
+                worker = None
+            if worker is None:
+                worker = await self._enrol(frame)
+            elif worker.session is not None:
+                worker.session.supersede()
+            worker.session = session
+            self._leases.keep(worker.lease, self._lease_ttl_s)
+        logger.info("worker registered", extra={"worker": frame.worker, "incarnation": frame.incarnation})
+        return Registered(
+            node=self._node,
+            heartbeat_s=self._lease_ttl_s / 4,
+            lease_ttl_s=self._lease_ttl_s,
+            fenced=[ref for ref in frame.running if not self._is_running(ref, frame.incarnation)],
+        )
+
+    def resume(self, frame: Register, session: Session) -> None:
+        """After the answer to a registration: tell the worker what it missed while it was away."""
+        worker = self.get(frame.worker, frame.incarnation)
+        if worker is None or worker.session is not session:
+            return
+        known = {(ref.job, ref.attempt) for ref in frame.running}
+        missed: list[Assignment] = []
+        for job in worker.held:
+            stored = self._transitions.read(job)
+            if stored is None or stored.record.incarnation != frame.incarnation or not _runs(stored.record):
+                continue
+            if (job, stored.record.attempt) not in known:
+                missed.append(assignment(self._store, job, stored.record))
+            elif stored.record.cancel_requested:
+                session.cancel(job, stored.record.attempt)
+        self.deliver(frame.worker, frame.incarnation, missed)
+        self.on_room()
+
+    async def _enrol(self, frame: Register) -> Worker:
+        record = WorkerRecord(
+            type=frame.type,
+            incarnation=frame.incarnation,
+            node=self._node,
+            slots=frame.slots,
+            labels=frame.labels,
+            cpu_milli=frame.cpu_milli,
+            memory_bytes=frame.memory_bytes,
+            sandbox=frame.sandbox,
+            registered_ms=wall_ms(),
+        )
+        lease = LeaseId(secrets.randbits(62) + 1)
+        grant = LeaseGrant(lease, int(self._lease_ttl_s * 1000))
+        put = Put(keys.worker(frame.worker), records.encode(record), lease)
+        check(await self._consensus.propose(Txn(then=(grant, put))))
+        worker = Worker(id=frame.worker, record=record, lease=lease)
+        self._workers[frame.worker] = worker
+        return worker
+
+    def heartbeat(self, worker: WorkerId, incarnation: Incarnation) -> bool:
+        """Keep the worker's lease; False when this life of it is no longer registered."""
+        found = self.get(worker, incarnation)
+        if found is None:
+            return False
+        self._leases.keep(found.lease)
+        return True
+
+    def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: Session, *, dead: bool) -> None:
+        """A connection ended. A process that lives may come back until its lease ends; a dead one is lost now."""
+        found = self.get(worker, incarnation)
+        if found is None or found.session is not session:
+            return
+        found.session = None
+        if dead:
+            self._spawn(self.lose(found, "its process has ended"))
+
+    async def lose(self, worker: Worker, why: str) -> None:
+        """Forget a worker: fence what it had, and end its lease."""
+        if self._workers.get(worker.id) is not worker:
+            return
+        del self._workers[worker.id]
+        self.lost_total += 1
+        logger.warning("worker lost: %s", why, extra={"worker": worker.id, "attempts": len(worker.held)})
+        if worker.session is not None:
+            worker.session.supersede()
+        await asyncio.gather(
+            *(self.end_attempt(job, held.attempt, worker.record.incarnation) for job, held in worker.held.items()),
+            self._leases.revoke(worker.lease),
+        )
+
+    async def end_attempt(self, job: JobId, attempt: Attempt, incarnation: Incarnation) -> None:
+        """The worker that had the attempt is gone; an attempt that is over already stays as it ended."""
+        now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter
+        done = await self._transitions.apply(
+            job, lambda record: jobs.on_worker_lost(record, attempt, incarnation, now_ms, chance)
+        )
+        if not isinstance(done, Refusal):
+            logger.warning("attempt lost with its worker", extra={"job": job, "attempt": attempt})
+
+    async def drain(self, worker_id: WorkerId) -> WorkerView:
+        """Give the worker no more jobs. Raises NotFound."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            raise NotFound(f"there is no worker {worker_id}")
+        if not worker.record.draining:
+            worker.record = replace(worker.record, draining=True)
+            put = Put(keys.worker(worker_id), records.encode(worker.record), worker.lease)
+            check(await self._consensus.propose(Txn(then=(put,))))
+        if worker.session is not None:
+            worker.session.drain()
+        return worker.view()
+
+    def _on_lease_expired(self, lease: LeaseId) -> Coroutine[Any, Any, None] | None:
+        worker = next((worker for worker in self._workers.values() if worker.lease == lease), None)
+        return None if worker is None else self.lose(worker, "its lease ran out")
+
+    def _is_running(self, ref: JobRef, incarnation: Incarnation) -> bool:
+        stored = self._transitions.read(ref.job)
+        return stored is not None and jobs.is_current(stored.record, ref.attempt, incarnation)
+
+
+def _runs(record: JobRecord) -> bool:
+    return record.state is jobs.RUNNING
+
+
+def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
+    """Return what a worker is told of a job it is given."""
+    spec = store.get(keys.spec(job))
+    assert spec is not None, f"job {job} has a state but no spec"
+    return Assignment(
+        job=job,
+        attempt=record.attempt,
+        payload=records.spec_payload(spec[1]),
+        timeout_s=record.timeout_s,
+        owner=record.owner,
+    )
+
+
+def free_slots(candidates: Iterable[Candidate]) -> int:
+    return sum(max(0, candidate.free_slots) for candidate in candidates)

@@ -1,0 +1,365 @@
+"""The node's end of the worker socket: frames in, transitions out.
+
+A connection is as trusted as the uid behind it (SO_PEERCRED against the allowed ones); what it sends is bounded and
+checked before anything is done with it, and a peer that breaks the protocol is cut off with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import select
+import socket
+import struct
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from jobs import jobs, keys, records
+from jobs.clock import wall_ms
+from jobs.control.fleet import Fleet
+from jobs.control.tasks import Spawn
+from jobs.control.transitions import Transitions
+from jobs.errors import JobsError
+from jobs.jobs import Refusal
+from jobs.protocol import wire
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
+from jobs.protocol.model import Execution, JobState
+from jobs.records import JobRecord, LogChunk, ResultRecord
+from jobs.store import Op, Put
+
+logger = logging.getLogger(__name__)
+
+REGISTER_TIMEOUT_S: Final = 10.0
+MAX_CONNECTIONS: Final = 256
+MAX_OUTSTANDING: Final = 1_024
+"""Reports of one worker that may wait to be written before nothing more is read from it."""
+SEGMENT_OVERHEAD_BYTES: Final = 64
+
+
+class Gateway:
+    """Accepts workers."""
+
+    def __init__(
+        self,
+        node: str,
+        transitions: Transitions,
+        fleet: Fleet,
+        spawn: Spawn,
+        *,
+        types: frozenset[str],
+        uids: frozenset[int],
+    ) -> None:
+        self.node = node
+        self.transitions = transitions
+        self.fleet = fleet
+        self.spawn = spawn
+        self.types = types
+        self.uids = uids
+        self.connections: set[WorkerConnection] = set()
+        self.refused_reports_total = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve a listening Unix socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=sock)
+
+    async def stop(self) -> None:
+        """Stop accepting and close the connections; the workers keep their jobs and come back."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close()
+
+
+class WorkerConnection(asyncio.Protocol):
+    """One worker's connection: a `fleet.Session`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._worker: WorkerId | None = None
+        self._incarnation: Incarnation | None = None
+        self._registering = False
+        self._pidfd = -1
+        self._register_timer: asyncio.TimerHandle | None = None
+        self._outstanding = 0
+        self._tails: dict[JobId, asyncio.Task[None]] = {}
+        """Last report of each job that is being written: what a job reports is written in the order it came."""
+
+    # --- asyncio ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        pid, uid, _ = peer_credentials(transport)
+        if uid not in self._gateway.uids:
+            self._refuse("forbidden", f"uid {uid} may not register workers here")
+        elif len(self._gateway.connections) >= MAX_CONNECTIONS:
+            self._refuse("too_many_connections", f"{MAX_CONNECTIONS} workers are connected already")
+        else:
+            self._pidfd = open_pidfd(pid)
+            self._gateway.connections.add(self)
+            loop = asyncio.get_running_loop()
+            self._register_timer = loop.call_later(REGISTER_TIMEOUT_S, self._on_register_timeout)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        position = 0
+        view = memoryview(self._buffer)
+        try:
+            while len(view) - position >= 4:
+                size = int.from_bytes(view[position : position + 4], "big")
+                if size > wire.MAX_FRAME_BYTES:
+                    self._refuse("frame_too_large", f"a frame of {size} bytes; the limit is {wire.MAX_FRAME_BYTES}")
+                    return
+                if len(view) - position - 4 < size:
+                    break
+                self._on_frame(wire.decode_worker_frame(view[position + 4 : position + 4 + size]))
+                position += 4 + size
+        except (msgspec.MsgspecError, ValueError) as error:
+            self._refuse("bad_frame", f"a frame cannot be read: {error}")
+            return
+        finally:
+            view.release()
+        del self._buffer[:position]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gateway.connections.discard(self)
+        if self._register_timer is not None:
+            self._register_timer.cancel()
+        if self._worker is not None and self._incarnation is not None:
+            self._gateway.fleet.disconnected(self._worker, self._incarnation, self, dead=has_ended(self._pidfd))
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    # --- what the fleet tells the worker --------------------------------------------------------------------------
+
+    def assign(self, assignments: list[wire.Assignment]) -> None:
+        """Send the jobs, in as many frames as their payloads need."""
+        batch: list[wire.Assignment] = []
+        size = 0
+        for item in assignments:
+            if batch and size + len(item.payload) > wire.MAX_FRAME_BYTES // 2:
+                self._send(wire.Assign(jobs=batch))
+                batch, size = [], 0
+            batch.append(item)
+            size += len(item.payload)
+        self._send(wire.Assign(jobs=batch))
+
+    def cancel(self, job: JobId, attempt: Attempt) -> None:
+        self._send(wire.Cancel(job=job, attempt=attempt))
+
+    def drain(self) -> None:
+        self._send(wire.Drain())
+
+    def supersede(self) -> None:
+        self._refuse("superseded", "this life of the worker is no longer registered")
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- frames ---------------------------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: wire.WorkerFrame) -> None:
+        if isinstance(frame, wire.Register):
+            self._on_register(frame)
+        elif self._worker is None or self._incarnation is None:
+            self._refuse("not_registered", f"{type(frame).__name__} before Register was answered")
+        elif isinstance(frame, wire.Heartbeat):
+            if not self._gateway.fleet.heartbeat(self._worker, self._incarnation):
+                self.supersede()
+        elif isinstance(frame, wire.Output):
+            self._in_order(frame.job, self._on_output(frame, self._incarnation))
+        elif isinstance(frame, wire.Finished):
+            self._in_order(frame.job, self._on_finished(frame, self._worker, self._incarnation))
+        else:
+            self._gateway.spawn(self._on_draining(self._worker))
+
+    def _in_order(self, job: JobId, work: Coroutine[Any, Any, None]) -> None:
+        before = self._tails.get(job)
+
+        async def run() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            try:
+                await work
+            finally:
+                if self._tails.get(job) is asyncio.current_task():
+                    del self._tails[job]
+                self._outstanding -= 1
+                if self._outstanding == MAX_OUTSTANDING // 2 and self._transport is not None:
+                    self._transport.resume_reading()
+
+        self._outstanding += 1
+        if self._outstanding == MAX_OUTSTANDING and self._transport is not None:
+            self._transport.pause_reading()
+        self._tails[job] = self._gateway.spawn(run())
+
+    def _on_register(self, frame: wire.Register) -> None:
+        problem = self._registration_problem(frame)
+        if problem is not None:
+            self._refuse(*problem)
+            return
+        self._registering = True
+        self._gateway.spawn(self._register(frame))
+
+    def _registration_problem(self, frame: wire.Register) -> tuple[str, str] | None:
+        if self._worker is not None or self._registering:
+            return "already_registered", "a connection registers once"
+        if frame.protocol != wire.PROTOCOL_VERSION:
+            return "protocol", f"protocol {frame.protocol}; this node speaks {wire.PROTOCOL_VERSION}"
+        if frame.type not in self._gateway.types:
+            return "unknown_type", f"type {frame.type!r}; known are {', '.join(sorted(self._gateway.types))}"
+        if not 1 <= frame.slots <= 65_536:
+            return "bad_slots", f"{frame.slots} slots; from 1 to 65536 are possible"
+        name = frame.worker.encode()
+        if not name or len(name) > 128 or b"\x00" in name or b"/" in name:
+            return "bad_name", "a worker's name has 1 to 128 bytes, none of them zero or a slash"
+        return None
+
+    async def _register(self, frame: wire.Register) -> None:
+        try:
+            answer = await self._gateway.fleet.register(frame, self)
+        except JobsError as error:
+            self._refuse(error.code, str(error))
+            return
+        self._worker, self._incarnation = frame.worker, frame.incarnation
+        if self._register_timer is not None:
+            self._register_timer.cancel()
+        if self._transport is None or self._transport.is_closing():
+            dead = has_ended(self._pidfd)
+            self._gateway.fleet.disconnected(frame.worker, frame.incarnation, self, dead=dead)
+            return
+        self._send(answer)
+        self._gateway.fleet.resume(frame, self)
+
+    async def _on_output(self, frame: wire.Output, incarnation: Incarnation) -> None:
+        held = await self._gateway.transitions.append(
+            frame.job,
+            lambda record: jobs.is_current(record, frame.attempt, incarnation),
+            log_ops(frame.job, frame.attempt, frame.seq, frame.segments),
+            weight(frame.segments),
+        )
+        if held:
+            self._send(wire.OutputAck(job=frame.job, attempt=frame.attempt, seq=frame.seq))
+        else:
+            self._gateway.refused_reports_total += 1
+            self._send(wire.Fence(job=frame.job, attempt=frame.attempt))
+
+    async def _on_finished(self, frame: wire.Finished, worker: WorkerId, incarnation: Incarnation) -> None:
+        now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter
+        queued_ms = 0
+
+        def decide(record: JobRecord) -> jobs.Step:
+            nonlocal queued_ms
+            queued_ms = record.ready_ms
+            return jobs.on_finished(record, frame.attempt, incarnation, frame.outcome, now_ms, chance)
+
+        def extra(record: JobRecord) -> tuple[Op, ...]:
+            execution = execution_of(frame, worker, incarnation, self._gateway.node, queued_ms)
+            result = result_of(record, frame.outcome, execution)
+            put = Put(keys.result(frame.job, frame.attempt), records.encode(result))
+            return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments))
+
+        done = await self._gateway.transitions.apply(frame.job, decide, extra, 1024 + weight(frame.segments))
+        if isinstance(done, Refusal):
+            self._gateway.refused_reports_total += 1
+            logger.warning("late report refused: %s", done.why, extra={"job": frame.job, "attempt": frame.attempt})
+        accepted = not isinstance(done, Refusal)
+        self._send(wire.FinishedAck(job=frame.job, attempt=frame.attempt, accepted=accepted))
+
+    async def _on_draining(self, worker: WorkerId) -> None:
+        await self._gateway.fleet.drain(worker)
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _send(self, frame: wire.NodeFrame) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.encode_frame(frame))
+
+    def _on_register_timeout(self) -> None:
+        if self._worker is None and not self._registering:
+            self._refuse("register_timeout", f"no Register within {REGISTER_TIMEOUT_S:.0f} s")
+
+    def _refuse(self, code: str, detail: str) -> None:
+        logger.warning("worker connection refused: %s", detail, extra={"code": code, "worker": self._worker})
+        self._send(wire.Refused(code=code, detail=detail))
+        self.close()
+
+
+def log_ops(job: JobId, attempt: Attempt, seq: int, segments: list[tuple[int, bytes]]) -> tuple[Op, ...]:
+    """Return what stores a chunk of output; nothing for an empty one."""
+    if not segments:
+        return ()
+    return (Put(keys.log(job, attempt, seq), records.encode(LogChunk(segments=segments))),)
+
+
+def weight(segments: list[tuple[int, bytes]]) -> int:
+    """Return about how many bytes the segments take in a command."""
+    return sum(len(data) for _, data in segments) + SEGMENT_OVERHEAD_BYTES
+
+
+def execution_of(
+    frame: wire.Finished, worker: WorkerId, incarnation: Incarnation, node: str, queued_ms: int
+) -> Execution:
+    outcome = frame.outcome
+    return Execution(
+        attempt=frame.attempt,
+        worker=worker,
+        incarnation=incarnation,
+        node=node,
+        queued_ms=queued_ms,
+        started_ms=outcome.started_ms,
+        finished_ms=outcome.finished_ms,
+        wall_s=outcome.wall_s,
+        cpu_user_s=outcome.cpu_user_s,
+        cpu_system_s=outcome.cpu_system_s,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        sandbox=outcome.sandbox,
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+    )
+
+
+def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) -> ResultRecord:
+    """Return the record of an attempt that has ended; `record` is the job's after it (a retry makes it pending)."""
+    if record.state is JobState.FAILED:
+        return ResultRecord(state=record.state, reason=record.reason, message=record.message, execution=execution)
+    state = JobState.COMPLETED if outcome.reason is None else JobState.FAILED
+    return ResultRecord(state=state, reason=outcome.reason, message=outcome.message, execution=execution)
+
+
+def peer_credentials(transport: asyncio.Transport) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the process that connected, as the kernel recorded them."""
+    sock = transport.get_extra_info("socket")
+    with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
+        data = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", data)
+    return pid, uid, gid
+
+
+def open_pidfd(pid: int) -> int:
+    """Return a pidfd, or -1 when the process is gone or out of sight."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
+def has_ended(pidfd: int) -> bool:
+    """Tell whether the process behind a pidfd has ended; an unknown one counts as living until its lease ends."""
+    if pidfd < 0:
+        return False
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))

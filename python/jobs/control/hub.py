@@ -1,0 +1,118 @@
+"""Wakes whoever waits for a change in the store: pull, not push.
+
+A watcher keeps its own cursor and reads what it missed from the store's history, at its own pace; the hub only tells
+it that there is something under its prefix. A slow watcher therefore holds up nothing and costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeAlias
+
+from jobs._native import CompactedError
+from jobs.errors import Compacted
+from jobs.store import Store
+
+PAGE_EVENTS: Final = 512
+IDLE_S: Final = 15.0
+"""After this long without a change a watcher is told how far it has seen."""
+
+Event: TypeAlias = tuple[int, bytes, bytes | None, int, int, int]
+"""(revision, key, value or None for a delete, version, create_revision, lease)"""
+
+
+class Waiter:
+    """One watcher's bell."""
+
+    __slots__ = ("_future", "_rung")
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+        self._rung = False
+
+    def ring(self) -> None:
+        self._rung = True
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, timeout_s: float | None) -> bool:
+        """Return True once the bell rang since the last wait, False after `timeout_s`."""
+        if not self._rung:
+            self._future = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._future
+            except TimeoutError:
+                return False
+            finally:
+                self._future = None
+        self._rung = False
+        return True
+
+
+class Hub:
+    """Which prefixes are waited for, by whom."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiters: dict[int, dict[bytes, set[Waiter]]] = {}
+        self._seen = store.revision
+
+    @contextmanager
+    def waiter(self, prefix: bytes) -> Iterator[Waiter]:
+        """Ring the yielded waiter at every change of a key with this prefix."""
+        waiter = Waiter()
+        if not self._waiters:
+            self._seen = self._store.revision
+        self._waiters.setdefault(len(prefix), {}).setdefault(prefix, set()).add(waiter)
+        try:
+            yield waiter
+        finally:
+            by_prefix = self._waiters[len(prefix)]
+            by_prefix[prefix].discard(waiter)
+            if not by_prefix[prefix]:
+                del by_prefix[prefix]
+            if not by_prefix:
+                del self._waiters[len(prefix)]
+
+    def on_applied(self) -> None:
+        """Ring everyone whose prefix changed since the last call."""
+        while self._waiters and self._seen < self._store.revision:
+            try:
+                events, self._seen = self._store.events(self._seen, [b""], limit=PAGE_EVENTS)
+            except CompactedError:
+                self._seen = self._store.revision
+                self._ring_all()
+                return
+            for event in events:
+                for length, by_prefix in self._waiters.items():
+                    for waiter in by_prefix.get(event[1][:length], ()):
+                        waiter.ring()
+
+    def _ring_all(self) -> None:
+        for by_prefix in self._waiters.values():
+            for waiters in by_prefix.values():
+                for waiter in waiters:
+                    waiter.ring()
+
+    async def watch(self, prefix: bytes, after_revision: int | None) -> AsyncIterator[list[Event] | int]:
+        """Yield events after a revision (None: from now) as they come, and the revision seen so far when idle.
+
+        Raises Compacted when the history after that revision is no longer kept.
+        """
+        cursor = self._store.revision if after_revision is None else after_revision
+        with self.waiter(prefix) as waiter:
+            while True:
+                try:
+                    events, seen = self._store.events(cursor, [prefix], limit=PAGE_EVENTS)
+                except CompactedError as error:
+                    raise Compacted(
+                        str(error), expected=f"a revision from {self._store.compact_revision} on, or a fresh read"
+                    ) from error
+                progressed, cursor = seen > cursor, max(seen, cursor)
+                if events:
+                    yield events
+                elif not progressed and not await waiter.wait(IDLE_S):
+                    yield cursor

@@ -1,0 +1,85 @@
+"""Time to live of leases: kept by the leader in memory, ended by a log entry.
+
+A lease's id and time to live are in the store, the moment it runs out is not: a new leader gives every lease its full
+time again. Keeping a lease alive therefore writes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from jobs.consensus import Consensus
+from jobs.control.tasks import Spawn
+from jobs.control.transitions import check
+from jobs.errors import LeaseNotFound
+from jobs.protocol.ids import LeaseId
+from jobs.store import LeaseRevoke, Store, Txn
+
+logger = logging.getLogger(__name__)
+
+
+class Leases:
+    """The leases of the store and when each runs out, in seconds of the loop's clock."""
+
+    def __init__(self, consensus: Consensus, store: Store, spawn: Spawn) -> None:
+        self._consensus = consensus
+        self._store = store
+        self._spawn = spawn
+        self._ttl_s: dict[LeaseId, float] = {}
+        self._timers: dict[LeaseId, asyncio.TimerHandle] = {}
+        self._deadline: dict[LeaseId, float] = {}
+        self.on_expired: Callable[[LeaseId], Coroutine[Any, Any, None] | None] = lambda lease: None
+        """Asked when a lease runs out; what it returns is done instead of the plain revocation."""
+
+    def start(self) -> None:
+        """Give every lease in the store its full time."""
+        self._loop = asyncio.get_running_loop()
+        for lease, ttl_ms in self._store.leases():
+            self.keep(LeaseId(lease), ttl_ms / 1000)
+
+    def stop(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def keep(self, lease: LeaseId, ttl_s: float | None = None) -> None:
+        """Start the lease's time anew. Raises LeaseNotFound for one that is not there and no `ttl_s` given."""
+        if ttl_s is not None:
+            self._ttl_s[lease] = ttl_s
+        elif lease not in self._ttl_s:
+            raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
+        self._deadline[lease] = self._loop.time() + self._ttl_s[lease]
+        if lease not in self._timers:
+            self._timers[lease] = self._loop.call_at(self._deadline[lease], self._check, lease)
+
+    def remaining_s(self, lease: LeaseId) -> float:
+        return max(0.0, self._deadline[lease] - self._loop.time())
+
+    def ttl_s(self, lease: LeaseId) -> float:
+        return self._ttl_s[lease]
+
+    def forget(self, lease: LeaseId) -> None:
+        """The lease is revoked: stop its time."""
+        self._ttl_s.pop(lease, None)
+        self._deadline.pop(lease, None)
+        timer = self._timers.pop(lease, None)
+        if timer is not None:
+            timer.cancel()
+
+    async def revoke(self, lease: LeaseId) -> None:
+        """End the lease and delete its keys."""
+        self.forget(lease)
+        check(await self._consensus.propose(Txn(then=(LeaseRevoke(lease),))))
+
+    def _check(self, lease: LeaseId) -> None:
+        """A timer rang; the lease may have been kept since it was set."""
+        deadline = self._deadline[lease]
+        if deadline > self._loop.time():
+            self._timers[lease] = self._loop.call_at(deadline, self._check, lease)
+            return
+        logger.info("lease ran out", extra={"lease": lease})
+        self.forget(lease)
+        self._spawn(self.on_expired(lease) or self.revoke(lease))

@@ -1,0 +1,272 @@
+"""Reads: one job, pages of jobs, results, logs, waiting and watching. Nothing here changes anything."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from jobs import keys, records
+from jobs.consensus import Consensus
+from jobs.control.hub import Hub
+from jobs.control.transitions import Stored, Transitions, view
+from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
+from jobs.protocol.ids import Attempt, JobId, Revision
+from jobs.protocol.model import (
+    Content,
+    JobDetail,
+    JobEvent,
+    JobPage,
+    JobResult,
+    JobView,
+    Stream,
+)
+from jobs.records import JobRecord, LogChunk, ResultRecord
+from jobs.service import Caller, JobFilter, LogPiece
+from jobs.store import Store, prefix_end
+
+INLINE_BYTES: Final = 64 << 10
+"""Output of one stream that a result carries."""
+PAGE_SCAN_ROWS: Final = 10_000
+"""Jobs that are looked at for one page, whether they match or not."""
+LOG_CHUNKS: Final = 16
+SEGMENT_BITS: Final = 20
+"""A piece's number is its chunk's number and, in this many bits, its place in the chunk."""
+_STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
+
+
+class Queries:
+    """Linearizable reads of the local store for one caller."""
+
+    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, hub: Hub) -> None:
+        self._consensus = consensus
+        self._store = store
+        self._transitions = transitions
+        self._hub = hub
+
+    async def read(self, caller: Caller, job: JobId) -> Stored:
+        """Return the job's record; raises NotFound, and Forbidden for another owner's."""
+        await self._consensus.barrier()
+        stored = self._transitions.read_existing(job)
+        if not may_see(caller, stored.record):
+            raise Forbidden(f"job {job} belongs to uid {stored.record.owner}", expected="its owner or an admin")
+        return stored
+
+    async def get(self, caller: Caller, job: JobId) -> JobDetail:
+        stored = await self.read(caller, job)
+        spec = self._store.get(keys.spec(job))
+        if spec is None:
+            raise NotFound(f"the submission of job {job} is no longer kept")
+        return JobDetail(job=view(job, stored.record, stored.revision), spec=records.decode_spec(spec[1]))
+
+    async def list_jobs(
+        self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
+    ) -> JobPage:
+        await self._consensus.barrier()
+        start, end = keys.STATE, prefix_end(keys.STATE)
+        if cursor is not None:
+            after = decode_cursor(cursor, keys.STATE)
+            start, end = (start, after) if newest_first else (after + b"\x00", end)
+        revision = Revision(self._store.revision)
+        found: list[JobView] = []
+        last: bytes | None = None
+        scanned = 0
+        more = True
+        while more and len(found) < limit and scanned < PAGE_SCAN_ROWS:
+            rows, more = self._store.range(start, end, limit=min(PAGE_SCAN_ROWS, 4 * limit), reverse=newest_first)
+            for row in rows:
+                last, scanned = row[0], scanned + 1
+                record = records.decode(JobRecord, row[1])
+                if may_see(caller, record) and matches(where, record):
+                    found.append(view(keys.job_of(row[0]), record, row[4]))
+                    if len(found) == limit:
+                        more = more or row is not rows[-1]
+                        break
+            if last is not None:
+                start, end = (start, last) if newest_first else (last + b"\x00", end)
+        next_cursor = encode_cursor(last) if more and last is not None else None
+        return JobPage(jobs=found, next_cursor=next_cursor, revision=revision)
+
+    async def result(self, caller: Caller, job: JobId, attempt: Attempt | None) -> JobResult:
+        stored = await self.read(caller, job)
+        record = stored.record
+        if attempt is None:
+            if not record.state.is_final:
+                raise NotFinished(f"job {job} is {record.state}", expected="a job that is completed or failed")
+            attempt = record.attempt
+        found = self._store.get(keys.result(job, attempt))
+        stdout, stderr = self._inline_output(job, attempt)
+        if found is not None:
+            ended = records.decode(ResultRecord, found[1])
+            return JobResult(
+                id=job,
+                state=ended.state,
+                reason=ended.reason,
+                message=ended.message,
+                stdout=stdout,
+                stderr=stderr,
+                execution=ended.execution,
+            )
+        if attempt != record.attempt:
+            raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")
+        if not record.state.is_final:
+            raise NotFinished(f"attempt {attempt} of job {job} has not ended")
+        return JobResult(
+            id=job,
+            state=record.state,
+            reason=record.reason,
+            message=record.message,
+            stdout=stdout,
+            stderr=stderr,
+            execution=None,
+        )
+
+    async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        with self._hub.waiter(keys.state(job)) as waiter:
+            while True:
+                stored = await self.read(caller, job)
+                left_s = deadline - asyncio.get_running_loop().time()
+                if stored.record.state.is_final or left_s <= 0 or not await waiter.wait(left_s):
+                    stored = await self.read(caller, job)
+                    return view(job, stored.record, stored.revision)
+
+    async def logs(
+        self,
+        caller: Caller,
+        job: JobId,
+        *,
+        attempt: Attempt | None,
+        streams: Sequence[Stream],
+        follow: bool,
+        after_seq: int,
+    ) -> AsyncIterator[LogPiece]:
+        stored = await self.read(caller, job)
+        current = attempt if attempt is not None else Attempt(max(stored.record.attempt, 1 if follow else 0))
+        if attempt is not None and attempt > stored.record.attempt and not follow:
+            raise NotFound(f"job {job} has no attempt {attempt}; it is at attempt {stored.record.attempt}")
+        with self._hub.waiter(keys.LOG + job.encode()) as output, self._hub.waiter(keys.state(job)) as state:
+            while True:
+                stored = await self.read(caller, job)
+                pieces = self._pieces(job, current, streams, after_seq)
+                for piece in pieces:
+                    after_seq = piece.seq
+                    yield piece
+                if pieces:
+                    continue
+                over = stored.record.state.is_final or stored.record.attempt > current
+                if follow and attempt is None and stored.record.attempt > current:
+                    current, after_seq = Attempt(current + 1), -1
+                elif over or not follow:
+                    return
+                else:
+                    await _either(output.wait(None), state.wait(None))
+
+    async def watch_jobs(
+        self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
+    ) -> AsyncIterator[JobEvent | int]:
+        if job is not None:
+            await self.read(caller, job)
+        prefix = keys.STATE if job is None else keys.state(job)
+        async for events in self._hub.watch(prefix, after_revision):
+            if isinstance(events, int):
+                yield events
+                continue
+            for revision, key, value, *_ in events:
+                if value is None:
+                    continue
+                record = records.decode(JobRecord, value)
+                if may_see(caller, record) and matches(where, record):
+                    yield JobEvent(revision=Revision(revision), job=view(keys.job_of(key), record, revision))
+
+    def _pieces(self, job: JobId, attempt: Attempt, streams: Sequence[Stream], after_seq: int) -> list[LogPiece]:
+        """Return the next pieces after a number, a bounded lot; empty at the end of what there is.
+
+        Chunks without anything for these streams are passed over.
+        """
+        prefix = keys.log_prefix(job, attempt)
+        chunk = max(after_seq, 0) >> SEGMENT_BITS
+        start, more = keys.log(job, attempt, chunk), True
+        while more:
+            rows, more = self._store.range(start, prefix_end(prefix), limit=LOG_CHUNKS)
+            pieces = [
+                LogPiece(attempt=attempt, seq=seq, stream=_STREAMS[number], data=data)
+                for row in rows
+                for index, (number, data) in enumerate(records.decode(LogChunk, row[1]).segments)
+                if (seq := int(row[0][len(prefix) :]) << SEGMENT_BITS | index) > after_seq
+                and _STREAMS[number] in streams
+            ]
+            if pieces:
+                return pieces
+            if rows:
+                start = rows[-1][0] + b"\x00"
+        return []
+
+    def _inline_output(self, job: JobId, attempt: Attempt) -> tuple[Content, Content]:
+        """Return the beginning of both streams."""
+        return (
+            self._beginning(job, attempt, Stream.STDOUT),
+            self._beginning(job, attempt, Stream.STDERR),
+        )
+
+    def _beginning(self, job: JobId, attempt: Attempt, stream: Stream) -> Content:
+        data = bytearray()
+        after_seq = -1
+        while len(data) < INLINE_BYTES:
+            pieces = self._pieces(job, attempt, (stream,), after_seq)
+            if not pieces:
+                break
+            for piece in pieces:
+                data += piece.data
+            after_seq = pieces[-1].seq
+        return content(bytes(data[:INLINE_BYTES]))
+
+
+def may_see(caller: Caller, record: JobRecord) -> bool:
+    return caller.admin or caller.uid == record.owner
+
+
+def matches(where: JobFilter, record: JobRecord) -> bool:
+    return (
+        (not where.states or record.state in where.states)
+        and (where.type is None or record.type == where.type)
+        and (where.queue is None or record.queue == where.queue)
+        and (where.owner is None or record.owner == where.owner)
+        and (where.worker is None or record.worker == where.worker)
+        and all(record.labels.get(name) == value for name, value in where.labels)
+    )
+
+
+def content(data: bytes) -> Content:
+    """Return bytes as text where they are UTF-8, else as base64."""
+    try:
+        return Content(text=data.decode())
+    except UnicodeDecodeError:
+        return Content(base64=base64.b64encode(data).decode())
+
+
+def encode_cursor(key: bytes) -> str:
+    return base64.urlsafe_b64encode(key).decode()
+
+
+def decode_cursor(cursor: str, prefix: bytes) -> bytes:
+    """Return the key in a cursor of ours; raises InvalidRequest for anything else."""
+    try:
+        key = base64.b64decode(cursor, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key.startswith(prefix) or len(key) > 1024:
+        raise InvalidRequest("the cursor is not one of ours", field="cursor", expected="next_cursor of a former page")
+    return key
+
+
+async def _either(*waits: object) -> None:
+    """Return when the first of the awaitables is done; the others are given up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,169 @@
+"""Carries a transition into the store: read, decide (pure), compare-and-set; tell the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from msgspec import Struct
+
+from jobs import jobs, keys, records
+from jobs.consensus import Consensus
+from jobs.errors import InternalError, NotFound
+from jobs.jobs import Refusal, Step
+from jobs.protocol.ids import JobId, Revision
+from jobs.protocol.model import JobView
+from jobs.records import Demand, JobRecord, RunningRecord
+from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
+
+ATTEMPTS: Final = 32
+"""A transition is tried again when another one came between; this often is a fault, not contention."""
+
+SCAN_ROWS: Final = 1_024
+
+
+class Stored(Struct, frozen=True):
+    """A job's record as read, and the revision that guards it."""
+
+    record: JobRecord
+    revision: Revision
+
+
+class Change(Struct, frozen=True):
+    """A transition that is committed; `old` is None for a new job."""
+
+    job: JobId
+    old: JobRecord | None
+    new: JobRecord
+    revision: Revision
+
+
+def index_entry(job: JobId, record: JobRecord) -> Put | None:
+    """Return the index key of a record with what stands there."""
+    key = jobs.index_key(job, record)
+    if key is None:
+        return None
+    if record.state is jobs.RUNNING:
+        assert record.incarnation is not None
+        return Put(key, records.encode(RunningRecord(record.attempt, record.incarnation, record.requires)))
+    return Put(key, records.encode(Demand(record.type, record.requires)))
+
+
+def write_ops(job: JobId, old: JobRecord | None, new: JobRecord) -> tuple[Op, ...]:
+    """Return what stores `new` in place of `old`, its index key included."""
+    ops: list[Op] = [Put(keys.state(job), records.encode(new))]
+    before = None if old is None else jobs.index_key(job, old)
+    after = index_entry(job, new)
+    if before is not None and (after is None or after.key != before):
+        ops.append(Delete(before))
+    if after is not None and after.key != before:
+        ops.append(after)
+    return tuple(ops)
+
+
+def guard(job: JobId, stored: Stored) -> Compare:
+    """Return the compare that holds while the record is as it was read."""
+    return ModRevisionIs(keys.state(job), EQ, stored.revision)
+
+
+class Transitions:
+    """The one way in which a job changes after its submission."""
+
+    def __init__(self, consensus: Consensus, store: Store) -> None:
+        self._consensus = consensus
+        self._store = store
+        self.on_change: Callable[[Change], None] = lambda change: None
+        """Called for every committed change, in order of commit for one job."""
+
+    def read(self, job: JobId) -> Stored | None:
+        found = self._store.get(keys.state(job))
+        return None if found is None else Stored(records.decode(JobRecord, found[1]), Revision(found[4]))
+
+    def read_existing(self, job: JobId) -> Stored:
+        """Raises NotFound."""
+        stored = self.read(job)
+        if stored is None:
+            raise NotFound(f"there is no job {job}")
+        return stored
+
+    async def apply(
+        self,
+        job: JobId,
+        decide: Callable[[JobRecord], Step],
+        extra: Callable[[JobRecord], tuple[Op, ...]] = lambda record: (),
+        size_bytes: int = 512,
+    ) -> Change | Refusal:
+        """Change the job as `decide` says, with the operations of `extra` in the same transaction.
+
+        Returns the change once it is durable, or why it does not apply. An unchanged record writes nothing.
+        """
+        for _ in range(ATTEMPTS):
+            stored = self.read_existing(job)
+            new = decide(stored.record)
+            if isinstance(new, Refusal):
+                return new
+            if new is stored.record:
+                return Change(job, stored.record, new, stored.revision)
+            ops = write_ops(job, stored.record, new) + extra(new)
+            done = await self._consensus.propose(Txn((guard(job, stored),), ops), size_bytes)
+            check(done)
+            if done.succeeded:
+                change = Change(job, stored.record, new, Revision(done.revision))
+                self.on_change(change)
+                return change
+        raise InternalError(f"job {job} changed {ATTEMPTS} times while one transition was tried")
+
+    async def append(
+        self, job: JobId, holds: Callable[[JobRecord], bool], ops: tuple[Op, ...], size_bytes: int
+    ) -> bool:
+        """Write beside the job without changing it, while its record `holds`; return False when it does not."""
+        for _ in range(ATTEMPTS):
+            stored = self.read(job)
+            if stored is None or not holds(stored.record):
+                return False
+            done = await self._consensus.propose(Txn((guard(job, stored),), ops), size_bytes)
+            check(done)
+            if done.succeeded:
+                return True
+        raise InternalError(f"job {job} changed {ATTEMPTS} times while one write was tried")
+
+
+def scan(store: Store, prefix: bytes) -> Iterator[tuple[bytes, bytes, int, int, int, int]]:
+    """Yield every key-value under a prefix, page by page."""
+    start, more = prefix, True
+    while more:
+        page, more = store.range(start, prefix_end(prefix), limit=SCAN_ROWS)
+        yield from page
+        if page:
+            start = page[-1][0] + b"\x00"
+
+
+def check(result: TxnResult) -> None:
+    """Raise InternalError when the store refused a transaction of our own making."""
+    if result.error:
+        raise InternalError(f"the store refused a transaction: {result.error}")
+
+
+def view(job: JobId, record: JobRecord, revision: int) -> JobView:
+    """Return the job as a client sees it."""
+    return JobView(
+        id=job,
+        type=record.type,
+        state=record.state,
+        reason=record.reason,
+        message=record.message,
+        queue=record.queue,
+        priority=record.priority,
+        owner=record.owner,
+        attempt=record.attempt,
+        max_attempts=record.retry.max_attempts,
+        worker=record.worker,
+        cancel_requested=record.cancel_requested,
+        exit_code=record.exit_code,
+        signal=record.signal,
+        submitted_ms=record.submitted_ms,
+        started_ms=record.started_ms,
+        finished_ms=record.finished_ms,
+        labels=record.labels,
+        revision=Revision(revision),
+    )

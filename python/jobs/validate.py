@@ -1,0 +1,103 @@
+"""What the types alone cannot say of a submission: pure checks that name the field and what would be right."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from pathlib import PurePosixPath
+from typing import Final
+
+from jobs.errors import InvalidRequest, PayloadTooLarge
+from jobs.protocol.model import Content, JobSubmit, ShellPayload
+
+MAX_SPEC_BYTES: Final = (1 << 20) - 1
+"""A job as submitted is one value of the store, less its version byte."""
+MAX_ARGV_BYTES: Final = 128 << 10
+"""The kernel's limit for one argument (MAX_ARG_STRLEN); the sum has to fit a quarter of the stack as well."""
+JOB_DIR: Final = PurePosixPath("/work")
+
+
+def check_job(job: JobSubmit, where: str = "$") -> None:
+    """Raise InvalidRequest when the job could never run as it is."""
+    _check_shell(job.payload, f"{where}.payload")
+
+
+def check_spec_size(size_bytes: int, where: str = "$") -> None:
+    """Raise PayloadTooLarge when the encoded job does not fit the store."""
+    if size_bytes > MAX_SPEC_BYTES:
+        raise PayloadTooLarge(
+            f"the job takes {size_bytes} bytes as JSON",
+            field=where,
+            expected=f"at most {MAX_SPEC_BYTES} bytes, files and stdin included",
+        )
+
+
+def content_bytes(content: Content, where: str) -> bytes:
+    """Return the bytes of a content; raise InvalidRequest unless exactly one form is given and valid."""
+    if (content.text is None) == (content.base64 is None):
+        raise InvalidRequest("neither or both of text and base64 are given", field=where, expected="exactly one")
+    if content.text is not None:
+        return content.text.encode()
+    assert content.base64 is not None
+    try:
+        return b64decode(content.base64, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"not base64: {error}", field=f"{where}.base64", expected="RFC 4648 base64") from error
+
+
+def _check_shell(payload: ShellPayload, where: str) -> None:
+    if (payload.argv is None) == (payload.script is None):
+        raise InvalidRequest("neither or both of argv and script are given", field=where, expected="exactly one")
+    for index, argument in enumerate(payload.argv or ()):
+        _check_text(argument, f"{where}.argv[{index}]")
+    if payload.argv is not None and not payload.argv[0]:
+        raise InvalidRequest("the command is empty", field=f"{where}.argv[0]", expected="a program's name or path")
+    for name, value in payload.env.items():
+        if not name or "=" in name:
+            raise InvalidRequest(
+                f"{name!r} is no name of a variable", field=f"{where}.env", expected="a name without ="
+            )
+        _check_text(name, f"{where}.env")
+        _check_text(value, f"{where}.env[{name!r}]")
+    if payload.cwd is not None:
+        _check_text(payload.cwd, f"{where}.cwd")
+        if ".." in PurePosixPath(payload.cwd).parts:
+            raise InvalidRequest("the directory holds ..", field=f"{where}.cwd", expected="a path without ..")
+    if payload.stdin is not None:
+        content_bytes(payload.stdin, f"{where}.stdin")
+    _check_files(payload, where)
+
+
+def _check_files(payload: ShellPayload, where: str) -> None:
+    seen: set[PurePosixPath] = set()
+    for name, content in payload.files.items():
+        field = f"{where}.files[{name!r}]"
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts or not path.parts or name.endswith("/"):
+            raise InvalidRequest(
+                f"{name!r} is no place for a file", field=field, expected=f"a relative path below {JOB_DIR}, without .."
+            )
+        _check_text(name, field)
+        if any(len(part.encode()) > 255 for part in path.parts) or len(name.encode()) > 1024:
+            raise InvalidRequest("the path is too long", field=field, expected="at most 255 bytes a part, 1024 in all")
+        if path in seen:
+            raise InvalidRequest(f"{path} is given twice", field=field, expected="each file once")
+        seen.add(path)
+        content_bytes(content, field)
+    for path in seen:
+        blocker = next((parent for parent in path.parents if parent in seen), None)
+        if blocker is not None:
+            raise InvalidRequest(
+                f"{blocker} is a file, so {path} cannot be below it", field=f"{where}.files", expected="other paths"
+            )
+
+
+def _check_text(text: str, where: str) -> None:
+    if "\x00" in text:
+        raise InvalidRequest("the text holds a zero byte", field=where, expected="text without zero bytes")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"not valid Unicode: {error}", field=where, expected="text without surrogates") from error
+    if size >= MAX_ARGV_BYTES:
+        raise InvalidRequest(f"the text has {size} bytes", field=where, expected=f"less than {MAX_ARGV_BYTES} bytes")
