@@ -18,8 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NoReturn
-from unittest import mock
+from typing import Any, Final, NoReturn, TypeAlias
 
 import pysyncobj.syncobj as pysyncobj
 from msgspec import Struct
@@ -47,6 +46,10 @@ _SYNC_COST_WEIGHT: Final = 0.1
 _REGULAR: Final = bytes((pysyncobj._COMMAND_TYPE.REGULAR,))
 _NO_OP: Final = bytes((pysyncobj._COMMAND_TYPE.NO_OP,))
 
+_Entry: TypeAlias = tuple[bytes, int, int]
+"""(command, index, term), as PySyncObj's journal has it."""
+_Apply: TypeAlias = Callable[[int, int], int]
+
 
 class ConsensusConfig(Struct, frozen=True, kw_only=True):
     """Raft timings in seconds, and how large the log may grow before a snapshot lets it be cut."""
@@ -71,7 +74,8 @@ class _Journal:
     def __init__(self, log: Log, applied_index: int) -> None:
         self._log = log
         self._applied_index = applied_index
-        self._first = self._last = None
+        self._first: _Entry | None = None
+        self._last: _Entry | None = None
         if log.last_index >= log.first_index:
             self._first = log.get(log.first_index)
             self._last = log.get(log.last_index)
@@ -170,10 +174,15 @@ class _Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     The overridden methods carry the library's private, mangled names; its version is pinned for that.
     """
 
-    def __init__(self, node: str, journal: _Journal, conf: pysyncobj.SyncObjConf, apply: Callable[..., None]) -> None:
+    def __init__(self, node: str, journal: _Journal, conf: pysyncobj.SyncObjConf, apply: _Apply) -> None:
         self._apply = apply
-        with mock.patch.object(pysyncobj, "createJournal", lambda _file: journal):
+        # The library imports its journal's factory by name and offers no other way in.
+        stock = pysyncobj.createJournal
+        pysyncobj.createJournal = lambda _file: journal
+        try:
             super().__init__(Node(node), [], conf=conf, transport=_LoneTransport())
+        finally:
+            pysyncobj.createJournal = stock
         self._poller = _NullPoller()
         self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
 

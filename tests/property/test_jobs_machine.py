@@ -1,0 +1,118 @@
+"""Random lives of a job: whatever happens in whatever order, the promises of the transition table hold."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
+
+from jobs import jobs, keys
+from jobs.jobs import TRANSITIONS, Refusal, Step
+from jobs.protocol.ids import Attempt, Incarnation, WorkerId, uuid7
+from jobs.protocol.model import JobState, Reason, Retry, ShellJob, ShellPayload, StreamInfo
+from jobs.protocol.wire import Outcome
+
+JOB = uuid7(1, 1)
+NOTHING = StreamInfo(bytes=0, stored_bytes=0, truncated=False)
+LIVES = [Incarnation(letter * 32) for letter in "abc"]
+
+
+class JobLife(RuleBasedStateMachine):
+    """Events in any order, also late and doubled ones, against what must never happen."""
+
+    @initialize(
+        max_attempts=st.integers(1, 4),
+        delay_s=st.sampled_from([0.0, 1.0]),
+        backoff=st.sampled_from(["fixed", "exponential"]),
+    )
+    def submit(self, max_attempts: int, delay_s: float, backoff: str) -> None:
+        job = ShellJob(
+            payload=ShellPayload(argv=["true"]),
+            retry=Retry(max_attempts=max_attempts, delay_s=delay_s, backoff=backoff),
+        )  # type: ignore[arg-type]
+        self.now_ms = 1_000
+        self.record = jobs.on_submit(job, 1000, self.now_ms)
+        self.given: list[tuple[Attempt, Incarnation]] = []
+        self.recorded: list[Attempt] = []
+
+    def take(self, step: Step) -> bool:
+        if isinstance(step, Refusal):
+            assert step.why
+            return False
+        assert step.state in TRANSITIONS[self.record.state]
+        assert step.attempt - self.record.attempt in (0, 1)
+        self.record = step
+        self.now_ms += 10
+        return True
+
+    @rule(life=st.sampled_from(LIVES))
+    def assign(self, life: Incarnation) -> None:
+        ready = self.record.state is JobState.PENDING and not self.record.delayed
+        assert self.take(jobs.on_assigned(self.record, WorkerId("w"), life, self.now_ms)) == ready
+        if ready:
+            self.given.append((self.record.attempt, life))
+
+    @rule()
+    def due(self) -> None:
+        self.take(jobs.on_due(self.record))
+
+    @rule()
+    def cancel(self) -> None:
+        final = self.record.state.is_final
+        assert self.take(jobs.on_cancel(self.record, self.now_ms)) != final
+        assert self.record.cancel_requested or final
+
+    @rule(
+        data=st.data(),
+        reason=st.sampled_from([None, Reason.EXIT_CODE, Reason.TIMEOUT, Reason.CANCELLED]),
+        chance=st.floats(0, 0.999),
+    )
+    def report(self, data: st.DataObject, reason: Reason | None, chance: float) -> None:
+        if not self.given:
+            return
+        attempt, life = data.draw(st.sampled_from(self.given))
+        current = self.record.state is JobState.RUNNING and self.given[-1] == (attempt, life)
+        end = Outcome(
+            reason=reason, message=None, exit_code=0, signal=None, started_ms=1, finished_ms=2, wall_s=0, cpu_user_s=0,
+            cpu_system_s=0, peak_memory_bytes=0, sandbox="strict", stdout=NOTHING, stderr=NOTHING,
+        )  # fmt: skip
+        if self.take(jobs.on_finished(self.record, attempt, life, end, self.now_ms, chance)):
+            assert current, "a report of an attempt that was over was applied"
+            self.recorded.append(attempt)
+
+    @rule(data=st.data(), chance=st.floats(0, 0.999))
+    def lose_worker(self, data: st.DataObject, chance: float) -> None:
+        if self.given:
+            attempt, life = data.draw(st.sampled_from(self.given))
+            if self.take(jobs.on_worker_lost(self.record, attempt, life, self.now_ms, chance)):
+                self.recorded.append(attempt)
+
+    @invariant()
+    def promises(self) -> None:
+        record = self.record
+        assert len(set(self.recorded)) == len(self.recorded), "an attempt ended twice"
+        assert record.attempt <= record.retry.max_attempts
+        assert (record.finished_ms is not None) == record.state.is_final
+        assert record.reason is None or record.state is not JobState.COMPLETED
+        assert record.state is not JobState.FAILED or record.reason is not None
+        expected = {
+            JobState.PENDING: keys.timer(record.ready_ms, JOB)
+            if record.delayed
+            else keys.queue(record.queue, record.priority, record.ready_ms, JOB),
+            JobState.RUNNING: keys.running(WorkerId("w"), JOB),
+        }.get(record.state)
+        assert jobs.index_key(JOB, record) == expected
+
+    @invariant()
+    def replaying_an_event_on_a_final_record_changes_nothing(self) -> None:
+        if self.record.state.is_final:
+            assert isinstance(jobs.on_cancel(self.record, self.now_ms), Refusal)
+            assert isinstance(jobs.on_due(replace(self.record)), Refusal)
+
+
+TestJobLife = JobLife.TestCase
+
+
+def test_final_states_have_no_way_out() -> None:
+    assert all(not TRANSITIONS[state] for state in JobState if state.is_final)
+    assert set(TRANSITIONS) == set(JobState)
