@@ -139,7 +139,7 @@ def test_a_log_that_does_not_belong_to_the_store_is_refused(tmp_path: Path) -> N
         for file in (tmp_path / "log").iterdir():
             file.unlink()
         log, store = Log(str(tmp_path / "log")), Store(str(tmp_path / "store"))
-        with pytest.raises(ConsensusError, match="the store has applied entry .* but the log ends at"):
+        with pytest.raises(ConsensusError, match=r"the store has applied entry .* but the log ends at"):
             Consensus("one", log, store)
 
     asyncio.run(scenario())

@@ -182,6 +182,7 @@ def test_a_worker_whose_lease_runs_out_is_lost_and_its_job_tried_elsewhere(tmp_p
             twice = await submit(plane, retry=Retry(max_attempts=2, delay_s=0.01))
             await silent.register(plane.worker_socket)
             assert (await silent.assigned()).attempt == 1
+            assert (await silent.expect(wire.Refused)).code == "superseded"
             await other.register(plane.worker_socket)
             item = await other.assigned()
             assert (item.job, item.attempt) == (twice.id, 2)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from jobs import jobs, keys, records
 from jobs.jobs import Refusal
-from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, is_job_id, uuid7
+from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, WorkerId, is_job_id, uuid7
 from jobs.protocol.model import JobState, JobSubmit, Reason, Retry, StreamInfo
 from jobs.protocol.wire import Outcome
 from jobs.records import JobRecord
@@ -186,3 +186,11 @@ def test_uuid7_has_the_form_of_rfc_9562_and_sorts_by_time() -> None:
     assert uuid7(5, (1 << 74) - 1) < uuid7(6, 0)
     for bad in (rfc.upper(), rfc[:-1], rfc.replace("-7", "-4"), rfc + "\n", "../../etc"):
         assert not is_job_id(JobId(bad))
+
+
+def test_ids_sort_in_the_order_they_were_made_whatever_the_clock_does() -> None:
+    source = JobIdSource()
+    times = [5] * 10_000 + [3] * 10 + [6, 5, 1_000_000, 7]
+    made = [source.next(unix_ms, (1 << 62) - 1 - number) for number, unix_ms in enumerate(times)]
+    assert made == sorted(set(made))
+    assert all(is_job_id(job) for job in made)

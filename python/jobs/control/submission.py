@@ -15,7 +15,7 @@ from jobs.consensus import Consensus
 from jobs.control.dispatch import Dispatcher
 from jobs.control.transitions import Change, Transitions, check, view, write_ops
 from jobs.errors import IdempotencyConflict, InternalError, QueueFull
-from jobs.protocol.ids import JobId, Revision, uuid7
+from jobs.protocol.ids import JobId, JobIdSource, Revision
 from jobs.protocol.model import JobSubmit, Submitted
 from jobs.records import IdempotencyRecord, JobRecord
 from jobs.service import Caller
@@ -54,6 +54,7 @@ class Submission:
         self._transitions = transitions
         self._dispatcher = dispatcher
         self._max_pending = max_pending
+        self._ids = JobIdSource()
         self.submitted_total = 0
 
     async def submit(self, caller: Caller, submitted: Sequence[JobSubmit]) -> list[Submitted]:
@@ -90,7 +91,7 @@ class Submission:
         check_spec_size(len(spec) - 1, where)
         return _New(
             index=index,
-            id=uuid7(now_ms, secrets.randbits(74)),
+            id=self._ids.next(now_ms, secrets.randbits(62)),
             record=jobs.on_submit(job, owner, now_ms),
             spec=spec,
             idempotency_key=None if job.idempotency_key is None else keys.idempotency(owner, job.idempotency_key),
