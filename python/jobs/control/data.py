@@ -141,7 +141,7 @@ class Data:
         )
 
     async def lease_revoke(self, caller: Caller, lease: int) -> None:
-        self._leases.remaining_s(LeaseId(lease))
+        self._leases.check(LeaseId(lease))
         await self._leases.revoke(LeaseId(lease))
 
     async def _write(self, txn: Txn) -> KvTxnResult:

@@ -49,11 +49,15 @@ class Leases:
         """Start the lease's time anew. Raises LeaseNotFound for one that is not there and no `ttl_s` given."""
         if ttl_s is not None:
             self._ttl_s[lease] = ttl_s
-        elif lease not in self._ttl_s:
-            raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
+        self.check(lease)
         self._deadline[lease] = self._loop.time() + self._ttl_s[lease]
         if lease not in self._timers:
             self._timers[lease] = self._loop.call_at(self._deadline[lease], self._check, lease)
+
+    def check(self, lease: LeaseId) -> None:
+        """Raise LeaseNotFound unless the lease is there."""
+        if lease not in self._ttl_s:
+            raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
 
     def remaining_s(self, lease: LeaseId) -> float:
         return max(0.0, self._deadline[lease] - self._loop.time())
