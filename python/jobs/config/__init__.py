@@ -1,0 +1,23 @@
+"""Configuration of nodes and workers. Imports pydantic, so only those processes and `check-config` import it."""
+
+from jobs.config.load import (
+    DEFAULT_FILE,
+    FILE_VARIABLE,
+    ConfigError,
+    Problem,
+    check_config,
+    load_config,
+)
+from jobs.config.model import Logging, NodeConfig, ShellWorker
+
+__all__ = [
+    "DEFAULT_FILE",
+    "FILE_VARIABLE",
+    "ConfigError",
+    "Logging",
+    "NodeConfig",
+    "Problem",
+    "ShellWorker",
+    "check_config",
+    "load_config",
+]

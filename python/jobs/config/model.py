@@ -1,0 +1,292 @@
+"""The configuration of a node and its workers as one closed, frozen model; docs/config.md is generated from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX: Final = "JOBS_"
+ENV_DELIMITER: Final = "__"
+
+MAX_LAUNCHER_SLOTS: Final = 4_096
+
+
+def _permissions(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"(0o)?[0-7]{1,4}", value):
+        value = int(value, 8)
+    if type(value) is not int or not 0 <= value <= 0o777:
+        raise ValueError('permission bits are octal, as in "0660" or 0o660')
+    return value
+
+
+def _host_name() -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:63].lstrip("._-")
+    return name or "node"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
+"""A number of bytes, or text such as "64MiB"."""
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
+FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
+"""Permission bits, as octal text ("0660") or TOML octal (0o660)."""
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$")]
+Label: TypeAlias = Annotated[str, Field(max_length=256)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, hide_input_in_errors=True
+    )
+
+
+class Node(_Section):
+    """Who this node is and where it keeps its things."""
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(default_factory=_host_name)
+    """Name of this node, unique in its cluster. By default the host name."""
+    data_dir: Path = Path("/var/lib/jobs")
+    """What has to survive a restart: the log and the store."""
+    run_dir: Path = Path("/run/jobs")
+    """What need not: the sockets."""
+
+
+class Api(_Section):
+    """The Unix socket that clients connect to."""
+
+    socket: Path | None = None
+    """By default `api.sock` in `node.run_dir`."""
+    mode: FileMode = 0o660
+    """Permission bits of the socket."""
+    group: str | None = None
+    """Group that owns the socket, so that its members may connect. By default the node's own group."""
+    admin_group: str | None = "jobs-admin"
+    """Members see and cancel every job and drain workers, as do root and the node's own user; others see their own."""
+    max_connections: Annotated[int, Field(ge=1, le=65_536)] = 4_096
+    """Connections at a time; one more is closed at once."""
+    max_body_bytes: Annotated[Bytes, Field(ge=1 << 10, le=64 << 20)] = ByteSize(10 << 20)
+    """Largest request body; a larger one is answered with 413."""
+    request_timeout_s: Seconds = 30.0
+    """A request has to arrive within this time; otherwise 408."""
+
+
+class WorkerSocket(_Section):
+    """The Unix socket that workers of this machine connect to."""
+
+    path: Path | None = None
+    """By default `worker.sock` in `node.run_dir`."""
+    mode: FileMode = 0o660
+    """Permission bits of the socket."""
+    group: str | None = None
+    """Group that owns the socket. By default the node's own group."""
+    users: tuple[str, ...] = ()
+    """Users, by name or number, that may register workers besides root and the node's own user."""
+
+
+class Store(_Section):
+    """The key-value store."""
+
+    max_bytes: Annotated[Bytes, Field(ge=16 << 20, le=1 << 44)] = ByteSize(32 << 30)
+    """Above this nothing new is accepted (507); what is accepted already still finishes."""
+    history_revisions: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 200_000
+    """Revisions that reads and watches can go back; older history is dropped."""
+
+
+class Log(_Section):
+    """The replicated write-ahead log."""
+
+    segment_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 30)] = ByteSize(64 << 20)
+    """Size of one file of the log, allocated at once."""
+    snapshot_log_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 40)] = ByteSize(256 << 20)
+    """A log larger than this is cut after a snapshot of the store has been written."""
+
+
+class Queue(_Section):
+    """Bounds of what may wait."""
+
+    max_pending: Annotated[int, Field(ge=1, le=100_000_000)] = 2_000_000
+    """Jobs that may wait; one more is refused with 429."""
+
+
+class Raft(_Section):
+    """Times of the consensus between nodes."""
+
+    heartbeat_s: Annotated[float, Field(ge=0.01, le=10)] = 0.1
+    """The leader makes itself heard this often."""
+    election_min_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    """Without a leader for this long at least, a member stands for election."""
+    election_max_s: Annotated[float, Field(ge=0.05, le=60)] = 1.5
+    """The longest such wait; each is drawn anew between the two."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Raft:
+        if self.election_min_s < 2 * self.heartbeat_s:
+            raise ValueError(f"election_min_s must be at least twice heartbeat_s, that is {2 * self.heartbeat_s} s")
+        if self.election_max_s <= self.election_min_s:
+            raise ValueError(f"election_max_s must be greater than election_min_s, {self.election_min_s} s")
+        return self
+
+
+class Logging(_Section):
+    """The program's own log, on standard error."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    """One JSON object a line, or lines for people; `auto` is `console` on a terminal and `json` elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is written."""
+
+
+class ShellLimits(_Section):
+    """What one job may use unless it says otherwise; without a value there is no limit."""
+
+    memory_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] | None = None
+    """Memory of all its processes together (per process where there is no cgroup)."""
+    pids: Annotated[int, Field(ge=1, le=4_194_304)] | None = 1_024
+    """Processes and threads."""
+    open_files: Annotated[int, Field(ge=16, le=1 << 20)] = 4_096
+    """Open files of each process."""
+    file_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] | None = None
+    """Size of each file it writes."""
+    tmp_bytes: Annotated[Bytes, Field(ge=1 << 16, le=1 << 50)] = ByteSize(256 << 20)
+    """Size of the memory file system that holds its directory and /tmp."""
+    output_bytes: Annotated[Bytes, Field(ge=0, le=1 << 30)] = ByteSize(64 << 20)
+    """Standard output and error kept; the rest is counted and dropped."""
+    cpu_s: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Processor time of each process."""
+
+
+class ShellCaps(_Section):
+    """The most that a job may ask for; one that asks for more fails as `invalid_payload`. Without a value: no cap."""
+
+    memory_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] | None = None
+    """Cap of `memory_bytes`."""
+    pids: Annotated[int, Field(ge=1, le=4_194_304)] | None = None
+    """Cap of `pids`."""
+    open_files: Annotated[int, Field(ge=16, le=1 << 20)] | None = None
+    """Cap of `open_files`."""
+    file_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] | None = None
+    """Cap of `file_bytes`."""
+    tmp_bytes: Annotated[Bytes, Field(ge=1 << 16, le=1 << 50)] | None = None
+    """Cap of `tmp_bytes`."""
+    output_bytes: Annotated[Bytes, Field(ge=0, le=1 << 30)] | None = None
+    """Cap of `output_bytes`."""
+    cpu_s: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
+    """Cap of `cpu_s`."""
+
+
+class ShellWorker(_Section):
+    """The worker that runs commands (`jobs-worker --type shell`)."""
+
+    name: Name | None = None
+    """Name of the worker, the same after a restart. By default `shell-` and the node's id."""
+    slots: Annotated[int, Field(ge=1, le=MAX_LAUNCHER_SLOTS)] = Field(default_factory=_cores)
+    """Jobs at a time. By default one a core."""
+    labels: Annotated[dict[Name, Label], Field(max_length=64)] = {}
+    """What jobs can require of the worker, such as `gpu = "yes"`."""
+    cpu_milli: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(default_factory=lambda: 1_000 * _cores())
+    """Thousandths of a core that jobs can require in all. By default what the machine has."""
+    memory_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = Field(default_factory=lambda: ByteSize(_memory_bytes()))
+    """Memory that jobs can require in all. By default what the machine has."""
+    sandbox: Literal["strict", "standard", "none"] = "strict"
+    """Weakest isolation that is accepted; where it is missing, jobs fail as `sandbox_unavailable`."""
+    allow_host_network: bool = False
+    """Let jobs ask for the network of the host, with the weaker isolation that this means."""
+    read_only_paths: tuple[Path, ...] = ()
+    """Paths of the host that jobs see, read-only, besides the system's own."""
+    cgroup: Path | None = None
+    """Delegated cgroup v2 directory to put jobs in. By default the one that the worker runs in, if it is delegated."""
+    uid_base: Annotated[int, Field(ge=1_000, le=0xFFFF_0000)] = 0x7000_0000
+    """First of the uids and gids that jobs get when the worker is started as root; nobody else may use them."""
+    uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
+    """How many uids and gids there are from `uid_base`: one a slot and one more."""
+    grace_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0
+    """From SIGTERM to SIGKILL when a job is ended, unless the job says otherwise."""
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """When the worker is stopped, running jobs have this long to finish before they are ended."""
+    limits: ShellLimits = ShellLimits()
+    """Limits of a job that does not ask for others."""
+    max_limits: ShellCaps = ShellCaps()
+    """The most that a job may ask for."""
+
+    @model_validator(mode="after")
+    def _enough_uids(self) -> ShellWorker:
+        if self.slots >= self.uid_count:
+            raise ValueError(f"uid_count must be greater than slots, that is at least {self.slots + 1}")
+        if any(not path.is_absolute() for path in self.read_only_paths):
+            raise ValueError("read_only_paths must be absolute")
+        return self
+
+
+class Workers(_Section):
+    """Workers, by type."""
+
+    lease_s: Annotated[float, Field(ge=1, le=3_600)] = 10.0
+    """Without a sign of life for this long a worker is lost and its jobs are given to others."""
+    shell: ShellWorker = ShellWorker()
+    """The worker that runs commands."""
+
+
+class NodeConfig(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+    )
+
+    node: Node = Node()
+    """This node."""
+    api: Api = Api()
+    """Clients."""
+    worker_socket: WorkerSocket = WorkerSocket()
+    """Workers of this machine."""
+    store: Store = Store()
+    """The key-value store."""
+    log: Log = Log()
+    """The write-ahead log."""
+    queue: Queue = Queue()
+    """What waits."""
+    raft: Raft = Raft()
+    """Consensus."""
+    logging: Logging = Logging()
+    """The program's own log."""
+    workers: Workers = Workers()
+    """Workers by type."""
+
+    @property
+    def api_socket(self) -> Path:
+        return self.api.socket or self.node.run_dir / "api.sock"
+
+    @property
+    def worker_socket_path(self) -> Path:
+        return self.worker_socket.path or self.node.run_dir / "worker.sock"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.node.data_dir / "log"
+
+    @property
+    def store_dir(self) -> Path:
+        return self.node.data_dir / "store"
+
+
+def embedded_defaults(directory: Path) -> dict[str, Any]:
+    """Return what takes the place of the defaults when node and workers live in `directory`."""
+    return {"node": {"data_dir": directory / "data", "run_dir": directory}}
