@@ -1,1 +1,20 @@
-//! placeholder
+//! Starts, watches and ends isolated commands: a request becomes a plan (pure), the plan a process in its own world.
+//!
+//! [`launcher::serve`] is the body of the launcher process; see docs/sandbox.md for what isolates a job and how.
+
+mod cgroup;
+mod child;
+pub mod host;
+mod identity;
+mod job;
+mod landlock;
+pub mod launcher;
+mod netns;
+mod outcome;
+mod output;
+mod plan;
+mod protocol;
+mod seccomp;
+mod spawn;
+mod syscall;
+mod view;

@@ -1,0 +1,396 @@
+//! A job's side of the start: from the fresh namespaces to the program, and the first process that stays behind.
+//!
+//! Everything here runs in a clone of the launcher, so it neither allocates nor drops; all it needs is in [`Prepared`].
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, mkdir, mkdirat, open, openat};
+use rustix::io::{Errno, write};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::process::{
+    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit, setsid,
+};
+use rustix::system::sethostname;
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags,
+    clear_ambient_capability_set, move_into_link_name_space, remove_capability_from_bounding_set, set_capabilities,
+    set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::plan::{JOB_ID, PlannedFile};
+use crate::syscall::{self, Instruction, PointerList};
+
+/// Where the job's memory file system is mounted in its view; /work, /tmp and /dev/shm are parts of it.
+pub const SCRATCH: &CStr = c"/.job";
+const HOST_NAME: &[u8] = b"job";
+/// What /proc tells of the kernel that a job need not know, or lets it do: covered by /dev/null.
+const MASKED: &[&CStr] = &[
+    c"/proc/kcore",
+    c"/proc/keys",
+    c"/proc/timer_list",
+    c"/proc/sysrq-trigger",
+];
+const READ_ONLY: &[&CStr] = &[c"/proc/sys"];
+/// Number that the report's descriptor gets in the first process, which keeps no other.
+const REPORT_FD: i32 = 0;
+
+macro_rules! steps {
+    ($($name:ident => $words:literal,)*) => {
+        /// What the child was doing when it failed; `Ended` when it did not.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Step { $($name,)* }
+
+        impl Step {
+            const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The step in words.
+            #[must_use]
+            pub const fn words(self) -> &'static str {
+                match self { $(Self::$name => $words,)* }
+            }
+        }
+    };
+}
+
+steps! {
+    Ended => "end",
+    Network => "enter the network namespace",
+    HostName => "set the host name",
+    Proc => "mount /proc",
+    ProcMasks => "mask parts of /proc",
+    Scratch => "mount the job's memory file system",
+    Identity => "take the slot's uid and gid",
+    Directories => "make the job's directories",
+    Files => "write the job's files",
+    UserNamespace => "enter the user namespace",
+    IdMaps => "map the job's uid and gid",
+    Privileges => "drop capabilities",
+    Landlock => "restrict the job by Landlock",
+    Seccomp => "install the seccomp filter",
+    ParentDeath => "bind the job's life to the launcher's",
+    Fork => "start the job's process",
+    Standard => "connect stdin, stdout and stderr",
+    Limits => "set resource limits",
+    WorkingDirectory => "enter the working directory",
+    Execute => "execute",
+}
+
+/// What the first process reports through its pipe: one record, written at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The job's program never ran: what failed, and how.
+    Failed(Step, Errno),
+    /// The job's main process ended with this wait status.
+    Ended(i32),
+}
+
+/// Size of a report.
+pub const REPORT_BYTES: usize = 5;
+
+impl Report {
+    fn to_bytes(self) -> [u8; REPORT_BYTES] {
+        let (step, value) = match self {
+            Self::Failed(step, errno) => (step, errno.raw_os_error()),
+            Self::Ended(status) => (Step::Ended, status),
+        };
+        let [a, b, c, d] = value.to_le_bytes();
+        [step as u8, a, b, c, d]
+    }
+
+    /// Reads what `to_bytes` wrote.
+    #[must_use]
+    pub fn from_bytes([step, a, b, c, d]: [u8; REPORT_BYTES]) -> Option<Self> {
+        let value = i32::from_le_bytes([a, b, c, d]);
+        match Step::ALL.get(usize::from(step))? {
+            Step::Ended => Some(Self::Ended(value)),
+            step => Some(Self::Failed(*step, Errno::from_raw_os_error(value))),
+        }
+    }
+}
+
+/// All that the child needs, made before it is cloned.
+pub struct Prepared<'a> {
+    /// pidfd of the launcher.
+    pub launcher: BorrowedFd<'a>,
+    /// Network namespace to enter; none means the launcher's.
+    pub network: Option<BorrowedFd<'a>>,
+    /// Where the report goes.
+    pub report: BorrowedFd<'a>,
+    /// stdin, stdout, stderr.
+    pub standard: [BorrowedFd<'a>; 3],
+    /// uid and gid of the job, as the launcher's user namespace sees them.
+    pub identity: u32,
+    /// Content of the job's uid and gid map.
+    pub id_map: &'a [u8],
+    /// Mount options of the memory file system.
+    pub scratch_options: &'a CStr,
+    /// Content of the script, if there is one.
+    pub script: Option<&'a [u8]>,
+    /// Files with their content.
+    pub files: &'a [(&'a PlannedFile, &'a [u8])],
+    /// Limits of each process.
+    pub limits: &'a [(Resource, Rlimit)],
+    /// Landlock rules, if the kernel has it.
+    pub landlock: Option<&'a crate::landlock::Rules>,
+    /// The filter.
+    pub seccomp: &'a [Instruction],
+    /// Programs to try.
+    pub candidates: &'a [CString],
+    /// Arguments.
+    pub argv: &'a PointerList<'a>,
+    /// Environment.
+    pub environment: &'a PointerList<'a>,
+    /// Directory to start in.
+    pub working_directory: &'a CStr,
+}
+
+type Outcome<T = ()> = Result<T, (Step, Errno)>;
+
+trait During<T> {
+    fn during(self, step: Step) -> Outcome<T>;
+}
+
+impl<T> During<T> for Result<T, Errno> {
+    fn during(self, step: Step) -> Outcome<T> {
+        self.map_err(|errno| (step, errno))
+    }
+}
+
+/// Sets up the job's world, starts its program, waits for its end and reports it. Being the first process of the pid
+/// namespace, its own end makes the kernel kill whatever else runs there.
+pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
+    let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), |main| wait_for(main));
+    // If nobody reads it any more, nobody needs it.
+    let _ = write(syscall::borrow_fd(REPORT_FD), &report.to_bytes());
+    syscall::exit_now(0)
+}
+
+/// Sets up the job's world without starting anything in it, and reports how that went.
+pub fn rehearse(prepared: &Prepared<'_>) -> ! {
+    let report = set_up(prepared).map_or_else(|(step, errno)| Report::Failed(step, errno), |()| Report::Ended(0));
+    let _ = write(prepared.report, &report.to_bytes());
+    syscall::exit_now(0)
+}
+
+fn start(prepared: &Prepared<'_>, stack: &mut [u8]) -> Outcome<Pid> {
+    let result = set_up(prepared);
+    let mut failure = None;
+    let forked = result
+        .and_then(|()| syscall::vfork(stack, &mut || failure = become_program(prepared).err()).during(Step::Fork));
+    // Only now: the program's process has copies of the descriptors that it needs.
+    let kept = syscall::duplicate_to(prepared.report, REPORT_FD).and_then(|()| syscall::close_from(1));
+    kept.during(Step::Standard)?;
+    let main = forked?;
+    failure.map_or(Ok(main), Err)
+}
+
+fn wait_for(main: Pid) -> Report {
+    loop {
+        while let Some((pid, status)) = syscall::reap_any() {
+            if pid == main.as_raw_nonzero().get() {
+                return Report::Ended(status);
+            }
+        }
+        // SIGTERM from outside of the namespace is the launcher's; one from the job itself is the job's mistake.
+        if syscall::wait_for_signal() == (libc::SIGTERM, 0) {
+            syscall::signal_everyone(libc::SIGTERM);
+            syscall::signal_everyone(libc::SIGCONT);
+        }
+    }
+}
+
+fn set_up(prepared: &Prepared<'_>) -> Outcome {
+    if let Some(network) = prepared.network {
+        move_into_link_name_space(network, Some(LinkNameSpaceType::Network)).during(Step::Network)?;
+    }
+    sethostname(HOST_NAME).during(Step::HostName)?;
+    mount_views(prepared)?;
+    write_files(prepared).during(Step::Files)?;
+    become_unprivileged(prepared)?;
+    if let Some(rules) = prepared.landlock {
+        rules.apply().during(Step::Landlock)?;
+    }
+    // Cleared by every change of identity, so it comes after the last; then the launcher may be gone already.
+    set_parent_process_death_signal(Some(Signal::KILL)).during(Step::ParentDeath)?;
+    let mut launcher = [PollFd::from_borrowed_fd(prepared.launcher, PollFlags::IN)];
+    if poll(&mut launcher, Some(&Timespec::default())).during(Step::ParentDeath)? > 0 {
+        syscall::exit_now(1);
+    }
+    syscall::set_seccomp_filter(prepared.seccomp).during(Step::Seccomp)
+}
+
+fn mount_views(prepared: &Prepared<'_>) -> Outcome {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(c"proc", c"/proc", c"proc", flags, Some(c"hidepid=2")).during(Step::Proc)?;
+    mask_proc(flags).during(Step::ProcMasks)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount(c"job", SCRATCH, c"tmpfs", flags, Some(prepared.scratch_options)).during(Step::Scratch)?;
+    set_thread_res_gid(
+        Gid::from_raw(prepared.identity),
+        Gid::from_raw(prepared.identity),
+        Gid::from_raw(prepared.identity),
+    )
+    .during(Step::Identity)?;
+    set_thread_res_uid(
+        Uid::from_raw(prepared.identity),
+        Uid::from_raw(prepared.identity),
+        Uid::from_raw(prepared.identity),
+    )
+    .during(Step::Identity)?;
+    for (part, target, mode) in [
+        (c"/.job/work", c"/work", 0o755),
+        (c"/.job/tmp", c"/tmp", 0o1777),
+        (c"/.job/shm", c"/dev/shm", 0o1777),
+    ] {
+        mkdir(part, Mode::from_raw_mode(mode)).during(Step::Directories)?;
+        mount_bind(part, target).during(Step::Directories)?;
+    }
+    Ok(())
+}
+
+fn mask_proc(flags: MountFlags) -> Result<(), Errno> {
+    for path in MASKED {
+        match mount_bind(c"/dev/null", *path) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    for path in READ_ONLY {
+        mount_bind(*path, *path)?;
+        mount_remount(*path, flags | MountFlags::BIND | MountFlags::RDONLY, c"")?;
+    }
+    Ok(())
+}
+
+fn write_files(prepared: &Prepared<'_>) -> Result<(), Errno> {
+    if let Some(script) = prepared.script {
+        let scratch = open(
+            SCRATCH,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        write_file(scratch.as_fd(), c"script", script)?;
+    }
+    if prepared.files.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for (file, content) in prepared.files {
+        let mut directory = openat(CWD, c"/work", flags, Mode::empty())?;
+        for name in &file.directories {
+            match mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            directory = openat(&directory, name.as_c_str(), flags, Mode::empty())?;
+        }
+        write_file(directory.as_fd(), &file.name, content)?;
+    }
+    Ok(())
+}
+
+fn write_file(directory: BorrowedFd<'_>, name: &CStr, mut content: &[u8]) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(directory, name, flags, Mode::from_raw_mode(0o755))?;
+    while !content.is_empty() {
+        content = &content[write(&file, content)?..];
+    }
+    Ok(())
+}
+
+fn become_unprivileged(prepared: &Prepared<'_>) -> Outcome {
+    // A change of uid makes /proc/self root's, who is not us.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).during(Step::UserNamespace)?;
+    syscall::unshare(UnshareFlags::NEWUSER).during(Step::UserNamespace)?;
+    for (path, content) in [
+        (c"/proc/self/setgroups", b"deny".as_slice()),
+        (c"/proc/self/gid_map", prepared.id_map),
+        (c"/proc/self/uid_map", prepared.id_map),
+    ] {
+        let file = open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).during(Step::IdMaps)?;
+        write(&file, content).during(Step::IdMaps)?;
+    }
+    // No other process of the job may look into this one; exec gives the program its own answer.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).during(Step::Privileges)?;
+    drop_capabilities().during(Step::Privileges)
+}
+
+fn drop_capabilities() -> Result<(), Errno> {
+    for bit in 0..u64::BITS {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+            Ok(()) => {}
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    clear_ambient_capability_set()?;
+    let ambient_locked = CapabilitiesSecureBits::from_bits_retain(0b1100_0000);
+    set_capabilities_secure_bits(
+        CapabilitiesSecureBits::NO_ROOT
+            | CapabilitiesSecureBits::NO_ROOT_LOCKED
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP
+            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
+            | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
+            | ambient_locked,
+    )?;
+    let none = CapabilitySet::empty();
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )
+}
+
+/// Becomes the job's program; returns only if that fails.
+fn become_program(prepared: &Prepared<'_>) -> Outcome<Infallible> {
+    setsid().during(Step::Fork)?;
+    for (fd, number) in prepared.standard.iter().zip(0..) {
+        syscall::duplicate_to(*fd, number).during(Step::Standard)?;
+    }
+    syscall::close_from(3).during(Step::Standard)?;
+    chdir(prepared.working_directory).during(Step::WorkingDirectory)?;
+    for (resource, limit) in prepared.limits {
+        setrlimit(*resource, limit.clone()).during(Step::Limits)?;
+    }
+    syscall::unblock_signals();
+    let mut errno = Errno::NOENT;
+    for path in prepared.candidates {
+        match syscall::execute(path, prepared.argv, prepared.environment) {
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => errno = Errno::ACCESS,
+            other => return Err((Step::Execute, other)),
+        }
+    }
+    Err((Step::Execute, errno))
+}
+
+/// Content of a uid or gid map that gives the one id of the launcher's namespace to the job.
+#[must_use]
+pub fn id_map(identity: u32) -> Vec<u8> {
+    format!("{JOB_ID} {identity} 1\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        for report in [
+            Report::Ended(0),
+            Report::Ended(0x8b),
+            Report::Failed(Step::Execute, Errno::NOENT),
+        ] {
+            assert_eq!(Report::from_bytes(report.to_bytes()), Some(report));
+        }
+        assert_eq!(Report::from_bytes([200, 0, 0, 0, 0]), None);
+    }
+}

@@ -1,0 +1,286 @@
+//! One running job in the launcher: its pipes, its clock and its end.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::io::{Errno, read};
+use rustix::process::{Signal, pidfd_send_signal};
+
+use crate::child::{REPORT_BYTES, Report};
+use crate::outcome::{Evidence, judge};
+use crate::output::{Output, Stream};
+use crate::plan::Plan;
+use crate::protocol::{Event, Level, Outcome, Reason, Spawn, encode};
+use crate::spawn::Process;
+use crate::syscall;
+
+const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+const NEVER: Duration = Duration::from_secs(1 << 32);
+
+/// Why and when a job is ended.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    reason: Reason,
+    kill_at: Option<Instant>,
+}
+
+/// A job that has been started.
+pub struct Job {
+    id: String,
+    attempt: u32,
+    program: String,
+    working_directory: String,
+    level: Level,
+    process: Process,
+    output: Output,
+    announced: bool,
+    started: Instant,
+    started_ms: u64,
+    timeout_s: Option<f64>,
+    timeout_at: Option<Instant>,
+    grace: Duration,
+    ending: Option<Ending>,
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A duration from outside: negative ones and what is no number are none, endless ones very long.
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0))
+        .unwrap_or(NEVER)
+        .min(NEVER)
+}
+
+impl Job {
+    /// Takes charge of a process that was started at `started` for `spawn`.
+    #[must_use]
+    pub fn new(spawn: &Spawn, plan: &Plan, process: Process, window_bytes: usize, started: Instant) -> Self {
+        Self {
+            id: spawn.job.clone(),
+            attempt: spawn.attempt,
+            program: spawn.argv.first().map_or("/bin/sh", String::as_str).to_owned(),
+            working_directory: plan.working_directory.to_string_lossy().into_owned(),
+            level: plan.level,
+            process,
+            output: Output::new(spawn.limits.output_bytes, window_bytes),
+            announced: false,
+            started,
+            started_ms: unix_ms(),
+            timeout_s: spawn.timeout_s,
+            timeout_at: spawn.timeout_s.map(|timeout_s| started + duration(timeout_s)),
+            grace: duration(spawn.grace_s),
+            ending: None,
+        }
+    }
+
+    /// Whether this is the attempt of the job.
+    #[must_use]
+    pub fn is(&self, id: &str, attempt: u32) -> bool {
+        self.id == id && self.attempt == attempt
+    }
+
+    /// Readable once nothing of the job runs any more.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.pidfd.as_fd()
+    }
+
+    /// Our end of stdout (0) or stderr (1), while the job holds the other.
+    #[must_use]
+    pub fn pipe(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.process.pipes[index].as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the pipes are to be read now.
+    #[must_use]
+    pub fn wants_output(&self) -> bool {
+        self.output.wants_more()
+    }
+
+    /// Notes that `count` bytes of output are safe.
+    pub fn acknowledge(&mut self, count: usize) {
+        self.output.acknowledge(count);
+    }
+
+    /// Reads once from a pipe, whose end closes it; returns whether there may be more at once.
+    pub fn read_pipe(&mut self, index: usize, buffer: &mut [u8], now: Instant) -> bool {
+        let Some(pipe) = &self.process.pipes[index] else {
+            return false;
+        };
+        match read(pipe, &mut *buffer) {
+            Ok(count) if count > 0 => {
+                self.output.push(STREAMS[index], &buffer[..count], now);
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => false,
+            Ok(_) | Err(_) => {
+                self.process.pipes[index] = None;
+                false
+            }
+        }
+    }
+
+    /// When [`Self::on_time`] has to be called next.
+    #[must_use]
+    pub fn next_time(&self) -> Option<Instant> {
+        let announce_at = (!self.announced).then(|| self.started + crate::output::FLUSH_AFTER);
+        let end_at = match self.ending {
+            None => self.timeout_at,
+            Some(ending) => ending.kill_at,
+        };
+        [announce_at, end_at, self.output.flush_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does what is due: flush, timeout, kill.
+    pub fn on_time(&mut self, now: Instant, outbox: &mut Vec<u8>) {
+        if !self.announced && now >= self.started + crate::output::FLUSH_AFTER {
+            self.announce(outbox);
+        }
+        if self.flush_is_due(now) {
+            self.flush(outbox);
+        }
+        match self.ending {
+            None if self.timeout_at.is_some_and(|at| at <= now) => self.end(Reason::Timeout, false, now),
+            Some(Ending { kill_at: Some(at), .. }) if at <= now => self.kill(),
+            _ => {}
+        }
+    }
+
+    /// Ends the job for `reason`: SIGTERM and after its grace SIGKILL, or SIGKILL `at_once`. The first reason stands; a
+    /// later call can only hasten the end.
+    pub fn end(&mut self, reason: Reason, at_once: bool, now: Instant) {
+        let first = self.ending.is_none();
+        if first {
+            self.ending = Some(Ending {
+                reason,
+                kill_at: Some(now + self.grace),
+            });
+        }
+        if at_once || self.grace.is_zero() {
+            self.kill();
+        } else if first {
+            // The namespace's first process passes it on to all others.
+            let _ = pidfd_send_signal(&self.process.pidfd, Signal::TERM);
+        }
+    }
+
+    /// Kills everything of the job. Its end is seen by the pidfd.
+    pub fn kill(&mut self) {
+        if let Some(ending) = &mut self.ending {
+            ending.kill_at = None;
+        }
+        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        if let Some(cgroup) = &self.process.cgroup {
+            cgroup.kill();
+        }
+    }
+
+    fn announce(&mut self, outbox: &mut Vec<u8>) {
+        self.announced = true;
+        let pid = self.process.pid.as_raw_nonzero().get();
+        encode(
+            &Event::Started {
+                job: &self.id,
+                attempt: self.attempt,
+                pid,
+                started_ms: self.started_ms,
+            },
+            outbox,
+        );
+    }
+
+    /// Whether output has to be sent now.
+    #[must_use]
+    pub fn flush_is_due(&self, now: Instant) -> bool {
+        self.output.flush_at().is_some_and(|at| at <= now)
+    }
+
+    /// Sends what output there is.
+    pub fn flush(&mut self, outbox: &mut Vec<u8>) {
+        let segments = self.output.segments();
+        encode(
+            &Event::Output {
+                job: &self.id,
+                attempt: self.attempt,
+                segments,
+            },
+            outbox,
+        );
+        self.output.sent();
+    }
+
+    /// Reads what is left in the pipes, judges the end and reports it. Everything of the job has ended.
+    pub fn finish(mut self, buffer: &mut [u8], now: Instant, outbox: &mut Vec<u8>) {
+        for index in 0..STREAMS.len() {
+            while self.read_pipe(index, buffer, now) {
+                if self.flush_is_due(now) {
+                    self.flush(outbox);
+                }
+            }
+        }
+        let usage = syscall::reap(self.pidfd()).unwrap_or_default();
+        let account = self
+            .process
+            .cgroup
+            .as_ref()
+            .map(crate::cgroup::JobCgroup::account)
+            .unwrap_or_default();
+        let verdict = judge(&Evidence {
+            ended_for: self.ending.map(|ending| ending.reason),
+            timeout_s: self.timeout_s,
+            report: self.report(),
+            out_of_memory: account.out_of_memory,
+            out_of_pids: account.out_of_pids,
+            program: &self.program,
+            working_directory: &self.working_directory,
+        });
+        let [stdout, stderr] = self.output.totals();
+        let wall = now.saturating_duration_since(self.started);
+        let outcome = Outcome {
+            reason: verdict.reason,
+            message: verdict.message,
+            exit_code: verdict.exit_code,
+            signal: verdict.signal,
+            started_ms: self.started_ms,
+            finished_ms: unix_ms(),
+            wall_s: wall.as_secs_f64(),
+            cpu_user_s: usage.user_s,
+            cpu_system_s: usage.system_s,
+            peak_memory_bytes: account.peak_bytes.unwrap_or(usage.peak_bytes),
+            sandbox: self.level,
+            stdout,
+            stderr,
+        };
+        let segments = self.output.segments();
+        encode(
+            &Event::Exited {
+                job: &self.id,
+                attempt: self.attempt,
+                outcome,
+                segments,
+            },
+            outbox,
+        );
+    }
+
+    /// What the first process reported before its end.
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        let mut bytes = [0; REPORT_BYTES];
+        let count = read(&self.process.report, &mut bytes).unwrap_or(0);
+        if count == REPORT_BYTES {
+            Report::from_bytes(bytes)
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The launcher's loop: requests in, processes and pipes watched, events out. One thread; never blocks on a job.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::{Errno, ioctl_fionbio, read};
+use rustix::net::{SendFlags, send};
+use rustix::process::umask;
+
+use crate::cgroup::Subtree;
+use crate::child::Report;
+use crate::host::{self, Feature};
+use crate::identity;
+use crate::job::{Job, unix_ms};
+use crate::netns::NetworkPool;
+use crate::outcome::{Evidence, judge};
+use crate::plan::{self, Means, Refusal};
+use crate::protocol::{
+    Configure, Decoder, End, Event, Level, Outcome, PROTOCOL_VERSION, Reason, Request, Spawn, StreamInfo, encode,
+};
+use crate::spawn::{Mode, Spawner};
+use crate::{syscall, view};
+
+const READ_BYTES: usize = 64 << 10;
+const MAX_SLOTS: u32 = 4096;
+/// Network namespaces that lie ready; each costs about a millisecond to make.
+const NETWORK_STOCK: u32 = 16;
+const EVENTS_AT_ONCE: usize = 256;
+const CONTROL: u64 = u64::MAX;
+
+/// Why the launcher cannot work, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum LauncherError {
+    /// The calling process has other threads, which a clone would lose.
+    #[error("the launcher needs a process of one thread, this one has {0}")]
+    Threads(usize),
+    /// Something of the host is missing or refused.
+    #[error("{0}")]
+    Host(String),
+    /// The worker's end sent nonsense.
+    #[error("the worker sent a {0}")]
+    Protocol(#[from] crate::protocol::ProtocolError),
+    /// A call that has no reason to fail.
+    #[error("{operation}: {errno}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// How it failed.
+        errno: Errno,
+    },
+}
+
+fn system(operation: &'static str) -> impl FnOnce(Errno) -> LauncherError {
+    move |errno| LauncherError::System { operation, errno }
+}
+
+/// Serves the control socket `control_fd` until its other end is closed; every job has ended when this returns.
+///
+/// # Errors
+/// [`LauncherError`]; the worker has been told, and every job has ended.
+pub fn serve(control_fd: i32) -> Result<(), LauncherError> {
+    match syscall::thread_count() {
+        Ok(1) => {}
+        Ok(count) => return Err(LauncherError::Threads(count)),
+        Err(error) => return Err(LauncherError::Host(format!("/proc: {error}"))),
+    }
+    let control = syscall::adopt(control_fd).map_err(system("control socket"))?;
+    let mut decoder = Decoder::default();
+    let Some(config) = await_configuration(&control, &mut decoder)? else {
+        return Ok(());
+    };
+    match Launcher::start(control.as_fd(), &config) {
+        Ok(mut launcher) => launcher.run(&mut decoder),
+        Err(error) => {
+            let mut frame = Vec::new();
+            encode(
+                &Event::Failed {
+                    detail: error.to_string(),
+                },
+                &mut frame,
+            );
+            let _ = send(&control, &frame, SendFlags::NOSIGNAL);
+            Err(error)
+        }
+    }
+}
+
+fn await_configuration(control: &OwnedFd, decoder: &mut Decoder) -> Result<Option<Configure>, LauncherError> {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match decoder.next()? {
+            Some(Request::Configure(config)) if config.protocol == PROTOCOL_VERSION => return Ok(Some(config)),
+            Some(Request::Configure(config)) => {
+                let (ours, theirs) = (PROTOCOL_VERSION, config.protocol);
+                return Err(LauncherError::Host(format!(
+                    "worker speaks protocol {theirs}, launcher {ours}"
+                )));
+            }
+            Some(_) => return Err(LauncherError::Host("the first request is not `configure`".into())),
+            None => {}
+        }
+        match read(control, buffer.as_mut_slice()).map_err(system("read the control socket"))? {
+            0 => return Ok(None),
+            count => decoder.feed(&buffer[..count]),
+        }
+    }
+}
+
+struct Launcher<'a> {
+    control: BorrowedFd<'a>,
+    epoll: OwnedFd,
+    spawner: Spawner,
+    means: Means,
+    window_bytes: usize,
+    jobs: Vec<Option<Job>>,
+    watching_output: Vec<bool>,
+    outbox: Vec<u8>,
+    sent: usize,
+    blocked: bool,
+    buffer: Vec<u8>,
+}
+
+/// What an epoll event is about: 0 the process, 1 stdout, 2 stderr of the job in a slot.
+const fn token(slot: usize, source: u64) -> epoll::EventData {
+    epoll::EventData::new_u64((slot as u64) << 2 | source)
+}
+
+impl<'a> Launcher<'a> {
+    fn start(control: BorrowedFd<'a>, config: &Configure) -> Result<Self, LauncherError> {
+        if config.slots == 0 || config.slots > MAX_SLOTS {
+            return Err(LauncherError::Host(format!(
+                "slots: {}, possible are 1 to {MAX_SLOTS}",
+                config.slots
+            )));
+        }
+        syscall::block_signals();
+        umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let features = host::probe();
+        let level = host::level(&features);
+        if level < config.level.max(Level::Standard) {
+            return Err(LauncherError::Host(missing(&features, config.level)));
+        }
+        let (spawner, has_cgroup) = enter_sandbox(config, &features)?;
+        let means = Means {
+            level,
+            accepted: config.level,
+            allow_host_network: config.allow_host_network,
+            has_cgroup,
+        };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll"))?;
+        ioctl_fionbio(control, true).map_err(system("control socket"))?;
+        epoll::add(
+            &epoll,
+            control,
+            epoll::EventData::new_u64(CONTROL),
+            epoll::EventFlags::IN,
+        )
+        .map_err(system("epoll"))?;
+        let mut launcher = Self {
+            control,
+            epoll,
+            spawner,
+            means,
+            window_bytes: config.output_window_bytes,
+            jobs: (0..config.slots).map(|_| None).collect(),
+            watching_output: vec![false; config.slots as usize],
+            outbox: Vec::new(),
+            sent: 0,
+            blocked: false,
+            buffer: vec![0; READ_BYTES],
+        };
+        launcher.rehearse()?;
+        let words = |feature: &Feature| match feature.present {
+            true => (feature.name, feature.detail.clone()),
+            false => (feature.name, format!("missing: {}", feature.detail)),
+        };
+        let features: BTreeMap<_, _> = features.iter().map(words).collect();
+        encode(&Event::Ready { level, features }, &mut launcher.outbox);
+        Ok(launcher)
+    }
+
+    /// Sets up once all that a job gets, so that what this host refuses is known before the first job.
+    fn rehearse(&mut self) -> Result<(), LauncherError> {
+        let spawn = Spawn::rehearsal();
+        let plan = plan::plan(&spawn, &self.means).map_err(|refusal| LauncherError::Host(refusal.message))?;
+        let process = self.spawner.spawn(&spawn, &plan, 0, Mode::Rehearse);
+        let process = process.map_err(|error| LauncherError::Host(error.to_string()))?;
+        let job = Job::new(&spawn, &plan, process, self.window_bytes, Instant::now());
+        syscall::wait_readable(job.pidfd()).map_err(system("wait for the rehearsal"))?;
+        match job.report() {
+            Some(Report::Ended(0)) => {
+                syscall::reap(job.pidfd()).map_err(system("reap the rehearsal"))?;
+                Ok(())
+            }
+            report => {
+                let verdict = judge(&Evidence::of_report(report));
+                Err(LauncherError::Host(format!(
+                    "sandbox: {}",
+                    verdict.message.unwrap_or_default()
+                )))
+            }
+        }
+    }
+
+    fn run(&mut self, decoder: &mut Decoder) -> Result<(), LauncherError> {
+        let result = self.serve_until_end(decoder);
+        self.end_all();
+        result
+    }
+
+    fn serve_until_end(&mut self, decoder: &mut Decoder) -> Result<(), LauncherError> {
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+        loop {
+            if !self.send_outbox()? {
+                return Ok(());
+            }
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), self.timeout().as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(system("epoll")(errno)),
+            }
+            let now = Instant::now();
+            let mut control_is_readable = false;
+            for event in &events {
+                match event.data.u64() {
+                    CONTROL => control_is_readable = true,
+                    token => self.on_job_event((token >> 2) as usize, token & 3, now),
+                }
+            }
+            self.on_time(now);
+            // Last: a slot that was freed above is not taken by another job while events of the old one are pending.
+            if control_is_readable && !self.on_control(decoder)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let next = self.jobs.iter().flatten().filter_map(Job::next_time).min()?;
+        let left = next.saturating_duration_since(Instant::now());
+        // Rounded up to what the kernel waits in, so as not to wake a little early again and again.
+        let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
+        Some(Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        })
+    }
+
+    fn on_job_event(&mut self, slot: usize, source: u64, now: Instant) {
+        let Some(job) = self.jobs[slot].as_mut() else { return };
+        if source == 0 {
+            if let Some(job) = self.jobs[slot].take() {
+                job.finish(&mut self.buffer, now, &mut self.outbox);
+            }
+            return;
+        }
+        job.read_pipe(source as usize - 1, &mut self.buffer, now);
+        if job.flush_is_due(now) {
+            job.flush(&mut self.outbox);
+        }
+        self.watch_output(slot);
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        for job in self.jobs.iter_mut().flatten() {
+            if job.next_time().is_some_and(|at| at <= now) {
+                job.on_time(now, &mut self.outbox);
+            }
+        }
+    }
+
+    /// Watches the job's pipes exactly while there is room for what they bring.
+    fn watch_output(&mut self, slot: usize) {
+        let Some(job) = &self.jobs[slot] else { return };
+        let wanted = job.wants_output();
+        if wanted == self.watching_output[slot] {
+            return;
+        }
+        self.watching_output[slot] = wanted;
+        for (pipe, source) in [(job.pipe(0), 1), (job.pipe(1), 2)] {
+            let Some(pipe) = pipe else { continue };
+            // A watch that cannot be set leaves the job's output unread until its end, where it is read all the same.
+            let _ = match wanted {
+                true => epoll::add(&self.epoll, pipe, token(slot, source), epoll::EventFlags::IN),
+                false => epoll::delete(&self.epoll, pipe),
+            };
+        }
+    }
+
+    /// Returns false at the end of the worker.
+    fn on_control(&mut self, decoder: &mut Decoder) -> Result<bool, LauncherError> {
+        match read(self.control, self.buffer.as_mut_slice()) {
+            Ok(0) | Err(Errno::CONNRESET) => return Ok(false),
+            Ok(count) => decoder.feed(&self.buffer[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
+            Err(errno) => return Err(system("read the control socket")(errno)),
+        }
+        while let Some(request) = decoder.next()? {
+            match request {
+                Request::Configure(_) => return Err(LauncherError::Host("configured twice".into())),
+                Request::Spawn(spawn) => self.on_spawn(&spawn),
+                Request::End(end) => self.on_end(&end),
+                Request::Ack(ack) => {
+                    if let Some(slot) = self.find(&ack.job, ack.attempt) {
+                        self.jobs[slot].as_mut().expect("found").acknowledge(ack.count);
+                        self.watch_output(slot);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn find(&self, id: &str, attempt: u32) -> Option<usize> {
+        self.jobs
+            .iter()
+            .position(|job| job.as_ref().is_some_and(|job| job.is(id, attempt)))
+    }
+
+    fn on_end(&mut self, end: &End) {
+        if let Some(slot) = self.find(&end.job, end.attempt) {
+            self.jobs[slot]
+                .as_mut()
+                .expect("found")
+                .end(end.reason.into(), end.now, Instant::now());
+        }
+    }
+
+    fn on_spawn(&mut self, spawn: &Spawn) {
+        if let Err(refusal) = self.try_spawn(spawn) {
+            let now = unix_ms();
+            let outcome = Outcome {
+                reason: Some(refusal.reason),
+                message: Some(refusal.message),
+                exit_code: None,
+                signal: None,
+                started_ms: now,
+                finished_ms: now,
+                wall_s: 0.0,
+                cpu_user_s: 0.0,
+                cpu_system_s: 0.0,
+                peak_memory_bytes: 0,
+                sandbox: self.means.level,
+                stdout: StreamInfo::default(),
+                stderr: StreamInfo::default(),
+            };
+            let (job, attempt) = (spawn.job.as_str(), spawn.attempt);
+            encode(
+                &Event::Exited {
+                    job,
+                    attempt,
+                    outcome,
+                    segments: Vec::new(),
+                },
+                &mut self.outbox,
+            );
+        }
+    }
+
+    fn try_spawn(&mut self, spawn: &Spawn) -> Result<(), Refusal> {
+        let refuse = |reason, message: String| Refusal { reason, message };
+        if self.find(&spawn.job, spawn.attempt).is_some() {
+            return Err(refuse(
+                Reason::SpawnFailed,
+                "this attempt of the job runs already".into(),
+            ));
+        }
+        let slot = self.jobs.iter().position(Option::is_none);
+        let slot =
+            slot.ok_or_else(|| refuse(Reason::SpawnFailed, format!("all {} slots are taken", self.jobs.len())))?;
+        let plan = plan::plan(spawn, &self.means)?;
+        let started = Instant::now();
+        let process = self.spawner.spawn(spawn, &plan, slot as u32, Mode::Run);
+        let process = process.map_err(|error| refuse(Reason::SandboxUnavailable, error.to_string()))?;
+        let job = self.jobs[slot].insert(Job::new(spawn, &plan, process, self.window_bytes, started));
+        if let Err(errno) = epoll::add(&self.epoll, job.pidfd(), token(slot, 0), epoll::EventFlags::IN) {
+            job.kill();
+            self.jobs[slot] = None;
+            return Err(refuse(Reason::SandboxUnavailable, format!("watch the job: {errno}")));
+        }
+        self.watching_output[slot] = false;
+        self.watch_output(slot);
+        Ok(())
+    }
+
+    /// Sends what it can of the outbox; returns false at the end of the worker.
+    fn send_outbox(&mut self) -> Result<bool, LauncherError> {
+        while self.sent < self.outbox.len() {
+            match send(self.control, &self.outbox[self.sent..], SendFlags::NOSIGNAL) {
+                Ok(count) => self.sent += count,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(false),
+                Err(errno) => return Err(system("write the control socket")(errno)),
+            }
+        }
+        let blocked = self.sent < self.outbox.len();
+        if !blocked {
+            self.outbox.clear();
+            self.sent = 0;
+        }
+        if blocked != self.blocked {
+            self.blocked = blocked;
+            let flags = if blocked {
+                epoll::EventFlags::IN | epoll::EventFlags::OUT
+            } else {
+                epoll::EventFlags::IN
+            };
+            epoll::modify(&self.epoll, self.control, epoll::EventData::new_u64(CONTROL), flags)
+                .map_err(system("epoll"))?;
+        }
+        Ok(true)
+    }
+
+    /// Kills every job and waits until nothing of them runs.
+    fn end_all(&mut self) {
+        self.jobs.iter_mut().flatten().for_each(Job::kill);
+        for job in self.jobs.iter_mut().filter_map(Option::take) {
+            let _ = syscall::wait_readable(job.pidfd());
+        }
+    }
+}
+
+/// Gives up the rights and the view of the host, and makes what jobs need.
+fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, bool), LauncherError> {
+    let host = |error: &dyn std::fmt::Display| LauncherError::Host(error.to_string());
+    let is_root = rustix::process::geteuid().is_root();
+    let cgroups = host::find_cgroup(config.cgroup.as_deref())
+        .map(|directory| Subtree::take_over(&directory, is_root.then_some(config.uid_base)))
+        .transpose()
+        .map_err(|error| host(&error))?;
+    if config.cgroup.is_some() && cgroups.is_none() {
+        return Err(host(
+            &"cgroup: the configured directory is not delegated with memory and pids",
+        ));
+    }
+    let identities = identity::enter(config.uid_base, config.slots).map_err(|error| host(&error))?;
+    view::enter(&config.read_only_paths, config.allow_host_network).map_err(|error| host(&error))?;
+    let has_network = features
+        .iter()
+        .any(|feature| feature.name == "network namespace" && feature.present);
+    let stock = NETWORK_STOCK.min(config.slots.max(2));
+    let network = has_network
+        .then(|| NetworkPool::start(stock))
+        .transpose()
+        .map_err(system("network namespaces"))?;
+    let has_cgroup = cgroups.is_some();
+    let spawner = Spawner::new(identities, host::job_namespaces(features), network, cgroups);
+    Ok((spawner.map_err(|error| host(&error))?, has_cgroup))
+}
+
+fn missing(features: &[Feature], level: Level) -> String {
+    let needed = features
+        .iter()
+        .filter(|feature| !feature.present && feature.without < level.max(Level::Standard));
+    let list: Vec<_> = needed
+        .map(|feature| format!("{} ({})", feature.name, feature.detail))
+        .collect();
+    format!(
+        "level {} is not possible on this host; missing: {}",
+        level.name(),
+        list.join(", ")
+    )
+}
+
+impl From<LauncherError> for io::Error {
+    fn from(error: LauncherError) -> Self {
+        Self::other(error.to_string())
+    }
+}

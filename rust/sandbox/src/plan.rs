@@ -1,0 +1,416 @@
+//! From a job's wishes and what the host has to what will be done; pure, so that every refusal can be tested.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+
+use crate::protocol::{Level, Limits, Reason, Spawn};
+
+/// Where the job's own directory is, in its view.
+pub const WORK_DIRECTORY: &str = "/work";
+/// Where a script given as text is, in the job's view.
+pub const SCRIPT_PATH: &str = "/.job/script";
+/// The uid and gid a job has in its own user namespace.
+pub const JOB_ID: u32 = 1000;
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
+const MAX_PATH_BYTES: usize = 1024;
+const MAX_NAME_BYTES: usize = 255;
+/// What one file system object in the job's memory file system is taken to cost, for its limit of inodes.
+const BYTES_PER_INODE: u64 = 4096;
+/// Kernel's own limit of one argument or environment string (MAX_ARG_STRLEN).
+const MAX_STRING_BYTES: usize = 128 << 10;
+
+/// What the launcher may use for its jobs on this host.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// Isolation of a job that asks for nothing weaker.
+    pub level: Level,
+    /// Weakest isolation that the operator accepts.
+    pub accepted: Level,
+    /// Whether the operator lets jobs use the host's network.
+    pub allow_host_network: bool,
+    /// Whether a cgroup bounds memory and processes; resource limits of each process do otherwise.
+    pub has_cgroup: bool,
+}
+
+/// Why a job is not started.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The job model's name of it.
+    pub reason: Reason,
+    /// In words.
+    pub message: String,
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal {
+        reason: Reason::InvalidPayload,
+        message: message.into(),
+    }
+}
+
+/// A file to be put into the job's directory.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// Directories on the way, outermost first.
+    pub directories: Vec<CString>,
+    /// Name in the innermost directory.
+    pub name: CString,
+    /// Key in `Spawn::files`.
+    pub key: String,
+}
+
+/// A limit of the kernel for each process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessLimit {
+    AddressSpace,
+    Processes,
+    OpenFiles,
+    FileSize,
+    Cpu,
+    Core,
+}
+
+/// Everything that is done to start one job, as data.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Isolation that the job will have.
+    pub level: Level,
+    /// Whether it shares the host's network.
+    pub host_network: bool,
+    /// Arguments, program name first.
+    pub argv: Vec<CString>,
+    /// `NAME=value`.
+    pub environment: Vec<CString>,
+    /// Programs to try to execute, in order.
+    pub candidates: Vec<CString>,
+    /// Absolute, in the job's view.
+    pub working_directory: CString,
+    /// Files of the job.
+    pub files: Vec<PlannedFile>,
+    /// Size of the memory file system.
+    pub scratch_bytes: u64,
+    /// Objects in it.
+    pub scratch_inodes: u64,
+    /// Limits of each process.
+    pub limits: Vec<(ProcessLimit, u64)>,
+    /// `memory.max` of the cgroup.
+    pub cgroup_memory_bytes: Option<u64>,
+    /// `pids.max` of the cgroup.
+    pub cgroup_pids: Option<u64>,
+}
+
+/// Decides how `spawn` is run.
+///
+/// # Errors
+/// [`Refusal`] when it cannot be run as asked.
+pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
+    let level = level_of(spawn, means)?;
+    let (argv, candidates) = command(spawn)?;
+    let scratch_bytes = spawn.limits.tmp_bytes;
+    Ok(Plan {
+        level,
+        host_network: spawn.host_network,
+        argv,
+        environment: environment(spawn)?,
+        candidates,
+        working_directory: working_directory(spawn.cwd.as_deref())?,
+        files: spawn
+            .files
+            .keys()
+            .map(|path| planned_file(path))
+            .collect::<Result<_, _>>()?,
+        scratch_bytes,
+        scratch_inodes: (scratch_bytes / BYTES_PER_INODE).max(256),
+        limits: process_limits(&spawn.limits, means.has_cgroup),
+        cgroup_memory_bytes: spawn.limits.memory_bytes.filter(|_| means.has_cgroup),
+        cgroup_pids: spawn.limits.pids.filter(|_| means.has_cgroup),
+    })
+}
+
+fn level_of(spawn: &Spawn, means: &Means) -> Result<Level, Refusal> {
+    let refuse = |message: String| {
+        Err(Refusal {
+            reason: Reason::SandboxUnavailable,
+            message,
+        })
+    };
+    if spawn.host_network && !means.allow_host_network {
+        return refuse("network `host`: the operator of this worker does not allow it".into());
+    }
+    let level = if spawn.host_network {
+        means.level.min(Level::Standard)
+    } else {
+        means.level
+    };
+    // Allowing the host's network by name is the operator's word for the weaker level of exactly these jobs.
+    if means.level < means.accepted {
+        return refuse(format!(
+            "this host offers level {}, the operator asks for {}",
+            level.name(),
+            means.accepted.name()
+        ));
+    }
+    Ok(level)
+}
+
+fn c_string(what: &str, text: String) -> Result<CString, Refusal> {
+    CString::new(text).map_err(|_| invalid(format!("{what}: contains a NUL byte")))
+}
+
+fn command(spawn: &Spawn) -> Result<(Vec<CString>, Vec<CString>), Refusal> {
+    let argv: Vec<String> = match (&spawn.script, spawn.argv.as_slice()) {
+        (Some(_), []) => vec!["/bin/sh".into(), SCRIPT_PATH.into()],
+        (None, [_, ..]) => spawn.argv.clone(),
+        _ => return Err(invalid("exactly one of `argv` and `script` is needed")),
+    };
+    let program = argv[0].clone();
+    if program.is_empty() {
+        return Err(invalid("argv[0]: is empty"));
+    }
+    if let Some(index) = argv.iter().position(|argument| argument.len() >= MAX_STRING_BYTES) {
+        return Err(invalid(format!(
+            "argv[{index}]: longer than the kernel's {MAX_STRING_BYTES} bytes"
+        )));
+    }
+    let candidates = if program.contains('/') {
+        vec![c_string("argv[0]", program)?]
+    } else {
+        let path = spawn.env.get("PATH").map_or(PATH, String::as_str);
+        let directories = path
+            .split(':')
+            .map(|directory| if directory.is_empty() { "." } else { directory });
+        directories
+            .map(|directory| c_string("PATH", format!("{directory}/{program}")))
+            .collect::<Result<_, _>>()?
+    };
+    let argv = argv.into_iter().enumerate();
+    let argv = argv.map(|(index, argument)| c_string(&format!("argv[{index}]"), argument));
+    Ok((argv.collect::<Result<_, _>>()?, candidates))
+}
+
+fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
+    let attempt = spawn.attempt.to_string();
+    let mut environment: BTreeMap<&str, &str> = BTreeMap::from([
+        ("PATH", PATH),
+        ("HOME", WORK_DIRECTORY),
+        ("PWD", WORK_DIRECTORY),
+        ("LANG", "C.UTF-8"),
+        ("TMPDIR", "/tmp"),
+        ("USER", "job"),
+        ("LOGNAME", "job"),
+        ("JOBS_ID", spawn.job.as_str()),
+        ("JOBS_ATTEMPT", attempt.as_str()),
+    ]);
+    for (name, value) in &spawn.env {
+        if name.is_empty() || name.contains('=') {
+            return Err(invalid(format!("env: {name:?} is no name of a variable")));
+        }
+        if name.len() + value.len() + 2 > MAX_STRING_BYTES {
+            return Err(invalid(format!(
+                "env.{name}: longer than the kernel's {MAX_STRING_BYTES} bytes"
+            )));
+        }
+        environment.insert(name, value);
+    }
+    environment
+        .into_iter()
+        .map(|(name, value)| c_string("env", format!("{name}={value}")))
+        .collect()
+}
+
+fn working_directory(cwd: Option<&str>) -> Result<CString, Refusal> {
+    let path = match cwd {
+        None => WORK_DIRECTORY.to_owned(),
+        Some(cwd) if cwd.starts_with('/') => cwd.to_owned(),
+        Some(cwd) => format!("{WORK_DIRECTORY}/{cwd}"),
+    };
+    if path.len() > MAX_PATH_BYTES {
+        return Err(invalid(format!("cwd: longer than {MAX_PATH_BYTES} bytes")));
+    }
+    c_string("cwd", path)
+}
+
+fn planned_file(path: &str) -> Result<PlannedFile, Refusal> {
+    let refuse = |what: &str| Err(invalid(format!("files: {path:?} {what}")));
+    if path.len() > MAX_PATH_BYTES {
+        return refuse("is too long");
+    }
+    if path.starts_with('/') {
+        return refuse("is not relative to the job's directory");
+    }
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        if matches!(part, "" | "." | "..") {
+            return refuse("is not a plain path: it has an empty part, `.` or `..`");
+        }
+        if part.len() > MAX_NAME_BYTES {
+            return refuse("has a part that is too long");
+        }
+        parts.push(c_string(&format!("files: {path:?}"), part.to_owned())?);
+    }
+    let name = parts.pop().unwrap_or_default();
+    Ok(PlannedFile {
+        directories: parts,
+        name,
+        key: path.to_owned(),
+    })
+}
+
+fn process_limits(limits: &Limits, has_cgroup: bool) -> Vec<(ProcessLimit, u64)> {
+    let memory = limits.memory_bytes.filter(|_| !has_cgroup);
+    // One more than asked: the namespace's first process counts, and is ours.
+    let pids = limits.pids.map(|pids| pids.saturating_add(1));
+    [
+        (ProcessLimit::AddressSpace, memory),
+        (ProcessLimit::Processes, pids),
+        (ProcessLimit::OpenFiles, Some(limits.open_files)),
+        (ProcessLimit::FileSize, limits.file_bytes),
+        (ProcessLimit::Cpu, limits.cpu_s),
+        (ProcessLimit::Core, Some(0)),
+    ]
+    .into_iter()
+    .filter_map(|(limit, value)| Some((limit, value?)))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEANS: Means = Means {
+        level: Level::Strict,
+        accepted: Level::Strict,
+        allow_host_network: false,
+        has_cgroup: false,
+    };
+
+    fn spawn() -> Spawn {
+        Spawn {
+            job: "01".into(),
+            attempt: 1,
+            argv: vec!["echo".into(), "hello".into()],
+            script: None,
+            env: BTreeMap::new(),
+            cwd: None,
+            stdin: None,
+            files: BTreeMap::new(),
+            host_network: false,
+            timeout_s: None,
+            grace_s: 5.0,
+            limits: Limits {
+                memory_bytes: Some(1 << 30),
+                pids: Some(10),
+                open_files: 64,
+                file_bytes: None,
+                tmp_bytes: 1 << 20,
+                output_bytes: 1 << 20,
+                cpu_s: None,
+            },
+        }
+    }
+
+    fn reason(spawn: &Spawn, means: &Means) -> Reason {
+        plan(spawn, means).unwrap_err().reason
+    }
+
+    #[test]
+    fn a_plain_command_is_looked_up_in_the_path_of_the_job() {
+        let mut job = spawn();
+        job.env.insert("PATH".into(), "/a::/b".into());
+        let plan = plan(&job, &MEANS).unwrap();
+        assert_eq!(plan.candidates, [c"/a/echo", c"./echo", c"/b/echo"].map(CString::from));
+        assert!(plan.environment.contains(&c"PATH=/a::/b".into()));
+        assert!(plan.environment.contains(&c"JOBS_ID=01".into()));
+        assert_eq!(plan.level, Level::Strict);
+    }
+
+    #[test]
+    fn names_that_could_lead_out_of_the_directory_are_refused() {
+        for path in ["/etc/passwd", "../x", "a/../../x", "a//b", ".", "..", "", "a/", "a\0b"] {
+            let mut job = spawn();
+            job.files.insert(path.into(), serde_bytes::ByteBuf::new());
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{path:?}");
+        }
+        let mut job = spawn();
+        job.files.insert("a/b/..c".into(), serde_bytes::ByteBuf::new());
+        let planned = plan(&job, &MEANS).unwrap().files.remove(0);
+        assert_eq!(
+            (planned.directories, planned.name),
+            (vec![c"a".into(), c"b".into()], c"..c".into())
+        );
+    }
+
+    #[test]
+    fn exactly_one_of_argv_and_script() {
+        let mut job = spawn();
+        job.script = Some("true".into());
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+        job.argv.clear();
+        assert_eq!(
+            plan(&job, &MEANS).unwrap().argv,
+            [c"/bin/sh", c"/.job/script"].map(CString::from)
+        );
+        job.script = None;
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+    }
+
+    #[test]
+    fn weaker_isolation_than_accepted_is_refused_and_a_weaker_one_is_recorded() {
+        let mut job = spawn();
+        job.host_network = true;
+        assert_eq!(reason(&job, &MEANS), Reason::SandboxUnavailable);
+        let allowed = Means {
+            allow_host_network: true,
+            ..MEANS
+        };
+        assert_eq!(plan(&job, &allowed).unwrap().level, Level::Standard);
+        assert_eq!(
+            reason(
+                &spawn(),
+                &Means {
+                    level: Level::Standard,
+                    ..MEANS
+                }
+            ),
+            Reason::SandboxUnavailable
+        );
+    }
+
+    #[test]
+    fn a_cgroup_bounds_memory_where_there_is_one_and_each_process_otherwise() {
+        let without = plan(&spawn(), &MEANS).unwrap();
+        assert!(without.limits.contains(&(ProcessLimit::AddressSpace, 1 << 30)));
+        assert_eq!((without.cgroup_memory_bytes, without.cgroup_pids), (None, None));
+        let with = plan(
+            &spawn(),
+            &Means {
+                has_cgroup: true,
+                ..MEANS
+            },
+        )
+        .unwrap();
+        assert!(
+            !with
+                .limits
+                .iter()
+                .any(|(limit, _)| *limit == ProcessLimit::AddressSpace)
+        );
+        assert_eq!((with.cgroup_memory_bytes, with.cgroup_pids), (Some(1 << 30), Some(10)));
+        for plan in [without, with] {
+            assert!(plan.limits.contains(&(ProcessLimit::Processes, 11)));
+        }
+    }
+
+    #[test]
+    fn nul_bytes_and_names_with_equal_signs_are_refused() {
+        let mut job = spawn();
+        job.argv[1] = "a\0b".into();
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+        for name in ["", "A=B", "A\0"] {
+            let mut job = spawn();
+            job.env.insert(name.into(), "x".into());
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! The system calls a job may make: a table, compiled (purely) into a classic BPF program.
+//!
+//! Every number that this table does not know (newer calls, x32) is answered by ENOSYS, what is dangerous by EPERM, and
+//! a call by another architecture's convention ends the process.
+
+use crate::syscall::Instruction;
+
+/// Largest system call number that the table below was made for (`mseal`); the same on all modern architectures.
+const LAST_KNOWN: u32 = 462;
+
+/// Namespaces, mounts, kernel modules, tracing of others, devices and what else no job needs: EPERM.
+const DENIED: &[libc::c_long] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_adjtimex,
+    libc::SYS_bpf,
+    libc::SYS_chroot,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_fanotify_init,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_kcmp,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_move_pages,
+    libc::SYS_nfsservctl,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pivot_root,
+    libc::SYS_process_madvise,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_setdomainname,
+    libc::SYS_sethostname,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
+];
+
+#[cfg(target_arch = "x86_64")]
+const DENIED_HERE: &[libc::c_long] = &[
+    libc::SYS__sysctl,
+    libc::SYS_ioperm,
+    libc::SYS_iopl,
+    libc::SYS_modify_ldt,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const DENIED_HERE: &[libc::c_long] = &[];
+
+/// statmount, listmount, open_tree_attr and the like tell of mounts only; they are unknown to most programs: ENOSYS.
+/// clone3 passes its flags in memory, where a filter cannot look: ENOSYS makes the C library use clone.
+const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, 457, 458];
+
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: u32 = 0xC000_003E;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: u32 = 0xC000_00B7;
+
+/// `CLONE_NEW*` flags of clone's first argument, CLONE_NEWTIME included.
+const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
+/// ioctl requests that push input into or reprogram a terminal.
+const DENIED_IOCTLS: &[u32] = &[
+    0x5412, /* TIOCSTI */
+    0x541C, /* TIOCLINUX */
+    0x541D, /* TIOCCONS */
+    0x5423, /* TIOCSETD */
+];
+/// Socket families a job may use: unix, inet, inet6, netlink (others such as vsock know no network namespace).
+const ALLOWED_FAMILIES: &[u32] = &[1, 2, 10, 16];
+/// personality values that change no protection: Linux, query.
+const ALLOWED_PERSONALITIES: &[u32] = &[0, 0xFFFF_FFFF];
+
+const RETURN_ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const RETURN_KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+const fn return_errno(errno: i32) -> u32 {
+    libc::SECCOMP_RET_ERRNO | errno as u32
+}
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const JUMP_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const JUMP_ANY_BIT: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+
+const OFFSET_NUMBER: u32 = 0;
+const OFFSET_ARCHITECTURE: u32 = 4;
+/// Low 32 bits of argument `index` on a little-endian machine: the kernel looks at no more of them either.
+const fn offset_argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+/// What happens to one range of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Return(u32),
+    /// Refused with EPERM when the argument has one of the bits.
+    UnlessBits {
+        argument: u32,
+        bits: u32,
+    },
+    /// Refused with the errno when the argument is one of the values.
+    Unless {
+        argument: u32,
+        values: &'static [u32],
+        errno: i32,
+    },
+    /// Refused with the errno when the argument is none of the values.
+    OnlyIf {
+        argument: u32,
+        values: &'static [u32],
+        errno: i32,
+    },
+}
+
+const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> Instruction {
+    Instruction { code, jt, jf, k }
+}
+
+impl Verdict {
+    fn emit(self, program: &mut Vec<Instruction>) {
+        match self {
+            Self::Return(action) => program.push(instruction(RETURN, 0, 0, action)),
+            Self::UnlessBits { argument, bits } => program.extend([
+                instruction(LOAD, 0, 0, offset_argument(argument)),
+                instruction(JUMP_ANY_BIT, 0, 1, bits),
+                instruction(RETURN, 0, 0, return_errno(libc::EPERM)),
+                instruction(RETURN, 0, 0, RETURN_ALLOW),
+            ]),
+            Self::Unless {
+                argument,
+                values,
+                errno,
+            } => {
+                emit_choice(program, argument, values, return_errno(errno), RETURN_ALLOW);
+            }
+            Self::OnlyIf {
+                argument,
+                values,
+                errno,
+            } => {
+                emit_choice(program, argument, values, RETURN_ALLOW, return_errno(errno));
+            }
+        }
+    }
+}
+
+fn emit_choice(program: &mut Vec<Instruction>, argument: u32, values: &[u32], listed: u32, otherwise: u32) {
+    program.push(instruction(LOAD, 0, 0, offset_argument(argument)));
+    for (index, value) in values.iter().enumerate() {
+        let to_listed = u8::try_from(values.len() - index).unwrap_or(u8::MAX);
+        program.push(instruction(JUMP_EQUAL, to_listed, 0, *value));
+    }
+    program.push(instruction(RETURN, 0, 0, otherwise));
+    program.push(instruction(RETURN, 0, 0, listed));
+}
+
+fn verdict(number: u32) -> Verdict {
+    let listed = |table: &[libc::c_long]| table.contains(&libc::c_long::from(number));
+    let is = |call: libc::c_long| libc::c_long::from(number) == call;
+    if number > LAST_KNOWN || listed(UNKNOWN) {
+        Verdict::Return(return_errno(libc::ENOSYS))
+    } else if listed(DENIED) || listed(DENIED_HERE) {
+        Verdict::Return(return_errno(libc::EPERM))
+    } else if is(libc::SYS_clone) {
+        Verdict::UnlessBits {
+            argument: 0,
+            bits: NAMESPACE_FLAGS,
+        }
+    } else if is(libc::SYS_ioctl) {
+        Verdict::Unless {
+            argument: 1,
+            values: DENIED_IOCTLS,
+            errno: libc::EPERM,
+        }
+    } else if is(libc::SYS_socket) || is(libc::SYS_socketpair) {
+        Verdict::OnlyIf {
+            argument: 0,
+            values: ALLOWED_FAMILIES,
+            errno: libc::EAFNOSUPPORT,
+        }
+    } else if is(libc::SYS_personality) {
+        Verdict::OnlyIf {
+            argument: 0,
+            values: ALLOWED_PERSONALITIES,
+            errno: libc::EPERM,
+        }
+    } else {
+        Verdict::Return(RETURN_ALLOW)
+    }
+}
+
+/// Runs of neighbouring numbers with the same verdict: (first number, verdict), the first run begins at 0.
+fn runs() -> Vec<(u32, Verdict)> {
+    let mut runs: Vec<(u32, Verdict)> = Vec::new();
+    for number in 0..=LAST_KNOWN + 1 {
+        let verdict = verdict(number);
+        if runs.last().is_none_or(|(_, last)| *last != verdict) {
+            runs.push((number, verdict));
+        }
+    }
+    runs
+}
+
+/// A balanced tree of comparisons, so that a call costs few instructions.
+fn emit_tree(program: &mut Vec<Instruction>, runs: &[(u32, Verdict)]) {
+    if let [(_, verdict)] = runs {
+        return verdict.emit(program);
+    }
+    let (low, high) = runs.split_at(runs.len() / 2);
+    let mut low_program = Vec::new();
+    emit_tree(&mut low_program, low);
+    let skip = u32::try_from(low_program.len()).unwrap_or(u32::MAX);
+    if let Ok(near) = u8::try_from(skip) {
+        program.push(instruction(JUMP_AT_LEAST, near, 0, high[0].0));
+    } else {
+        program.push(instruction(JUMP_AT_LEAST, 0, 1, high[0].0));
+        program.push(instruction((libc::BPF_JMP | libc::BPF_JA) as u16, 0, 0, skip));
+    }
+    program.append(&mut low_program);
+    emit_tree(program, high);
+}
+
+/// Returns the filter for this architecture.
+#[must_use]
+pub fn compile() -> Vec<Instruction> {
+    let mut program = vec![
+        instruction(LOAD, 0, 0, OFFSET_ARCHITECTURE),
+        instruction(JUMP_EQUAL, 1, 0, ARCHITECTURE),
+        instruction(RETURN, 0, 0, RETURN_KILL),
+        instruction(LOAD, 0, 0, OFFSET_NUMBER),
+    ];
+    emit_tree(&mut program, &runs());
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would.
+    fn evaluate(number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
+        let mut data = Vec::new();
+        data.extend(number.to_le_bytes());
+        data.extend(architecture.to_le_bytes());
+        data.extend(0u64.to_le_bytes());
+        arguments
+            .iter()
+            .for_each(|argument| data.extend(argument.to_le_bytes()));
+        let (program, mut at, mut accumulator) = (compile(), 0usize, 0u32);
+        loop {
+            let step = program[at];
+            at += 1;
+            let jump = |taken: bool| usize::from(if taken { step.jt } else { step.jf });
+            match step.code {
+                LOAD => {
+                    let k = step.k as usize;
+                    accumulator = u32::from_le_bytes(data[k..k + 4].try_into().unwrap());
+                }
+                JUMP_EQUAL => at += jump(accumulator == step.k),
+                JUMP_AT_LEAST => at += jump(accumulator >= step.k),
+                JUMP_ANY_BIT => at += jump(accumulator & step.k != 0),
+                RETURN => return step.k,
+                code if code == (libc::BPF_JMP | libc::BPF_JA) as u16 => at += step.k as usize,
+                code => panic!("unknown instruction {code:#x}"),
+            }
+        }
+    }
+
+    fn call(number: libc::c_long, arguments: [u64; 6]) -> u32 {
+        evaluate(u32::try_from(number).unwrap(), ARCHITECTURE, arguments)
+    }
+
+    #[test]
+    fn every_number_gets_the_verdict_of_the_table() {
+        for number in 0..2000 {
+            let expected = match verdict(number) {
+                Verdict::Return(action) => action,
+                Verdict::UnlessBits { .. } | Verdict::Unless { .. } => RETURN_ALLOW,
+                Verdict::OnlyIf { .. } => continue,
+            };
+            assert_eq!(evaluate(number, ARCHITECTURE, [0; 6]), expected, "system call {number}");
+        }
+    }
+
+    #[test]
+    fn another_architecture_and_x32_get_nowhere() {
+        assert_eq!(evaluate(0, 0x4000_0003, [0; 6]), RETURN_KILL);
+        assert_eq!(evaluate(0x4000_0000, ARCHITECTURE, [0; 6]), return_errno(libc::ENOSYS));
+        assert_eq!(evaluate(u32::MAX, ARCHITECTURE, [0; 6]), return_errno(libc::ENOSYS));
+    }
+
+    #[test]
+    fn high_bits_of_an_ioctl_hide_nothing() {
+        for request in [0x5412u64, 0x1_0000_5412, 0xFFFF_FFFF_0000_541C] {
+            assert_eq!(
+                call(libc::SYS_ioctl, [0, request, 0, 0, 0, 0]),
+                return_errno(libc::EPERM)
+            );
+        }
+        assert_eq!(call(libc::SYS_ioctl, [0, 0x5401, 0, 0, 0, 0]), RETURN_ALLOW);
+    }
+
+    #[test]
+    fn clone_makes_processes_and_threads_but_no_namespace() {
+        assert_eq!(call(libc::SYS_clone, [0x003d_0f00, 0, 0, 0, 0, 0]), RETURN_ALLOW);
+        for bit in [7, 17, 25, 26, 27, 28, 29, 30] {
+            assert_eq!(
+                call(libc::SYS_clone, [1 << bit | 17, 0, 0, 0, 0, 0]),
+                return_errno(libc::EPERM),
+                "bit {bit}"
+            );
+        }
+        assert_eq!(call(libc::SYS_clone3, [0; 6]), return_errno(libc::ENOSYS));
+    }
+
+    #[test]
+    fn only_ordinary_socket_families_are_there() {
+        assert_eq!(call(libc::SYS_socket, [2, 1, 0, 0, 0, 0]), RETURN_ALLOW);
+        for family in [17, 38, 40] {
+            assert_eq!(
+                call(libc::SYS_socket, [family, 1, 0, 0, 0, 0]),
+                return_errno(libc::EAFNOSUPPORT)
+            );
+        }
+    }
+
+    #[test]
+    fn the_program_is_short_enough_for_the_kernel() {
+        assert!(compile().len() < 4096);
+    }
+}

@@ -1,0 +1,221 @@
+//! Starts one planned job: makes everything that its child will need, then clones.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom, fchown, fcntl_add_seals, fcntl_setfl, memfd_create, seek};
+use rustix::io::{Errno, write};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open};
+
+use crate::cgroup::{JobCgroup, Subtree};
+use crate::child::{self, Prepared};
+use crate::identity::Identities;
+use crate::landlock::Rules;
+use crate::netns::NetworkPool;
+use crate::plan::{Plan, PlannedFile, ProcessLimit};
+use crate::protocol::Spawn;
+use crate::seccomp;
+use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
+
+/// A job's processes and what this side holds of them.
+pub struct Process {
+    /// Of its first process, in the launcher's pid namespace.
+    pub pid: Pid,
+    /// Readable once nothing of the job runs any more.
+    pub pidfd: OwnedFd,
+    /// Where its first process reports.
+    pub report: OwnedFd,
+    /// Ends of stdout and stderr to read from, non-blocking; none once the job has closed its end.
+    pub pipes: [Option<OwnedFd>; 2],
+    /// Its cgroup, where there are cgroups.
+    pub cgroup: Option<JobCgroup>,
+}
+
+/// What is made once and used for every job.
+pub struct Spawner {
+    identities: Identities,
+    namespaces: u64,
+    network: Option<NetworkPool>,
+    landlock: Option<Rules>,
+    seccomp: Vec<Instruction>,
+    cgroups: Option<Subtree>,
+    null: OwnedFd,
+    launcher: OwnedFd,
+    stack: Vec<u8>,
+}
+
+/// What could not be had, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {cause}")]
+pub struct SpawnError {
+    /// What could not be had.
+    pub what: &'static str,
+    /// Why.
+    pub cause: io::Error,
+}
+
+fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SpawnError {
+    move |cause| SpawnError {
+        what,
+        cause: cause.into(),
+    }
+}
+
+/// What the child does once it is cloned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Run the program.
+    Run,
+    /// Only set up what a job would need.
+    Rehearse,
+}
+
+impl Spawner {
+    /// Makes what all jobs share.
+    ///
+    /// # Errors
+    /// Names what could not be had.
+    pub fn new(
+        identities: Identities,
+        namespaces: u64,
+        network: Option<NetworkPool>,
+        cgroups: Option<Subtree>,
+    ) -> Result<Self, SpawnError> {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+        Ok(Self {
+            identities,
+            namespaces,
+            network,
+            landlock: syscall::landlock_version().map(Rules::new),
+            seccomp: seccomp::compile(),
+            cgroups,
+            null: null.map_err(failed("open /dev/null"))?,
+            launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
+            stack: vec![0; VFORK_STACK_BYTES],
+        })
+    }
+
+    /// Starts the job in the slot.
+    ///
+    /// # Errors
+    /// Names what could not be had.
+    pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: u32, mode: Mode) -> Result<Process, SpawnError> {
+        let identity = self.identities.of(slot);
+        let network = self.take_network(plan)?;
+        let stdin = match &spawn.stdin {
+            Some(content) => Some(sealed_file(content).map_err(failed("stdin"))?),
+            None => None,
+        };
+        let (stdout, stdout_theirs) = self.output_pipe(identity).map_err(failed("stdout"))?;
+        let (stderr, stderr_theirs) = self.output_pipe(identity).map_err(failed("stderr"))?;
+        let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("pipe"))?;
+        fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
+        let cgroup = self.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
+        let cgroup = cgroup.map_err(failed("cgroup"))?;
+
+        let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
+        let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
+        let argv = PointerList::new(plan.argv.iter().map(CString::as_c_str));
+        let environment = PointerList::new(plan.environment.iter().map(CString::as_c_str));
+        let prepared = Prepared {
+            launcher: self.launcher.as_fd(),
+            network: network.as_ref().map(AsFd::as_fd),
+            report: report_theirs.as_fd(),
+            standard: [
+                stdin.as_ref().unwrap_or(&self.null).as_fd(),
+                stdout_theirs.as_fd(),
+                stderr_theirs.as_fd(),
+            ],
+            identity,
+            id_map: &child::id_map(identity),
+            scratch_options: &scratch_options(plan, identity),
+            script: spawn.script.as_ref().map(String::as_bytes),
+            files: &files,
+            limits: &plan
+                .limits
+                .iter()
+                .map(|(limit, value)| process_limit(*limit, *value))
+                .collect::<Vec<_>>(),
+            landlock: self.landlock.as_ref(),
+            seccomp: &self.seccomp,
+            candidates: &plan.candidates,
+            argv: &argv,
+            environment: &environment,
+            working_directory: &plan.working_directory,
+        };
+        let stack = &mut self.stack;
+        let run = || match mode {
+            Mode::Run => child::run(&prepared, stack),
+            Mode::Rehearse => child::rehearse(&prepared),
+        };
+        let directory = cgroup.as_ref().map(JobCgroup::directory);
+        let (pid, pidfd) = syscall::fork(self.namespaces, directory, run).map_err(failed("clone3"))?;
+        Ok(Process {
+            pid,
+            pidfd,
+            report,
+            pipes: [Some(stdout), Some(stderr)],
+            cgroup,
+        })
+    }
+
+    fn take_network(&self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
+        match &self.network {
+            Some(pool) if !plan.host_network => pool.take().map(Some).map_err(failed("network namespace")),
+            _ => Ok(None),
+        }
+    }
+
+    /// A pipe whose first end is ours; the job owns it, so that it can open /dev/stdout.
+    fn output_pipe(&self, identity: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
+        let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
+        fcntl_setfl(&ours, OFlags::NONBLOCK)?;
+        if self.identities == Identities::OfSlots {
+            fchown(&theirs, Some(Uid::from_raw(identity)), Some(Gid::from_raw(identity)))?;
+        }
+        Ok((ours, theirs))
+    }
+}
+
+/// A memory file with the content, which nobody can change.
+fn sealed_file(content: &[u8]) -> Result<OwnedFd, Errno> {
+    let file = memfd_create(c"stdin", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        rest = &rest[write(&file, rest)?..];
+    }
+    seek(&file, SeekFrom::Start(0))?;
+    fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(file)
+}
+
+fn scratch_options(plan: &Plan, identity: u32) -> CString {
+    let (size, inodes) = (plan.scratch_bytes, plan.scratch_inodes);
+    let options = format!("size={size},nr_inodes={inodes},mode=0700,uid={identity},gid={identity}");
+    CString::new(options).unwrap_or_default()
+}
+
+/// The limit as the kernel takes it; never above what the launcher itself is bound to.
+fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
+    let resource = match limit {
+        ProcessLimit::AddressSpace => Resource::As,
+        ProcessLimit::Processes => Resource::Nproc,
+        ProcessLimit::OpenFiles => Resource::Nofile,
+        ProcessLimit::FileSize => Resource::Fsize,
+        ProcessLimit::Cpu => Resource::Cpu,
+        ProcessLimit::Core => Resource::Core,
+    };
+    let value = Some(getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value)));
+    (
+        resource,
+        Rlimit {
+            current: value,
+            maximum: value,
+        },
+    )
+}
