@@ -19,7 +19,7 @@ JOB_DIR: Final = PurePosixPath("/work")
 
 def check_job(job: JobSubmit, where: str = "$") -> None:
     """Raise InvalidRequest when the job could never run as it is."""
-    _check_shell(job.payload, f"{where}.payload")
+    check_shell(job.payload, f"{where}.payload")
 
 
 def check_spec_size(size_bytes: int, where: str = "$") -> None:
@@ -45,7 +45,8 @@ def content_bytes(content: Content, where: str) -> bytes:
         raise InvalidRequest(f"not base64: {error}", field=f"{where}.base64", expected="RFC 4648 base64") from error
 
 
-def _check_shell(payload: ShellPayload, where: str) -> None:
+def check_shell(payload: ShellPayload, where: str) -> None:
+    """Raise InvalidRequest when a shell job's payload could never run as it is."""
     if (payload.argv is None) == (payload.script is None):
         raise InvalidRequest("neither or both of argv and script are given", field=where, expected="exactly one")
     for index, argument in enumerate(payload.argv or ()):

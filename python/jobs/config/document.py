@@ -23,8 +23,8 @@ _HEAD: Final = """\
 
 A node and its workers read one TOML file: the one named by `--config`, else by `JOBS_CONFIG`, else
 `/etc/jobs/node.toml` if it is there. An environment variable counts before the file, a flag before both:
-`workers.shell.slots` is `JOBS_WORKERS__SHELL__SLOTS` in the environment. Unknown keys are refused. `jobctl check-config`
-(or `jobs-node check-config`) names each problem with its file, line and key, and what would be right.
+`workers.shell.slots` is `JOBS_WORKERS__SHELL__SLOTS` in the environment. Unknown keys are refused.
+`jobctl check-config` names each problem with its file, line and key, and what would be right.
 
 Numbers of bytes can be given as text with a unit, such as `"64MiB"`. `jobs-node --embedded DIR` keeps everything below
 DIR and reads only a file that is named.

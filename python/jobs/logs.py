@@ -1,0 +1,115 @@
+"""Structured logging on standard error: JSON lines or lines for people, with the fields of the context they are about.
+
+Fields come from `extra={…}` of a call and from `context(…)` around it. Nothing that a job was given (arguments,
+environment, input, output) is ever logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from jobs.config import Logging
+
+_context: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PRIORITY: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Least level → syslog priority; what is below is 7, debug."""
+_COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+
+
+@contextlib.contextmanager
+def context(**fields: Any) -> Iterator[None]:
+    """Add `fields` to every line that is logged inside, also by tasks that are started there."""
+    token = _context.set({**(_context.get() or {}), **fields})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def setup(config: Logging, *, stream: TextIO | None = None) -> None:
+    """Log to `stream` (default standard error) in the configured format and from the configured level on."""
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
+    json_lines = config.format == "json" or (config.format == "auto" and not terminal)
+    formatter = JsonFormatter() if json_lines else ConsoleFormatter(colour=terminal)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JournalFormatter(formatter) if is_journal(stream) else formatter)
+    logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a line: those of its context, then its own."""
+    own = {key: value for key, value in vars(record).items() if key not in _STANDARD and value is not None}
+    return {**(_context.get() or {}), **own}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, the fields, and a traceback as `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _rfc3339(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key, value in fields_of(record).items():
+            line.setdefault(key, value)
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, separators=(",", ":"))
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Lines for people: time of day, level, message, `key=value`. Control characters of what is logged are escaped."""
+
+    def __init__(self, *, colour: bool = False) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03}"
+        colour = _COLOURS.get(record.levelname, "") if self._colour else ""
+        level = f"{colour}{record.levelname.lower():7}{colour and chr(27) + '[0m'}"
+        fields = "".join(f" {key}={_visible(str(value))}" for key, value in fields_of(record).items())
+        line = f"{moment} {level} {_visible(record.getMessage())}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JournalFormatter(logging.Formatter):
+    """Puts the priority in front of each line, as journald reads it (sd-daemon(3))."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITY if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).splitlines())
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Tell whether the stream goes to journald, which says so with the stream's device and inode."""
+    with contextlib.suppress(OSError, ValueError):
+        status = os.fstat(stream.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
+
+
+def _rfc3339(seconds: float) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03}Z"
+
+
+def _visible(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

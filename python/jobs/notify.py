@@ -1,0 +1,90 @@
+"""What a service tells systemd (sd_notify(3)): ready, status, reloading, stopping, and the watchdog's signs of life.
+
+Every call does nothing when no service manager listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sdnotify import SystemdNotifier
+
+logger = logging.getLogger(__name__)
+
+WATCHDOG_SHARE: Final = 0.5
+"""Pings come at this share of the watchdog's time, as sd_watchdog_enabled(3) advises."""
+
+
+class Notifier:
+    """The service manager's notification socket, if there is one."""
+
+    def __init__(self) -> None:
+        self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        self._status = ""
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    def ready(self, status: str = "") -> None:
+        """The service has started, or has reloaded."""
+        self._send("READY=1", status)
+
+    def status(self, text: str) -> None:
+        """Say in one line what goes on; the same line is not sent twice in a row."""
+        if text != self._status:
+            self._send("", text)
+
+    def stopping(self, status: str = "") -> None:
+        self._send("STOPPING=1", status)
+
+    def reloading(self, status: str = "") -> None:
+        """The service reads its configuration again; `ready` ends it."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000}", status)
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Ask for this much more time to start or to stop."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}", "")
+
+    def start_watchdog(self, is_healthy: Callable[[], bool]) -> None:
+        """Ping from the running event loop as long as it turns and `is_healthy` says so; without a watchdog: nothing.
+
+        When the loop hangs or `is_healthy` fails the pings stop, and the service manager acts.
+        """
+        interval_s = watchdog_interval_s()
+        if interval_s is not None and self._notifier is not None:
+            self._ping(asyncio.get_running_loop(), interval_s, is_healthy)
+
+    def stop_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _ping(self, loop: asyncio.AbstractEventLoop, interval_s: float, is_healthy: Callable[[], bool]) -> None:
+        self._watchdog = loop.call_later(interval_s, self._ping, loop, interval_s, is_healthy)
+        if is_healthy():
+            self._send("WATCHDOG=1", "")
+        else:
+            logger.error("not healthy: the watchdog is not pinged")
+
+    def _send(self, state: str, status: str) -> None:
+        if self._notifier is None:
+            return
+        if status:
+            self._status = status
+            line = f"STATUS={' '.join(status.split())}"
+            state = f"{state}\n{line}" if state else line
+        # sdnotify encodes as Latin-1 and drops what it cannot encode.
+        self._notifier.notify(state.encode("ascii", "replace").decode("ascii"))
+
+
+def watchdog_interval_s() -> float | None:
+    """Return how often this process has to ping, None when no watchdog watches it."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or int(microseconds) == 0:
+        return None
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(microseconds) / 1_000_000 * WATCHDOG_SHARE

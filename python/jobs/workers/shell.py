@@ -1,0 +1,201 @@
+"""Runs shell jobs: checks and completes their payloads, and passes them to the sandbox launcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from jobs.clock import wall_ms
+from jobs.config import ShellWorker
+from jobs.config.model import ShellCaps
+from jobs.errors import InvalidRequest
+from jobs.protocol.model import Limits, Reason, ShellPayload
+from jobs.protocol.wire import Assignment
+from jobs.validate import MAX_SPEC_BYTES, check_shell, content_bytes
+from jobs.workers.executor import Command, Credit, Ended, Event, ExecutorError, Produced, Start, Stop, never_ran
+from jobs.workers.sandbox import (
+    Ack,
+    Configure,
+    End,
+    Exited,
+    Failed,
+    JobLimits,
+    Launcher,
+    LauncherError,
+    Output,
+    Ready,
+    Request,
+    Spawn,
+    Started,
+)
+
+logger = logging.getLogger(__name__)
+
+_LIMITS: Final = JobLimits.__struct_fields__
+_decode_payload = msgspec.json.Decoder(ShellPayload).decode
+
+
+class ShellExecutor:
+    """Starts every job as a process tree of its own, through one launcher."""
+
+    type: Final = "shell"
+
+    def __init__(self, config: ShellWorker) -> None:
+        """Start the launcher. Raises ExecutorError when it cannot work on this host."""
+        self._config = config
+        self._limits = JobLimits(**config.limits.model_dump())
+        try:
+            self._launcher = Launcher.start(launcher_config(config))
+        except LauncherError as error:
+            raise ExecutorError(str(error)) from error
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_events: Callable[[Sequence[Event]], None] = lambda events: None
+        self._on_lost: Callable[[str], None] = lambda why: None
+        for feature, state in self._launcher.ready.features.items():
+            logger.debug("sandbox feature %s: %s", feature, state)
+
+    @property
+    def slots(self) -> int:
+        return self._config.slots
+
+    @property
+    def sandbox(self) -> str:
+        return self._launcher.ready.level
+
+    def attach(self, on_events: Callable[[Sequence[Event]], None], on_lost: Callable[[str], None]) -> None:
+        self._on_events, self._on_lost = on_events, on_lost
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._launcher.fileno(), self._on_readable)
+
+    def perform(self, commands: Sequence[Command]) -> None:
+        assert self._loop is not None
+        requests: list[Request] = []
+        refused: list[Event] = []
+        for command in commands:
+            match command:
+                case Start(assignment):
+                    try:
+                        requests.append(spawn_of(assignment, self._config, self._limits))
+                    except InvalidRequest as error:
+                        refused.append(self._refusal(assignment, error))
+                case Stop(job=job, attempt=attempt, reason=reason, now=now):
+                    why: Literal["cancelled", "worker_lost"] = (
+                        "cancelled" if reason is Reason.CANCELLED else "worker_lost"
+                    )
+                    requests.append(End(job=job, attempt=attempt, reason=why, now=now))
+                case Credit(job=job, attempt=attempt, count=count):
+                    requests.append(Ack(job=job, attempt=attempt, count=count))
+        if refused:
+            self._loop.call_soon(self._on_events, refused)
+        if requests:
+            self._write(lambda: self._launcher.send(requests))
+
+    def close(self) -> None:
+        self._detach()
+        self._launcher.close()
+
+    def _refusal(self, assignment: Assignment, error: Exception) -> Ended:
+        outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=self.sandbox)
+        return Ended(job=assignment.job, attempt=assignment.attempt, outcome=outcome, segments=[])
+
+    def _on_readable(self) -> None:
+        try:
+            received = self._launcher.receive()
+        except LauncherError as error:
+            self._lose(error)
+            return
+        events: list[Event] = []
+        for event in received:
+            match event:
+                case Output(job=job, attempt=attempt, segments=segments):
+                    events.append(Produced(job=job, attempt=attempt, segments=segments))
+                case Exited(job=job, attempt=attempt, outcome=outcome, segments=segments):
+                    events.append(Ended(job=job, attempt=attempt, outcome=outcome, segments=segments))
+                case Started(job=job, attempt=attempt, pid=pid):
+                    logger.debug("started", extra={"job": job, "attempt": attempt, "pid": pid})
+                case Ready() | Failed():
+                    self._lose(LauncherError(f"the sandbox launcher sent {event} out of turn"))
+        if events:
+            self._on_events(events)
+
+    def _write(self, write: Callable[[], bool]) -> None:
+        """Write to the launcher, and come back when it has room if not everything went out."""
+        assert self._loop is not None
+        try:
+            if write():
+                self._loop.add_writer(self._launcher.fileno(), self._write, self._launcher.flush)
+            else:
+                self._loop.remove_writer(self._launcher.fileno())
+        except LauncherError as error:
+            self._lose(error)
+
+    def _lose(self, error: LauncherError) -> None:
+        self._detach()
+        self._on_lost(str(error))
+
+    def _detach(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._launcher.fileno())
+            self._loop.remove_writer(self._launcher.fileno())
+            self._loop = None
+
+
+def launcher_config(config: ShellWorker) -> Configure:
+    """Return what the launcher is told of the worker's configuration."""
+    return Configure(
+        slots=config.slots,
+        level=config.sandbox,
+        allow_host_network=config.allow_host_network,
+        uid_base=config.uid_base,
+        read_only_paths=[str(path) for path in config.read_only_paths],
+        cgroup=str(config.cgroup) if config.cgroup is not None else None,
+    )
+
+
+def spawn_of(assignment: Assignment, config: ShellWorker, defaults: JobLimits) -> Spawn:
+    """Return what the launcher is to start for an assignment.
+
+    Raises InvalidRequest for a payload that cannot be run: the node's checks are not relied on.
+    """
+    payload = _payload(assignment.payload)
+    return Spawn(
+        job=assignment.job,
+        attempt=assignment.attempt,
+        argv=payload.argv or [],
+        script=payload.script,
+        env=payload.env,
+        cwd=payload.cwd,
+        stdin=None if payload.stdin is None else content_bytes(payload.stdin, "$.stdin"),
+        files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in payload.files.items()},
+        host_network=payload.network == "host",
+        timeout_s=assignment.timeout_s,
+        grace_s=config.grace_s if payload.grace_s is None else payload.grace_s,
+        limits=_limits(payload.limits, config.max_limits, defaults),
+    )
+
+
+def _payload(data: bytes) -> ShellPayload:
+    if len(data) > MAX_SPEC_BYTES:
+        raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
+    try:
+        payload = _decode_payload(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the payload is not one of a shell job: {error}") from error
+    check_shell(payload, "$")
+    return payload
+
+
+def _limits(wanted: Limits, caps: ShellCaps, defaults: JobLimits) -> JobLimits:
+    given = {name: value for name in _LIMITS if (value := getattr(wanted, name)) is not None}
+    for name, value in given.items():
+        cap = getattr(caps, name)
+        if cap is not None and value > cap:
+            raise InvalidRequest(
+                f"{value} is more than this worker allows", field=f"$.limits.{name}", expected=f"at most {cap}"
+            )
+    return replace(defaults, **given) if given else defaults
