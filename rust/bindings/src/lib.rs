@@ -1,6 +1,7 @@
 //! `jobs._native`: the Rust crates as one Python extension. Converts types, releases the GIL and maps
 //! errors; decides nothing.
 
+mod errors;
 mod log;
 mod sandbox;
 mod store;
@@ -14,6 +15,7 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        super::errors::register(module)?;
         super::log::register(module)?;
         super::store::register(module)?;
         super::sandbox::register(module)

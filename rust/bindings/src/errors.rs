@@ -1,0 +1,36 @@
+//! The one place where errors of the crates become exceptions of `jobs._native`.
+
+use jobs_log::LogError;
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+
+create_exception!(_native, NativeError, PyException, "Base of the extension's errors.");
+create_exception!(_native, CorruptError, NativeError, "A file fails its checksum or its format.");
+create_exception!(_native, DiskFullError, NativeError, "No room; nothing was changed.");
+create_exception!(_native, PoisonedError, NativeError, "An earlier write or fsync failed.");
+create_exception!(_native, CompactedError, NativeError, "The revision is older than what is kept.");
+create_exception!(_native, LimitError, NativeError, "A documented limit is exceeded.");
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    module.add("NativeError", py.get_type::<NativeError>())?;
+    module.add("CorruptError", py.get_type::<CorruptError>())?;
+    module.add("DiskFullError", py.get_type::<DiskFullError>())?;
+    module.add("PoisonedError", py.get_type::<PoisonedError>())?;
+    module.add("CompactedError", py.get_type::<CompactedError>())?;
+    module.add("LimitError", py.get_type::<LimitError>())
+}
+
+/// Exception for an error of the log.
+#[allow(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn log_error(error: LogError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        LogError::Corrupt { .. } => CorruptError::new_err(text),
+        LogError::DiskFull { .. } => DiskFullError::new_err(text),
+        LogError::Poisoned(_) => PoisonedError::new_err(text),
+        LogError::Invalid(_) => LimitError::new_err(text),
+        LogError::Io { .. } | LogError::Locked(_) => NativeError::new_err(text),
+    }
+}
