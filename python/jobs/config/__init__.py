@@ -8,7 +8,7 @@ from jobs.config.load import (
     check_config,
     load_config,
 )
-from jobs.config.model import Logging, NodeConfig, ShellWorker
+from jobs.config.model import Logging, NodeConfig, ShellCaps, ShellWorker, WorkerSettings
 
 __all__ = [
     "DEFAULT_FILE",
@@ -17,7 +17,9 @@ __all__ = [
     "Logging",
     "NodeConfig",
     "Problem",
+    "ShellCaps",
     "ShellWorker",
+    "WorkerSettings",
     "check_config",
     "load_config",
 ]

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENV_PREFIX: Final = "JOBS_"
 ENV_DELIMITER: Final = "__"
 
-MAX_LAUNCHER_SLOTS: Final = 4_096
+MAX_SLOTS: Final = 4_096
 
 
 def _permissions(value: object) -> int:
@@ -187,12 +187,12 @@ class ShellCaps(_Section):
     """Cap of `cpu_s`."""
 
 
-class ShellWorker(_Section):
-    """The worker that runs commands (`jobs-worker --type shell`)."""
+class WorkerSettings(_Section):
+    """What can be configured of a worker of every type."""
 
     name: Name | None = None
-    """Name of the worker, the same after a restart. By default `shell-` and the node's id."""
-    slots: Annotated[int, Field(ge=1, le=MAX_LAUNCHER_SLOTS)] = Field(default_factory=_cores)
+    """Name of the worker, the same after a restart. By default its type and the node's id, as in `shell-alpha`."""
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = Field(default_factory=_cores)
     """Jobs at a time. By default one a core."""
     labels: Annotated[dict[Name, Label], Field(max_length=64)] = {}
     """What jobs can require of the worker, such as `gpu = "yes"`."""
@@ -200,6 +200,15 @@ class ShellWorker(_Section):
     """Thousandths of a core that jobs can require in all. By default what the machine has."""
     memory_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = Field(default_factory=lambda: ByteSize(_memory_bytes()))
     """Memory that jobs can require in all. By default what the machine has."""
+    grace_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0
+    """From the polite to the hard end of a job that is ended, unless the job says otherwise."""
+    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """When the worker is stopped, running jobs have this long to finish before they are ended."""
+
+
+class ShellWorker(WorkerSettings):
+    """The worker that runs commands (`jobs-worker --type shell`)."""
+
     sandbox: Literal["strict", "standard", "none"] = "strict"
     """Weakest isolation that is accepted; where it is missing, jobs fail as `sandbox_unavailable`."""
     allow_host_network: bool = False
@@ -212,10 +221,6 @@ class ShellWorker(_Section):
     """First of the uids and gids that jobs get when the worker is started as root; nobody else may use them."""
     uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
     """How many uids and gids there are from `uid_base`: one a slot and one more."""
-    grace_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0
-    """From SIGTERM to SIGKILL when a job is ended, unless the job says otherwise."""
-    drain_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-    """When the worker is stopped, running jobs have this long to finish before they are ended."""
     limits: ShellLimits = ShellLimits()
     """Limits of a job that does not ask for others."""
     max_limits: ShellCaps = ShellCaps()
@@ -237,6 +242,10 @@ class Workers(_Section):
     """Without a sign of life for this long a worker is lost and its jobs are given to others."""
     shell: ShellWorker = ShellWorker()
     """The worker that runs commands."""
+
+    def of(self, worker_type: str) -> WorkerSettings:
+        """Return what every worker has, of this type. Raises KeyError for a type that is not there."""
+        return {"shell": self.shell}[worker_type]
 
 
 class NodeConfig(BaseSettings):

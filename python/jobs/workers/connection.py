@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -100,7 +100,7 @@ def retry_delay_s(failures: int, chance: float) -> float:
     return delay_s * (0.5 + 0.5 * chance)
 
 
-async def connect(path: str, owner: Callable[[], Owner]) -> Connection:
+async def connect(path: str, owner: Owner) -> Connection:
     """Open a connection. Raises OSError."""
-    _, connection = await asyncio.get_running_loop().create_unix_connection(lambda: Connection(owner()), path)
+    _, connection = await asyncio.get_running_loop().create_unix_connection(lambda: Connection(owner), path)
     return connection

@@ -141,7 +141,7 @@ class Session:
 
     @property
     def lease_ends_s(self) -> float | None:
-        """When the node may have given the jobs to others; None while none has ever been given."""
+        """When the node may have given the jobs to others; None before the first and after the end of one."""
         return None if self._lease_ttl_s is None else self._contact_s + self._lease_ttl_s
 
     def register(self) -> Register:
@@ -183,6 +183,11 @@ class Session:
         """End every attempt as lost with this worker; each is reported so, unless it ends by itself before."""
         for key, held in list(self._held.items()):
             self._stop(key, held, Reason.WORKER_LOST, wall_ms, now=now)
+
+    def end_lease(self, wall_ms: int) -> None:
+        """The node may have given the jobs to others: end them at once."""
+        self._lease_ttl_s = None
+        self.end_all(wall_ms, now=True)
 
     # --- what the node says ---------------------------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.clock import wall_ms
-from jobs.config import ShellWorker
-from jobs.config.model import ShellCaps
+from jobs.config import ShellCaps, ShellWorker
 from jobs.errors import InvalidRequest
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import Assignment
