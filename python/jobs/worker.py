@@ -21,7 +21,7 @@ from jobs.workers.executor import Executor, ExecutorError
 from jobs.workers.runner import EXIT_CONFIG, EXIT_FAILED, Runner
 from jobs.workers.session import Identity, Session
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jobs.worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import select
 import socket
 import struct
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -95,8 +95,8 @@ class WorkerConnection(asyncio.Protocol):
     # --- asyncio ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports do not derive from asyncio's.
+        self._transport = transport = cast("asyncio.Transport", transport)
         pid, uid, _ = peer_credentials(transport)
         if uid not in self._gateway.uids:
             self._refuse("forbidden", f"uid {uid} may not register workers here")

@@ -109,7 +109,7 @@ class Runner:
         connection.send([self._session.register()])
 
     def on_disconnected(self) -> None:
-        if self._session.registered:
+        if self._session.registered and not self._exit.done():
             logger.warning("the connection to the node is lost", extra={"running": self._session.running})
         self._connection = None
         self._session.on_disconnected()
