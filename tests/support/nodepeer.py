@@ -19,11 +19,10 @@ _numbers = itertools.count(1)
 
 
 class NodePeer:
-    """Takes in one worker at a time and does exactly what the test says. Heartbeats are counted and passed over."""
+    """Takes in one worker at a time and does exactly what the test says. Heartbeats are passed over."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "worker.sock"
-        self.heartbeats = 0
         self._connections: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
         self._server: asyncio.Server | None = None
         self.writer: asyncio.StreamWriter | None = None
@@ -75,7 +74,13 @@ class NodePeer:
                 frame = wire.decode_worker_frame(await self.reader.readexactly(size))
                 if not isinstance(frame, wire.Heartbeat):
                     return frame
-                self.heartbeats += 1
+
+    async def heartbeat(self) -> None:
+        """Wait for one heartbeat; no other frame may come before."""
+        async with asyncio.timeout(STEP_S):
+            size = int.from_bytes(await self.reader.readexactly(4), "big")
+            frame = wire.decode_worker_frame(await self.reader.readexactly(size))
+            assert isinstance(frame, wire.Heartbeat), frame
 
     async def expect(self, kind: type[T]) -> T:
         frame = await self.receive()

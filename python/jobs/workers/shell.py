@@ -14,7 +14,7 @@ from jobs.clock import wall_ms
 from jobs.config import ShellCaps, ShellWorker
 from jobs.errors import InvalidRequest
 from jobs.protocol.model import Limits, Reason, ShellPayload
-from jobs.protocol.wire import Assignment
+from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
 from jobs.validate import MAX_SPEC_BYTES, check_shell, content_bytes
 from jobs.workers.executor import Command, Credit, Ended, Event, ExecutorError, Produced, Start, Stop, never_ran
 from jobs.workers.sandbox import (
@@ -35,6 +35,8 @@ from jobs.workers.sandbox import (
 
 logger = logging.getLogger(__name__)
 
+WINDOW_BYTES: Final = OUTPUT_WINDOW_BYTES - (64 << 10)
+"""The launcher stops reading output when this much is unacknowledged, and its last read may go 64 KiB beyond."""
 _LIMITS: Final = JobLimits.__struct_fields__
 _decode_payload = msgspec.json.Decoder(ShellPayload).decode
 
@@ -153,6 +155,7 @@ def launcher_config(config: ShellWorker) -> Configure:
         uid_base=config.uid_base,
         read_only_paths=[str(path) for path in config.read_only_paths],
         cgroup=str(config.cgroup) if config.cgroup is not None else None,
+        output_window_bytes=WINDOW_BYTES,
     )
 
 
