@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -223,15 +223,24 @@ class Launcher:
         self.ready = ready
 
     @classmethod
-    def start(cls, config: Configure, *, timeout_s: float = 30.0) -> Launcher:
+    def start(
+        cls,
+        config: Configure,
+        *,
+        python: Sequence[str] = (sys.executable,),
+        extension: str = _native.__file__,
+        timeout_s: float = 30.0,
+    ) -> Launcher:
         """Start the process and wait until it is ready to take jobs.
 
-        Raises LauncherError with the launcher's own words when it cannot work on this host.
+        `python` is the interpreter, with whatever is to run before it (`setpriv …`). To be called before the calling
+        process has threads, or at least while none of them forks. Raises LauncherError with the launcher's own words
+        when it cannot work on this host.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, _native.__file__, str(theirs.fileno())],
+                [*python, "-I", "-S", "-c", _PROGRAM, extension, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={},

@@ -399,8 +399,9 @@ impl<'a> Launcher<'a> {
             }
         }
         let blocked = self.sent < self.outbox.len();
-        if !blocked {
-            self.outbox.clear();
+        // What is sent goes even if a reader that never catches up leaves always something: else this would only grow.
+        if self.sent >= self.outbox.len() / 2 {
+            self.outbox.drain(..self.sent);
             self.sent = 0;
         }
         if blocked != self.blocked {
@@ -420,7 +421,7 @@ impl<'a> Launcher<'a> {
     fn end_all(&mut self) {
         self.jobs.iter_mut().flatten().for_each(Job::kill);
         for job in self.jobs.iter_mut().filter_map(Option::take) {
-            let _ = syscall::wait_readable(job.pidfd());
+            let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
         }
     }
 }
