@@ -71,7 +71,7 @@ class NodePeer:
         async with asyncio.timeout(STEP_S):
             while True:
                 size = int.from_bytes(await self.reader.readexactly(4), "big")
-                frame = wire.decode_worker_frame(await self.reader.readexactly(size))
+                frame: wire.WorkerFrame = wire.decode_worker_frame(await self.reader.readexactly(size))
                 if not isinstance(frame, wire.Heartbeat):
                     return frame
 

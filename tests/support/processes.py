@@ -37,10 +37,10 @@ class Ends:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(timeout_s):
             for fd in self._fds:
-                ended = loop.create_future()
-                loop.add_reader(fd, lambda ended=ended: ended.done() or ended.set_result(None))
+                ended = asyncio.Event()
+                loop.add_reader(fd, ended.set)
                 try:
-                    await ended
+                    await ended.wait()
                 finally:
                     loop.remove_reader(fd)
                     os.close(fd)

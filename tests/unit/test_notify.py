@@ -1,0 +1,137 @@
+"""The service manager's protocol, over a real datagram socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.notify import Notifier, watchdog_interval_s
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        yield sock
+
+
+def said(manager: socket.socket) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in manager.recv(4096).decode().splitlines())
+
+
+def nothing_waits(manager: socket.socket) -> bool:
+    manager.setblocking(False)
+    try:
+        manager.recv(1)
+    except BlockingIOError:
+        return True
+    finally:
+        manager.settimeout(5)
+    return False
+
+
+def test_states_are_told_with_a_status_of_one_line(manager: socket.socket) -> None:
+    notifier = Notifier()
+    notifier.ready("all is\nwell")
+    assert said(manager) == {"READY": "1", "STATUS": "all is well"}
+    notifier.stopping()
+    assert said(manager) == {"STOPPING": "1"}
+    notifier.extend_timeout(1.5)
+    assert said(manager) == {"EXTEND_TIMEOUT_USEC": "1500000"}
+
+
+def test_a_status_is_sent_when_it_changes(manager: socket.socket) -> None:
+    notifier = Notifier()
+    notifier.status("one")
+    notifier.status("one")
+    notifier.status("two ß ü")
+    assert said(manager) == {"STATUS": "one"}
+    assert said(manager) == {"STATUS": "two ? ?"}
+    assert nothing_waits(manager)
+
+
+def test_reloading_carries_the_moment_on_the_monotonic_clock(manager: socket.socket) -> None:
+    before = time.monotonic_ns() // 1000
+    Notifier().reloading()
+    message = said(manager)
+    assert message["RELOADING"] == "1"
+    assert before <= int(message["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+
+
+def test_the_watchdog_is_fed_only_while_all_is_well(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "40000")
+    healthy, asked = True, asyncio.Event()
+
+    def is_healthy() -> bool:
+        asked.set()
+        return healthy
+
+    async def scenario() -> None:
+        nonlocal healthy
+        notifier = Notifier()
+        notifier.start_watchdog(is_healthy)
+        for _ in range(3):  # It is asked, and the ping goes out, before the loop turns again.
+            asked.clear()
+            await asyncio.wait_for(asked.wait(), 5)
+            assert said(manager) == {"WATCHDOG": "1"}
+        healthy = False
+        while not nothing_waits(manager):
+            pass
+        asked.clear()
+        await asyncio.wait_for(asked.wait(), 5)
+        assert nothing_waits(manager)
+        notifier.stop_watchdog()
+
+    asyncio.run(scenario())
+
+
+def test_a_loop_that_hangs_feeds_no_watchdog(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "20000")
+
+    async def scenario() -> None:
+        Notifier().start_watchdog(lambda: True)
+        assert said(manager) == {"WATCHDOG": "1"}
+        manager.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # The loop does not turn while this waits, ten times the interval.
+            manager.recv(1)
+
+    asyncio.run(scenario())
+
+
+def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setenv("WATCHDOG_USEC", "1000")
+
+    async def scenario() -> None:
+        notifier = Notifier()
+        notifier.ready("x")
+        notifier.start_watchdog(lambda: pytest.fail("asked without a watchdog"))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "interval_s"),
+    [(None, None, None), ("0", None, None), ("junk", None, None), ("30000000", None, 15.0), ("30000000", "1", None)],
+)
+def test_the_watchdog_of_another_process_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch, microseconds: str | None, pid: str | None, interval_s: float | None
+) -> None:
+    for name, value in (("WATCHDOG_USEC", microseconds), ("WATCHDOG_PID", pid)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert watchdog_interval_s() == interval_s
+    if interval_s is not None:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+        assert watchdog_interval_s() == interval_s
