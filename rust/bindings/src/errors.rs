@@ -1,6 +1,10 @@
 //! The one place where errors of the crates become exceptions of `jobs._native`.
 
+use std::convert::Infallible;
+
+use jobs_kv::KvError;
 use jobs_log::LogError;
+use jobs_store::StoreError;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -32,5 +36,29 @@ pub(crate) fn log_error(error: LogError) -> PyErr {
         LogError::Poisoned(_) => PoisonedError::new_err(text),
         LogError::Invalid(_) => LimitError::new_err(text),
         LogError::Io { .. } | LogError::Locked(_) => NativeError::new_err(text),
+    }
+}
+
+/// Exception for an error of the store.
+#[allow(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn store_error(error: StoreError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        full if full.is_full() => DiskFullError::new_err(text),
+        StoreError::Corrupt { .. } | StoreError::Machine(KvError::Damaged(_) | KvError::Malformed { .. }) => {
+            CorruptError::new_err(text)
+        }
+        StoreError::Machine(KvError::Compacted { .. }) => CompactedError::new_err(text),
+        _ => NativeError::new_err(text),
+    }
+}
+
+/// Exception for an error of the machine over memory.
+#[allow(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn memory_error(error: KvError<Infallible>) -> PyErr {
+    let text = error.to_string();
+    match error {
+        KvError::Compacted { .. } => CompactedError::new_err(text),
+        _ => CorruptError::new_err(text),
     }
 }

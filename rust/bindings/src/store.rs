@@ -1,7 +1,353 @@
-//! Python face of `jobs-store`.
+//! Python face of `jobs-kv` and `jobs-store`.
 
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use jobs_kv::command::encode_results;
+use jobs_kv::read::{self, Event, KeyValue, Page, RangeOptions};
+use jobs_kv::{KvError, Memory, Meta, machine};
+use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use crate::errors::{memory_error, store_error};
+
+type PyKeyValue = (Py<PyBytes>, Py<PyBytes>, u64, u64, u64, u64);
+type PyEvent = (u64, Py<PyBytes>, Option<Py<PyBytes>>, u64, u64, u64);
+
+fn bytes(py: Python<'_>, data: &[u8]) -> Py<PyBytes> {
+    PyBytes::new(py, data).unbind()
+}
+
+fn key_value(py: Python<'_>, kv: &KeyValue) -> PyKeyValue {
+    (bytes(py, &kv.key), bytes(py, &kv.value), kv.version, kv.create_revision, kv.mod_revision, kv.lease)
+}
+
+fn page(py: Python<'_>, page: &Page) -> (Vec<PyKeyValue>, bool) {
+    (page.0.iter().map(|row| key_value(py, row)).collect(), page.1)
+}
+
+fn event(py: Python<'_>, event: &Event) -> PyEvent {
+    let key = bytes(py, &event.key);
+    match &event.put {
+        None => (event.revision, key, None, 0, 0, 0),
+        Some(kv) => (event.revision, key, Some(bytes(py, &kv.value)), kv.version, kv.create_revision, kv.lease),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// MVCC key-value store on LMDB.
+#[pyclass(module = "jobs._native", frozen)]
+struct Store {
+    inner: RwLock<CoreStore>,
+}
+
+impl Store {
+    fn read(&self) -> RwLockReadGuard<'_, CoreStore> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&CoreStore) -> jobs_store::Result<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| work(&self.read())).map_err(store_error)
+    }
+}
+
+#[pymethods]
+impl Store {
+    #[new]
+    #[pyo3(signature = (directory, *, max_bytes = 64 << 30, boot_id = None))]
+    fn new(py: Python<'_>, directory: &str, max_bytes: usize, boot_id: Option<String>) -> PyResult<Self> {
+        let opened = py.detach(|| CoreStore::open(Path::new(directory), Options { max_bytes, boot_id }));
+        Ok(Self { inner: RwLock::new(opened.map_err(store_error)?) })
+    }
+
+    #[getter]
+    fn recovered(&self) -> Option<String> {
+        self.read().recovered().map(str::to_owned)
+    }
+
+    #[getter]
+    fn applied_index(&self) -> u64 {
+        self.read().meta().index
+    }
+
+    #[getter]
+    fn applied_term(&self) -> u64 {
+        self.read().meta().term
+    }
+
+    #[getter]
+    fn revision(&self) -> u64 {
+        self.read().meta().revision
+    }
+
+    #[getter]
+    fn compact_revision(&self) -> u64 {
+        self.read().meta().compact_revision
+    }
+
+    #[getter]
+    fn snapshot_index(&self) -> u64 {
+        self.read().snapshot_index()
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn apply(&self, py: Python<'_>, entries: Vec<(u64, u64, Vec<u8>)>) -> PyResult<Vec<Py<PyBytes>>> {
+        let borrowed: Vec<(u64, u64, &[u8])> = entries.iter().map(|entry| (entry.0, entry.1, &entry.2[..])).collect();
+        let results = self.with(py, |store| store.apply(&borrowed))?;
+        Ok(results.iter().map(|result| bytes(py, result)).collect())
+    }
+
+    #[pyo3(signature = (key, revision = 0))]
+    fn get(&self, py: Python<'_>, key: &[u8], revision: u64) -> PyResult<Option<PyKeyValue>> {
+        let found = self.with(py, |store| store.get(key, revision))?;
+        Ok(found.map(|kv| key_value(py, &kv)))
+    }
+
+    #[pyo3(signature = (start, end, *, limit, revision = 0, reverse = false, keys_only = false, max_bytes = 8 << 20))]
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "Python's keyword arguments")]
+    fn range(
+        &self,
+        py: Python<'_>,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        revision: u64,
+        reverse: bool,
+        keys_only: bool,
+        max_bytes: usize,
+    ) -> PyResult<(Vec<PyKeyValue>, bool)> {
+        let options = RangeOptions { limit, max_bytes, revision, reverse, keys_only };
+        Ok(page(py, &self.with(py, |store| store.range(start, end, &options))?))
+    }
+
+    #[pyo3(signature = (start, end, *, limit))]
+    fn count(&self, py: Python<'_>, start: &[u8], end: &[u8], limit: u64) -> PyResult<u64> {
+        self.with(py, |store| store.count(start, end, limit))
+    }
+
+    #[pyo3(signature = (after_revision, prefixes, *, limit, max_bytes = 4 << 20))]
+    #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn events(
+        &self,
+        py: Python<'_>,
+        after_revision: u64,
+        prefixes: Vec<Vec<u8>>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> PyResult<(Vec<PyEvent>, u64)> {
+        let (events, seen) = self.with(py, |store| store.events(after_revision, &prefixes, limit, max_bytes))?;
+        Ok((events.iter().map(|item| event(py, item)).collect(), seen))
+    }
+
+    fn leases(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64)>> {
+        self.with(py, CoreStore::leases)
+    }
+
+    fn lease_keys(&self, py: Python<'_>, lease: u64) -> PyResult<Vec<Py<PyBytes>>> {
+        let keys = self.with(py, |store| store.lease_keys(lease))?;
+        Ok(keys.iter().map(|key| bytes(py, key)).collect())
+    }
+
+    fn snapshot(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, CoreStore::snapshot)
+    }
+
+    fn state_hash(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        let hash = self.with(py, CoreStore::state_hash)?;
+        Ok(bytes(py, &hash))
+    }
+
+    fn used_bytes(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, CoreStore::used_bytes)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.write().unwrap_or_else(PoisonError::into_inner).close()).map_err(store_error)
+    }
+}
+
+/// Read-only view for other processes.
+#[pyclass(module = "jobs._native", frozen)]
+struct StoreReader {
+    inner: Mutex<CoreReader>,
+}
+
+#[pymethods]
+impl StoreReader {
+    #[new]
+    fn new(py: Python<'_>, directory: &str) -> PyResult<Self> {
+        let opened = py.detach(|| CoreReader::open(Path::new(directory))).map_err(store_error)?;
+        Ok(Self { inner: Mutex::new(opened) })
+    }
+
+    fn snapshot_revision(&self, py: Python<'_>) -> PyResult<u64> {
+        py.detach(|| lock(&self.inner).revision()).map_err(store_error)
+    }
+
+    fn get(&self, py: Python<'_>, key: &[u8]) -> PyResult<Option<PyKeyValue>> {
+        let found = py.detach(|| lock(&self.inner).get(key)).map_err(store_error)?;
+        Ok(found.map(|kv| key_value(py, &kv)))
+    }
+
+    #[pyo3(signature = (start, end, *, limit, reverse = false, max_bytes = 8 << 20))]
+    fn range(
+        &self,
+        py: Python<'_>,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        reverse: bool,
+        max_bytes: usize,
+    ) -> PyResult<(Vec<PyKeyValue>, bool, u64)> {
+        let options = RangeOptions { limit, max_bytes, revision: 0, reverse, keys_only: false };
+        let (found, revision) = py.detach(|| lock(&self.inner).range(start, end, &options)).map_err(store_error)?;
+        let (rows, more) = page(py, &found);
+        Ok((rows, more, revision))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| lock(&self.inner).close());
+    }
+}
+
+#[derive(Default)]
+struct MemoryState {
+    backend: Memory,
+    meta: Meta,
+}
+
+/// The same state machine over memory.
+#[pyclass(module = "jobs._native", frozen)]
+struct MemoryStore {
+    inner: Mutex<MemoryState>,
+}
+
+impl MemoryStore {
+    fn read<T>(&self, work: impl FnOnce(&Memory, &Meta) -> Result<T, KvError<Infallible>>) -> PyResult<T> {
+        let state = lock(&self.inner);
+        work(&state.backend, &state.meta).map_err(memory_error)
+    }
+}
+
+#[pymethods]
+impl MemoryStore {
+    #[new]
+    fn new() -> Self {
+        Self { inner: Mutex::default() }
+    }
+
+    #[getter]
+    fn applied_index(&self) -> u64 {
+        lock(&self.inner).meta.index
+    }
+
+    #[getter]
+    fn applied_term(&self) -> u64 {
+        lock(&self.inner).meta.term
+    }
+
+    #[getter]
+    fn revision(&self) -> u64 {
+        lock(&self.inner).meta.revision
+    }
+
+    #[getter]
+    fn compact_revision(&self) -> u64 {
+        lock(&self.inner).meta.compact_revision
+    }
+
+    fn apply(&self, py: Python<'_>, entries: Vec<(u64, u64, Vec<u8>)>) -> PyResult<Vec<Py<PyBytes>>> {
+        let mut state = lock(&self.inner);
+        let MemoryState { backend, meta } = &mut *state;
+        // Like the store on disk: all of it or nothing.
+        let (mut new_backend, mut new_meta) = (backend.clone(), *meta);
+        let mut results = Vec::with_capacity(entries.len());
+        for (index, term, command) in entries {
+            if index <= new_meta.index {
+                results.push(bytes(py, &[]));
+                continue;
+            }
+            let done = machine::apply(&mut new_backend, &mut new_meta, index, term, &command).map_err(memory_error)?;
+            results.push(bytes(py, &if command.is_empty() { Vec::new() } else { encode_results(&done) }));
+        }
+        (*backend, *meta) = (new_backend, new_meta);
+        Ok(results)
+    }
+
+    #[pyo3(signature = (key, revision = 0))]
+    fn get(&self, py: Python<'_>, key: &[u8], revision: u64) -> PyResult<Option<PyKeyValue>> {
+        let found = self.read(|backend, meta| read::get(backend, meta, key, revision))?;
+        Ok(found.map(|kv| key_value(py, &kv)))
+    }
+
+    #[pyo3(signature = (start, end, *, limit, revision = 0, reverse = false, keys_only = false, max_bytes = 8 << 20))]
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "Python's keyword arguments")]
+    fn range(
+        &self,
+        py: Python<'_>,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        revision: u64,
+        reverse: bool,
+        keys_only: bool,
+        max_bytes: usize,
+    ) -> PyResult<(Vec<PyKeyValue>, bool)> {
+        let options = RangeOptions { limit, max_bytes, revision, reverse, keys_only };
+        Ok(page(py, &self.read(|backend, meta| read::range(backend, meta, start, end, &options))?))
+    }
+
+    #[pyo3(signature = (start, end, *, limit))]
+    fn count(&self, start: &[u8], end: &[u8], limit: u64) -> PyResult<u64> {
+        self.read(|backend, _| read::count(backend, start, end, limit))
+    }
+
+    #[pyo3(signature = (after_revision, prefixes, *, limit, max_bytes = 4 << 20))]
+    #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn events(
+        &self,
+        py: Python<'_>,
+        after_revision: u64,
+        prefixes: Vec<Vec<u8>>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> PyResult<(Vec<PyEvent>, u64)> {
+        let (events, seen) =
+            self.read(|backend, meta| read::events(backend, meta, after_revision, &prefixes, limit, max_bytes))?;
+        Ok((events.iter().map(|item| event(py, item)).collect(), seen))
+    }
+
+    fn leases(&self) -> PyResult<Vec<(u64, u64)>> {
+        self.read(|backend, _| read::leases(backend))
+    }
+
+    fn lease_keys(&self, py: Python<'_>, lease: u64) -> PyResult<Vec<Py<PyBytes>>> {
+        let keys = self.read(|backend, _| read::lease_keys(backend, lease))?;
+        Ok(keys.iter().map(|key| bytes(py, key)).collect())
+    }
+
+    fn state_hash(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        let hash = self.read(|backend, meta| jobs_store::store::hash_state(backend, meta))?;
+        Ok(bytes(py, &hash))
+    }
+
+    #[allow(clippy::unused_self, reason = "part of the stores' common face")]
+    fn used_bytes(&self) -> u64 {
+        0
+    }
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Store>()?;
+    module.add_class::<StoreReader>()?;
+    module.add_class::<MemoryStore>()
 }

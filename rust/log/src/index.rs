@@ -65,7 +65,11 @@ impl Index {
         }
     }
 
+    /// Forget the entries before an index; those may be gone already.
     pub(crate) fn truncate_prefix(&mut self, before: u64) {
+        if before <= self.first {
+            return;
+        }
         let count = usize::try_from(before.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.places.len());
         let term = self.term(before);
         self.places.drain(..count);

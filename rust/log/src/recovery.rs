@@ -65,7 +65,7 @@ impl State {
             Kind::TruncateSuffix => self.index.truncate_suffix(record.index),
             Kind::TruncatePrefix => {
                 self.index.truncate_prefix(record.index);
-                self.first_index = record.index;
+                self.first_index = self.first_index.max(record.index);
             }
             Kind::HardState => {
                 self.term = record.term;

@@ -1,1 +1,22 @@
-//! placeholder
+//! The key-value state machine on disk: `jobs-kv` over LMDB, with the applied index in the same transaction.
+//!
+//! LMDB is not synced: the Raft log is what is durable, and what LMDB loses the log tells again. The death of the process
+//! loses nothing, for the page cache survives it. After the death of the operating system the LMDB file is not trusted
+//! (see [`marker`]), and the newest snapshot takes its place.
+//!
+//! - [`env`]: LMDB as a backend of the machine; the only place with `unsafe`.
+//! - [`marker`]: how the last run ended.
+//! - [`snapshot`]: the snapshot file.
+//! - [`store`]: the writer.
+//! - [`reader`]: consistent reads for other processes.
+
+pub mod env;
+mod error;
+pub mod marker;
+pub mod reader;
+pub mod snapshot;
+pub mod store;
+
+pub use error::{Result, StoreError};
+pub use reader::StoreReader;
+pub use store::{Options, Store};

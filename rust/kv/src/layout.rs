@@ -1,0 +1,274 @@
+//! How the machine's tables lie in one ordered map, and their records as bytes. Numbers in keys are big-endian, so that
+//! their order is the keys' order.
+//!
+//! | key | value |
+//! |---|---|
+//! | `m` | [`Meta`] |
+//! | `k` key | newest version: [`Version`] and the value |
+//! | `d` key | [`Point`] of the event that deleted it; kept as long as that event |
+//! | `e` revision, number within it | [`Change`] |
+//! | `l` lease | time to live in ms |
+//! | `a` lease, key | (nothing): the key is attached |
+
+use crate::error::KvError;
+
+/// Version of everything in this file.
+pub const FORMAT_VERSION: u8 = 1;
+
+pub(crate) const META: &[u8] = b"m";
+pub(crate) const LATEST: u8 = b'k';
+pub(crate) const DELETED: u8 = b'd';
+pub(crate) const EVENTS: u8 = b'e';
+pub(crate) const LEASES: u8 = b'l';
+pub(crate) const ATTACHED: u8 = b'a';
+
+/// Values up to this size are kept in the event of their put; larger ones are found through the key.
+pub(crate) const INLINE_BYTES: usize = 4 << 10;
+
+/// Where the machine stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Raft index of the last command applied.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Revision of the store.
+    pub revision: u64,
+    /// Oldest revision that can be read.
+    pub compact_revision: u64,
+}
+
+/// A place in history: a revision and the number of the change within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Point {
+    pub revision: u64,
+    pub number: u32,
+}
+
+/// Everything about a version of a key but its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    pub version: u64,
+    pub created: u64,
+    pub at: Point,
+    pub lease: u64,
+}
+
+/// What stood there before a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing, as far as history goes back.
+    Nothing,
+    /// The key had been deleted by the change at that point.
+    Deleted(Point),
+    /// A version with its value.
+    Live(Version, Vec<u8>),
+}
+
+/// What a change made of the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    Deleted,
+    /// A put; the value itself where it is small.
+    Live(Version, Option<Vec<u8>>),
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub key: Vec<u8>,
+    pub after: After,
+    pub before: Before,
+}
+
+pub(crate) fn latest_key(key: &[u8]) -> Vec<u8> {
+    joined(&[&[LATEST], key])
+}
+
+pub(crate) fn deleted_key(key: &[u8]) -> Vec<u8> {
+    joined(&[&[DELETED], key])
+}
+
+pub(crate) fn event_key(at: Point) -> Vec<u8> {
+    joined(&[&[EVENTS], &at.revision.to_be_bytes(), &at.number.to_be_bytes()])
+}
+
+pub(crate) fn lease_key(lease: u64) -> Vec<u8> {
+    joined(&[&[LEASES], &lease.to_be_bytes()])
+}
+
+pub(crate) fn attached_key(lease: u64, key: &[u8]) -> Vec<u8> {
+    joined(&[&[ATTACHED], &lease.to_be_bytes(), key])
+}
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+impl Meta {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut out = vec![FORMAT_VERSION];
+        for field in [self.index, self.term, self.revision, self.compact_revision] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        out
+    }
+
+    /// Decode the record at the key of the machine's state.
+    ///
+    /// # Errors
+    /// [`KvError::Damaged`], also for a format version that this build does not know.
+    pub fn decode<E>(data: &[u8]) -> Result<Self, KvError<E>> {
+        let mut reader = Reader { data };
+        let version = reader.byte()?;
+        if version != FORMAT_VERSION {
+            return Err(KvError::Damaged(format!("format version {version}; this build knows {FORMAT_VERSION}")));
+        }
+        let (index, term) = (reader.u64()?, reader.u64()?);
+        Ok(Self { index, term, revision: reader.u64()?, compact_revision: reader.u64()? })
+    }
+}
+
+impl Point {
+    fn encode_to(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.revision.to_le_bytes());
+        out.extend_from_slice(&self.number.to_le_bytes());
+    }
+
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(12);
+        self.encode_to(&mut out);
+        out
+    }
+
+    pub(crate) fn decode<E>(data: &[u8]) -> Result<Self, KvError<E>> {
+        Reader { data }.point()
+    }
+
+    /// The point in an event's key.
+    pub(crate) fn of_event_key<E>(key: &[u8]) -> Result<Self, KvError<E>> {
+        let bytes: [u8; 12] = key.get(1..).and_then(|rest| rest.try_into().ok()).ok_or_else(damaged)?;
+        let (revision, number) = bytes.split_at(8);
+        Ok(Self {
+            revision: u64::from_be_bytes(revision.try_into().expect("8 bytes")),
+            number: u32::from_be_bytes(number.try_into().expect("4 bytes")),
+        })
+    }
+}
+
+impl Version {
+    fn encode_to(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.version.to_le_bytes());
+        out.extend_from_slice(&self.created.to_le_bytes());
+        self.at.encode_to(out);
+        out.extend_from_slice(&self.lease.to_le_bytes());
+    }
+
+    /// The record of a key's newest version.
+    pub(crate) fn encode_with(self, value: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(36 + value.len());
+        self.encode_to(&mut out);
+        out.extend_from_slice(value);
+        out
+    }
+
+    pub(crate) fn decode<E>(data: &[u8]) -> Result<(Self, &[u8]), KvError<E>> {
+        let mut reader = Reader { data };
+        let version = reader.version()?;
+        Ok((version, reader.data))
+    }
+}
+
+impl Change {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(128);
+        put_bytes(&mut out, &self.key);
+        match &self.after {
+            After::Deleted => out.push(0),
+            After::Live(version, None) => {
+                out.push(1);
+                version.encode_to(&mut out);
+            }
+            After::Live(version, Some(value)) => {
+                out.push(2);
+                version.encode_to(&mut out);
+                put_bytes(&mut out, value);
+            }
+        }
+        match &self.before {
+            Before::Nothing => out.push(0),
+            Before::Deleted(at) => {
+                out.push(1);
+                at.encode_to(&mut out);
+            }
+            Before::Live(version, value) => {
+                out.push(2);
+                version.encode_to(&mut out);
+                put_bytes(&mut out, value);
+            }
+        }
+        out
+    }
+
+    pub(crate) fn decode<E>(data: &[u8]) -> Result<Self, KvError<E>> {
+        let mut reader = Reader { data };
+        let key = reader.bytes()?.to_vec();
+        let after = match reader.byte()? {
+            0 => After::Deleted,
+            1 => After::Live(reader.version()?, None),
+            2 => After::Live(reader.version()?, Some(reader.bytes()?.to_vec())),
+            _ => return Err(damaged()),
+        };
+        let before = match reader.byte()? {
+            0 => Before::Nothing,
+            1 => Before::Deleted(reader.point()?),
+            2 => Before::Live(reader.version()?, reader.bytes()?.to_vec()),
+            _ => return Err(damaged()),
+        };
+        Ok(Self { key, after, before })
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&u32::try_from(bytes.len()).expect("keys and values are bounded").to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+pub(crate) fn damaged<E>() -> KvError<E> {
+    KvError::Damaged("it ends early or holds an unknown tag".into())
+}
+
+struct Reader<'a> {
+    data: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take<const N: usize, E>(&mut self) -> Result<[u8; N], KvError<E>> {
+        let (head, rest) = self.data.split_first_chunk::<N>().ok_or_else(damaged)?;
+        self.data = rest;
+        Ok(*head)
+    }
+
+    fn byte<E>(&mut self) -> Result<u8, KvError<E>> {
+        Ok(self.take::<1, E>()?[0])
+    }
+
+    fn u64<E>(&mut self) -> Result<u64, KvError<E>> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn point<E>(&mut self) -> Result<Point, KvError<E>> {
+        Ok(Point { revision: self.u64()?, number: self.take().map(u32::from_le_bytes)? })
+    }
+
+    fn version<E>(&mut self) -> Result<Version, KvError<E>> {
+        Ok(Version { version: self.u64()?, created: self.u64()?, at: self.point()?, lease: self.u64()? })
+    }
+
+    fn bytes<E>(&mut self) -> Result<&'a [u8], KvError<E>> {
+        let len = self.take().map(u32::from_le_bytes)? as usize;
+        let (head, rest) = self.data.split_at_checked(len).ok_or_else(damaged)?;
+        self.data = rest;
+        Ok(head)
+    }
+}

@@ -1,0 +1,72 @@
+//! What can go wrong, with the file named.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jobs_kv::KvError;
+use thiserror::Error;
+
+/// Result of a store operation.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Why an operation of the store failed.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// LMDB failed.
+    #[error("store: {0}")]
+    Lmdb(#[from] heed::Error),
+    /// The machine could not go on.
+    #[error(transparent)]
+    Machine(KvError<heed::Error>),
+    /// A file operation failed.
+    #[error("store: cannot {operation} {}: {source}", .file.display())]
+    Io {
+        /// What was being done.
+        operation: &'static str,
+        /// With which file.
+        file: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("store {}: corrupt at byte {offset}: {problem}", .file.display())]
+    Corrupt {
+        /// File in question.
+        file: PathBuf,
+        /// Byte offset in it.
+        offset: u64,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The store is closed.
+    #[error("store: it is closed")]
+    Closed,
+}
+
+impl From<KvError<heed::Error>> for StoreError {
+    fn from(error: KvError<heed::Error>) -> Self {
+        match error {
+            KvError::Backend(error) => Self::Lmdb(error),
+            other => Self::Machine(other),
+        }
+    }
+}
+
+impl StoreError {
+    pub(crate) fn io(operation: &'static str, file: &Path) -> impl FnOnce(io::Error) -> Self {
+        let file = file.to_owned();
+        move |source| Self::Io { operation, file, source }
+    }
+
+    /// Whether the cause is that there is no room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Lmdb(heed::Error::Mdb(heed::MdbError::MapFull)) => true,
+            Self::Lmdb(heed::Error::Io(source)) | Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
+}

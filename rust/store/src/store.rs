@@ -1,0 +1,365 @@
+//! The writer: opens, recovers, applies, reads, takes snapshots.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jobs_kv::command::{TxnResult, encode_results};
+use jobs_kv::machine::{self, load, visit_state};
+use jobs_kv::read::{self, Event, Page, RangeOptions};
+use jobs_kv::{Backend, KeyValue, KvError, Meta, Read};
+
+use crate::env::{DATA_FILE, Lmdb, Reading, Table, Writing, open};
+use crate::error::{Result, StoreError};
+use crate::marker::{self, LastRun, boot_id, replace, sync_directory};
+use crate::snapshot;
+
+const LOCK_FILE: &str = "lock.mdb";
+const RESTORE_DIRECTORY: &str = "restore";
+/// LMDB wants the map's size as whole pages.
+const PAGE_BYTES: usize = 1 << 16;
+const RESTORE_ROWS: usize = 100_000;
+/// Commits between two looks at how many pages are used.
+const MEASURE_EVERY: u32 = 64;
+
+/// How a store is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Largest size of the data file, which grows into it as needed; a command beyond that is refused whole.
+    pub max_bytes: usize,
+    /// Boot to take this one for; `None` asks the kernel. For tests of what a power cut leaves.
+    pub boot_id: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 30, boot_id: None }
+    }
+}
+
+struct Open {
+    env: Lmdb,
+    table: Table,
+}
+
+/// The state machine on disk. Reads may run beside [`Store::apply`] on other threads.
+pub struct Store {
+    directory: PathBuf,
+    boot_id: String,
+    recovered: Option<String>,
+    open: Option<Open>,
+    meta: Mutex<Meta>,
+    writing: Mutex<()>,
+    snapshot_index: Mutex<u64>,
+    used: Mutex<(u32, u64)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Open a directory, making it if it is not there. What the last run left is trusted unless the operating system
+    /// died with it; then the newest good snapshot takes its place.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(directory: &Path, options: Options) -> Result<Self> {
+        fs::create_dir_all(directory).map_err(StoreError::io("create", directory))?;
+        let boot_id = options.boot_id.map_or_else(boot_id, Ok)?;
+        let max_bytes = options.max_bytes.next_multiple_of(PAGE_BYTES);
+        let (recovered, snapshots) = Self::recover(directory, &boot_id, max_bytes)?;
+        marker::write(directory, &boot_id, false)?;
+        let (env, table) = open(directory, max_bytes)?;
+        let meta = {
+            let txn = env.read_txn()?;
+            load(&Reading { table, txn: &txn })?
+        };
+        let store = Self {
+            directory: directory.to_owned(),
+            boot_id,
+            recovered,
+            open: Some(Open { env, table }),
+            meta: Mutex::new(meta),
+            writing: Mutex::new(()),
+            snapshot_index: Mutex::new(snapshots.first().map_or(0, |newest| newest.0)),
+            used: Mutex::new((MEASURE_EVERY, 0)),
+        };
+        Ok(store)
+    }
+
+    #[allow(clippy::type_complexity, reason = "what was done, and what is there")]
+    fn recover(directory: &Path, boot_id: &str, max_bytes: usize) -> Result<(Option<String>, Vec<(u64, PathBuf)>)> {
+        let data = directory.join(DATA_FILE);
+        let last_run = marker::read(directory, boot_id)?;
+        let snapshots = snapshot::list(directory)?;
+        let there = data.exists();
+        if there && last_run == LastRun::Trusted || !there && snapshots.is_empty() {
+            return Ok((None, snapshots));
+        }
+        let why = if there { "the operating system went down with the store open" } else { "the data file is gone" };
+        let mut refused = String::new();
+        for (position, (index, path)) in snapshots.iter().enumerate() {
+            match restore_file(directory, path, max_bytes) {
+                Ok(()) => {
+                    let text = format!("{why}; restored the snapshot at entry {index}{refused}, the log tells the rest");
+                    return Ok((Some(text), snapshots[position..].to_vec()));
+                }
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    refused = format!("{refused} (refused: {error})");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        discard(directory)?;
+        Ok((Some(format!("{why}; begun anew{refused}, the log tells everything")), Vec::new()))
+    }
+
+    /// What opening had to do, in words.
+    #[must_use]
+    pub fn recovered(&self) -> Option<&str> {
+        self.recovered.as_deref()
+    }
+
+    /// Where the machine stands.
+    #[must_use]
+    pub fn meta(&self) -> Meta {
+        *lock(&self.meta)
+    }
+
+    /// Raft index of the newest durable snapshot; 0 without one.
+    #[must_use]
+    pub fn snapshot_index(&self) -> u64 {
+        *lock(&self.snapshot_index)
+    }
+
+    /// Apply entries in order in one LMDB transaction; those at or below the applied index are passed over. Returns the
+    /// encoded results of each entry, empty for those without a command.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
+    pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
+        let _alone = lock(&self.writing);
+        let Open { env, table } = self.opened()?;
+        let mut meta = self.meta();
+        let mut txn = env.write_txn()?;
+        let mut writing = Writing { table: *table, txn: &mut txn };
+        let mut results = Vec::with_capacity(entries.len());
+        for &(index, term, command) in entries {
+            if index <= meta.index {
+                results.push(Vec::new());
+                continue;
+            }
+            let done: Vec<TxnResult> = machine::apply(&mut writing, &mut meta, index, term, command)?;
+            results.push(if command.is_empty() { Vec::new() } else { encode_results(&done) });
+        }
+        txn.commit()?;
+        *lock(&self.meta) = meta;
+        lock(&self.used).0 += 1;
+        Ok(results)
+    }
+
+    /// Read a key; revision 0 is the newest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn get(&self, key: &[u8], revision: u64) -> Result<Option<KeyValue>> {
+        self.reading(|reading, meta| Ok(read::get(reading, meta, key, revision)?))
+    }
+
+    /// Read a range.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn range(&self, start: &[u8], end: &[u8], options: &RangeOptions) -> Result<Page> {
+        self.reading(|reading, meta| Ok(read::range(reading, meta, start, end, options)?))
+    }
+
+    /// Count keys up to a limit.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn count(&self, start: &[u8], end: &[u8], limit: u64) -> Result<u64> {
+        self.reading(|reading, _| Ok(read::count(reading, start, end, limit)?))
+    }
+
+    /// Read events; see [`read::events`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn events(&self, after: u64, prefixes: &[Vec<u8>], limit: usize, max_bytes: usize) -> Result<(Vec<Event>, u64)> {
+        self.reading(|reading, meta| Ok(read::events(reading, meta, after, prefixes, limit, max_bytes)?))
+    }
+
+    /// Every lease with its time to live in ms.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn leases(&self) -> Result<Vec<(u64, u64)>> {
+        self.reading(|reading, _| Ok(read::leases(reading)?))
+    }
+
+    /// Keys attached to a lease.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn lease_keys(&self, lease: u64) -> Result<Vec<Vec<u8>>> {
+        self.reading(|reading, _| Ok(read::lease_keys(reading, lease)?))
+    }
+
+    /// BLAKE3 of everything that replicas must agree on at the current revision.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn state_hash(&self) -> Result<[u8; 32]> {
+        self.reading(|reading, meta| Ok(hash_state(reading, meta)?))
+    }
+
+    /// Bytes of the pages in use; looked at every few commits.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn used_bytes(&self) -> Result<u64> {
+        let mut used = lock(&self.used);
+        if used.0 >= MEASURE_EVERY {
+            let Open { env, table } = self.opened()?;
+            let txn = env.read_txn()?;
+            let stat = table.stat(&txn)?;
+            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            *used = (0, pages as u64 * u64::from(stat.page_size));
+        }
+        Ok(used.1)
+    }
+
+    /// Write a durable snapshot of now, delete older ones, and return its Raft index. [`Store::apply`] may go on
+    /// meanwhile on another thread.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the former snapshots are still there then.
+    pub fn snapshot(&self) -> Result<u64> {
+        let Open { env, table } = self.opened()?;
+        let txn = env.read_txn()?;
+        let meta = load(&Reading { table: *table, txn: &txn })?;
+        if meta.index == 0 || meta.index == self.snapshot_index() {
+            return Ok(meta.index);
+        }
+        let mut failed = None;
+        replace(&self.directory, &snapshot::file_name(meta.index), |file| {
+            let mut writer = snapshot::Writer::new(file, meta.index, meta.term)?;
+            match table.iter(&txn) {
+                Ok(rows) => {
+                    for row in rows {
+                        match row {
+                            Ok((key, value)) => writer.row(key, value)?,
+                            Err(error) => {
+                                failed = Some(error);
+                                return Err(std::io::ErrorKind::Other.into());
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(std::io::ErrorKind::Other.into());
+                }
+            }
+            writer.finish()
+        })
+        .map_err(|error| failed.map_or(error, StoreError::Lmdb))?;
+        for (index, path) in snapshot::list(&self.directory)? {
+            if index < meta.index {
+                fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+            }
+        }
+        *lock(&self.snapshot_index) = meta.index;
+        Ok(meta.index)
+    }
+
+    /// Sync and close. Later calls fail with [`StoreError::Closed`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn close(&mut self) -> Result<()> {
+        let Some(Open { env, .. }) = self.open.take() else { return Ok(()) };
+        env.force_sync()?;
+        env.prepare_for_closing().wait();
+        marker::write(&self.directory, &self.boot_id, true)
+    }
+
+    fn opened(&self) -> Result<&Open> {
+        self.open.as_ref().ok_or(StoreError::Closed)
+    }
+
+    fn reading<T>(&self, work: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
+        let Open { env, table } = self.opened()?;
+        let txn = env.read_txn()?;
+        let reading = Reading { table: *table, txn: &txn };
+        // Of the same transaction: `apply` may commit at any moment.
+        let meta = load(&reading)?;
+        work(&reading, &meta)
+    }
+}
+
+/// BLAKE3 of everything that replicas must agree on at one revision.
+///
+/// # Errors
+/// What the backend says.
+pub fn hash_state<B: Read>(backend: &B, meta: &Meta) -> std::result::Result<[u8; 32], KvError<B::Error>> {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&meta.revision.to_le_bytes());
+    visit_state(backend, &mut |key, value| {
+        for part in [key, value] {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    })?;
+    Ok(*hash.finalize().as_bytes())
+}
+
+fn discard(directory: &Path) -> Result<()> {
+    for name in [DATA_FILE, LOCK_FILE] {
+        let path = directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io("remove", &path)(error)),
+            _ => {}
+        }
+    }
+    sync_directory(directory)
+}
+
+/// Build the data file from a snapshot beside the old one, and put it in place when all of the snapshot was good.
+fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
+    let beside = directory.join(RESTORE_DIRECTORY);
+    let _ = fs::remove_dir_all(&beside);
+    fs::create_dir(&beside).map_err(StoreError::io("create", &beside))?;
+    let (env, table) = open(&beside, max_bytes)?;
+    let loaded = load_rows(&env, table, path);
+    let synced = loaded.and_then(|()| Ok(env.force_sync()?));
+    env.prepare_for_closing().wait();
+    if let Err(error) = synced {
+        let _ = fs::remove_dir_all(&beside);
+        return Err(error);
+    }
+    discard(directory)?;
+    let (from, to) = (beside.join(DATA_FILE), directory.join(DATA_FILE));
+    fs::rename(&from, &to).map_err(StoreError::io("rename", &from))?;
+    fs::remove_dir_all(&beside).map_err(StoreError::io("remove", &beside))?;
+    sync_directory(directory)
+}
+
+fn load_rows(env: &Lmdb, table: Table, path: &Path) -> Result<()> {
+    let mut txn = Some(env.write_txn()?);
+    let mut rows = 0;
+    snapshot::read(path, &mut |key, value| {
+        let open = txn.as_mut().expect("there is always one");
+        Writing { table, txn: open }.put(key, value)?;
+        rows += 1;
+        if rows % RESTORE_ROWS == 0 {
+            txn.take().expect("there is always one").commit()?;
+            txn = Some(env.write_txn()?);
+        }
+        Ok(())
+    })?;
+    txn.take().expect("there is always one").commit()?;
+    Ok(())
+}
