@@ -22,7 +22,7 @@ use rustix::thread::{
 };
 
 use crate::plan::{JOB_ID, PlannedFile};
-use crate::syscall::{self, Instruction, PointerList};
+use crate::syscall::{self, Instruction, PointerList, Usage};
 
 /// Where the job's memory file system is mounted in its view; /work, /tmp and /dev/shm are parts of it.
 pub const SCRATCH: &CStr = c"/.job";
@@ -80,34 +80,47 @@ steps! {
     Execute => "execute",
 }
 
-/// What the first process reports through its pipe: one record, written at once.
+/// What the first process reports through its pipe: one record, written at once. Nothing else of the job runs then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
     /// The job's program never ran: what failed, and how.
     Failed(Step, Errno),
-    /// The job's main process ended with this wait status.
-    Ended(i32),
+    /// The job's main process ended with this wait status, and the whole job used so much.
+    Ended(i32, Usage),
 }
 
 /// Size of a report.
-pub const REPORT_BYTES: usize = 5;
+pub const REPORT_BYTES: usize = 29;
 
 impl Report {
     fn to_bytes(self) -> [u8; REPORT_BYTES] {
-        let (step, value) = match self {
-            Self::Failed(step, errno) => (step, errno.raw_os_error()),
-            Self::Ended(status) => (Step::Ended, status),
+        let (step, value, usage) = match self {
+            Self::Failed(step, errno) => (step, errno.raw_os_error(), Usage::default()),
+            Self::Ended(status, usage) => (Step::Ended, status, usage),
         };
-        let [a, b, c, d] = value.to_le_bytes();
-        [step as u8, a, b, c, d]
+        let mut bytes = [0; REPORT_BYTES];
+        bytes[0] = step as u8;
+        bytes[1..5].copy_from_slice(&value.to_le_bytes());
+        bytes[5..13].copy_from_slice(&usage.user_us.to_le_bytes());
+        bytes[13..21].copy_from_slice(&usage.system_us.to_le_bytes());
+        bytes[21..29].copy_from_slice(&usage.peak_bytes.to_le_bytes());
+        bytes
     }
 
     /// Reads what `to_bytes` wrote.
     #[must_use]
-    pub fn from_bytes([step, a, b, c, d]: [u8; REPORT_BYTES]) -> Option<Self> {
-        let value = i32::from_le_bytes([a, b, c, d]);
-        match Step::ALL.get(usize::from(step))? {
-            Step::Ended => Some(Self::Ended(value)),
+    pub fn from_bytes(bytes: &[u8; REPORT_BYTES]) -> Option<Self> {
+        let value = i32::from_le_bytes(*bytes[1..].first_chunk()?);
+        let number = |at: usize| Some(u64::from_le_bytes(*bytes[at..].first_chunk()?));
+        match Step::ALL.get(usize::from(bytes[0]))? {
+            Step::Ended => {
+                let usage = Usage {
+                    user_us: number(5)?,
+                    system_us: number(13)?,
+                    peak_bytes: number(21)?,
+                };
+                Some(Self::Ended(value, usage))
+            }
             step => Some(Self::Failed(*step, Errno::from_raw_os_error(value))),
         }
     }
@@ -161,8 +174,8 @@ impl<T> During<T> for Result<T, Errno> {
     }
 }
 
-/// Sets up the job's world, starts its program, waits for its end and reports it. Being the first process of the pid
-/// namespace, its own end makes the kernel kill whatever else runs there.
+/// Sets up the job's world, starts its program, waits for its end, ends all that is left and reports. Being the first
+/// process of the pid namespace, its own end makes the kernel kill whatever runs there, should it come early.
 pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
     let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), |main| wait_for(main));
     // If nobody reads it any more, nobody needs it.
@@ -172,7 +185,10 @@ pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
 
 /// Sets up the job's world without starting anything in it, and reports how that went.
 pub fn rehearse(prepared: &Prepared<'_>) -> ! {
-    let report = set_up(prepared).map_or_else(|(step, errno)| Report::Failed(step, errno), |()| Report::Ended(0));
+    let report = set_up(prepared).map_or_else(
+        |(step, errno)| Report::Failed(step, errno),
+        |()| Report::Ended(0, Usage::default()),
+    );
     let _ = write(prepared.report, &report.to_bytes());
     syscall::exit_now(0)
 }
@@ -193,7 +209,10 @@ fn wait_for(main: Pid) -> Report {
     loop {
         while let Some((pid, status)) = syscall::reap_any() {
             if pid == main.as_raw_nonzero().get() {
-                return Report::Ended(status);
+                // Not left to our own end: the report is to say that nothing runs any more.
+                syscall::signal_everyone(libc::SIGKILL);
+                syscall::reap_everyone();
+                return Report::Ended(status, syscall::usage_of_children());
             }
         }
         // SIGTERM from outside of the namespace is the launcher's; one from the job itself is the job's mistake.
@@ -384,13 +403,18 @@ mod tests {
 
     #[test]
     fn a_report_is_read_as_it_was_written() {
+        let usage = Usage {
+            user_us: 1,
+            system_us: u64::MAX,
+            peak_bytes: 3,
+        };
         for report in [
-            Report::Ended(0),
-            Report::Ended(0x8b),
+            Report::Ended(0, usage),
+            Report::Ended(0x8b, usage),
             Report::Failed(Step::Execute, Errno::NOENT),
         ] {
-            assert_eq!(Report::from_bytes(report.to_bytes()), Some(report));
+            assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));
         }
-        assert_eq!(Report::from_bytes([200, 0, 0, 0, 0]), None);
+        assert_eq!(Report::from_bytes(&[200; REPORT_BYTES]), None);
     }
 }

@@ -1,18 +1,19 @@
 //! One running job in the launcher: its pipes, its clock and its end.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::{Errno, read};
 use rustix::process::{Signal, pidfd_send_signal};
 
+use crate::cgroup::JobCgroup;
 use crate::child::{REPORT_BYTES, Report};
 use crate::outcome::{Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
 use crate::protocol::{Event, Level, Outcome, Reason, Spawn, encode};
 use crate::spawn::Process;
-use crate::syscall;
+use crate::syscall::{self, Usage};
 
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 const NEVER: Duration = Duration::from_secs(1 << 32);
@@ -22,6 +23,17 @@ const NEVER: Duration = Duration::from_secs(1 << 32);
 struct Ending {
     reason: Reason,
     kill_at: Option<Instant>,
+}
+
+/// What came of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Something; there may be more.
+    More,
+    /// Nothing for now.
+    Nothing,
+    /// Nothing ever again.
+    Ended,
 }
 
 /// A job that has been started.
@@ -85,7 +97,13 @@ impl Job {
         self.id == id && self.attempt == attempt
     }
 
-    /// Readable once nothing of the job runs any more.
+    /// Readable once the first process has reported, after which nothing of the job runs.
+    #[must_use]
+    pub fn report_pipe(&self) -> BorrowedFd<'_> {
+        self.process.report.as_fd()
+    }
+
+    /// Readable once nothing of the job runs any more, not even its first process.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.process.pidfd.as_fd()
@@ -108,22 +126,24 @@ impl Job {
         self.output.acknowledge(count);
     }
 
-    /// Reads once from a pipe, whose end closes it; returns whether there may be more at once.
-    pub fn read_pipe(&mut self, index: usize, buffer: &mut [u8], now: Instant) -> bool {
+    /// Reads once from a pipe.
+    pub fn read_pipe(&mut self, index: usize, buffer: &mut [u8], now: Instant) -> Reading {
         let Some(pipe) = &self.process.pipes[index] else {
-            return false;
+            return Reading::Ended;
         };
         match read(pipe, &mut *buffer) {
             Ok(count) if count > 0 => {
                 self.output.push(STREAMS[index], &buffer[..count], now);
-                true
+                Reading::More
             }
-            Err(Errno::AGAIN | Errno::INTR) => false,
-            Ok(_) | Err(_) => {
-                self.process.pipes[index] = None;
-                false
-            }
+            Err(Errno::AGAIN | Errno::INTR) => Reading::Nothing,
+            Ok(_) | Err(_) => Reading::Ended,
         }
+    }
+
+    /// Closes our end of a pipe.
+    pub fn close_pipe(&mut self, index: usize) {
+        self.process.pipes[index] = None;
     }
 
     /// When [`Self::on_time`] has to be called next.
@@ -218,58 +238,72 @@ impl Job {
         self.output.sent();
     }
 
-    /// Reads what is left in the pipes, judges the end and reports it. Everything of the job has ended.
-    pub fn finish(mut self, buffer: &mut [u8], now: Instant, outbox: &mut Vec<u8>) {
+    /// Reads what is left in the pipes, judges the end and reports it; nothing of the job runs any more. `usage` counts
+    /// where the first process could not report one. What is returned is that process on its way out.
+    pub fn finish(
+        mut self,
+        report: Option<Report>,
+        usage: Usage,
+        buffer: &mut [u8],
+        now: Instant,
+        outbox: &mut Vec<u8>,
+    ) -> Leaving {
         for index in 0..STREAMS.len() {
-            while self.read_pipe(index, buffer, now) {
+            while self.read_pipe(index, buffer, now) == Reading::More {
                 if self.flush_is_due(now) {
                     self.flush(outbox);
                 }
             }
         }
-        let usage = syscall::reap(self.pidfd()).unwrap_or_default();
-        let account = self
-            .process
-            .cgroup
-            .as_ref()
-            .map(crate::cgroup::JobCgroup::account)
-            .unwrap_or_default();
+        let outcome = self.outcome(report, usage, now);
+        let (job, attempt, segments) = (self.id.as_str(), self.attempt, self.output.segments());
+        encode(
+            &Event::Exited {
+                job,
+                attempt,
+                outcome,
+                segments,
+            },
+            outbox,
+        );
+        Leaving {
+            pidfd: self.process.pidfd,
+            _cgroup: self.process.cgroup,
+        }
+    }
+
+    fn outcome(&self, report: Option<Report>, usage: Usage, now: Instant) -> Outcome {
+        let usage = if let Some(Report::Ended(_, usage)) = report {
+            usage
+        } else {
+            usage
+        };
+        let account = self.process.cgroup.as_ref().map(JobCgroup::account).unwrap_or_default();
         let verdict = judge(&Evidence {
             ended_for: self.ending.map(|ending| ending.reason),
             timeout_s: self.timeout_s,
-            report: self.report(),
+            report,
             out_of_memory: account.out_of_memory,
             out_of_pids: account.out_of_pids,
             program: &self.program,
             working_directory: &self.working_directory,
         });
         let [stdout, stderr] = self.output.totals();
-        let wall = now.saturating_duration_since(self.started);
-        let outcome = Outcome {
+        Outcome {
             reason: verdict.reason,
             message: verdict.message,
             exit_code: verdict.exit_code,
             signal: verdict.signal,
             started_ms: self.started_ms,
             finished_ms: unix_ms(),
-            wall_s: wall.as_secs_f64(),
-            cpu_user_s: usage.user_s,
-            cpu_system_s: usage.system_s,
+            wall_s: now.saturating_duration_since(self.started).as_secs_f64(),
+            cpu_user_s: Duration::from_micros(usage.user_us).as_secs_f64(),
+            cpu_system_s: Duration::from_micros(usage.system_us).as_secs_f64(),
             peak_memory_bytes: account.peak_bytes.unwrap_or(usage.peak_bytes),
             sandbox: self.level,
             stdout,
             stderr,
-        };
-        let segments = self.output.segments();
-        encode(
-            &Event::Exited {
-                job: &self.id,
-                attempt: self.attempt,
-                outcome,
-                segments,
-            },
-            outbox,
-        );
+        }
     }
 
     /// What the first process reported before its end.
@@ -278,9 +312,28 @@ impl Job {
         let mut bytes = [0; REPORT_BYTES];
         let count = read(&self.process.report, &mut bytes).unwrap_or(0);
         if count == REPORT_BYTES {
-            Report::from_bytes(bytes)
+            Report::from_bytes(&bytes)
         } else {
             None
         }
+    }
+}
+
+/// The first process of a job that has ended, until it is reaped; its cgroup goes after it.
+pub struct Leaving {
+    pidfd: OwnedFd,
+    _cgroup: Option<JobCgroup>,
+}
+
+impl Leaving {
+    /// Readable once it has gone.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Waits until it has gone, and reaps it.
+    pub fn reap(self) {
+        let _ = syscall::wait_readable(self.pidfd()).and_then(|()| syscall::reap(self.pidfd()));
     }
 }

@@ -15,7 +15,7 @@ use crate::cgroup::Subtree;
 use crate::child::Report;
 use crate::host::{self, Feature};
 use crate::identity;
-use crate::job::{Job, unix_ms};
+use crate::job::{Job, Leaving, Reading, unix_ms};
 use crate::netns::NetworkPool;
 use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means, Refusal};
@@ -23,6 +23,7 @@ use crate::protocol::{
     Configure, Decoder, End, Event, Level, Outcome, PROTOCOL_VERSION, Reason, Request, Spawn, StreamInfo, encode,
 };
 use crate::spawn::{Mode, Spawner};
+use crate::syscall::Usage;
 use crate::{syscall, view};
 
 const READ_BYTES: usize = 64 << 10;
@@ -31,6 +32,10 @@ const MAX_SLOTS: u32 = 4096;
 const NETWORK_STOCK: u32 = 16;
 const EVENTS_AT_ONCE: usize = 256;
 const CONTROL: u64 = u64::MAX;
+/// Bit of the tokens of processes whose jobs have ended.
+const LEAVING: u64 = 1 << 63;
+const SOURCE_REPORT: u64 = 2;
+const SOURCE_PROCESS: u64 = 3;
 
 /// Why the launcher cannot work, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -118,13 +123,15 @@ struct Launcher<'a> {
     window_bytes: usize,
     jobs: Vec<Option<Job>>,
     watching_output: Vec<bool>,
+    leaving: BTreeMap<u64, Leaving>,
+    left: u64,
     outbox: Vec<u8>,
     sent: usize,
     blocked: bool,
     buffer: Vec<u8>,
 }
 
-/// What an epoll event is about: 0 the process, 1 stdout, 2 stderr of the job in a slot.
+/// What an epoll event is about: stdout (0), stderr (1), the report or the process of the job in a slot.
 const fn token(slot: usize, source: u64) -> epoll::EventData {
     epoll::EventData::new_u64((slot as u64) << 2 | source)
 }
@@ -168,6 +175,8 @@ impl<'a> Launcher<'a> {
             window_bytes: config.output_window_bytes,
             jobs: (0..config.slots).map(|_| None).collect(),
             watching_output: vec![false; config.slots as usize],
+            leaving: BTreeMap::new(),
+            left: 0,
             outbox: Vec::new(),
             sent: 0,
             blocked: false,
@@ -192,7 +201,7 @@ impl<'a> Launcher<'a> {
         let job = Job::new(&spawn, &plan, process, self.window_bytes, Instant::now());
         syscall::wait_readable(job.pidfd()).map_err(system("wait for the rehearsal"))?;
         match job.report() {
-            Some(Report::Ended(0)) => {
+            Some(Report::Ended(0, _)) => {
                 syscall::reap(job.pidfd()).map_err(system("reap the rehearsal"))?;
                 Ok(())
             }
@@ -228,6 +237,7 @@ impl<'a> Launcher<'a> {
             for event in &events {
                 match event.data.u64() {
                     CONTROL => control_is_readable = true,
+                    token if token & LEAVING != 0 => drop(self.leaving.remove(&token).map(Leaving::reap)),
                     token => self.on_job_event((token >> 2) as usize, token & 3, now),
                 }
             }
@@ -252,17 +262,64 @@ impl<'a> Launcher<'a> {
 
     fn on_job_event(&mut self, slot: usize, source: u64, now: Instant) {
         let Some(job) = self.jobs[slot].as_mut() else { return };
-        if source == 0 {
-            if let Some(job) = self.jobs[slot].take() {
-                job.finish(&mut self.buffer, now, &mut self.outbox);
+        match source {
+            SOURCE_PROCESS => {
+                let report = job.report();
+                let usage = syscall::reap(job.pidfd()).unwrap_or_default();
+                self.finish(slot, report, usage, now);
             }
-            return;
+            SOURCE_REPORT => match job.report() {
+                Some(report) => {
+                    if let Some(leaving) = self.finish(slot, Some(report), Usage::default(), now) {
+                        self.let_leave(leaving);
+                    }
+                }
+                // Ended without a report: the pidfd tells the rest.
+                None => {
+                    let _ = epoll::delete(&self.epoll, job.report_pipe());
+                }
+            },
+            source => {
+                let index = source as usize;
+                if job.read_pipe(index, &mut self.buffer, now) == Reading::Ended {
+                    // Before it is closed: a copy of it in a child that is just starting would keep the watch alive.
+                    let _ = job.pipe(index).map(|pipe| epoll::delete(&self.epoll, pipe));
+                    job.close_pipe(index);
+                }
+                if job.flush_is_due(now) {
+                    job.flush(&mut self.outbox);
+                }
+                self.watch_output(slot);
+            }
         }
-        job.read_pipe(source as usize - 1, &mut self.buffer, now);
-        if job.flush_is_due(now) {
-            job.flush(&mut self.outbox);
+    }
+
+    /// Reports the end of the job and frees its slot.
+    fn finish(&mut self, slot: usize, report: Option<Report>, usage: Usage, now: Instant) -> Option<Leaving> {
+        let job = self.jobs[slot].take()?;
+        for fd in [Some(job.report_pipe()), job.pipe(0), job.pipe(1)]
+            .into_iter()
+            .flatten()
+        {
+            let _ = epoll::delete(&self.epoll, fd);
         }
-        self.watch_output(slot);
+        Some(job.finish(report, usage, &mut self.buffer, now, &mut self.outbox))
+    }
+
+    /// Keeps the first process of an ended job until it can be reaped.
+    fn let_leave(&mut self, leaving: Leaving) {
+        let token = LEAVING | self.left;
+        self.left += 1;
+        let watched = epoll::modify(
+            &self.epoll,
+            leaving.pidfd(),
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        );
+        match watched {
+            Ok(()) => drop(self.leaving.insert(token, leaving)),
+            Err(_) => leaving.reap(),
+        }
     }
 
     fn on_time(&mut self, now: Instant) {
@@ -281,7 +338,7 @@ impl<'a> Launcher<'a> {
             return;
         }
         self.watching_output[slot] = wanted;
-        for (pipe, source) in [(job.pipe(0), 1), (job.pipe(1), 2)] {
+        for (pipe, source) in [(job.pipe(0), 0), (job.pipe(1), 1)] {
             let Some(pipe) = pipe else { continue };
             // A watch that cannot be set leaves the job's output unread until its end, where it is read all the same.
             let _ = match wanted {
@@ -377,7 +434,10 @@ impl<'a> Launcher<'a> {
         let process = self.spawner.spawn(spawn, &plan, slot as u32, Mode::Run);
         let process = process.map_err(|error| refuse(Reason::SandboxUnavailable, error.to_string()))?;
         let job = self.jobs[slot].insert(Job::new(spawn, &plan, process, self.window_bytes, started));
-        if let Err(errno) = epoll::add(&self.epoll, job.pidfd(), token(slot, 0), epoll::EventFlags::IN) {
+        let watched = [(job.pidfd(), SOURCE_PROCESS), (job.report_pipe(), SOURCE_REPORT)]
+            .into_iter()
+            .try_for_each(|(fd, source)| epoll::add(&self.epoll, fd, token(slot, source), epoll::EventFlags::IN));
+        if let Err(errno) = watched {
             job.kill();
             self.jobs[slot] = None;
             return Err(refuse(Reason::SandboxUnavailable, format!("watch the job: {errno}")));
@@ -423,6 +483,7 @@ impl<'a> Launcher<'a> {
         for job in self.jobs.iter_mut().filter_map(Option::take) {
             let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
         }
+        std::mem::take(&mut self.leaving).into_values().for_each(Leaving::reap);
     }
 }
 

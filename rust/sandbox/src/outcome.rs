@@ -53,8 +53,8 @@ pub struct Verdict {
 #[must_use]
 pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     let (exit_code, signal) = match evidence.report {
-        Some(Report::Ended(status)) if libc::WIFSIGNALED(status) => (None, Some(libc::WTERMSIG(status))),
-        Some(Report::Ended(status)) => (Some(libc::WEXITSTATUS(status)), None),
+        Some(Report::Ended(status, _)) if libc::WIFSIGNALED(status) => (None, Some(libc::WTERMSIG(status))),
+        Some(Report::Ended(status, _)) => (Some(libc::WEXITSTATUS(status)), None),
         Some(Report::Failed(..)) => (None, None),
         None => (None, Some(libc::SIGKILL)),
     };
@@ -136,6 +136,7 @@ pub fn errno_words(errno: Errno) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::syscall::Usage;
 
     const NOTHING: Evidence<'static> = Evidence {
         ended_for: None,
@@ -147,6 +148,10 @@ mod tests {
         working_directory: "/work",
     };
 
+    fn ended(status: i32) -> Report {
+        Report::Ended(status, Usage::default())
+    }
+
     fn of(report: Report) -> Verdict {
         judge(&Evidence {
             report: Some(report),
@@ -156,7 +161,7 @@ mod tests {
 
     #[test]
     fn own_exit_137_is_not_our_kill() {
-        let own = of(Report::Ended(137 << 8));
+        let own = of(ended(137 << 8));
         assert_eq!(
             (own.reason, own.exit_code, own.signal),
             (Some(Reason::ExitCode), Some(137), None)
@@ -175,7 +180,7 @@ mod tests {
 
     #[test]
     fn success_has_no_reason() {
-        let verdict = of(Report::Ended(0));
+        let verdict = of(ended(0));
         assert_eq!(
             verdict,
             Verdict {
@@ -195,7 +200,7 @@ mod tests {
             ..NOTHING
         };
         let verdict = judge(&Evidence {
-            report: Some(Report::Ended(0)),
+            report: Some(ended(0)),
             ..ended
         });
         assert_eq!((verdict.reason, verdict.exit_code), (Some(Reason::Timeout), Some(0)));
@@ -223,13 +228,13 @@ mod tests {
     fn limits_of_the_cgroup_explain_a_failure_but_not_a_success() {
         let killed = Evidence {
             out_of_memory: true,
-            report: Some(Report::Ended(9)),
+            report: Some(ended(9)),
             ..NOTHING
         };
         assert_eq!(judge(&killed).reason, Some(Reason::Oom));
         assert_eq!(
             judge(&Evidence {
-                report: Some(Report::Ended(0)),
+                report: Some(ended(0)),
                 ..killed
             })
             .reason,
@@ -237,7 +242,7 @@ mod tests {
         );
         let refused = Evidence {
             out_of_pids: true,
-            report: Some(Report::Ended(1 << 8)),
+            report: Some(ended(1 << 8)),
             ..NOTHING
         };
         assert_eq!(judge(&refused).reason, Some(Reason::PidsLimit));

@@ -236,15 +236,44 @@ pub fn wait_readable(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     retry_on_intr(|| poll(&mut watched, None)).map(|_| ())
 }
 
+/// Reaps every child until there is none; they must be ending.
+pub fn reap_everyone() {
+    // SAFETY: waitpid without a status writes nothing.
+    while unsafe { libc::waitpid(-1, ptr::null_mut(), 0) } > 0 {}
+}
+
 /// What a process and its waited-for descendants used.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Seconds of CPU in user mode.
-    pub user_s: f64,
-    /// Seconds of CPU in the kernel.
-    pub system_s: f64,
+    /// Microseconds of CPU in user mode.
+    pub user_us: u64,
+    /// Microseconds of CPU in the kernel.
+    pub system_us: u64,
     /// Largest resident set of any one of the processes.
     pub peak_bytes: u64,
+}
+
+impl From<libc::rusage> for Usage {
+    fn from(usage: libc::rusage) -> Self {
+        let number = |value: i64| u64::try_from(value).unwrap_or(0);
+        let microseconds = |time: libc::timeval| number(time.tv_sec) * 1_000_000 + number(time.tv_usec);
+        Self {
+            user_us: microseconds(usage.ru_utime),
+            system_us: microseconds(usage.ru_stime),
+            peak_bytes: number(usage.ru_maxrss) * 1024,
+        }
+    }
+}
+
+/// What all children that this process has reaped used, with theirs.
+#[must_use]
+pub fn usage_of_children() -> Usage {
+    // SAFETY: rusage is plain data, which the kernel fills within its size.
+    unsafe {
+        let mut usage: libc::rusage = mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage.into()
+    }
 }
 
 /// Reaps the child of `pidfd`, which has ended, and returns what it used.
@@ -253,7 +282,7 @@ pub struct Usage {
 /// What waitid says.
 pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Usage, Errno> {
     // SAFETY: siginfo_t and rusage are plain data; the kernel fills them within their size.
-    let usage = unsafe {
+    unsafe {
         let mut info: libc::siginfo_t = mem::zeroed();
         let mut usage: libc::rusage = mem::zeroed();
         check(libc::syscall(
@@ -264,14 +293,8 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Usage, Errno> {
             libc::WEXITED,
             &raw mut usage,
         ))?;
-        usage
-    };
-    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
-    Ok(Usage {
-        user_s: seconds(usage.ru_utime),
-        system_s: seconds(usage.ru_stime),
-        peak_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
-    })
+        Ok(usage.into())
+    }
 }
 
 /// Installs a seccomp filter for this process and all that it starts.
