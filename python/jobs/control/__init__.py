@@ -1,5 +1,5 @@
 """The control plane: drives the pure parts (jobs, scheduler) over the replicated store."""
 
-from jobs.control.control import Control
+from jobs.control.control import Control, ControlConfig
 
-__all__ = ["Control"]
+__all__ = ["Control", "ControlConfig"]

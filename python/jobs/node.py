@@ -1,0 +1,218 @@
+"""The command `jobs-node`: one member of the cluster with its API, or with `--embedded DIR` a whole one in a directory."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import pwd
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from jobs import logs
+from jobs._native import Log, NativeError, Store
+from jobs.api import ApiConfig, ApiServer, serve
+from jobs.config import ConfigError, NodeConfig, check_config, load_config
+from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
+from jobs.control import Control, ControlConfig
+from jobs.embedded import Children
+from jobs.notify import Notifier
+from jobs.sockets import SocketError, listen_unix
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIG: Final = 78
+"""EX_CONFIG of sysexits.h: starting again will not help."""
+STOP_GRACE_S: Final = 5.0
+STATUS_PERIOD_S: Final = 5.0
+
+
+class Node:
+    """Log, store, consensus, control and API of one process."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._log: Log | None = None
+        self._store: Store | None = None
+        self._api: ApiServer | None = None
+        self.failed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Open what is on disk, take up the work, then serve.
+
+        Raises NativeError for files that cannot be used, ConsensusError for a log that does not fit its store, and
+        SocketError for a socket that cannot be had.
+        """
+        config = self._config
+        config.node.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config.node.run_dir.mkdir(parents=True, exist_ok=True)
+        self._log = log = Log(str(config.log_dir), segment_bytes=config.log.segment_bytes)
+        self._store = store = Store(str(config.store_dir), max_bytes=2 * config.store.max_bytes)
+        for part in (log, store):
+            if part.recovered:
+                logger.warning("recovered: %s", part.recovered)
+        self._consensus = Consensus(config.node.id, log, store, consensus_config(config))
+        self._consensus.on_failure = lambda error: self.failed.set()
+        self.control = Control(config.node.id, self._consensus, store, control_config(config))
+        await self._consensus.start()
+        workers = listen_unix(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
+        await self.control.start(workers)
+        self._api = await serve(self.control, str(config.api_socket), api_config(config))
+
+    def healthy(self) -> bool:
+        """Tell whether the watchdog may be fed."""
+        return not self.failed.is_set() and self._consensus.is_leader
+
+    async def stop(self) -> None:
+        """Answer what is under way, leave the workers their jobs, close what is on disk."""
+        if self._api is not None:
+            self.control.on_stopping()
+            await self._api.stop(STOP_GRACE_S)
+            await self.control.stop()
+            await self._consensus.stop()
+            self._config.worker_socket_path.unlink(missing_ok=True)
+        if self._store is not None:
+            self._store.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def consensus_config(config: NodeConfig) -> ConsensusConfig:
+    return ConsensusConfig(
+        heartbeat_s=config.raft.heartbeat_s,
+        election_min_s=config.raft.election_min_s,
+        election_max_s=config.raft.election_max_s,
+        snapshot_log_bytes=config.log.snapshot_log_bytes,
+    )
+
+
+def control_config(config: NodeConfig) -> ControlConfig:
+    uids = {0, os.geteuid()} | {uid_of(user) for user in config.worker_socket.users}
+    return ControlConfig(
+        max_pending=config.queue.max_pending,
+        worker_lease_s=config.workers.lease_s,
+        worker_uids=frozenset(uids),
+        history_revisions=config.store.history_revisions,
+        max_store_bytes=config.store.max_bytes,
+    )
+
+
+def api_config(config: NodeConfig) -> ApiConfig:
+    return ApiConfig(
+        mode=config.api.mode,
+        group=config.api.group,
+        admin_group=config.api.admin_group,
+        max_connections=config.api.max_connections,
+        max_body_bytes=config.api.max_body_bytes,
+        body_timeout_s=config.api.request_timeout_s,
+    )
+
+
+def uid_of(user: str) -> int:
+    """Return the uid of a user given by name or number; raises ConfigError-like KeyError text for an unknown one."""
+    return int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+
+
+def worker_commands(arguments: argparse.Namespace, config: NodeConfig) -> list[list[str]]:
+    """Return the commands of the embedded workers: one of each type."""
+    command = ["jobs.worker", "--type", "shell", "--embedded", str(arguments.embedded), "--die-with-parent"]
+    if arguments.config is not None:
+        command += ["--config", str(arguments.config)]
+    return [command]
+
+
+async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
+    """Serve until a signal or a failure; return the exit code."""
+    loop = asyncio.get_running_loop()
+    node = Node(config)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    notifier = Notifier()
+    children = None
+    try:
+        await node.start()
+        if arguments.embedded is not None:
+            children = Children(worker_commands(arguments, config), dict(os.environ))
+            children.start()
+        notifier.ready(status_line(node))
+        notifier.start_watchdog(node.healthy)
+        logger.info("serving", extra={"socket": str(config.api_socket)})
+        await serve_until(stop, node, notifier)
+    except (NativeError, ConsensusError, SocketError, OSError) as error:
+        logger.critical("cannot start: %s", error)
+        return EXIT_FAILED
+    finally:
+        notifier.stopping("stopping")
+        if children is not None:
+            await children.stop(STOP_GRACE_S)
+        await node.stop()
+    return EXIT_FAILED if node.failed.is_set() else 0
+
+
+async def serve_until(stop: asyncio.Event, node: Node, notifier: Notifier) -> None:
+    """Report the status now and then until `stop` is set or the node has failed."""
+    ends = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(node.failed.wait())]
+    try:
+        while not stop.is_set() and not node.failed.is_set():
+            notifier.status(status_line(node))
+            await asyncio.wait(ends, timeout=STATUS_PERIOD_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()
+
+
+def status_line(node: Node) -> str:
+    metrics = node.control.metrics()
+    return (
+        f"{metrics['jobs_pending']:.0f} jobs wait, {metrics['jobs_running']:.0f} run "
+        f"on {metrics['jobs_workers']:.0f} workers"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="jobs-node", description=__doc__)
+    made.add_argument("--config", type=Path, metavar="FILE", help="configuration (default: /etc/jobs/node.toml)")
+    made.add_argument("--embedded", type=Path, metavar="DIR", help="node and workers in one directory, without root")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
+    check = commands.add_parser("check-config", help="say what is wrong with the configuration, and how to mend it")
+    check.add_argument("file", type=Path, nargs="?", help="configuration to check")
+    return made
+
+
+def main() -> int:
+    """Run the command; the process's exit code comes back."""
+    arguments = parser().parse_args()
+    if arguments.command == "check-config":
+        return report_config(arguments.file or arguments.config, arguments.embedded)
+    try:
+        config = load_config(arguments.config, flags=flags(arguments), embedded=arguments.embedded)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    logs.setup(config.logging)
+    import uvloop
+
+    return uvloop.run(run(config, arguments))
+
+
+def flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {}
+
+
+def report_config(file: Path | None, embedded: Path | None) -> int:
+    """Print what is wrong with a configuration, a line each."""
+    problems = check_config(file, embedded=embedded)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print("the configuration is valid")
+    return EXIT_CONFIG if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

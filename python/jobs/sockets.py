@@ -1,0 +1,73 @@
+"""Listening Unix sockets with the right owner and mode from the first moment."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+MAX_PATH_BYTES: Final = 107
+"""sun_path less its final zero byte."""
+BACKLOG: Final = 1_024
+
+
+class SocketError(Exception):
+    """The socket cannot be had; the text names it, the cause, and what would help."""
+
+
+def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
+    """Return a socket that listens at `path` with this mode and group, in place of one that nobody serves any more.
+
+    It is made under another name with no permissions and renamed when it is right, so nobody can connect before.
+    Raises SocketError when another process serves there, or the path, the group or the permissions do not allow it.
+    """
+    if len(os.fsencode(path)) > MAX_PATH_BYTES - 4:
+        raise SocketError(f"socket {path}: the path is longer than {MAX_PATH_BYTES - 4} bytes; use a shorter one")
+    _refuse_live(path)
+    gid = -1 if group is None else _gid(path, group)
+    temporary = path.with_name(f"{path.name}.new")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        temporary.unlink(missing_ok=True)
+        before = os.umask(0o777)
+        try:
+            listener.bind(str(temporary))
+        finally:
+            os.umask(before)
+        listener.listen(BACKLOG)
+        os.chown(temporary, -1, gid)
+        temporary.chmod(mode)
+        temporary.rename(path)
+    except OSError as error:
+        listener.close()
+        raise SocketError(f"socket {path}: {error.strerror}") from error
+    return listener
+
+
+def _refuse_live(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketError(f"socket {path}: something that is not a socket is there; remove it or use another path")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SocketError(f"socket {path}: {error.strerror}") from error
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
+                return
+    raise SocketError(f"socket {path}: another process serves it; stop that one, or use another path")
+
+
+def _gid(path: Path, group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise SocketError(f"socket {path}: there is no group {group!r}; create it, or configure another") from error
