@@ -207,3 +207,21 @@ def test_a_memory_limit_stops_one_process_that_wants_more(sandbox: Sandbox) -> N
     outcome = sandbox.python(program, limits=limits(memory_bytes=256 << 20)).outcome
     assert outcome.reason in (Reason.EXIT_CODE, Reason.OOM)
     assert sandbox.python(program, limits=limits(memory_bytes=1 << 30)).outcome.reason is None
+
+
+def test_every_job_of_a_busy_launcher_gets_its_own_end(sandbox: Sandbox) -> None:
+    # given slots that are always taken again at once, by jobs that differ in output and exit code
+    total, ends = 300, 0
+    expected: dict[str, int] = {}
+    while ends < total:
+        while len(expected) < min(4, total - ends):
+            number = sandbox.count
+            expected[sandbox.start("sh", "-c", f"echo {number}; exit {number % 7}")] = number
+        sandbox.pump(lambda: any(isinstance(event, Exited) for event in sandbox.events))
+        # then each end is that of the job it names
+        for event in sandbox.events:
+            assert isinstance(event, Exited), event
+            number = expected.pop(event.job)
+            assert (event.segments, event.outcome.exit_code) == ([(1, b"%d\n" % number)], number % 7)
+            ends += 1
+        sandbox.events.clear()

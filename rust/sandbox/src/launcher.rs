@@ -237,7 +237,7 @@ impl<'a> Launcher<'a> {
             for event in &events {
                 match event.data.u64() {
                     CONTROL => control_is_readable = true,
-                    token if token & LEAVING != 0 => drop(self.leaving.remove(&token).map(Leaving::reap)),
+                    token if token & LEAVING != 0 => self.on_left(token),
                     token => self.on_job_event((token >> 2) as usize, token & 3, now),
                 }
             }
@@ -266,7 +266,9 @@ impl<'a> Launcher<'a> {
             SOURCE_PROCESS => {
                 let report = job.report();
                 let usage = syscall::reap(job.pidfd()).unwrap_or_default();
-                self.finish(slot, report, usage, now);
+                if let Some(left) = self.finish(slot, report, usage, now) {
+                    self.unwatch(left.pidfd());
+                }
             }
             SOURCE_REPORT => match job.report() {
                 Some(report) => {
@@ -301,9 +303,22 @@ impl<'a> Launcher<'a> {
             .into_iter()
             .flatten()
         {
-            let _ = epoll::delete(&self.epoll, fd);
+            self.unwatch(fd);
         }
         Some(job.finish(report, usage, &mut self.buffer, now, &mut self.outbox))
+    }
+
+    /// Forgets a descriptor that is about to be closed. Closing alone would not do: a child that is just being started
+    /// has a copy of it for a moment, which keeps the watch alive, and the slot's next job would be given its events.
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    fn on_left(&mut self, token: u64) {
+        if let Some(left) = self.leaving.remove(&token) {
+            self.unwatch(left.pidfd());
+            left.reap();
+        }
     }
 
     /// Keeps the first process of an ended job until it can be reaped.
@@ -439,6 +454,7 @@ impl<'a> Launcher<'a> {
             .try_for_each(|(fd, source)| epoll::add(&self.epoll, fd, token(slot, source), epoll::EventFlags::IN));
         if let Err(errno) = watched {
             job.kill();
+            let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
             self.jobs[slot] = None;
             return Err(refuse(Reason::SandboxUnavailable, format!("watch the job: {errno}")));
         }
