@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,17 @@ from jobs.protocol import wire
 from jobs.protocol.model import Reason
 from tests.support import processes
 from tests.support.nodepeer import STEP_S, NodePeer
+from tests.support.workerprocess import WorkerProcess
 
 END_S = 10.0
 
 
-class Worker:
+class Worker(WorkerProcess):
     """The process, and the node's end of its socket."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.node = NodePeer(directory)
-        self.log = directory / "worker.log"
-        self.process: asyncio.subprocess.Process
-
-    async def start(self, *arguments: str, **env: str) -> None:
-        with self.log.open("wb") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "jobs.worker", "--type", "shell", "--embedded", str(self.directory), *arguments,
-                env={"PATH": os.environ["PATH"], "JOBS_LOGGING__LEVEL": "debug", **env}, stderr=log,
-            )  # fmt: skip
-
-    async def exit_code(self) -> int:
-        async with asyncio.timeout(STEP_S):
-            return await self.process.wait()
-
-    def launcher(self) -> int:
-        (pid,) = processes.children_of(self.process.pid)
-        return pid
 
 
 @asynccontextmanager
@@ -58,9 +42,7 @@ async def worker(directory: Path, *arguments: str, **env: str) -> AsyncIterator[
     try:
         yield made
     finally:
-        with suppress(ProcessLookupError):
-            made.process.kill()
-        await made.process.wait()
+        await made.kill()
 
 
 def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
