@@ -1,4 +1,4 @@
-"""The command `jobs-node`: one member of the cluster with its API, or with `--embedded DIR` a whole one in a directory."""
+"""The command `jobs-node`: a member of the cluster with its API; with `--embedded DIR` a whole one in a directory."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Node:
         self._log: Log | None = None
         self._store: Store | None = None
         self._api: ApiServer | None = None
+        self.consensus: Consensus | None = None
+        self.control: Control | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -55,26 +57,29 @@ class Node:
         for part in (log, store):
             if part.recovered:
                 logger.warning("recovered: %s", part.recovered)
-        self._consensus = Consensus(config.node.id, log, store, consensus_config(config))
-        self._consensus.on_failure = lambda error: self.failed.set()
-        self.control = Control(config.node.id, self._consensus, store, control_config(config))
-        await self._consensus.start()
+        self.consensus = consensus = Consensus(config.node.id, log, store, consensus_config(config))
+        consensus.on_failure = lambda error: self.failed.set()
+        await consensus.start()
         workers = listen_unix(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
-        await self.control.start(workers)
-        self._api = await serve(self.control, str(config.api_socket), api_config(config))
+        self.control = control = Control(config.node.id, consensus, store, control_config(config))
+        await control.start(workers)
+        self._api = await serve(control, str(config.api_socket), api_config(config))
 
     def healthy(self) -> bool:
         """Tell whether the watchdog may be fed."""
-        return not self.failed.is_set() and self._consensus.is_leader
+        return not self.failed.is_set() and self.consensus is not None and self.consensus.is_leader
 
     async def stop(self) -> None:
-        """Answer what is under way, leave the workers their jobs, close what is on disk."""
-        if self._api is not None:
+        """Answer what is under way, leave the workers their jobs, close what is on disk; also after half a start."""
+        if self.control is not None:
             self.control.on_stopping()
+        if self._api is not None:
             await self._api.stop(STOP_GRACE_S)
+        if self.control is not None:
             await self.control.stop()
-            await self._consensus.stop()
             self._config.worker_socket_path.unlink(missing_ok=True)
+        if self.consensus is not None:
+            await self.consensus.stop()
         if self._store is not None:
             self._store.close()
         if self._log is not None:
@@ -167,10 +172,11 @@ async def serve_until(stop: asyncio.Event, node: Node, notifier: Notifier) -> No
 
 
 def status_line(node: Node) -> str:
-    metrics = node.control.metrics()
+    if node.control is None:
+        return "starting"
+    value = {name: value for name, (_, value) in node.control.metrics().items()}
     return (
-        f"{metrics['jobs_pending']:.0f} jobs wait, {metrics['jobs_running']:.0f} run "
-        f"on {metrics['jobs_workers']:.0f} workers"
+        f"{value['jobs_pending']:.0f} jobs wait, {value['jobs_running']:.0f} run on {value['jobs_workers']:.0f} workers"
     )
 
 

@@ -129,5 +129,5 @@ class Service(Protocol):
 
     def health(self) -> Health: ...
 
-    def metrics(self) -> dict[str, float]:
-        """Prometheus samples `name{labels}` → value, on top of what the API counts itself."""
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        """Prometheus metrics, on top of what the API counts itself: name → (help, value)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import grp
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +48,15 @@ def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
         listener.close()
         raise SocketError(f"socket {path}: {error.strerror}") from error
     return listener
+
+
+def peer_credentials(transport: asyncio.Transport) -> tuple[int, int, int]:
+    """Return (pid, uid, gid) of the process that connected, as the kernel recorded them."""
+    sock = transport.get_extra_info("socket")
+    with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
+        data = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", data)
+    return pid, uid, gid
 
 
 def _refuse_live(path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode
 from pathlib import PurePosixPath
 from typing import Final
 
+from jobs.content import content_bytes
 from jobs.errors import InvalidRequest, PayloadTooLarge
-from jobs.protocol.model import Content, JobSubmit, ShellPayload
+from jobs.protocol.model import JobSubmit, ShellPayload
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
@@ -30,19 +29,6 @@ def check_spec_size(size_bytes: int, where: str = "$") -> None:
             field=where,
             expected=f"at most {MAX_SPEC_BYTES} bytes, files and stdin included",
         )
-
-
-def content_bytes(content: Content, where: str) -> bytes:
-    """Return the bytes of a content; raise InvalidRequest unless exactly one form is given and valid."""
-    if (content.text is None) == (content.base64 is None):
-        raise InvalidRequest("neither or both of text and base64 are given", field=where, expected="exactly one")
-    if content.text is not None:
-        return content.text.encode()
-    assert content.base64 is not None
-    try:
-        return b64decode(content.base64, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidRequest(f"not base64: {error}", field=f"{where}.base64", expected="RFC 4648 base64") from error
 
 
 def check_shell(payload: ShellPayload, where: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from jobs.content import content_bytes, content_of
 from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.protocol.model import Content, JobSubmit, ShellJob, ShellPayload
-from jobs.validate import MAX_SPEC_BYTES, check_job, check_spec_size, content_bytes
+from jobs.validate import MAX_SPEC_BYTES, check_job, check_spec_size
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,8 @@ def test_what_can_run_is_accepted() -> None:
 def test_contents_come_out_as_bytes() -> None:
     assert content_bytes(Content(text="ä"), "$") == "ä".encode()
     assert content_bytes(Content(base64="AP8="), "$") == b"\x00\xff"
+    for data in (b"", "ä\x00".encode(), b"\x00\xff"):
+        assert content_bytes(content_of(data), "$") == data
 
 
 def test_a_job_larger_than_a_value_of_the_store_is_refused_with_its_size() -> None:

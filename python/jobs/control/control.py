@@ -246,25 +246,26 @@ class Control:
             },
         )
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, tuple[str, float]]:
         workers = self._fleet.views()
+        store, consensus = self._store, self._consensus
         return {
-            "jobs_pending": self._dispatcher.pending,
-            "jobs_running": sum(worker.running for worker in workers),
-            "jobs_submitted_total": self._submission.submitted_total,
-            "jobs_assigned_total": self._dispatcher.assigned_total,
-            "jobs_refused_reports_total": self._gateway.refused_reports_total,
-            "jobs_workers": len(workers),
-            "jobs_worker_slots": sum(worker.slots for worker in workers),
-            "jobs_workers_lost_total": self._fleet.lost_total,
-            "jobs_store_revision": self._store.revision,
-            "jobs_store_compact_revision": self._store.compact_revision,
-            "jobs_store_used_bytes": self._store.used_bytes(),
-            "jobs_raft_applied_index": self._store.applied_index,
-            "jobs_raft_leader": float(self._consensus.is_leader),
-            "jobs_raft_fsyncs_total": self._consensus.fsyncs,
-            "jobs_raft_commands_total": self._consensus.commands,
-            "jobs_raft_transactions_total": self._consensus.transactions,
+            "jobs_pending": ("Jobs that wait, for a worker or for a time", self._dispatcher.pending),
+            "jobs_running": ("Attempts that workers have", sum(worker.running for worker in workers)),
+            "jobs_submitted_total": ("Jobs accepted", self._submission.submitted_total),
+            "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned_total),
+            "jobs_refused_reports_total": ("Late reports refused", self._gateway.refused_reports_total),
+            "jobs_workers": ("Registered workers", len(workers)),
+            "jobs_worker_slots": ("Slots of registered workers", sum(worker.slots for worker in workers)),
+            "jobs_workers_lost_total": ("Workers lost", self._fleet.lost_total),
+            "jobs_store_revision": ("Revision of the store", store.revision),
+            "jobs_store_compact_revision": ("Oldest revision that can be read", store.compact_revision),
+            "jobs_store_used_bytes": ("Bytes of the store in use", store.used_bytes()),
+            "jobs_raft_applied_index": ("Last log entry applied", store.applied_index),
+            "jobs_raft_leader": ("Whether this node leads", float(consensus.is_leader)),
+            "jobs_raft_fsyncs_total": ("Syncs of the log", consensus.fsyncs),
+            "jobs_raft_commands_total": ("Raft commands proposed", consensus.commands),
+            "jobs_raft_transactions_total": ("Transactions proposed", consensus.transactions),
         }
 
     def _check_space(self) -> None:

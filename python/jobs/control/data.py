@@ -9,9 +9,10 @@ from typing import Final
 from jobs import keys
 from jobs._native import CompactedError
 from jobs.consensus import Consensus
+from jobs.content import content_bytes, content_of
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
-from jobs.control.queries import content, decode_cursor, encode_cursor
+from jobs.control.queries import decode_cursor, encode_cursor
 from jobs.control.transitions import check
 from jobs.errors import Compacted, Forbidden, InvalidRequest, LeaseNotFound, PayloadTooLarge, StorageFull
 from jobs.protocol.ids import LeaseId, Revision
@@ -51,7 +52,6 @@ from jobs.store import (
     VersionIs,
     prefix_end,
 )
-from jobs.validate import content_bytes
 
 _OPERATORS: Final = {"==": EQ, "!=": NE, "<": LT, ">": GT}
 _NUMBERS: Final[dict[str, type[VersionIs] | type[CreateRevisionIs] | type[ModRevisionIs] | type[LeaseIs]]] = {
@@ -208,7 +208,7 @@ def key_value(row: tuple[bytes, bytes, int, int, int, int]) -> KeyValue:
     key, value, version, created, modified, lease = row
     return KeyValue(
         key=text(key),
-        value=content(value),
+        value=content_of(value),
         version=version,
         create_revision=Revision(created),
         mod_revision=Revision(modified),

@@ -244,13 +244,16 @@ class Fleet:
         self._leases.keep(found.lease)
         return True
 
-    def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: Session, *, dead: bool) -> None:
-        """A connection ended. A process that lives may come back until its lease ends; a dead one is lost now."""
+    def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: Session) -> None:
+        """A connection ended. The worker may come back until its lease ends."""
         found = self.get(worker, incarnation)
-        if found is None or found.session is not session:
-            return
-        found.session = None
-        if dead:
+        if found is not None and found.session is session:
+            found.session = None
+
+    def died(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        """The process of this life of the worker has ended: it will not come back."""
+        found = self.get(worker, incarnation)
+        if found is not None:
             self._spawn(self.lose(found, "its process has ended"))
 
     async def lose(self, worker: Worker, why: str) -> None:

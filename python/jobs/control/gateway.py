@@ -10,9 +10,7 @@ import asyncio
 import logging
 import os
 import random
-import select
 import socket
-import struct
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
@@ -29,6 +27,7 @@ from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import Execution, JobState
 from jobs.records import JobRecord, LogChunk, ResultRecord
+from jobs.sockets import peer_credentials
 from jobs.store import Op, Put
 
 logger = logging.getLogger(__name__)
@@ -62,6 +61,8 @@ class Gateway:
         self.connections: set[WorkerConnection] = set()
         self.refused_reports_total = 0
         self._server: asyncio.Server | None = None
+        self._pidfds: dict[WorkerId, int] = {}
+        """Processes of workers that are not connected."""
 
     async def start(self, sock: socket.socket) -> None:
         """Serve a listening Unix socket."""
@@ -74,6 +75,26 @@ class Gateway:
             self._server.close()
         for connection in list(self.connections):
             connection.close()
+        for worker in list(self._pidfds):
+            self.forget_process(worker)
+
+    def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: WorkerConnection, pidfd: int) -> None:
+        """Take note that a connection ended; if its process does too, now or later, the worker is lost at once."""
+        self.fleet.disconnected(worker, incarnation, session)
+        if pidfd >= 0:
+            self.forget_process(worker)
+            self._pidfds[worker] = pidfd
+            asyncio.get_running_loop().add_reader(pidfd, self._on_process_end, worker, incarnation)
+
+    def forget_process(self, worker: WorkerId) -> None:
+        pidfd = self._pidfds.pop(worker, None)
+        if pidfd is not None:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+
+    def _on_process_end(self, worker: WorkerId, incarnation: Incarnation) -> None:
+        self.forget_process(worker)
+        self.fleet.died(worker, incarnation)
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -86,6 +107,7 @@ class WorkerConnection(asyncio.Protocol):
         self._worker: WorkerId | None = None
         self._incarnation: Incarnation | None = None
         self._registering = False
+        self._is_lost = False
         self._pidfd = -1
         self._register_timer: asyncio.TimerHandle | None = None
         self._outstanding = 0
@@ -133,11 +155,17 @@ class WorkerConnection(asyncio.Protocol):
         self._gateway.connections.discard(self)
         if self._register_timer is not None:
             self._register_timer.cancel()
+        self._is_lost = True
+        if not self._registering:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """The connection is gone, and the worker behind it perhaps."""
+        pidfd, self._pidfd = self._pidfd, -1
         if self._worker is not None and self._incarnation is not None:
-            self._gateway.fleet.disconnected(self._worker, self._incarnation, self, dead=has_ended(self._pidfd))
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+            self._gateway.disconnected(self._worker, self._incarnation, self, pidfd)
+        elif pidfd >= 0:
+            os.close(pidfd)
 
     # --- what the fleet tells the worker --------------------------------------------------------------------------
 
@@ -228,18 +256,20 @@ class WorkerConnection(asyncio.Protocol):
     async def _register(self, frame: wire.Register) -> None:
         try:
             answer = await self._gateway.fleet.register(frame, self)
+            self._worker, self._incarnation = frame.worker, frame.incarnation
         except JobsError as error:
             self._refuse(error.code, str(error))
             return
-        self._worker, self._incarnation = frame.worker, frame.incarnation
+        finally:
+            self._registering = False
+            if self._is_lost:
+                self._let_go()
         if self._register_timer is not None:
             self._register_timer.cancel()
-        if self._transport is None or self._transport.is_closing():
-            dead = has_ended(self._pidfd)
-            self._gateway.fleet.disconnected(frame.worker, frame.incarnation, self, dead=dead)
-            return
-        self._send(answer)
-        self._gateway.fleet.resume(frame, self)
+        if not self._is_lost:
+            self._gateway.forget_process(frame.worker)
+            self._send(answer)
+            self._gateway.fleet.resume(frame, self)
 
     async def _on_output(self, frame: wire.Output, incarnation: Incarnation) -> None:
         held = await self._gateway.transitions.append(
@@ -339,27 +369,9 @@ def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) ->
     return ResultRecord(state=state, reason=outcome.reason, message=outcome.message, execution=execution)
 
 
-def peer_credentials(transport: asyncio.Transport) -> tuple[int, int, int]:
-    """Return (pid, uid, gid) of the process that connected, as the kernel recorded them."""
-    sock = transport.get_extra_info("socket")
-    with socket.socket(fileno=os.dup(sock.fileno())) as duplicate:
-        data = duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", data)
-    return pid, uid, gid
-
-
 def open_pidfd(pid: int) -> int:
     """Return a pidfd, or -1 when the process is gone or out of sight."""
     try:
         return os.pidfd_open(pid)
     except OSError:
         return -1
-
-
-def has_ended(pidfd: int) -> bool:
-    """Tell whether the process behind a pidfd has ended; an unknown one counts as living until its lease ends."""
-    if pidfd < 0:
-        return False
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))

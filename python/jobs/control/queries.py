@@ -10,6 +10,7 @@ from typing import Final
 
 from jobs import keys, records
 from jobs.consensus import Consensus
+from jobs.content import content_of
 from jobs.control.hub import Hub
 from jobs.control.transitions import Stored, Transitions, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
@@ -221,7 +222,7 @@ class Queries:
             for piece in pieces:
                 data += piece.data
             after_seq = pieces[-1].seq
-        return content(bytes(data[:INLINE_BYTES]))
+        return content_of(bytes(data[:INLINE_BYTES]))
 
 
 def may_see(caller: Caller, record: JobRecord) -> bool:
@@ -237,14 +238,6 @@ def matches(where: JobFilter, record: JobRecord) -> bool:
         and (where.worker is None or record.worker == where.worker)
         and all(record.labels.get(name) == value for name, value in where.labels)
     )
-
-
-def content(data: bytes) -> Content:
-    """Return bytes as text where they are UTF-8, else as base64."""
-    try:
-        return Content(text=data.decode())
-    except UnicodeDecodeError:
-        return Content(base64=base64.b64encode(data).decode())
 
 
 def encode_cursor(key: bytes) -> str:

@@ -61,14 +61,14 @@ class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """Base of every public type: immutable, keyword-only, closed."""
 
 
-class Content(_Model):
+class Content(_Model, frozen=True):
     """Bytes in JSON: exactly one of `text` (UTF-8) and `base64`."""
 
     text: str | None = None
     base64: str | None = None
 
 
-class Limits(_Model):
+class Limits(_Model, frozen=True):
     """Bounds of one execution; what is not given comes from the worker's configuration."""
 
     memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
@@ -80,7 +80,7 @@ class Limits(_Model):
     cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
 
 
-class ShellPayload(_Model):
+class ShellPayload(_Model, frozen=True):
     """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
 
     argv: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
@@ -98,7 +98,7 @@ class ShellPayload(_Model):
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
 
 
-class Retry(_Model):
+class Retry(_Model, frozen=True):
     """How often and when a failed attempt is tried again."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
@@ -109,7 +109,7 @@ class Retry(_Model):
     """Largest share of the delay that is added at random."""
 
 
-class Requires(_Model):
+class Requires(_Model, frozen=True):
     """What a worker must have to be given the job."""
 
     labels: Labels = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Requires(_Model):
     memory_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
 
 
-class ShellJob(_Model, tag_field="type", tag="shell"):
+class ShellJob(_Model, frozen=True, tag_field="type", tag="shell"):
     """A job of type `shell` as a client submits it."""
 
     payload: ShellPayload
@@ -138,13 +138,13 @@ BATCH_JOBS: Final = 250
 """Jobs of one request: they are stored by one transaction of at most 1,000 operations."""
 
 
-class Batch(_Model):
+class Batch(_Model, frozen=True):
     """Several jobs, accepted all or none."""
 
     jobs: Annotated[list[JobSubmit], Meta(min_length=1, max_length=BATCH_JOBS)]
 
 
-class JobView(_Model):
+class JobView(_Model, frozen=True):
     """A job as a client sees it."""
 
     id: JobId
@@ -171,31 +171,31 @@ class JobView(_Model):
     """Revision of the store at which this was so; a watch can go on from it."""
 
 
-class JobDetail(_Model):
+class JobDetail(_Model, frozen=True):
     """A job and what was submitted."""
 
     job: JobView
     spec: JobSubmit
 
 
-class Submitted(_Model):
+class Submitted(_Model, frozen=True):
     """Answer to one submission; `created` is false when the idempotency key was known already."""
 
     job: JobView
     created: bool
 
 
-class BatchSubmitted(_Model):
+class BatchSubmitted(_Model, frozen=True):
     jobs: list[Submitted]
 
 
-class JobPage(_Model):
+class JobPage(_Model, frozen=True):
     jobs: list[JobView]
     next_cursor: str | None
     revision: Revision
 
 
-class StreamInfo(_Model):
+class StreamInfo(_Model, frozen=True):
     """How much one stream carried, and how much of it was kept."""
 
     bytes: int
@@ -204,7 +204,7 @@ class StreamInfo(_Model):
     truncated: bool
 
 
-class Execution(_Model):
+class Execution(_Model, frozen=True):
     """Metadata of one attempt."""
 
     attempt: Attempt
@@ -226,7 +226,7 @@ class Execution(_Model):
     stderr: StreamInfo
 
 
-class JobResult(_Model):
+class JobResult(_Model, frozen=True):
     """What came of one attempt. `stdout` and `stderr` carry up to 64 KiB each; the logs carry all that was kept."""
 
     id: JobId
@@ -239,14 +239,14 @@ class JobResult(_Model):
     """None when the job ended without ever running."""
 
 
-class CancelOutcome(_Model):
+class CancelOutcome(_Model, frozen=True):
     """What a cancellation did: `cancelled` at once, `requested` of the worker, or nothing (`already_final`)."""
 
     outcome: Literal["cancelled", "requested", "already_final"]
     job: JobView
 
 
-class LogEvent(_Model):
+class LogEvent(_Model, frozen=True):
     """A piece of output, in the order in which the worker read it."""
 
     attempt: Attempt
@@ -256,14 +256,14 @@ class LogEvent(_Model):
     data: Content
 
 
-class JobEvent(_Model):
+class JobEvent(_Model, frozen=True):
     """A change of one job."""
 
     revision: Revision
     job: JobView
 
 
-class WorkerView(_Model):
+class WorkerView(_Model, frozen=True):
     id: WorkerId
     type: str
     incarnation: Incarnation
@@ -278,7 +278,7 @@ class WorkerView(_Model):
     registered_ms: int
 
 
-class WorkerList(_Model):
+class WorkerList(_Model, frozen=True):
     workers: list[WorkerView]
 
 
@@ -287,7 +287,7 @@ class WorkerList(_Model):
 Key = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
-class KeyValue(_Model):
+class KeyValue(_Model, frozen=True):
     key: str
     value: Content
     version: int
@@ -296,20 +296,20 @@ class KeyValue(_Model):
     lease: int
 
 
-class KvPut(_Model):
+class KvPut(_Model, frozen=True):
     key: Key
     value: Content
     lease: int = 0
 
 
-class KvDelete(_Model):
+class KvDelete(_Model, frozen=True):
     """Delete one key, or with `prefix` every key that begins with it."""
 
     key: Key
     prefix: bool = False
 
 
-class KvCompare(_Model):
+class KvCompare(_Model, frozen=True):
     """One condition of a transaction on a key; a key that is absent has version 0 and revisions 0."""
 
     key: Key
@@ -319,7 +319,7 @@ class KvCompare(_Model):
     value: Content | None = None
 
 
-class KvOp(_Model):
+class KvOp(_Model, frozen=True):
     """Exactly one of the three."""
 
     put: KvPut | None = None
@@ -327,7 +327,7 @@ class KvOp(_Model):
     get: Key | None = None
 
 
-class KvTxn(_Model):
+class KvTxn(_Model, frozen=True):
     """`then` is applied when every compare holds, `otherwise` when one does not; atomically."""
 
     compare: Annotated[list[KvCompare], Meta(max_length=1000)] = field(default_factory=list)
@@ -335,37 +335,37 @@ class KvTxn(_Model):
     otherwise: Annotated[list[KvOp], Meta(max_length=1000)] = field(default_factory=list)
 
 
-class KvOpResult(_Model):
+class KvOpResult(_Model, frozen=True):
     """What one operation did: `deleted` keys of a delete, `kv` found by a get."""
 
     deleted: int | None = None
     kv: KeyValue | None = None
 
 
-class KvTxnResult(_Model):
+class KvTxnResult(_Model, frozen=True):
     succeeded: bool
     revision: Revision
     results: list[KvOpResult]
 
 
-class KvPage(_Model):
+class KvPage(_Model, frozen=True):
     kvs: list[KeyValue]
     next_cursor: str | None
     revision: Revision
 
 
-class KvEvent(_Model):
+class KvEvent(_Model, frozen=True):
     revision: Revision
     type: Literal["put", "delete"]
     key: str
     kv: KeyValue | None
 
 
-class LeaseGrant(_Model):
+class LeaseGrant(_Model, frozen=True):
     ttl_s: Annotated[float, Meta(ge=1, le=86_400)]
 
 
-class Lease(_Model):
+class Lease(_Model, frozen=True):
     id: int
     ttl_s: float
     remaining_s: float
@@ -374,7 +374,7 @@ class Lease(_Model):
 # --- node ----------------------------------------------------------------------------------------------------------
 
 
-class Health(_Model):
+class Health(_Model, frozen=True):
     status: Literal["ok", "starting", "stopping", "failing"]
     node: str
     version: str
@@ -385,7 +385,7 @@ class Health(_Model):
     checks: dict[str, str]
 
 
-class Problem(_Model):
+class Problem(_Model, frozen=True):
     """RFC 9457 problem document."""
 
     type: str

@@ -36,7 +36,7 @@ class JobRef(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 # worker → node
 
 
-class Register(_Frame, tag="register"):
+class Register(_Frame, frozen=True, tag="register"):
     protocol: int
     worker: WorkerId
     type: str
@@ -51,11 +51,11 @@ class Register(_Frame, tag="register"):
     """Attempts of this incarnation that still run or whose end is not yet acknowledged."""
 
 
-class Heartbeat(_Frame, tag="heartbeat"):
+class Heartbeat(_Frame, frozen=True, tag="heartbeat"):
     """Keeps the worker's lease; sent every `Registered.heartbeat_s`."""
 
 
-class Output(_Frame, tag="output"):
+class Output(_Frame, frozen=True, tag="output"):
     """Output in the order it was read; `seq` counts the frames of the attempt from 0 without gaps."""
 
     job: JobId
@@ -83,7 +83,7 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stderr: StreamInfo
 
 
-class Finished(_Frame, tag="finished"):
+class Finished(_Frame, frozen=True, tag="finished"):
     """The end of an attempt with its last output (`seq` and `segments` as in `Output`; segments may be empty)."""
 
     job: JobId
@@ -93,7 +93,7 @@ class Finished(_Frame, tag="finished"):
     segments: list[tuple[int, bytes]]
 
 
-class Draining(_Frame, tag="draining"):
+class Draining(_Frame, frozen=True, tag="draining"):
     """The worker takes no more jobs, and goes when those it has are done."""
 
 
@@ -102,7 +102,7 @@ WorkerFrame: TypeAlias = Register | Heartbeat | Output | Finished | Draining
 # node → worker
 
 
-class Registered(_Frame, tag="registered"):
+class Registered(_Frame, frozen=True, tag="registered"):
     node: str
     heartbeat_s: float
     lease_ttl_s: float
@@ -111,7 +111,7 @@ class Registered(_Frame, tag="registered"):
     """Of `Register.running`: no longer this worker's; to be killed and forgotten."""
 
 
-class Refused(_Frame, tag="refused"):
+class Refused(_Frame, frozen=True, tag="refused"):
     code: str
     detail: str
 
@@ -125,25 +125,25 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     owner: int
 
 
-class Assign(_Frame, tag="assign"):
+class Assign(_Frame, frozen=True, tag="assign"):
     jobs: list[Assignment]
 
 
-class Cancel(_Frame, tag="cancel"):
+class Cancel(_Frame, frozen=True, tag="cancel"):
     """End the attempt: SIGTERM, grace, SIGKILL; reported as `Finished` with reason `cancelled`."""
 
     job: JobId
     attempt: Attempt
 
 
-class Fence(_Frame, tag="fence"):
+class Fence(_Frame, frozen=True, tag="fence"):
     """The attempt is no longer this worker's: kill it at once, report nothing."""
 
     job: JobId
     attempt: Attempt
 
 
-class OutputAck(_Frame, tag="output_ack"):
+class OutputAck(_Frame, frozen=True, tag="output_ack"):
     """Every output frame of the attempt up to and with `seq` is durable."""
 
     job: JobId
@@ -151,7 +151,7 @@ class OutputAck(_Frame, tag="output_ack"):
     seq: int
 
 
-class FinishedAck(_Frame, tag="finished_ack"):
+class FinishedAck(_Frame, frozen=True, tag="finished_ack"):
     """The report is durable (`accepted`), or was refused as late; either way the worker forgets the attempt."""
 
     job: JobId
@@ -159,7 +159,7 @@ class FinishedAck(_Frame, tag="finished_ack"):
     accepted: bool
 
 
-class Drain(_Frame, tag="drain"):
+class Drain(_Frame, frozen=True, tag="drain"):
     """The operator asks the worker to drain."""
 
 

@@ -204,7 +204,10 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 loader = ExtensionFileLoader("jobs._native", sys.argv[1])
 native = loader.create_module(ModuleSpec("jobs._native", loader, origin=sys.argv[1]))
 loader.exec_module(native)
-native.launcher_main(int(sys.argv[2]))
+try:
+    native.launcher_main(int(sys.argv[2]))
+except RuntimeError as error:
+    sys.exit(f"jobs sandbox launcher: {error}")
 """
 
 

@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from jobs.clock import wall_ms
 from jobs.config import ShellCaps, ShellWorker
+from jobs.content import content_bytes
 from jobs.errors import InvalidRequest
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
-from jobs.validate import MAX_SPEC_BYTES, check_shell, content_bytes
+from jobs.validate import MAX_SPEC_BYTES, check_shell
 from jobs.workers.executor import Command, Credit, Ended, Event, ExecutorError, Produced, Start, Stop, never_ran
 from jobs.workers.sandbox import (
     Ack,

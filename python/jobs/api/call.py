@@ -1,0 +1,97 @@
+"""One request as the handlers see it, and its body and query as typed values."""
+
+from __future__ import annotations
+
+import asyncio
+import typing
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from jobs.api.config import ApiConfig
+from jobs.api.problem import invalid
+from jobs.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from jobs.service import Caller
+
+T = TypeVar("T")
+_JSON_TYPES: Final = ("", "application/json", "application/octet-stream")
+
+
+class Call(Struct):
+    """A request that has been routed."""
+
+    request: web.BaseRequest
+    caller: Caller
+    path: str
+    """What stands in the path's placeholder, "" without one."""
+    query: Any
+    body: Any
+
+
+async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:
+    """Return the body; raise PayloadTooLarge as soon as it is known to be, RequestTimeout when it does not come."""
+    limit = config.max_body_bytes
+    declared = request.content_length
+    if declared is not None and declared > limit:
+        raise _too_large(declared, limit)
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType("the body is compressed", expected="Content-Encoding: identity")
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            while chunk := await request.content.readany():
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(size, limit)
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"the body did not arrive within {config.body_timeout_s:g} s", expected="a body at least this quick"
+        ) from error
+    return b"".join(chunks)
+
+
+def _too_large(size: int, limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body has {size} bytes or more", expected=f"at most {limit} bytes")
+
+
+def decode_body(decoder: msgspec.json.Decoder[T], content_type: str, data: bytes) -> T:
+    """Return the typed body; raise InvalidRequest naming the field, or the byte where it is no JSON."""
+    if content_type not in _JSON_TYPES:
+        raise UnsupportedMediaType(f"the body is {content_type}", expected="application/json")
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not JSON in UTF-8: {error}", field="$", expected="a JSON object") from error
+    except RecursionError as error:
+        raise InvalidRequest("the body is nested too deeply", field="$", expected="fewer levels") from error
+
+
+def list_fields(kind: type[Struct]) -> frozenset[str]:
+    """Return the query parameters that may be given several times."""
+    hints = typing.get_type_hints(kind)
+    return frozenset(name for name, hint in hints.items() if typing.get_origin(hint) in (list, tuple))
+
+
+def decode_query(kind: type[T], lists: frozenset[str], request: web.BaseRequest) -> T:
+    """Return the typed query; raise InvalidRequest naming the parameter."""
+    given: dict[str, Any] = {}
+    for name, value in request.query.items():
+        if name in lists:
+            given.setdefault(name, []).append(value)
+        elif name in given:
+            raise InvalidRequest(f"{name} is given twice", field=name, expected="each parameter once")
+        else:
+            given[name] = value
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(error, "query") from error

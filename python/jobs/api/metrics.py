@@ -1,0 +1,51 @@
+"""Prometheus metrics: what the API counts itself, and what the service tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jobs.service import Service
+
+BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ApiMetrics:
+    """Label values come from the table of routes, so their number is bounded."""
+
+    def __init__(self, service: Service) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_ServiceMetrics(service))
+        self.requests = Counter("jobs_api_requests", "Requests answered", ("route", "status"), registry=self._registry)
+        self.latency = Histogram(
+            "jobs_api_request_seconds",
+            "Time from a request's head to the end of its answer, streams and long polls left out",
+            ("route",),
+            buckets=BUCKETS_S,
+            registry=self._registry,
+        )
+        self.connections = Gauge("jobs_api_connections", "Open connections", registry=self._registry)
+        self.refused = Counter(
+            "jobs_api_connections_refused", "Connections closed at once, being too many", registry=self._registry
+        )
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _ServiceMetrics(Collector):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (help_text, value) in self._service.metrics().items():
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(name, help_text, value=value)
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())

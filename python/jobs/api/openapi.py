@@ -1,0 +1,95 @@
+"""The OpenAPI 3.1 document, generated from the table of routes and the types that decode requests."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from jobs._native import __version__
+from jobs.api.problem import CONTENT_TYPE
+from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
+from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
+from jobs.protocol.model import Problem
+
+_REF: Final = "#/components/schemas/{name}"
+_BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)
+
+
+def document() -> bytes:
+    """Return the document as JSON."""
+    types: list[Any] = [Problem]
+    for route in ROUTES:
+        types += [kind for kind in (route.body, route.answer, route.query) if kind is not None]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schema_of = dict(zip(map(id, types), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, components)
+    for route in ROUTES:
+        components.pop(route.query.__name__, None)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Jobs", "version": __version__, "summary": "Distributed job execution"},
+            "paths": paths,
+            "components": {"schemas": components},
+        }
+    )
+
+
+def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "operationId": route.handler.__name__,
+        "summary": route.summary,
+        "parameters": [*_path_parameters(route), *_query_parameters(route.query, components)],
+        "responses": _responses(route, schema_of),
+    }
+    if route.body is not None:
+        content = {"application/json": {"schema": schema_of[id(route.body)]}}
+        made["requestBody"] = {"required": True, "content": content}
+    return made
+
+
+def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    if PLACEHOLDER not in route.path:
+        return []
+    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+
+
+def _query_parameters(query: type[Struct], components: dict[str, Any]) -> list[dict[str, Any]]:
+    schema = components.get(query.__name__, {})
+    required = schema.get("required", [])
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": _nullable_away(field)}
+        for name, field in schema.get("properties", {}).items()
+    ]
+
+
+def _nullable_away(field: dict[str, Any]) -> dict[str, Any]:
+    """A query parameter cannot be null: it is given or not."""
+    options = [option for option in field.get("anyOf", []) if option.get("type") != "null"]
+    if len(options) == 1:
+        return dict(options[0])
+    return field
+
+
+def _responses(route: Route, schema_of: dict[int, Any]) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": "Success"}
+    if route.streams:
+        success["content"] = {kind: {"schema": {"type": "string"}} for kind in route.streams}
+    elif route.answer is not None:
+        success["content"] = {"application/json": {"schema": schema_of[id(route.answer)]}}
+    responses = {str(route.status): success}
+    if route.handler.__name__ == "submit":
+        responses["200"] = {**success, "description": "The idempotency key was known: the job it made"}
+    possible: tuple[type[JobsError], ...] = (*ALWAYS, *route.errors, *(_BODY_ERRORS if route.body is not None else ()))
+    for error in sorted(possible, key=lambda kind: kind.status):
+        response = responses.setdefault(
+            str(error.status),
+            {"description": "", "content": {CONTENT_TYPE: {"schema": schema_of[id(Problem)]}}},
+        )
+        texts = [response["description"], f"{error.code}: {error.title}"]
+        response["description"] = "; ".join(text for text in texts if text)
+    return responses

@@ -1,0 +1,186 @@
+"""The one table of routes: it drives routing, the decoding of bodies and queries, and the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from jobs import errors
+from jobs.api import handlers
+from jobs.api.call import Call, list_fields
+from jobs.api.handlers import Handlers, Query
+from jobs.protocol import model
+
+Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[web.StreamResponse]]
+Errors: TypeAlias = tuple[type[errors.JobsError], ...]
+
+PLACEHOLDER: Final = "{id}"
+STREAMS: Final = frozenset({"text/event-stream", "application/octet-stream"})
+
+_READ: Final[Errors] = (errors.Forbidden, errors.NotFound)
+_WRITE: Final[Errors] = (errors.StorageFull,)
+_POLL: Final[Errors] = (errors.TooManyRequests,)
+ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One operation."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    query: type[Query] = Query
+    body: Any = None
+    answer: Any = None
+    """Type of the body of a success; None for an empty one."""
+    status: int = 200
+    streams: tuple[str, ...] = ()
+    """Content types of a success that goes on, instead of `answer`."""
+    errors: Errors = ()
+
+
+ROUTES: Final = (
+    Route(
+        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, answer=model.Submitted,
+        status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull), summary="Submit a job",
+    ),
+    Route(
+        method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch,
+        answer=model.BatchSubmitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
+        summary="Submit several jobs, all or none",
+    ),
+    Route(
+        method="GET", path="/v1/jobs", handler=Handlers.list_jobs, query=handlers.ListQuery, answer=model.JobPage,
+        summary="List jobs, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/jobs:watch", handler=Handlers.watch_jobs, query=handlers.JobsWatchQuery,
+        answer=model.JobEvent, streams=("text/event-stream",), errors=(errors.Compacted, *_POLL),
+        summary="Follow the changes of jobs",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}", handler=Handlers.get_job, answer=model.JobDetail, errors=_READ,
+        summary="Read a job and what was submitted",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/result", handler=Handlers.result, query=handlers.ResultQuery,
+        answer=model.JobResult, errors=(*_READ, errors.NotFinished, *_POLL), summary="Read what came of a job",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/wait", handler=Handlers.wait, query=handlers.WaitQuery,
+        answer=model.JobView, errors=(*_READ, *_POLL), summary="Wait for a job to end, or for the time to pass",
+    ),
+    Route(
+        method="POST", path="/v1/jobs/{id}/cancel", handler=Handlers.cancel, answer=model.CancelOutcome, errors=_READ,
+        summary="End a job",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=handlers.LogsQuery,
+        answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"), errors=(*_READ, *_POLL),
+        summary="Read or follow what a job writes",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/watch", handler=Handlers.watch_job, query=handlers.WatchQuery,
+        answer=model.JobEvent, streams=("text/event-stream",), errors=(*_READ, errors.Compacted, *_POLL),
+        summary="Follow the changes of a job",
+    ),
+    Route(
+        method="GET", path="/v1/workers", handler=Handlers.list_workers, answer=model.WorkerList,
+        summary="List the workers",
+    ),
+    Route(
+        method="POST", path="/v1/workers/{id}/drain", handler=Handlers.drain_worker, answer=model.WorkerView,
+        errors=_READ, summary="Give a worker no more jobs",
+    ),
+    Route(
+        method="GET", path="/v1/kv", handler=Handlers.kv_get, query=handlers.KvGetQuery, answer=model.KeyValue,
+        errors=(*_READ, errors.Compacted), summary="Read a key",
+    ),
+    Route(
+        method="GET", path="/v1/kv:scan", handler=Handlers.kv_scan, query=handlers.KvScanQuery, answer=model.KvPage,
+        errors=(errors.Forbidden, errors.Compacted), summary="Read the keys with a prefix, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/kv:watch", handler=Handlers.kv_watch, query=handlers.KvWatchQuery,
+        answer=model.KvEvent, streams=("text/event-stream",), errors=(errors.Forbidden, errors.Compacted, *_POLL),
+        summary="Follow the changes of a key or prefix",
+    ),
+    Route(
+        method="POST", path="/v1/kv:put", handler=Handlers.kv_put, body=model.KvPut, answer=model.KvTxnResult,
+        errors=(*_READ, *_WRITE), summary="Set a key",
+    ),
+    Route(
+        method="POST", path="/v1/kv:delete", handler=Handlers.kv_delete, body=model.KvDelete,
+        answer=model.KvTxnResult, errors=_READ, summary="Delete a key or prefix",
+    ),
+    Route(
+        method="POST", path="/v1/kv:txn", handler=Handlers.kv_txn, body=model.KvTxn, answer=model.KvTxnResult,
+        errors=(*_READ, *_WRITE), summary="Compare and change keys atomically",
+    ),
+    Route(
+        method="POST", path="/v1/leases", handler=Handlers.grant_lease, body=model.LeaseGrant, answer=model.Lease,
+        status=201, errors=_WRITE, summary="Make a lease",
+    ),
+    Route(
+        method="POST", path="/v1/leases/{id}/keepalive", handler=Handlers.keep_lease, answer=model.Lease,
+        errors=(errors.LeaseNotFound,), summary="Start a lease's time anew",
+    ),
+    Route(
+        method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
+        errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
+    ),
+    Route(method="GET", path="/v1/health", handler=Handlers.health, answer=model.Health, summary="How the node is"),
+    Route(
+        method="GET", path="/v1/ready", handler=Handlers.ready, answer=model.Health,
+        summary="Whether the node serves: 503 when it does not",
+    ),
+)  # fmt: skip
+
+
+class Target(Struct, frozen=True):
+    """A route, ready to be called."""
+
+    route: Route
+    lists: frozenset[str]
+    decoder: msgspec.json.Decoder[Any] | None
+
+
+class Router:
+    """Finds the route of a method and a path by two look-ups: whole paths, and paths around their placeholder."""
+
+    def __init__(self) -> None:
+        self._whole: dict[str, dict[str, Target]] = {}
+        self._around: dict[tuple[str, str], dict[str, Target]] = {}
+        for route in ROUTES:
+            decoder = None if route.body is None else msgspec.json.Decoder(route.body)
+            target = Target(route, list_fields(route.query), decoder)
+            if PLACEHOLDER in route.path:
+                before, after = route.path.split(PLACEHOLDER)
+                self._around.setdefault((before, after), {})[route.method] = target
+            else:
+                self._whole.setdefault(route.path, {})[route.method] = target
+
+    def find(self, method: str, path: str) -> tuple[Target, str]:
+        """Return the target and what stands in the placeholder. Raises NotFound and MethodNotAllowed."""
+        methods, filled = self._whole.get(path), ""
+        if methods is None:
+            methods, filled = self._find_around(path)
+        if methods is None:
+            raise errors.NotFound(f"there is nothing at {path}", expected="a path of /openapi.json")
+        target = methods.get(method)
+        if target is None:
+            raise errors.MethodNotAllowed(f"{method} is not for {path}", expected=", ".join(sorted(methods)))
+        return target, filled
+
+    def _find_around(self, path: str) -> tuple[dict[str, Target] | None, str]:
+        parts = path.split("/", 4)
+        if len(parts) not in (4, 5) or not parts[3]:
+            return None, ""
+        before = f"/{parts[1]}/{parts[2]}/"
+        after = f"/{parts[4]}" if len(parts) == 5 else ""
+        return self._around.get((before, after)), parts[3]
