@@ -18,5 +18,5 @@ fn launcher_main(py: Python<'_>, control_fd: i32) -> PyResult<()> {
 #[pyfunction]
 fn sandbox_probe(py: Python<'_>) -> Vec<(&'static str, bool, bool, String)> {
     let row = |feature: Feature| (feature.name, feature.present, feature.is_required(), feature.detail);
-    py.detach(host::probe).into_iter().map(row).collect()
+    py.detach(|| host::probe(None)).into_iter().map(row).collect()
 }

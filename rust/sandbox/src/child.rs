@@ -177,7 +177,7 @@ impl<T> During<T> for Result<T, Errno> {
 /// Sets up the job's world, starts its program, waits for its end, ends all that is left and reports. Being the first
 /// process of the pid namespace, its own end makes the kernel kill whatever runs there, should it come early.
 pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
-    let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), |main| wait_for(main));
+    let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), wait_for);
     // If nobody reads it any more, nobody needs it.
     let _ = write(syscall::borrow_fd(REPORT_FD), &report.to_bytes());
     syscall::exit_now(0)
@@ -377,7 +377,7 @@ fn become_program(prepared: &Prepared<'_>) -> Outcome<Infallible> {
     syscall::close_from(3).during(Step::Standard)?;
     chdir(prepared.working_directory).during(Step::WorkingDirectory)?;
     for (resource, limit) in prepared.limits {
-        setrlimit(*resource, limit.clone()).during(Step::Limits)?;
+        setrlimit(*resource, *limit).during(Step::Limits)?;
     }
     syscall::unblock_signals();
     let mut errno = Errno::NOENT;

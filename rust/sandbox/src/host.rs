@@ -28,6 +28,13 @@ impl Feature {
     pub fn is_required(&self) -> bool {
         self.without < Level::Strict
     }
+
+    /// Its name, and what to say of it.
+    #[must_use]
+    pub fn words(&self) -> (&'static str, String) {
+        let missing = if self.present { "" } else { "missing: " };
+        (self.name, format!("{missing}{}", self.detail))
+    }
 }
 
 const NAMESPACES: &[(&str, u64, Level)] = &[
@@ -52,9 +59,9 @@ pub fn job_namespaces(features: &[Feature]) -> u64 {
         & !later
 }
 
-/// Tries every feature.
+/// Tries every feature; the cgroup in the directory that is configured, or else this process's own.
 #[must_use]
-pub fn probe() -> Vec<Feature> {
+pub fn probe(configured_cgroup: Option<&str>) -> Vec<Feature> {
     let mut features: Vec<Feature> = NAMESPACES
         .iter()
         .map(|(name, flag, without)| {
@@ -71,7 +78,7 @@ pub fn probe() -> Vec<Feature> {
             }
         })
         .collect();
-    features.extend([seccomp(), landlock(), cgroup(find_cgroup(None).as_deref())]);
+    features.extend([seccomp(), landlock(), cgroup(find_cgroup(configured_cgroup).as_deref())]);
     features
 }
 

@@ -26,9 +26,9 @@ pub enum Identities {
 impl Identities {
     /// uid and gid of a slot, in the launcher's user namespace.
     #[must_use]
-    pub const fn of(self, slot: u32) -> u32 {
+    pub fn of(self, slot: usize) -> u32 {
         match self {
-            Self::OfSlots => slot + 1,
+            Self::OfSlots => u32::try_from(slot).expect("slots are few") + 1,
             Self::OfLauncher => 0,
         }
     }

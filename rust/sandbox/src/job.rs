@@ -7,7 +7,7 @@ use rustix::io::{Errno, read};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::JobCgroup;
-use crate::child::{REPORT_BYTES, Report};
+use crate::child::Report;
 use crate::outcome::{Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
@@ -306,16 +306,10 @@ impl Job {
         }
     }
 
-    /// What the first process reported before its end.
+    /// What the first process has reported so far.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
-        let mut bytes = [0; REPORT_BYTES];
-        let count = read(&self.process.report, &mut bytes).unwrap_or(0);
-        if count == REPORT_BYTES {
-            Report::from_bytes(&bytes)
-        } else {
-            None
-        }
+        self.process.read_report()
     }
 }
 

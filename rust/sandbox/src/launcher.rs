@@ -1,7 +1,6 @@
 //! The launcher's loop: requests in, processes and pipes watched, events out. One thread; never blocks on a job.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,59 +8,25 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::net::{SendFlags, send};
-use rustix::process::umask;
 
-use crate::cgroup::Subtree;
 use crate::child::Report;
-use crate::host::{self, Feature};
-use crate::identity;
+use crate::error::{LauncherError, host, system};
 use crate::job::{Job, Leaving, Reading, unix_ms};
-use crate::netns::NetworkPool;
-use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means, Refusal};
-use crate::protocol::{
-    Configure, Decoder, End, Event, Level, Outcome, PROTOCOL_VERSION, Reason, Request, Spawn, StreamInfo, encode,
-};
+use crate::protocol::{Decoder, End, Event, Outcome, Reason, Request, Spawn, StreamInfo, encode};
 use crate::spawn::{Mode, Spawner};
-use crate::syscall::Usage;
-use crate::{syscall, view};
+use crate::startup::{Foundation, await_configuration};
+use crate::syscall::{self, Usage};
 
 const READ_BYTES: usize = 64 << 10;
-const MAX_SLOTS: u32 = 4096;
-/// Network namespaces that lie ready; each costs about a millisecond to make.
-const NETWORK_STOCK: u32 = 16;
 const EVENTS_AT_ONCE: usize = 256;
 const CONTROL: u64 = u64::MAX;
 /// Bit of the tokens of processes whose jobs have ended.
 const LEAVING: u64 = 1 << 63;
+const SOURCE_STDOUT: u64 = 0;
+const SOURCE_STDERR: u64 = 1;
 const SOURCE_REPORT: u64 = 2;
 const SOURCE_PROCESS: u64 = 3;
-
-/// Why the launcher cannot work, or had to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum LauncherError {
-    /// The calling process has other threads, which a clone would lose.
-    #[error("the launcher needs a process of one thread, this one has {0}")]
-    Threads(usize),
-    /// Something of the host is missing or refused.
-    #[error("{0}")]
-    Host(String),
-    /// The worker's end sent nonsense.
-    #[error("the worker sent a {0}")]
-    Protocol(#[from] crate::protocol::ProtocolError),
-    /// A call that has no reason to fail.
-    #[error("{operation}: {errno}")]
-    System {
-        /// What was tried.
-        operation: &'static str,
-        /// How it failed.
-        errno: Errno,
-    },
-}
-
-fn system(operation: &'static str) -> impl FnOnce(Errno) -> LauncherError {
-    move |errno| LauncherError::System { operation, errno }
-}
 
 /// Serves the control socket `control_fd` until its other end is closed; every job has ended when this returns.
 ///
@@ -71,14 +36,22 @@ pub fn serve(control_fd: i32) -> Result<(), LauncherError> {
     match syscall::thread_count() {
         Ok(1) => {}
         Ok(count) => return Err(LauncherError::Threads(count)),
-        Err(error) => return Err(LauncherError::Host(format!("/proc: {error}"))),
+        Err(error) => return Err(host(format!("/proc: {error}"))),
     }
     let control = syscall::adopt(control_fd).map_err(system("control socket"))?;
     let mut decoder = Decoder::default();
     let Some(config) = await_configuration(&control, &mut decoder)? else {
         return Ok(());
     };
-    match Launcher::start(control.as_fd(), &config) {
+    let launcher = Foundation::lay(&config).and_then(|foundation| {
+        Launcher::new(
+            control.as_fd(),
+            foundation,
+            config.slots as usize,
+            config.output_window_bytes,
+        )
+    });
+    match launcher {
         Ok(mut launcher) => launcher.run(&mut decoder),
         Err(error) => {
             let mut frame = Vec::new();
@@ -90,27 +63,6 @@ pub fn serve(control_fd: i32) -> Result<(), LauncherError> {
             );
             let _ = send(&control, &frame, SendFlags::NOSIGNAL);
             Err(error)
-        }
-    }
-}
-
-fn await_configuration(control: &OwnedFd, decoder: &mut Decoder) -> Result<Option<Configure>, LauncherError> {
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        match decoder.next()? {
-            Some(Request::Configure(config)) if config.protocol == PROTOCOL_VERSION => return Ok(Some(config)),
-            Some(Request::Configure(config)) => {
-                let (ours, theirs) = (PROTOCOL_VERSION, config.protocol);
-                return Err(LauncherError::Host(format!(
-                    "worker speaks protocol {theirs}, launcher {ours}"
-                )));
-            }
-            Some(_) => return Err(LauncherError::Host("the first request is not `configure`".into())),
-            None => {}
-        }
-        match read(control, buffer.as_mut_slice()).map_err(system("read the control socket"))? {
-            0 => return Ok(None),
-            count => decoder.feed(&buffer[..count]),
         }
     }
 }
@@ -131,33 +83,23 @@ struct Launcher<'a> {
     buffer: Vec<u8>,
 }
 
-/// What an epoll event is about: stdout (0), stderr (1), the report or the process of the job in a slot.
+/// What an epoll event is about: a source of the job in a slot.
 const fn token(slot: usize, source: u64) -> epoll::EventData {
     epoll::EventData::new_u64((slot as u64) << 2 | source)
 }
 
 impl<'a> Launcher<'a> {
-    fn start(control: BorrowedFd<'a>, config: &Configure) -> Result<Self, LauncherError> {
-        if config.slots == 0 || config.slots > MAX_SLOTS {
-            return Err(LauncherError::Host(format!(
-                "slots: {}, possible are 1 to {MAX_SLOTS}",
-                config.slots
-            )));
-        }
-        syscall::block_signals();
-        umask(rustix::fs::Mode::from_raw_mode(0o022));
-        let features = host::probe();
-        let level = host::level(&features);
-        if level < config.level.max(Level::Standard) {
-            return Err(LauncherError::Host(missing(&features, config.level)));
-        }
-        let (spawner, has_cgroup) = enter_sandbox(config, &features)?;
-        let means = Means {
-            level,
-            accepted: config.level,
-            allow_host_network: config.allow_host_network,
-            has_cgroup,
-        };
+    fn new(
+        control: BorrowedFd<'a>,
+        foundation: Foundation,
+        slots: usize,
+        window_bytes: usize,
+    ) -> Result<Self, LauncherError> {
+        let Foundation {
+            spawner,
+            means,
+            features,
+        } = foundation;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(system("epoll"))?;
         ioctl_fionbio(control, true).map_err(system("control socket"))?;
         epoll::add(
@@ -167,52 +109,29 @@ impl<'a> Launcher<'a> {
             epoll::EventFlags::IN,
         )
         .map_err(system("epoll"))?;
-        let mut launcher = Self {
+        let mut outbox = Vec::new();
+        encode(
+            &Event::Ready {
+                level: means.level,
+                features,
+            },
+            &mut outbox,
+        );
+        Ok(Self {
             control,
             epoll,
             spawner,
             means,
-            window_bytes: config.output_window_bytes,
-            jobs: (0..config.slots).map(|_| None).collect(),
-            watching_output: vec![false; config.slots as usize],
+            window_bytes,
+            jobs: (0..slots).map(|_| None).collect(),
+            watching_output: vec![false; slots],
             leaving: BTreeMap::new(),
             left: 0,
-            outbox: Vec::new(),
+            outbox,
             sent: 0,
             blocked: false,
             buffer: vec![0; READ_BYTES],
-        };
-        launcher.rehearse()?;
-        let words = |feature: &Feature| match feature.present {
-            true => (feature.name, feature.detail.clone()),
-            false => (feature.name, format!("missing: {}", feature.detail)),
-        };
-        let features: BTreeMap<_, _> = features.iter().map(words).collect();
-        encode(&Event::Ready { level, features }, &mut launcher.outbox);
-        Ok(launcher)
-    }
-
-    /// Sets up once all that a job gets, so that what this host refuses is known before the first job.
-    fn rehearse(&mut self) -> Result<(), LauncherError> {
-        let spawn = Spawn::rehearsal();
-        let plan = plan::plan(&spawn, &self.means).map_err(|refusal| LauncherError::Host(refusal.message))?;
-        let process = self.spawner.spawn(&spawn, &plan, 0, Mode::Rehearse);
-        let process = process.map_err(|error| LauncherError::Host(error.to_string()))?;
-        let job = Job::new(&spawn, &plan, process, self.window_bytes, Instant::now());
-        syscall::wait_readable(job.pidfd()).map_err(system("wait for the rehearsal"))?;
-        match job.report() {
-            Some(Report::Ended(0, _)) => {
-                syscall::reap(job.pidfd()).map_err(system("reap the rehearsal"))?;
-                Ok(())
-            }
-            report => {
-                let verdict = judge(&Evidence::of_report(report));
-                Err(LauncherError::Host(format!(
-                    "sandbox: {}",
-                    verdict.message.unwrap_or_default()
-                )))
-            }
-        }
+        })
     }
 
     fn run(&mut self, decoder: &mut Decoder) -> Result<(), LauncherError> {
@@ -281,10 +200,9 @@ impl<'a> Launcher<'a> {
                     let _ = epoll::delete(&self.epoll, job.report_pipe());
                 }
             },
-            source => {
-                let index = source as usize;
+            _ => {
+                let index = usize::from(source != SOURCE_STDOUT);
                 if job.read_pipe(index, &mut self.buffer, now) == Reading::Ended {
-                    // Before it is closed: a copy of it in a child that is just starting would keep the watch alive.
                     let _ = job.pipe(index).map(|pipe| epoll::delete(&self.epoll, pipe));
                     job.close_pipe(index);
                 }
@@ -353,12 +271,13 @@ impl<'a> Launcher<'a> {
             return;
         }
         self.watching_output[slot] = wanted;
-        for (pipe, source) in [(job.pipe(0), 0), (job.pipe(1), 1)] {
+        for (pipe, source) in [(job.pipe(0), SOURCE_STDOUT), (job.pipe(1), SOURCE_STDERR)] {
             let Some(pipe) = pipe else { continue };
             // A watch that cannot be set leaves the job's output unread until its end, where it is read all the same.
-            let _ = match wanted {
-                true => epoll::add(&self.epoll, pipe, token(slot, source), epoll::EventFlags::IN),
-                false => epoll::delete(&self.epoll, pipe),
+            let _ = if wanted {
+                epoll::add(&self.epoll, pipe, token(slot, source), epoll::EventFlags::IN)
+            } else {
+                epoll::delete(&self.epoll, pipe)
             };
         }
     }
@@ -373,7 +292,7 @@ impl<'a> Launcher<'a> {
         }
         while let Some(request) = decoder.next()? {
             match request {
-                Request::Configure(_) => return Err(LauncherError::Host("configured twice".into())),
+                Request::Configure(_) => return Err(host("configured twice")),
                 Request::Spawn(spawn) => self.on_spawn(&spawn),
                 Request::End(end) => self.on_end(&end),
                 Request::Ack(ack) => {
@@ -444,9 +363,9 @@ impl<'a> Launcher<'a> {
         let slot = self.jobs.iter().position(Option::is_none);
         let slot =
             slot.ok_or_else(|| refuse(Reason::SpawnFailed, format!("all {} slots are taken", self.jobs.len())))?;
-        let plan = plan::plan(spawn, &self.means)?;
+        let plan = plan::plan(spawn, self.means)?;
         let started = Instant::now();
-        let process = self.spawner.spawn(spawn, &plan, slot as u32, Mode::Run);
+        let process = self.spawner.spawn(spawn, &plan, slot, Mode::Run);
         let process = process.map_err(|error| refuse(Reason::SandboxUnavailable, error.to_string()))?;
         let job = self.jobs[slot].insert(Job::new(spawn, &plan, process, self.window_bytes, started));
         let watched = [(job.pidfd(), SOURCE_PROCESS), (job.report_pipe(), SOURCE_REPORT)]
@@ -500,53 +419,5 @@ impl<'a> Launcher<'a> {
             let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
         }
         std::mem::take(&mut self.leaving).into_values().for_each(Leaving::reap);
-    }
-}
-
-/// Gives up the rights and the view of the host, and makes what jobs need.
-fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, bool), LauncherError> {
-    let host = |error: &dyn std::fmt::Display| LauncherError::Host(error.to_string());
-    let is_root = rustix::process::geteuid().is_root();
-    let cgroups = host::find_cgroup(config.cgroup.as_deref())
-        .map(|directory| Subtree::take_over(&directory, is_root.then_some(config.uid_base)))
-        .transpose()
-        .map_err(|error| host(&error))?;
-    if config.cgroup.is_some() && cgroups.is_none() {
-        return Err(host(
-            &"cgroup: the configured directory is not delegated with memory and pids",
-        ));
-    }
-    let identities = identity::enter(config.uid_base, config.slots).map_err(|error| host(&error))?;
-    view::enter(&config.read_only_paths, config.allow_host_network).map_err(|error| host(&error))?;
-    let has_network = features
-        .iter()
-        .any(|feature| feature.name == "network namespace" && feature.present);
-    let stock = NETWORK_STOCK.min(config.slots.max(2));
-    let network = has_network
-        .then(|| NetworkPool::start(stock))
-        .transpose()
-        .map_err(system("network namespaces"))?;
-    let has_cgroup = cgroups.is_some();
-    let spawner = Spawner::new(identities, host::job_namespaces(features), network, cgroups);
-    Ok((spawner.map_err(|error| host(&error))?, has_cgroup))
-}
-
-fn missing(features: &[Feature], level: Level) -> String {
-    let needed = features
-        .iter()
-        .filter(|feature| !feature.present && feature.without < level.max(Level::Standard));
-    let list: Vec<_> = needed
-        .map(|feature| format!("{} ({})", feature.name, feature.detail))
-        .collect();
-    format!(
-        "level {} is not possible on this host; missing: {}",
-        level.name(),
-        list.join(", ")
-    )
-}
-
-impl From<LauncherError> for io::Error {
-    fn from(error: LauncherError) -> Self {
-        Self::other(error.to_string())
     }
 }

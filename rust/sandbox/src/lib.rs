@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod child;
+mod error;
 pub mod host;
 mod identity;
 mod job;
@@ -16,5 +17,8 @@ mod plan;
 mod protocol;
 mod seccomp;
 mod spawn;
+mod startup;
 mod syscall;
 mod view;
+
+pub use error::LauncherError;

@@ -194,14 +194,14 @@ mod tests {
 
     #[test]
     fn a_job_that_answers_sigterm_with_success_was_ended_all_the_same() {
-        let ended = Evidence {
+        let timed_out = Evidence {
             ended_for: Some(Reason::Timeout),
             timeout_s: Some(1.5),
             ..NOTHING
         };
         let verdict = judge(&Evidence {
             report: Some(ended(0)),
-            ..ended
+            ..timed_out
         });
         assert_eq!((verdict.reason, verdict.exit_code), (Some(Reason::Timeout), Some(0)));
         assert_eq!(verdict.message.as_deref(), Some("ran longer than its timeout of 1.5 s"));

@@ -201,7 +201,7 @@ mod tests {
         output.push(Stream::Stdout, b"x", now);
         output.push(Stream::Stdout, b"y", now + FLUSH_AFTER / 2);
         assert_eq!(output.flush_at(), Some(now + FLUSH_AFTER));
-        output.push(Stream::Stdout, &[0; FLUSH_BYTES], now);
+        output.push(Stream::Stdout, &vec![0; FLUSH_BYTES], now);
         assert_eq!(output.flush_at(), Some(now));
         output.sent();
         assert_eq!(output.flush_at(), None);

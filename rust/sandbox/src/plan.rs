@@ -17,7 +17,7 @@ const MAX_PATH_BYTES: usize = 1024;
 const MAX_NAME_BYTES: usize = 255;
 /// What one file system object in the job's memory file system is taken to cost, for its limit of inodes.
 const BYTES_PER_INODE: u64 = 4096;
-/// Kernel's own limit of one argument or environment string (MAX_ARG_STRLEN).
+/// Kernel's own limit of one argument or environment string (`MAX_ARG_STRLEN`).
 const MAX_STRING_BYTES: usize = 128 << 10;
 
 /// What the launcher may use for its jobs on this host.
@@ -104,7 +104,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`Refusal`] when it cannot be run as asked.
-pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
+pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
     let level = level_of(spawn, means)?;
     let (argv, candidates) = command(spawn)?;
     let scratch_bytes = spawn.limits.tmp_bytes;
@@ -128,7 +128,7 @@ pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
     })
 }
 
-fn level_of(spawn: &Spawn, means: &Means) -> Result<Level, Refusal> {
+fn level_of(spawn: &Spawn, means: Means) -> Result<Level, Refusal> {
     let refuse = |message: String| {
         Err(Refusal {
             reason: Reason::SandboxUnavailable,
@@ -310,7 +310,7 @@ mod tests {
         }
     }
 
-    fn reason(spawn: &Spawn, means: &Means) -> Reason {
+    fn reason(spawn: &Spawn, means: Means) -> Reason {
         plan(spawn, means).unwrap_err().reason
     }
 
@@ -318,7 +318,7 @@ mod tests {
     fn a_plain_command_is_looked_up_in_the_path_of_the_job() {
         let mut job = spawn();
         job.env.insert("PATH".into(), "/a::/b".into());
-        let plan = plan(&job, &MEANS).unwrap();
+        let plan = plan(&job, MEANS).unwrap();
         assert_eq!(plan.candidates, [c"/a/echo", c"./echo", c"/b/echo"].map(CString::from));
         assert!(plan.environment.contains(&c"PATH=/a::/b".into()));
         assert!(plan.environment.contains(&c"JOBS_ID=01".into()));
@@ -330,11 +330,11 @@ mod tests {
         for path in ["/etc/passwd", "../x", "a/../../x", "a//b", ".", "..", "", "a/", "a\0b"] {
             let mut job = spawn();
             job.files.insert(path.into(), serde_bytes::ByteBuf::new());
-            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{path:?}");
+            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{path:?}");
         }
         let mut job = spawn();
         job.files.insert("a/b/..c".into(), serde_bytes::ByteBuf::new());
-        let planned = plan(&job, &MEANS).unwrap().files.remove(0);
+        let planned = plan(&job, MEANS).unwrap().files.remove(0);
         assert_eq!(
             (planned.directories, planned.name),
             (vec![c"a".into(), c"b".into()], c"..c".into())
@@ -345,30 +345,30 @@ mod tests {
     fn exactly_one_of_argv_and_script() {
         let mut job = spawn();
         job.script = Some("true".into());
-        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
         job.argv.clear();
         assert_eq!(
-            plan(&job, &MEANS).unwrap().argv,
+            plan(&job, MEANS).unwrap().argv,
             [c"/bin/sh", c"/.job/script"].map(CString::from)
         );
         job.script = None;
-        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
     }
 
     #[test]
     fn weaker_isolation_than_accepted_is_refused_and_a_weaker_one_is_recorded() {
         let mut job = spawn();
         job.host_network = true;
-        assert_eq!(reason(&job, &MEANS), Reason::SandboxUnavailable);
+        assert_eq!(reason(&job, MEANS), Reason::SandboxUnavailable);
         let allowed = Means {
             allow_host_network: true,
             ..MEANS
         };
-        assert_eq!(plan(&job, &allowed).unwrap().level, Level::Standard);
+        assert_eq!(plan(&job, allowed).unwrap().level, Level::Standard);
         assert_eq!(
             reason(
                 &spawn(),
-                &Means {
+                Means {
                     level: Level::Standard,
                     ..MEANS
                 }
@@ -379,12 +379,12 @@ mod tests {
 
     #[test]
     fn a_cgroup_bounds_memory_where_there_is_one_and_each_process_otherwise() {
-        let without = plan(&spawn(), &MEANS).unwrap();
+        let without = plan(&spawn(), MEANS).unwrap();
         assert!(without.limits.contains(&(ProcessLimit::AddressSpace, 1 << 30)));
         assert_eq!((without.cgroup_memory_bytes, without.cgroup_pids), (None, None));
         let with = plan(
             &spawn(),
-            &Means {
+            Means {
                 has_cgroup: true,
                 ..MEANS
             },
@@ -406,11 +406,11 @@ mod tests {
     fn nul_bytes_and_names_with_equal_signs_are_refused() {
         let mut job = spawn();
         job.argv[1] = "a\0b".into();
-        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
         for name in ["", "A=B", "A\0"] {
             let mut job = spawn();
             job.env.insert(name.into(), "x".into());
-            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{name:?}");
+            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{name:?}");
         }
     }
 }

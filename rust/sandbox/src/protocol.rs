@@ -1,4 +1,4 @@
-//! Frames between launcher and worker: u32 big-endian length, then one MessagePack map tagged by `t`.
+//! Frames between launcher and worker: u32 big-endian length, then one `MessagePack` map tagged by `t`.
 //!
 //! The other side of `jobs.workers.sandbox` (Python), field by field.
 
@@ -252,7 +252,7 @@ pub enum ProtocolError {
     /// A length over the limit.
     #[error("request of {0} bytes, limit {MAX_FRAME_BYTES}")]
     TooLong(usize),
-    /// Not MessagePack, or not a known request.
+    /// Not `MessagePack`, or not a known request.
     #[error("request that cannot be read: {0}")]
     Malformed(#[from] rmp_serde::decode::Error),
 }

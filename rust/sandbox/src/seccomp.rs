@@ -3,6 +3,12 @@
 //! Every number that this table does not know (newer calls, x32) is answered by ENOSYS, what is dangerous by EPERM, and
 //! a call by another architecture's convention ends the process.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small constants of the kernel, whose types differ between its headers"
+)]
+
 use crate::syscall::Instruction;
 
 /// Largest system call number that the table below was made for (`mseal`); the same on all modern architectures.
@@ -76,7 +82,7 @@ const DENIED_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const DENIED_HERE: &[libc::c_long] = &[];
 
-/// statmount, listmount, open_tree_attr and the like tell of mounts only; they are unknown to most programs: ENOSYS.
+/// `statmount` and `listmount` tell of mounts only; they are unknown to most programs: ENOSYS.
 /// clone3 passes its flags in memory, where a filter cannot look: ENOSYS makes the C library use clone.
 const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, 457, 458];
 
@@ -85,7 +91,7 @@ const ARCHITECTURE: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xC000_00B7;
 
-/// `CLONE_NEW*` flags of clone's first argument, CLONE_NEWTIME included.
+/// `CLONE_NEW*` flags of clone's first argument, `CLONE_NEWTIME` included.
 const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
 /// ioctl requests that push input into or reprogram a terminal.
 const DENIED_IOCTLS: &[u32] = &[
@@ -272,9 +278,9 @@ mod tests {
         data.extend(number.to_le_bytes());
         data.extend(architecture.to_le_bytes());
         data.extend(0u64.to_le_bytes());
-        arguments
-            .iter()
-            .for_each(|argument| data.extend(argument.to_le_bytes()));
+        for argument in arguments {
+            data.extend(argument.to_le_bytes());
+        }
         let (program, mut at, mut accumulator) = (compile(), 0usize, 0u32);
         loop {
             let step = program[at];
@@ -334,7 +340,7 @@ mod tests {
         assert_eq!(call(libc::SYS_clone, [0x003d_0f00, 0, 0, 0, 0, 0]), RETURN_ALLOW);
         for bit in [7, 17, 25, 26, 27, 28, 29, 30] {
             assert_eq!(
-                call(libc::SYS_clone, [1 << bit | 17, 0, 0, 0, 0, 0]),
+                call(libc::SYS_clone, [1 << bit | 0x11, 0, 0, 0, 0, 0]),
                 return_errno(libc::EPERM),
                 "bit {bit}"
             );

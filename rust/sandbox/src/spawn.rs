@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom, fchown, fcntl_add_seals, fcntl_setfl, memfd_create, seek};
-use rustix::io::{Errno, write};
+use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open};
 
 use crate::cgroup::{JobCgroup, Subtree};
-use crate::child::{self, Prepared};
+use crate::child::{self, Prepared, REPORT_BYTES, Report};
 use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
@@ -31,6 +31,30 @@ pub struct Process {
     pub pipes: [Option<OwnedFd>; 2],
     /// Its cgroup, where there are cgroups.
     pub cgroup: Option<JobCgroup>,
+}
+
+impl Process {
+    /// Waits for the end of everything, reaps it and returns its report.
+    ///
+    /// # Errors
+    /// What poll or waitid say.
+    pub fn wait(self) -> Result<Option<Report>, Errno> {
+        syscall::wait_readable(self.pidfd.as_fd())?;
+        syscall::reap(self.pidfd.as_fd())?;
+        Ok(self.read_report())
+    }
+
+    /// What the first process has reported so far.
+    #[must_use]
+    pub fn read_report(&self) -> Option<Report> {
+        let mut bytes = [0; REPORT_BYTES];
+        let count = read(&self.report, &mut bytes).unwrap_or(0);
+        if count == REPORT_BYTES {
+            Report::from_bytes(&bytes)
+        } else {
+            None
+        }
+    }
 }
 
 /// What is made once and used for every job.
@@ -101,7 +125,7 @@ impl Spawner {
     ///
     /// # Errors
     /// Names what could not be had.
-    pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: u32, mode: Mode) -> Result<Process, SpawnError> {
+    pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: usize, mode: Mode) -> Result<Process, SpawnError> {
         let identity = self.identities.of(slot);
         let network = self.take_network(plan)?;
         let stdin = match &spawn.stdin {

@@ -2,6 +2,11 @@
 //!
 //! Everything here that a child calls between clone and exec neither allocates nor takes a lock.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "what a call returns as a long is documented as an int: a pid or a descriptor"
+)]
 
 use std::ffi::{CStr, c_int, c_void};
 use std::io;

@@ -1,0 +1,142 @@
+//! The launcher's start: configuration, what the host has, the way into its own namespaces, and a rehearsal.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use rustix::io::read;
+use rustix::process::{geteuid, umask};
+
+use crate::cgroup::Subtree;
+use crate::child::Report;
+use crate::error::{LauncherError, host, system};
+use crate::host::{self as features, Feature};
+use crate::netns::NetworkPool;
+use crate::outcome::{Evidence, judge};
+use crate::plan::{self, Means};
+use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
+use crate::spawn::{Mode, Spawner};
+use crate::{identity, syscall, view};
+
+const READ_BYTES: usize = 64 << 10;
+const MAX_SLOTS: u32 = 4096;
+/// Network namespaces that lie ready; each costs about a millisecond to make.
+const NETWORK_STOCK: u32 = 16;
+
+/// What all jobs are started with.
+pub struct Foundation {
+    /// Starts them.
+    pub spawner: Spawner,
+    /// What may be used for them.
+    pub means: Means,
+    /// What the host has and lacks, in words.
+    pub features: BTreeMap<&'static str, String>,
+}
+
+/// Waits for the first request; none when the worker goes before it.
+///
+/// # Errors
+/// When it is anything but a configuration of this protocol.
+pub fn await_configuration(control: &OwnedFd, decoder: &mut Decoder) -> Result<Option<Configure>, LauncherError> {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match decoder.next()? {
+            Some(Request::Configure(config)) if config.protocol == PROTOCOL_VERSION => return Ok(Some(config)),
+            Some(Request::Configure(config)) => {
+                let (ours, theirs) = (PROTOCOL_VERSION, config.protocol);
+                return Err(host(format!("worker speaks protocol {theirs}, launcher {ours}")));
+            }
+            Some(_) => return Err(host("the first request is not `configure`")),
+            None => {}
+        }
+        match read(control, buffer.as_mut_slice()).map_err(system("read the control socket"))? {
+            0 => return Ok(None),
+            count => decoder.feed(&buffer[..count]),
+        }
+    }
+}
+
+impl Foundation {
+    /// Gives up the rights and the view of the host, makes what jobs need, and rehearses a start.
+    ///
+    /// # Errors
+    /// When the host cannot give the configured level; names what is missing.
+    pub fn lay(config: &Configure) -> Result<Self, LauncherError> {
+        if config.slots == 0 || config.slots > MAX_SLOTS {
+            return Err(host(format!("slots: {}, possible are 1 to {MAX_SLOTS}", config.slots)));
+        }
+        syscall::block_signals();
+        umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let features = features::probe(config.cgroup.as_deref());
+        let level = features::level(&features);
+        if level < config.level.max(Level::Standard) {
+            return Err(host(missing(&features, config.level)));
+        }
+        let (spawner, has_cgroup) = enter_sandbox(config, &features)?;
+        let (accepted, allow_host_network) = (config.level, config.allow_host_network);
+        let means = Means {
+            level,
+            accepted,
+            allow_host_network,
+            has_cgroup,
+        };
+        let mut foundation = Self {
+            spawner,
+            means,
+            features: features.iter().map(Feature::words).collect(),
+        };
+        foundation.rehearse()?;
+        Ok(foundation)
+    }
+
+    /// Sets up once all that a job gets, so that what this host refuses is known before the first job.
+    fn rehearse(&mut self) -> Result<(), LauncherError> {
+        let spawn = Spawn::rehearsal();
+        let plan = plan::plan(&spawn, self.means).map_err(|refusal| host(refusal.message))?;
+        let process = self.spawner.spawn(&spawn, &plan, 0, Mode::Rehearse).map_err(host)?;
+        let report = process.wait().map_err(system("wait for the rehearsal"))?;
+        if let Some(Report::Ended(0, _)) = report {
+            return Ok(());
+        }
+        let verdict = judge(&Evidence::of_report(report));
+        Err(host(format!("sandbox: {}", verdict.message.unwrap_or_default())))
+    }
+}
+
+fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, bool), LauncherError> {
+    let owner = geteuid().is_root().then_some(config.uid_base);
+    let cgroups = features::find_cgroup(config.cgroup.as_deref());
+    if config.cgroup.is_some() && cgroups.is_none() {
+        return Err(host(
+            "cgroup: the configured directory is not delegated with memory and pids",
+        ));
+    }
+    let cgroups = cgroups
+        .map(|directory| Subtree::take_over(&directory, owner))
+        .transpose()
+        .map_err(host)?;
+    let has_cgroup = cgroups.is_some();
+    let identities = identity::enter(config.uid_base, config.slots).map_err(host)?;
+    view::enter(&config.read_only_paths, config.allow_host_network).map_err(host)?;
+    let has_network = features
+        .iter()
+        .any(|feature| feature.name == "network namespace" && feature.present);
+    let stock = NETWORK_STOCK.min(config.slots.max(2));
+    let network = has_network.then(|| NetworkPool::start(stock)).transpose();
+    let network = network.map_err(system("network namespaces"))?;
+    let spawner = Spawner::new(identities, features::job_namespaces(features), network, cgroups);
+    Ok((spawner.map_err(host)?, has_cgroup))
+}
+
+fn missing(features: &[Feature], level: Level) -> String {
+    let needed = features
+        .iter()
+        .filter(|feature| !feature.present && feature.without < level.max(Level::Standard));
+    let list: Vec<_> = needed
+        .map(|feature| format!("{} ({})", feature.name, feature.detail))
+        .collect();
+    format!(
+        "level {} is not possible on this host; missing: {}",
+        level.name(),
+        list.join(", ")
+    )
+}
