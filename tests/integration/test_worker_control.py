@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from jobs.protocol.ids import JobId
 from jobs.protocol.model import JobResult, JobState, JobView, Reason, Retry, Stream
 from jobs.service import JobFilter
 from tests.support import processes
-from tests.support.plane import ALICE, Plane, shell
+from tests.support.plane import ADMIN, ALICE, Plane, shell
 from tests.support.workerprocess import worker_process
 
 STEP_S = 20.0
@@ -115,6 +116,43 @@ def test_a_killed_worker_s_jobs_are_dead_and_run_again_on_the_next(tmp_path: Pat
                 assert processes.with_argument(marker) == []
 
     run(scenario)
+
+
+LEAVES_LATER = """
+import socket, sys
+from jobs.protocol import wire
+node = socket.socket(socket.AF_UNIX)
+node.connect(sys.argv[1])
+node.sendall(wire.encode_frame(wire.Register(
+    protocol=wire.PROTOCOL_VERSION, worker="w", type="shell", incarnation="0" * 32, slots=1, labels={}, cpu_milli=0,
+    memory_bytes=0, sandbox="strict", pid=0, running=[])))
+node.recv(4096)
+node.close()
+sys.stdin.read()
+"""
+
+
+def test_a_worker_is_lost_as_soon_as_its_process_ends_also_after_its_connection(tmp_path: Path) -> None:
+    """Given a worker whose connection has ended and whose process has not, when that ends, then it is lost at once."""
+
+    async def scenario() -> None:
+        async with Plane(tmp_path, worker_lease_s=600.0) as plane:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", LEAVES_LATER, str(plane.worker_socket), stdin=asyncio.subprocess.PIPE
+            )
+            await until_workers(plane, ["lost"])
+            assert child.stdin is not None
+            child.stdin.close()
+            await until_workers(plane, [])
+            await child.wait()
+
+    run(scenario)
+
+
+async def until_workers(plane: Plane, states: list[str]) -> None:
+    async with asyncio.timeout(STEP_S):
+        while [worker.state for worker in await plane.control.workers(ADMIN)] != states:
+            await asyncio.sleep(0.005)
 
 
 def test_a_worker_that_drains_finishes_and_the_next_takes_over(tmp_path: Path) -> None:
