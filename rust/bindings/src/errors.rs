@@ -10,10 +10,20 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 create_exception!(_native, NativeError, PyException, "Base of the extension's errors.");
-create_exception!(_native, CorruptError, NativeError, "A file fails its checksum or its format.");
+create_exception!(
+    _native,
+    CorruptError,
+    NativeError,
+    "A file fails its checksum or its format."
+);
 create_exception!(_native, DiskFullError, NativeError, "No room; nothing was changed.");
 create_exception!(_native, PoisonedError, NativeError, "An earlier write or fsync failed.");
-create_exception!(_native, CompactedError, NativeError, "The revision is older than what is kept.");
+create_exception!(
+    _native,
+    CompactedError,
+    NativeError,
+    "The revision is older than what is kept."
+);
 create_exception!(_native, LimitError, NativeError, "A documented limit is exceeded.");
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -34,8 +44,8 @@ pub(crate) fn log_error(error: LogError) -> PyErr {
         LogError::Corrupt { .. } => CorruptError::new_err(text),
         LogError::DiskFull { .. } => DiskFullError::new_err(text),
         LogError::Poisoned(_) => PoisonedError::new_err(text),
-        LogError::Invalid(_) => LimitError::new_err(text),
-        LogError::Io { .. } | LogError::Locked(_) => NativeError::new_err(text),
+        LogError::TooLarge { .. } => LimitError::new_err(text),
+        LogError::Io { .. } | LogError::Locked(_) | LogError::Invalid(_) => NativeError::new_err(text),
     }
 }
 

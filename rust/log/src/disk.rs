@@ -5,71 +5,48 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
 
-/// One open file. Offsets and lengths are bytes.
+use crate::error::{LogError, Result};
+
+/// One open file. Offsets and lengths are bytes. Errors are whatever the system says.
+#[allow(clippy::missing_errors_doc, reason = "said once for all")]
 pub trait File: Send {
     /// Read exactly `buffer.len()` bytes at `offset`; fails with `UnexpectedEof` past the end.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Write up to `data.len()` bytes at `offset`; returns how many were written.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize>;
-    /// Make written data durable.
-    ///
-    /// # Errors
-    /// Whatever the system says; the data must then be taken as lost.
+    /// Give the empty file its size and the room for it; what is not written yet reads as zeros.
+    fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Make written data durable. When this fails, the data must be taken as lost.
     fn sync(&self) -> io::Result<()>;
     /// Length of the file.
-    ///
-    /// # Errors
-    /// Whatever the system says.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 }
 
-/// A directory of files.
+/// A directory of files. Errors are whatever the system says.
+#[allow(clippy::missing_errors_doc, reason = "said once for all")]
 pub trait Disk: Send {
     /// File of this disk.
     type File: File;
-    /// Create a file that is not there yet, for reading and writing.
-    ///
-    /// # Errors
-    /// Whatever the system says.
+    /// Create a file, or empty the one that is there, for reading and writing.
     fn create(&self, name: &str) -> io::Result<Self::File>;
     /// Open a file for reading and writing.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn open(&self, name: &str) -> io::Result<Self::File>;
     /// Rename a file.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Remove a file.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Names of all files.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Make creations, renames and removals durable.
-    ///
-    /// # Errors
-    /// Whatever the system says.
     fn sync_directory(&self) -> io::Result<()>;
     /// Path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
-/// A directory of the file system, locked against a second process.
+/// A directory of the file system, locked against a second opener.
 #[derive(Debug)]
 pub struct RealDisk {
     directory: PathBuf,
@@ -78,23 +55,49 @@ pub struct RealDisk {
 }
 
 impl RealDisk {
-    /// Open a directory, making it if it is not there, and lock it. `None` when another process holds the lock.
+    /// Open a directory, making it if it is not there, and lock it.
     ///
     /// # Errors
-    /// Whatever the system says.
-    pub fn open(directory: &Path) -> io::Result<Option<Self>> {
-        fs::create_dir_all(directory)?;
-        let lock = fs::File::options().create(true).truncate(false).write(true).open(directory.join("LOCK"))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Ok(None);
+    /// [`LogError::Locked`] when it is open already, in this process or another; [`LogError::Io`].
+    pub fn open(directory: &Path) -> Result<Self> {
+        let failed = || LogError::io(format!("open {}", directory.display()));
+        create_directory(directory).map_err(failed())?;
+        let lock = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join("LOCK"))
+            .map_err(failed())?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(LogError::Locked(directory.to_owned())),
+            Err(error) => return Err(failed()(error.into())),
         }
-        let handle = fs::File::open(directory)?;
-        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            // The directory's own name has to survive, or a power cut takes the whole log with it.
-            fs::File::open(parent)?.sync_all()?;
-        }
-        Ok(Some(Self { directory: directory.to_owned(), handle, _lock: lock }))
+        let handle = fs::File::open(directory).map_err(failed())?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            handle,
+            _lock: lock,
+        })
     }
+}
+
+/// Create a directory and those above it as needed, durably.
+fn create_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let parent = directory
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    create_directory(parent)?;
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // The directory's own name has to survive, or a power cut takes the whole log with it.
+    fs::File::open(parent)?.sync_all()
 }
 
 impl File for fs::File {
@@ -106,11 +109,19 @@ impl File for fs::File {
         FileExt::write_at(self, data, offset)
     }
 
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // Such a file system cannot promise room; a full disk then shows up as a failed write.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.set_len(bytes),
+            result => Ok(result?),
+        }
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 }
@@ -119,7 +130,12 @@ impl Disk for RealDisk {
     type File = fs::File;
 
     fn create(&self, name: &str) -> io::Result<fs::File> {
-        fs::File::options().read(true).write(true).create_new(true).open(self.path(name))
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(self.path(name))
     }
 
     fn open(&self, name: &str) -> io::Result<fs::File> {

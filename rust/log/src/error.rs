@@ -38,25 +38,29 @@ pub enum LogError {
         source: io::Error,
     },
     /// An earlier write or sync failed, so what is on disk is unknown until the log is opened again.
-    #[error("log: refused, because an earlier operation failed: {0}")]
+    #[error("log: refused, because an earlier operation failed: cannot {0}")]
     Poisoned(String),
-    /// Another process has the log open.
-    #[error("log {}: another process has it open", .0.display())]
+    /// Somebody has the log open.
+    #[error("log {}: it is open already, here or in another process", .0.display())]
     Locked(PathBuf),
-    /// The caller broke the order of entries or a limit.
+    /// The caller broke the order of entries, or asked for what cannot be.
     #[error("log: {0}")]
     Invalid(String),
+    /// The caller exceeded a limit.
+    #[error("log: {what} of {bytes} bytes; the limit is {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// How large it is.
+        bytes: usize,
+        /// How large it may be.
+        limit: usize,
+    },
 }
 
 impl LogError {
     pub(crate) fn io(operation: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let operation = operation.into();
         move |source| Self::Io { operation, source }
-    }
-
-    /// Whether the cause is a full disk or quota.
-    #[must_use]
-    pub fn is_full(source: &io::Error) -> bool {
-        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 }

@@ -1,19 +1,27 @@
-//! The log: append, sync, read, truncate, open.
+//! The log: append, sync, read, truncate.
 
 use std::collections::VecDeque;
+use std::io;
 
 use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{
-    HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES, MAX_VOTE_BYTES, RECORD_BYTES, Record, decode_record, encode_header,
-    encode_record, record_bytes,
+    HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, MAX_VOTE_BYTES, decode_head, decode_record, encode_record, record_bytes,
 };
 use crate::index::Place;
-use crate::recovery::{State, corrupt, read_segment, replay};
+use crate::open::find;
+use crate::recovery::{State, corrupt};
+use crate::segment::{Block, Segment};
 
+/// Pending records beyond this are handed to the system, so that memory stays bounded; they are still not durable.
 const SPILL_BYTES: usize = 4 << 20;
-const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-const READ_AHEAD_BYTES: u64 = 4096;
+/// How much is read for one entry, and for many.
+const READ_ONE_BYTES: usize = 4 << 10;
+const READ_MANY_BYTES: usize = 256 << 10;
+
+/// What entries leave free at the end of a segment, so that on a full disk the log can still be cut and thereby make
+/// room, and a term can still be persisted.
+const MARGIN_BYTES: usize = 4 << 10;
 
 /// One Raft entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,100 +37,54 @@ pub struct Entry {
 /// How a log is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Size of a segment, allocated at once; from 64 KiB to 1 GiB.
-    pub segment_bytes: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { segment_bytes: 64 << 20 }
-    }
-}
-
-struct Segment<F> {
-    number: u64,
-    name: String,
-    file: F,
-    capacity: u64,
-    /// Offset after the last record written (not necessarily durable).
-    written: u64,
+    /// Size of a segment, allocated at once; from 64 KiB to 1 GiB. A larger record gets a segment of its size.
+    pub segment_bytes: usize,
+    /// For a new log: an unpredictable number, so that nobody can make a payload whose bytes pass for a record.
+    pub salt: u64,
 }
 
 /// A write-ahead log on a disk. One writer.
 pub struct Log<D: Disk> {
     disk: D,
-    options: Options,
+    segment_bytes: usize,
+    salt: u64,
+    /// Never empty; records go into the last one.
     segments: VecDeque<Segment<D::File>>,
     state: State,
     /// Records that are not written yet; they follow the last segment's `written`.
     pending: Vec<u8>,
     /// How much of the last segment is durable.
-    synced: u64,
+    synced: usize,
     durable_index: u64,
     poisoned: Option<String>,
     recovered: Option<String>,
 }
 
 impl<D: Disk> Log<D> {
-    /// Open the log on a disk, or begin one where there is none.
+    /// Open the log on a disk, or begin one where there is none. Everything it then has is durable.
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] for damage that no crash explains, [`LogError::Io`] for what the disk refuses.
+    /// [`LogError::Corrupt`] for damage that no crash explains, [`LogError::Io`] for what the disk refuses,
+    /// [`LogError::DiskFull`] when there is no room to begin.
     pub fn open(disk: D, options: Options) -> Result<Self> {
-        if !(1 << 16..=1 << 30).contains(&options.segment_bytes) {
-            return Err(LogError::Invalid(format!("segments of {} bytes; 64 KiB to 1 GiB work", options.segment_bytes)));
+        if !(64 << 10..=1 << 30).contains(&options.segment_bytes) {
+            let problem = format!("segments of {} bytes; 64 KiB to 1 GiB work", options.segment_bytes);
+            return Err(LogError::Invalid(problem));
         }
-        let mut names = segment_names(&disk)?;
-        if names.is_empty() {
-            let header = Header { number: 1, first_index: 1, next_index: 1, ..Header::default() };
-            create_segment(&disk, &options, &header, 0)?;
-            names = segment_names(&disk)?;
-        }
-        let mut state: Option<State> = None;
-        let mut segments = VecDeque::new();
-        let mut recovered = None;
-        let last = names.len() - 1;
-        for (position, name) in names.into_iter().enumerate() {
-            let path = disk.path(&name);
-            let file = disk.open(&name).map_err(LogError::io(format!("open {}", path.display())))?;
-            let (header, data) = read_segment(&file, &path)?;
-            let expected = segments.back().map_or(header.number, |before: &Segment<D::File>| before.number + 1);
-            if header.number != expected || segment_name(header.number) != name {
-                return Err(corrupt(&path, 0, format!("is number {}; {expected} should come here", header.number)));
-            }
-            let state = state.get_or_insert_with(|| State::new(&header));
-            let tail = replay(&path, &header, &data, position == last, state)?;
-            if tail.dirty_end > tail.end {
-                // Zeroed and synced, so that later records cannot be followed by pieces of this tail.
-                zero(&file, tail.end, tail.dirty_end).map_err(LogError::io(format!("cut {}", path.display())))?;
-                recovered = Some(format!(
-                    "{}: cut a torn tail of {} bytes at byte {}, after entry {}",
-                    path.display(),
-                    tail.dirty_end - tail.end,
-                    tail.end,
-                    state.next_index().saturating_sub(1),
-                ));
-            }
-            segments.push_back(Segment {
-                number: header.number,
-                name,
-                file,
-                capacity: data.len() as u64,
-                written: tail.end,
-            });
-        }
-        let state = state.expect("there is at least one segment");
-        let oldest = segments.front().expect("there is at least one segment");
-        if !state.index.is_empty() && state.first_index < state.index.first() {
-            let problem = format!("begins after entry {}; an older segment is missing", state.first_index);
-            return Err(corrupt(&disk.path(&oldest.name), 0, problem));
-        }
-        let tail = segments.back().expect("there is at least one segment");
-        // What was read may still be only in the page cache of a process that was killed before its sync.
-        tail.file.sync().map_err(LogError::io(format!("sync {}", tail.name)))?;
-        let synced = tail.written;
-        let durable_index = state.next_index() - 1;
-        Ok(Self { disk, options, segments, state, pending: Vec::new(), synced, durable_index, poisoned: None, recovered })
+        let found = find(&disk, &options)?;
+        let synced = found.segments.back().expect("there is a segment").written;
+        Ok(Self {
+            disk,
+            segment_bytes: options.segment_bytes,
+            salt: found.salt,
+            segments: found.segments,
+            durable_index: found.state.next_index() - 1,
+            state: found.state,
+            pending: Vec::new(),
+            synced,
+            poisoned: None,
+            recovered: found.recovered,
+        })
     }
 
     /// What opening cut from a torn tail, in words.
@@ -134,7 +96,7 @@ impl<D: Disk> Log<D> {
     /// Index of the oldest entry; `last_index() + 1` when there is none.
     #[must_use]
     pub fn first_index(&self) -> u64 {
-        if self.state.index.is_empty() { self.state.next_index() } else { self.state.first_index }
+        self.state.first_index
     }
 
     /// Index of the newest entry.
@@ -152,10 +114,12 @@ impl<D: Disk> Log<D> {
     /// Bytes from the oldest entry's record to the end.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        let Some(first) = self.state.index.place(self.state.first_index) else { return 0 };
-        let kept = self.segments.iter().filter(|segment| segment.number >= u64::from(first.segment));
-        let records: u64 = kept.map(|segment| segment.written).sum();
-        records + self.pending.len() as u64 - u64::from(first.offset)
+        let Some(first) = self.state.index.place(self.first_index()) else {
+            return 0;
+        };
+        let kept = self.segments.iter().filter(|segment| segment.number >= first.segment);
+        let records: usize = kept.map(|segment| segment.written).sum();
+        (records + self.pending.len() - first.offset as usize) as u64
     }
 
     /// Current term, and who got the vote in it.
@@ -164,22 +128,35 @@ impl<D: Disk> Log<D> {
         (self.state.term, self.state.vote.as_deref())
     }
 
-    /// Add an entry after the last one; into an empty log, at any index from `first_index` on. Not durable before
-    /// [`Log::sync`].
+    /// Term of an entry.
+    #[must_use]
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.state.index.term(index)
+    }
+
+    /// Add an entry after the last one; into an empty log, at any index from 1 on. Not durable before [`Log::sync`].
     ///
     /// # Errors
-    /// [`LogError::Invalid`] for a gap or a payload that is too large, [`LogError::DiskFull`] when no further segment
-    /// can be made (nothing was changed then), [`LogError::Io`] and [`LogError::Poisoned`].
+    /// [`LogError::Invalid`] for a gap, [`LogError::TooLarge`], [`LogError::DiskFull`] when no further segment can
+    /// be made (nothing was changed then), [`LogError::Io`] and [`LogError::Poisoned`].
     pub fn append(&mut self, index: u64, term: u64, payload: &[u8]) -> Result<()> {
-        let next = self.state.next_index();
-        if index != next && !(self.state.index.is_empty() && index > next) {
-            return Err(LogError::Invalid(format!("entry {index} does not follow entry {}", next - 1)));
+        check_size("a payload", payload.len(), MAX_PAYLOAD_BYTES)?;
+        let last = self.last_index();
+        let jump = index != last + 1;
+        if jump && !self.state.index.is_empty() || !(1..u64::MAX).contains(&index) {
+            return Err(LogError::Invalid(format!("entry {index} cannot follow entry {last}")));
         }
-        if payload.len() > MAX_PAYLOAD_BYTES {
-            let problem = format!("entry {index} has {} bytes; the limit is {MAX_PAYLOAD_BYTES}", payload.len());
-            return Err(LogError::Invalid(problem));
+        let restart_bytes = if jump { record_bytes(0) } else { 0 };
+        self.reserve(restart_bytes + record_bytes(payload.len()), MARGIN_BYTES)?;
+        if jump {
+            self.push(Kind::Restart, index, 0, &[]);
         }
-        self.put(Kind::Entry, index, term, payload)
+        self.push(Kind::Entry, index, term, payload);
+        if self.pending.len() > SPILL_BYTES {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     /// Make everything appended durable with one sync; returns the last index.
@@ -190,10 +167,10 @@ impl<D: Disk> Log<D> {
     pub fn sync(&mut self) -> Result<u64> {
         self.check()?;
         self.flush()?;
-        let tail = self.tail();
-        if tail.written != self.synced {
-            if let Err(source) = tail.file.sync() {
-                return Err(self.poison("sync the log", source));
+        if self.tail().written != self.synced {
+            // An entry may be acknowledged only when a power cut can no longer take it.
+            if let Err(source) = self.tail().file.sync() {
+                return Err(self.poison(format!("sync {}", self.tail().name), source));
             }
             self.synced = self.tail().written;
         }
@@ -204,12 +181,14 @@ impl<D: Disk> Log<D> {
     /// Return an entry, or `None` if the log does not have it.
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] when it fails its checksum, [`LogError::Io`].
+    /// [`LogError::Corrupt`] when it fails its checksum, [`LogError::Io`], [`LogError::Poisoned`].
     pub fn get(&self, index: u64) -> Result<Option<Entry>> {
-        match self.state.index.place(index) {
-            Some(place) if index >= self.state.first_index => self.read(place).map(Some),
-            _ => Ok(None),
-        }
+        self.check()?;
+        self.state
+            .index
+            .place(index)
+            .map(|place| self.read(place, &mut Block::new(READ_ONE_BYTES)))
+            .transpose()
     }
 
     /// Return at most `max_count` entries from `index` on, and no more than fit into `max_bytes` of payload but at
@@ -218,38 +197,41 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// As [`Log::get`].
     pub fn entries(&self, index: u64, max_count: usize, max_bytes: usize) -> Result<Vec<Entry>> {
+        self.check()?;
+        let mut block = Block::new(READ_MANY_BYTES);
         let mut found = Vec::new();
-        let mut bytes = 0;
+        let mut room = max_bytes;
         while found.len() < max_count {
-            let Some(entry) = self.get(index + found.len() as u64)? else { break };
-            bytes += entry.payload.len();
-            if bytes > max_bytes && !found.is_empty() {
+            let Some(place) = self.state.index.place(index + found.len() as u64) else {
                 break;
-            }
+            };
+            let entry = self.read(place, &mut block)?;
+            let Some(left) = room.checked_sub(entry.payload.len()).or(found.is_empty().then_some(0)) else {
+                break;
+            };
+            room = left;
             found.push(entry);
         }
         Ok(found)
     }
 
-    /// Term of an entry.
-    #[must_use]
-    pub fn term_at(&self, index: u64) -> Option<u64> {
-        self.state.index.term(index).filter(|_| index >= self.state.first_index)
-    }
-
-    /// Drop `index` and every entry after it, durably. Either all of them are gone after a crash or none.
+    /// Drop `index` and every entry after it, durably. After a crash either all of them are gone or none.
     ///
     /// # Errors
-    /// As [`Log::append`] and [`Log::sync`].
+    /// [`LogError::Invalid`] for an index before the first; as [`Log::append`] and [`Log::sync`].
     pub fn truncate_suffix(&mut self, index: u64) -> Result<()> {
+        self.check()?;
         if index < self.first_index() {
-            return Err(LogError::Invalid(format!("entry {index} is before the log's first, {}", self.first_index())));
+            let problem = format!(
+                "entry {index} cannot be cut off: the log begins at {}",
+                self.first_index()
+            );
+            return Err(LogError::Invalid(problem));
         }
         if index > self.last_index() {
             return Ok(());
         }
-        self.put(Kind::TruncateSuffix, index, 0, &[])?;
-        self.sync().map(drop)
+        self.put(Kind::TruncateSuffix, index, 0, &[])
     }
 
     /// Drop every entry before `index`, durably; segments that hold nothing else are removed. An `index` beyond the end
@@ -258,204 +240,162 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// As [`Log::append`] and [`Log::sync`].
     pub fn truncate_prefix(&mut self, index: u64) -> Result<()> {
-        if index <= self.state.first_index {
-            return Ok(());
+        self.check()?;
+        if index == u64::MAX {
+            return Err(LogError::Invalid(format!("the log cannot begin at entry {index}")));
         }
-        self.put(Kind::TruncatePrefix, index, 0, &[])?;
-        self.sync()?;
-        let oldest = self.state.index.place(index).map(|place| u64::from(place.segment));
-        let mut removed = false;
-        while self.segments.len() > 1 && oldest.is_none_or(|oldest| self.segments[0].number < oldest) {
-            let segment = self.segments.pop_front().expect("there is more than one");
-            self.disk.remove(&segment.name).map_err(LogError::io(format!("remove {}", segment.name)))?;
-            removed = true;
+        if index > self.first_index() {
+            let kind = if index > self.state.next_index() {
+                Kind::Restart
+            } else {
+                Kind::TruncatePrefix
+            };
+            self.put(kind, index, 0, &[])?;
         }
-        if removed {
-            // So that the space is given back now; a segment that reappears is ignored by what was synced above.
-            self.disk.sync_directory().map_err(LogError::io("sync the log's directory"))?;
-        }
-        Ok(())
+        self.remove_unneeded()
     }
 
     /// Persist term and vote; durable when this returns.
     ///
     /// # Errors
-    /// [`LogError::Invalid`] for a name that is too long; as [`Log::sync`].
+    /// [`LogError::TooLarge`] for a name that is too long; as [`Log::append`] and [`Log::sync`].
     pub fn set_hard_state(&mut self, term: u64, vote: Option<&str>) -> Result<()> {
         let vote = vote.unwrap_or("");
-        if vote.len() > MAX_VOTE_BYTES {
-            return Err(LogError::Invalid(format!("a vote for a name of {} bytes", vote.len())));
-        }
-        self.put(Kind::HardState, 0, term, vote.as_bytes())?;
-        self.sync().map(drop)
+        check_size("a vote for a name", vote.len(), MAX_VOTE_BYTES)?;
+        self.put(Kind::HardState, 0, term, vote.as_bytes())
     }
 
     fn tail(&self) -> &Segment<D::File> {
-        self.segments.back().expect("there is at least one segment")
+        self.segments.back().expect("there is a segment")
     }
 
     fn check(&self) -> Result<()> {
-        self.poisoned.as_ref().map_or(Ok(()), |why| Err(LogError::Poisoned(why.clone())))
+        self.poisoned
+            .as_ref()
+            .map_or(Ok(()), |why| Err(LogError::Poisoned(why.clone())))
     }
 
-    fn poison(&mut self, operation: &str, source: std::io::Error) -> LogError {
+    fn poison(&mut self, operation: String, source: io::Error) -> LogError {
         self.poisoned = Some(format!("{operation}: {source}"));
-        LogError::Io { operation: operation.into(), source }
+        LogError::Io { operation, source }
     }
 
+    /// Add one record and make it and everything before it durable.
     fn put(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) -> Result<()> {
+        self.reserve(record_bytes(payload.len()), 0)?;
+        self.push(kind, index, term, payload);
+        self.sync().map(drop)
+    }
+
+    /// See to it that the last segment has room for records of `bytes` bytes, and `margin` more.
+    fn reserve(&mut self, bytes: usize, margin: usize) -> Result<()> {
         self.check()?;
-        let size = record_bytes(payload.len());
-        if self.tail().written + (self.pending.len() + size) as u64 > self.tail().capacity {
-            self.roll(size)?;
+        if self.tail().written + self.pending.len() + bytes + margin <= self.tail().capacity {
+            return Ok(());
         }
-        let tail = self.tail();
-        let (number, offset) = (tail.number, tail.written + self.pending.len() as u64);
-        #[allow(clippy::cast_possible_truncation, reason = "segments are smaller than 4 GiB")]
-        let (synced, place) = (self.synced as u32, Place { segment: number as u32, offset: offset as u32 });
-        let record = Record { kind, synced, index, term, len: 0 };
-        encode_record(&mut self.pending, number, record, payload);
-        self.state.apply(record, payload, place).map_err(LogError::Invalid)?;
+        // Before another segment is there, so that damage in this one can never be a torn tail.
+        self.sync()?;
+        let number = self
+            .tail()
+            .number
+            .checked_add(1)
+            .expect("segments are numbered for ages");
+        let header = self.state.header(self.salt, number);
+        let capacity = self.segment_bytes.max(HEADER_BYTES + bytes + MARGIN_BYTES);
+        let segment = match Segment::create(&self.disk, &header, capacity) {
+            Ok(segment) => segment,
+            Err(LogError::Io { operation, source }) => return Err(self.poison(operation, source)),
+            Err(full) => return Err(full),
+        };
+        self.synced = segment.written;
+        self.segments.push_back(segment);
+        // The name before the first record: a record that is acknowledged must be found.
+        self.sync_directory()
+    }
+
+    /// Take a record in and put it among the pending ones; there is room.
+    fn push(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) {
+        let (number, seal) = (self.tail().number, self.tail().seal);
+        let offset = self.tail().written + self.pending.len();
+        let small = |bytes: usize| u32::try_from(bytes).expect("segments are smaller than 4 GiB");
+        let start = self.pending.len();
+        let marks = (small(self.synced), small(offset));
+        encode_record(&mut self.pending, seal, kind, marks, (index, term), payload);
+        let head = decode_head(seal, offset, &self.pending[start..]).expect("it was just encoded");
+        self.state
+            .apply(number, &head, payload)
+            .expect("the caller has checked the order");
         self.durable_index = self.durable_index.min(self.last_index());
-        if self.pending.len() > SPILL_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Hand the pending records to the system, without making them durable.
     fn flush(&mut self) -> Result<()> {
-        let tail = self.segments.back_mut().expect("there is at least one segment");
-        if let Err(source) = write_all(&tail.file, &self.pending, tail.written) {
-            return Err(self.poison("write the log", source));
+        let tail = self.segments.back_mut().expect("there is a segment");
+        if let Err(source) = tail.write(&self.pending) {
+            let operation = format!("write {}", tail.name);
+            return Err(self.poison(operation, source));
         }
-        tail.written += self.pending.len() as u64;
         self.pending.clear();
+        self.pending.shrink_to(2 * SPILL_BYTES);
         Ok(())
     }
 
-    /// Begin another segment with room for a record of `need` bytes. The former one is durable before, so that damage
-    /// in it can never be a torn tail.
-    fn roll(&mut self, need: usize) -> Result<()> {
-        self.sync()?;
-        let header = Header {
-            number: self.tail().number + 1,
-            first_index: self.state.first_index,
-            next_index: self.state.next_index(),
-            term: self.state.term,
-            vote: self.state.vote.clone(),
-        };
-        let segment = match create_segment(&self.disk, &self.options, &header, need) {
-            Ok(segment) => segment,
-            Err(full @ LogError::DiskFull { .. }) => return Err(full),
-            Err(error) => {
-                self.poisoned = Some(error.to_string());
-                return Err(error);
-            }
-        };
-        self.synced = segment.written;
-        self.segments.push_back(segment);
-        Ok(())
+    fn sync_directory(&mut self) -> Result<()> {
+        self.disk
+            .sync_directory()
+            .map_err(|source| self.poison("sync the log's directory".into(), source))
     }
 
-    fn read(&self, place: Place) -> Result<Entry> {
-        let first = self.segments[0].number;
-        let position = usize::try_from(u64::from(place.segment) - first).expect("segments are few");
+    /// Remove the segments before the oldest entry's. That they are not needed is durable already.
+    fn remove_unneeded(&mut self) -> Result<()> {
+        let oldest = self
+            .state
+            .index
+            .place(self.first_index())
+            .map_or(self.tail().number, |place| place.segment);
+        let before = self.segments.len();
+        while self.segments[0].number < oldest {
+            let path = self.disk.path(&self.segments[0].name);
+            self.disk
+                .remove(&self.segments[0].name)
+                .map_err(LogError::io(format!("remove {}", path.display())))?;
+            self.segments.pop_front();
+        }
+        // So that the room is given back now; a segment that reappears would do no harm.
+        if self.segments.len() < before {
+            self.sync_directory()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn read(&self, place: Place, block: &mut Block) -> Result<Entry> {
+        let position = (place.segment - self.segments[0].number) as usize;
         let segment = &self.segments[position];
-        let offset = u64::from(place.offset);
-        if offset >= segment.written {
-            let start = usize::try_from(offset - segment.written).expect("pending records are bounded");
-            return entry_of(segment, &self.disk, place, &self.pending[start..]);
-        }
-        let failed = || LogError::io(format!("read {}", segment.name));
-        let mut data = vec![0; usize::try_from(READ_AHEAD_BYTES.min(segment.written - offset)).unwrap_or(0)];
-        segment.file.read_at(&mut data, offset).map_err(failed())?;
-        let len = u32::from_le_bytes([data[0], data[1], data[2], data[3]]) as usize;
-        let whole = (RECORD_BYTES + len.min(MAX_PAYLOAD_BYTES)).min(usize::try_from(segment.written - offset).unwrap_or(0));
-        if whole > data.len() {
-            let read = data.len();
-            data.resize(whole, 0);
-            segment.file.read_at(&mut data[read..], offset + read as u64).map_err(failed())?;
-        }
-        entry_of(segment, &self.disk, place, &data)
+        let offset = place.offset as usize;
+        let bytes = if offset >= segment.written {
+            &self.pending[offset - segment.written..]
+        } else {
+            block
+                .at(segment, offset)
+                .map_err(LogError::io(format!("read {}", segment.name)))?
+        };
+        let (head, payload) = decode_record(segment.seal, offset, bytes).ok_or_else(|| {
+            let problem = "the record is damaged that was good when the log was opened or written";
+            corrupt(&self.disk.path(&segment.name), offset, problem)
+        })?;
+        Ok(Entry {
+            index: head.index,
+            term: head.term,
+            payload: payload.to_vec(),
+        })
     }
 }
 
-fn entry_of<D: Disk>(segment: &Segment<D::File>, disk: &D, place: Place, data: &[u8]) -> Result<Entry> {
-    let (record, payload) = decode_record(segment.number, data).ok_or_else(|| {
-        corrupt(&disk.path(&segment.name), place.offset as usize, "a record that was good when it was written")
-    })?;
-    Ok(Entry { index: record.index, term: record.term, payload: payload.to_vec() })
-}
-
-fn segment_name(number: u64) -> String {
-    format!("{number:020}.seg")
-}
-
-/// Names of the segments in order. What was never finished is removed.
-fn segment_names<D: Disk>(disk: &D) -> Result<Vec<String>> {
-    let mut names = disk.list().map_err(LogError::io("list the log's directory"))?;
-    for unfinished in names.iter().filter(|name| name.ends_with(".new")) {
-        disk.remove(unfinished).map_err(LogError::io(format!("remove {unfinished}")))?;
+fn check_size(what: &'static str, bytes: usize, limit: usize) -> Result<()> {
+    if bytes > limit {
+        Err(LogError::TooLarge { what, bytes, limit })
+    } else {
+        Ok(())
     }
-    names.retain(|name| name.ends_with(".seg"));
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Make a segment: filled with zeros, so that a later sync has no metadata to write; durable and named before use.
-fn create_segment<D: Disk>(disk: &D, options: &Options, header: &Header, need: usize) -> Result<Segment<D::File>> {
-    let name = segment_name(header.number);
-    let unfinished = format!("{name}.new");
-    let capacity = options.segment_bytes.max((HEADER_BYTES + need) as u64);
-    let made = (|| {
-        let file = disk.create(&unfinished)?;
-        write_all(&file, &encode_header(header), 0)?;
-        let mut at = HEADER_BYTES as u64;
-        while at < capacity {
-            let chunk = usize::try_from(capacity - at).unwrap_or(usize::MAX).min(ZEROS.len());
-            write_all(&file, &ZEROS[..chunk], at)?;
-            at += chunk as u64;
-        }
-        // The content before the name, and the name before the first record: a crash leaves a whole segment or none.
-        file.sync()?;
-        disk.rename(&unfinished, &name)?;
-        disk.sync_directory()?;
-        Ok(file)
-    })();
-    match made {
-        Ok(file) => Ok(Segment { number: header.number, name, file, capacity, written: HEADER_BYTES as u64 }),
-        Err(source) => {
-            let operation = format!("make {}", disk.path(&name).display());
-            let _ = disk.remove(&unfinished);
-            Err(if LogError::is_full(&source) {
-                LogError::DiskFull { operation, source }
-            } else {
-                LogError::Io { operation, source }
-            })
-        }
-    }
-}
-
-fn zero(file: &impl File, from: u64, to: u64) -> std::io::Result<()> {
-    let mut at = from;
-    while at < to {
-        let chunk = usize::try_from(to - at).unwrap_or(usize::MAX).min(ZEROS.len());
-        write_all(file, &ZEROS[..chunk], at)?;
-        at += chunk as u64;
-    }
-    file.sync()
-}
-
-/// Write all of `data`, however little the system takes at a time.
-fn write_all(file: &impl File, mut data: &[u8], mut offset: u64) -> std::io::Result<()> {
-    while !data.is_empty() {
-        match file.write_at(data, offset) {
-            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
-            Ok(count) => {
-                data = &data[count..];
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
