@@ -1,0 +1,63 @@
+"""Exit codes of `jobctl`: stable, documented in docs/cli.md."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from jobs.client.common import ConnectionFailed
+from jobs.errors import Forbidden, JobsError, Unavailable
+from jobs.protocol.model import JobState, JobView, Reason
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+DATA: Final = 65
+UNAVAILABLE: Final = 69
+TEMPORARY: Final = 75
+FORBIDDEN: Final = 77
+CONFIG: Final = 78
+TIMEOUT: Final = 124
+NOT_RUN: Final = 125
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+SIGNAL_BASE: Final = 128
+INTERRUPTED: Final = 130
+
+_BY_REASON: Final[dict[Reason, int]] = {
+    Reason.TIMEOUT: TIMEOUT,
+    Reason.DEADLINE: TIMEOUT,
+    Reason.CANCELLED: INTERRUPTED,
+    Reason.WORKER_LOST: TEMPORARY,
+    Reason.INVALID_PAYLOAD: DATA,
+    Reason.OOM: SIGNAL_BASE + 9,
+    Reason.PIDS_LIMIT: NOT_RUN,
+    Reason.SANDBOX_UNAVAILABLE: NOT_RUN,
+}
+
+TABLE: Final = """exit codes of run (and of the command's own: passed through):
+  0..255  the command's own exit code
+  124     timeout            125  could not be run (sandbox, limits)
+  126     not executable     127  command not found
+  128+N   ended by signal N  130  cancelled
+  137     out of memory      75   the worker was lost
+of every command:
+  1 failed   2 wrong usage   65 bad input   69 no node   77 not allowed   78 bad configuration"""
+
+
+def of_job(job: JobView) -> int:
+    """Return the code that `run` ends with."""
+    if job.state is JobState.COMPLETED:
+        return job.exit_code or OK
+    if job.reason is Reason.EXIT_CODE and job.exit_code is not None:
+        return job.exit_code
+    if job.reason is Reason.SIGNAL and job.signal is not None:
+        return SIGNAL_BASE + job.signal
+    if job.reason is Reason.SPAWN_FAILED:
+        return NOT_FOUND if "no such file" in (job.message or "").lower() else NOT_EXECUTABLE
+    return _BY_REASON.get(job.reason, FAILED) if job.reason is not None else FAILED
+
+
+def of_error(error: JobsError) -> int:
+    if isinstance(error, ConnectionFailed | Unavailable):
+        return UNAVAILABLE
+    return FORBIDDEN if isinstance(error, Forbidden) else FAILED

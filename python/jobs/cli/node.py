@@ -1,0 +1,124 @@
+"""Commands on the node and its machine: workers, drain, health, doctor, check-config, completion."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import exits
+from jobs.cli.output import ago, print_fields, print_json, print_table
+from jobs.client import Client
+from jobs.errors import JobsError
+
+
+def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[shared])
+        made.set_defaults(function=function)
+        return made
+
+    command("workers", workers, "List the workers.")
+    command("drain", drain, "Give a worker no more jobs.").add_argument("worker")
+    command("health", health, "Show how the node is.")
+    command("doctor", doctor, "Look at what this machine has, what is missing, and how to mend it.")
+    checking = command("check-config", check_config, "Say what is wrong with a configuration, and how to mend it.")
+    checking.add_argument("file", type=Path, nargs="?", help="by default the node's own")
+    completing = command("completion", completion, "Print a completion script for a shell.")
+    completing.add_argument("shell", choices=("bash", "zsh"))
+
+
+def workers(client: Client, options: argparse.Namespace) -> int:
+    found = client.workers()
+    if options.json:
+        for worker in found:
+            print_json(worker)
+        return exits.OK
+    print_table(
+        ("WORKER", "TYPE", "STATE", "RUNNING", "SLOTS", "NODE", "SANDBOX", "LABELS", "SINCE"),
+        (
+            (
+                worker.id,
+                worker.type,
+                worker.state,
+                worker.running,
+                worker.slots,
+                worker.node,
+                worker.sandbox,
+                ",".join(f"{name}={value}" for name, value in worker.labels.items()) or "-",
+                ago(worker.registered_ms),
+            )
+            for worker in found
+        ),
+    )
+    return exits.OK
+
+
+def drain(client: Client, options: argparse.Namespace) -> int:
+    worker = client.drain(options.worker)
+    if options.json:
+        print_json(worker)
+    else:
+        print(f"{worker.id} {worker.state}, {worker.running} jobs left")
+    return exits.OK
+
+
+def health(client: Client, options: argparse.Namespace) -> int:
+    found = client.health()
+    if options.json:
+        print_json(found)
+    else:
+        print_fields(
+            [
+                ("node", found.node),
+                ("status", found.status),
+                ("version", found.version),
+                ("leads", "yes" if found.leader else "no"),
+                ("revision", found.revision),
+                ("up", f"{found.uptime_s:.0f} s"),
+                *found.checks.items(),
+            ]
+        )
+    return exits.OK if found.status == "ok" else exits.UNAVAILABLE
+
+
+def doctor(client: Client, options: argparse.Namespace) -> int:
+    """Report on the machine, then on the node behind the socket."""
+    from jobs.doctor import Check, report
+
+    checks = report()
+    try:
+        found = client.health()
+        status = "ok" if found.status == "ok" else "warn"
+        checks.append(Check(name="node", status=status, found=f"{found.node} is {found.status}"))  # type: ignore[arg-type]
+    except JobsError as error:
+        checks.append(Check(name="node", status="warn", found=error.detail, fix=error.expected or ""))
+    for check in checks:
+        if options.json:
+            print_json(check)
+    if not options.json:
+        print_table(("", "CHECK", "FOUND", "FIX"), ((c.status, c.name, c.found, c.fix) for c in checks))
+    return exits.FAILED if any(check.status == "fail" for check in checks) else exits.OK
+
+
+def check_config(client: Client, options: argparse.Namespace) -> int:
+    from jobs.config import check_config as problems_of
+
+    problems = problems_of(options.file)
+    for problem in problems:
+        if options.json:
+            print_json(problem)
+        else:
+            print(problem)
+    if not problems and not options.json:
+        print("the configuration is valid")
+    return exits.CONFIG if problems else exits.OK
+
+
+def completion(client: Client, options: argparse.Namespace) -> int:
+    import shtab
+
+    from jobs.cli.main import parser
+
+    print(shtab.complete(parser(), options.shell))
+    return exits.OK

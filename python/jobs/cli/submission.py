@@ -1,0 +1,132 @@
+"""The options that describe a job, and the job that they make."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from jobs.client import common
+from jobs.protocol.model import Limits, Requires, Retry, ShellJob
+from jobs.validate import MAX_SPEC_BYTES, check_job
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_TIMES: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; the text says what would be right."""
+
+
+def size(text: str) -> int:
+    """Parse bytes such as 64M or 1GiB."""
+    found = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; for example 512K, 64M, 1G")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def duration(text: str) -> float:
+    """Parse seconds such as 1.5, 500ms, 10m."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; for example 30, 500ms, 10m, 2h")
+    return float(found[1]) * _TIMES[found[2]]
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Parse NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} should be NAME=VALUE")
+    return name, value
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to run")
+    what.add_argument("argv", nargs="*", metavar="ARGV", help="the command and its arguments, after --")
+    what.add_argument("--script", metavar="FILE", help="run this script with /bin/sh instead; - reads it from stdin")
+    what.add_argument("--stdin", metavar="FILE", help="the command's standard input; - passes on this one")
+    what.add_argument(
+        "--file",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="put a copy of PATH at NAME in the job",
+    )
+    what.add_argument("--env", type=pair, action="append", default=[], metavar="NAME=VALUE", help="set a variable")
+    what.add_argument("--cwd", metavar="DIR", help="directory to run in, relative to the job's own")
+    how = parser.add_argument_group("how to run it")
+    how.add_argument("--queue", default="default", help="queue to wait in")
+    how.add_argument("--priority", type=int, default=0, help="from -100 to 100; higher goes first")
+    how.add_argument("--timeout", type=duration, metavar="TIME", help="end the job after this long")
+    how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
+    how.add_argument("--retries", type=int, default=0, metavar="N", help="try again so often when it fails")
+    how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
+    how.add_argument("--backoff", choices=("exponential", "fixed"), default="exponential", help="how that wait grows")
+    how.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE", help="label the job")
+    how.add_argument(
+        "--require",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only on workers with this label",
+    )
+    how.add_argument("--cpu", type=float, default=0.0, metavar="CORES", help="cores to set aside on the worker")
+    how.add_argument("--reserve-memory", type=size, default=0, metavar="SIZE", help="memory to set aside on the worker")
+    how.add_argument("--memory", type=size, metavar="SIZE", help="limit: memory")
+    how.add_argument("--pids", type=int, metavar="N", help="limit: processes and threads")
+    how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
+    how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
+    how.add_argument("--network", choices=("none", "host"), default="none", help="host only where a worker allows it")
+    how.add_argument("--idempotency-key", metavar="KEY", help="the same key makes the same job only once")
+
+
+def job_of(options: argparse.Namespace) -> ShellJob:
+    """Return the job that the options describe. Raises UsageError, and InvalidRequest for what could never run."""
+    if bool(options.argv) == (options.script is not None):
+        raise UsageError("give either a command after -- or --script FILE")
+    if options.script == "-" and options.stdin == "-":
+        raise UsageError("standard input cannot be both the script and the command's input")
+    job = common.shell_job(
+        options.argv or read(options.script).decode(errors="surrogateescape"),
+        stdin=None if options.stdin is None else read(options.stdin),
+        files={name: read(path) for name, path in options.file},
+        env=dict(options.env),
+        cwd=options.cwd,
+        limits=Limits(
+            memory_bytes=options.memory, pids=options.pids, tmp_bytes=options.tmp, output_bytes=options.output
+        ),
+        network=options.network,
+        grace_s=options.grace,
+        queue=options.queue,
+        priority=options.priority,
+        timeout_s=options.timeout,
+        retry=Retry(max_attempts=options.retries + 1, delay_s=options.retry_delay, backoff=options.backoff),
+        labels=dict(options.label),
+        requires=Requires(
+            labels=dict(options.require), cpu_milli=round(1000 * options.cpu), memory_bytes=options.reserve_memory
+        ),
+        idempotency_key=options.idempotency_key,
+    )
+    check_job(job)
+    return job
+
+
+def read(path: str) -> bytes:
+    """Return what a file, or standard input for -, holds. Raises UsageError, also for more than a job can carry."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(MAX_SPEC_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_SPEC_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_SPEC_BYTES:
+        raise UsageError(f"{path} holds more than {MAX_SPEC_BYTES} bytes, which is all that a job can carry")
+    return data
