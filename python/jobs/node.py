@@ -10,7 +10,7 @@ import pwd
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jobs import logs
 from jobs._native import Log, NativeError, Store
@@ -22,7 +22,7 @@ from jobs.embedded import Children
 from jobs.notify import Notifier
 from jobs.sockets import SocketError, listen_unix
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jobs.node")
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
@@ -118,13 +118,26 @@ def api_config(config: NodeConfig) -> ApiConfig:
 
 
 def uid_of(user: str) -> int:
-    """Return the uid of a user given by name or number; raises ConfigError-like KeyError text for an unknown one."""
-    return int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+    """Return the uid of a user given by name or number; raises SocketError for an unknown name."""
+    if user.isdigit():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise SocketError(f"worker_socket.users: there is no user {user!r}; create it, or name another") from error
 
 
 def worker_commands(arguments: argparse.Namespace, config: NodeConfig) -> list[list[str]]:
     """Return the commands of the embedded workers: one of each type."""
-    command = ["jobs.worker", "--type", "shell", "--embedded", str(arguments.embedded), "--die-with-parent"]
+    command = [
+        "jobs.worker",
+        "--type",
+        "shell",
+        "--embedded",
+        str(arguments.embedded),
+        "--die-with-parent",
+        str(os.getpid()),
+    ]
     if arguments.config is not None:
         command += ["--config", str(arguments.config)]
     return [command]
@@ -196,7 +209,7 @@ def main() -> int:
     if arguments.command == "check-config":
         return report_config(arguments.file or arguments.config, arguments.embedded)
     try:
-        config = load_config(arguments.config, flags=flags(arguments), embedded=arguments.embedded)
+        config = load_config(arguments.config, embedded=arguments.embedded)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
@@ -204,10 +217,6 @@ def main() -> int:
     import uvloop
 
     return uvloop.run(run(config, arguments))
-
-
-def flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {}
 
 
 def report_config(file: Path | None, embedded: Path | None) -> int:

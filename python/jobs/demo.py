@@ -1,0 +1,134 @@
+"""`make demo`: the main job from submission to result, with a queue, failures, and a node that is killed."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from jobs.cli.jobs import print_result
+from jobs.cli.output import print_table
+from jobs.client import Client
+from jobs.content import content_bytes
+from jobs.errors import JobsError
+from jobs.protocol.model import JobState, JobView, Reason
+from jobs.testing import EmbeddedNode
+
+SLOTS: Final = 2
+QUEUED: Final = 6
+TEXT: Final = "the quick brown fox\njumps over the lazy dog\n"
+SLEEPER: Final = "for i in 1 2 3; do echo step $i; sleep 0.2; done"
+
+
+class DemoFailed(Exception):
+    """Something is not as this demonstration promises."""
+
+
+def main() -> int:
+    """Run everything; 0 when every expectation held."""
+    started = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="jobs-demo-") as directory:
+            demonstrate(Path(directory))
+    except (DemoFailed, JobsError) as error:
+        print(f"\nFAILED: {error}", file=sys.stderr)
+        return 1
+    print(f"\nEverything was as promised, in {time.monotonic() - started:.1f} s.")
+    return 0
+
+
+def demonstrate(directory: Path) -> None:
+    node = EmbeddedNode(directory, env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
+    title("1. A node with its workers, in one directory, without database or broker")
+    with node, node.client() as client:
+        show_workers(client)
+        title("2. echo hello: submitted, stored, scheduled, run isolated")
+        hello = client.shell(["echo", "hello"]).job.id
+        result = client.result(hello, timeout_s=10)
+        print_result(result)
+        expect(result.stdout.text == "hello\n" and result.execution is not None, "echo hello gave hello")
+        title("3. A job that fails keeps its reason, its code and its error output")
+        failing = client.shell("echo 'no such luck' >&2; exit 3").job.id
+        failed = client.result(failing, timeout_s=10)
+        print_result(failed)
+        expect(failed.reason is Reason.EXIT_CODE and failed.stderr.text == "no such luck\n", "the failure was kept")
+        title(f"4. {QUEUED} jobs for {SLOTS} slots: the rest waits in the queue")
+        many = [client.shell(SLEEPER, labels={"demo": "queue"}).job.id for _ in range(QUEUED)]
+        most_waiting = follow(client, many)
+        expect(most_waiting >= QUEUED - SLOTS, "jobs waited while all slots were busy")
+        title("5. Output, live, while the job runs")
+        talker = client.shell(SLEEPER).job.id
+        for event in client.logs(talker, follow=True):
+            print(f"   {event.stream}: {content_bytes(event.data, 'data').decode().rstrip()}")
+        title("6. Counting the words of a file that is given as input")
+        counter = client.shell(["wc", "-w", "text.txt"], files={"text.txt": TEXT}).job.id
+        counted = client.result(counter, timeout_s=10)
+        print(f"   {counted.stdout.text}", end="")
+        expect(counted.stdout.text == f"{len(TEXT.split())} text.txt\n", "wc counted the words")
+        title("7. SIGKILL of the node in the middle of a job")
+        victim = client.shell(["sleep", "60"]).job.id
+        wait_for(client, victim, JobState.RUNNING)
+        before = {job.id: job.state for job in client.list()}
+        node.kill()
+        print("   killed. Started again on the same directory:")
+        node.start()
+        after = {job.id: job for job in client.list()}
+        show_jobs(list(after.values()))
+        expect(set(before) == set(after), "no job was lost")
+        again = client.result(hello)
+        expect(again == result, "the result is the same as before")
+        lost = client.wait(victim, timeout_s=20)
+        expect(lost.reason is Reason.WORKER_LOST, "the job whose worker was killed says so")
+        print(f"   echo hello is still {again.stdout.text!r}; the interrupted job: {lost.state}, {lost.reason}")
+
+
+def follow(client: Client, jobs: Sequence[str]) -> int:
+    """Show the states of jobs whenever one changes, until all are final; return the most that waited at once."""
+    states: dict[str, JobState] = {}
+    most = 0
+    for event in client.watch(after_revision=0, labels={"demo": "queue"}):
+        states[event.job.id] = event.job.state
+        counts = [sum(state is wanted for state in states.values()) for wanted in JobState]
+        busy = counts[1] == SLOTS
+        most = max(most, counts[0] if busy else 0)
+        print("   " + "  ".join(f"{count} {state}" for count, state in zip(counts, JobState, strict=True)))
+        if len(states) == len(jobs) and all(state.is_final for state in states.values()):
+            expect(all(state is JobState.COMPLETED for state in states.values()), "all of them completed")
+            return most
+    raise DemoFailed("the watch ended")
+
+
+def wait_for(client: Client, job: str, state: JobState) -> None:
+    """Return when the job is in a state; every change since its submission is seen, however quick."""
+    for event in client.watch(job, after_revision=0):
+        if event.job.state is state:
+            return
+
+
+def show_workers(client: Client) -> None:
+    print_table(
+        ("   WORKER", "TYPE", "SLOTS", "SANDBOX"),
+        ((f"   {worker.id}", worker.type, worker.slots, worker.sandbox) for worker in client.workers()),
+    )
+
+
+def show_jobs(jobs: Sequence[JobView]) -> None:
+    rows = ((f"   {job.id}", job.state, job.reason, job.exit_code) for job in jobs)
+    print_table(("   JOB", "STATE", "REASON", "EXIT CODE"), rows)
+
+
+def title(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+def expect(held: bool, what: str) -> None:
+    if not held:
+        raise DemoFailed(f"expected that {what}")
+    print(f"   ok: {what}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.client import Client
+from jobs.testing import EmbeddedNode
+
+
+@pytest.fixture
+def embedded_node(tmp_path: Path) -> Iterator[EmbeddedNode]:
+    """A real node with its workers, of this test alone."""
+    with EmbeddedNode(tmp_path / "node") as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
+    """A real node with its workers, for tests that leave it as they found it."""
+    with EmbeddedNode(tmp_path_factory.mktemp("shared")) as node:
+        yield node
+
+
+@pytest.fixture
+def client(shared_node: EmbeddedNode) -> Iterator[Client]:
+    with shared_node.client() as made:
+        yield made
