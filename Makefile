@@ -26,8 +26,7 @@ $(VENV)/.python: $(LOCK)
 	  { echo "A Rust toolchain (cargo, 1.85 or newer) is needed; see https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "A C compiler is needed; on Debian: apt install gcc"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
-	  --no-deps -r $(LOCK) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
 	touch $@
 
 $(VENV)/.built: $(VENV)/.python pyproject.toml $(RUST_SOURCES)
