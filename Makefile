@@ -58,7 +58,7 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 
 lock: ## Renew the lock file from pyproject.toml
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-	  --universal --group dev pyproject.toml -o $(LOCK)
+	  --universal --group tools pyproject.toml -o $(LOCK)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) dist build rust/target python/jobs/*.so
