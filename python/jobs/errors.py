@@ -80,6 +80,10 @@ class UnsupportedMediaType(JobsError):
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
 
 
+class HeadersTooLarge(JobsError):
+    code, status, title = "headers_too_large", 431, "The request's head is too large"
+
+
 class QueueFull(JobsError):
     code, status, title = "queue_full", 429, "The queue is full"
 

@@ -1,0 +1,28 @@
+"""The list of errors in the documentation is the list in the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import error_types
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "errors.md"
+ROW = re.compile(r"^\| `(?P<code>\w+)` \| (?P<status>\d{3}) \| (?P<meaning>.+) \| (?P<action>.+) \|$", re.MULTILINE)
+
+
+def test_every_code_is_documented_once_with_its_status() -> None:
+    rows = ROW.findall(DOCUMENT.read_text())
+    documented = {code: int(status) for code, status, _, _ in rows}
+    assert len(rows) == len(documented)
+    assert documented == {code: kind.status for code, kind in error_types().items()}
+
+
+@pytest.mark.parametrize("code", sorted(error_types()))
+def test_every_error_has_a_title_of_its_own(code: str) -> None:
+    kind = error_types()[code]
+    assert kind.code == code
+    assert 400 <= kind.status < 600
+    assert code == "internal" or kind.title != "Internal error"
