@@ -115,10 +115,10 @@ impl Job {
         self.process.pipes[index].as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether the pipes are to be read now.
+    /// How many bytes may be read from the pipes now.
     #[must_use]
-    pub fn wants_output(&self) -> bool {
-        self.output.wants_more()
+    pub fn room(&self) -> usize {
+        self.output.room()
     }
 
     /// Notes that `count` bytes of output are safe.

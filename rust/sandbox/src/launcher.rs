@@ -202,7 +202,8 @@ impl<'a> Launcher<'a> {
             },
             _ => {
                 let index = usize::from(source != SOURCE_STDOUT);
-                if job.read_pipe(index, &mut self.buffer, now) == Reading::Ended {
+                let room = job.room().min(READ_BYTES);
+                if room > 0 && job.read_pipe(index, &mut self.buffer[..room], now) == Reading::Ended {
                     let _ = job.pipe(index).map(|pipe| epoll::delete(&self.epoll, pipe));
                     job.close_pipe(index);
                 }
@@ -266,7 +267,7 @@ impl<'a> Launcher<'a> {
     /// Watches the job's pipes exactly while there is room for what they bring.
     fn watch_output(&mut self, slot: usize) {
         let Some(job) = &self.jobs[slot] else { return };
-        let wanted = job.wants_output();
+        let wanted = job.room() > 0;
         if wanted == self.watching_output[slot] {
             return;
         }

@@ -49,10 +49,14 @@ impl Output {
         self.streams.iter().map(|stream| stream.stored_bytes).sum()
     }
 
-    /// Whether the job's pipes are to be read now: there is room in the window, or what is read is dropped anyway.
+    /// How many bytes may be read from the job's pipes now: what the window has room for; as many as one likes once
+    /// they are dropped anyway.
     #[must_use]
-    pub fn wants_more(&self) -> bool {
-        self.kept_bytes() >= self.limit_bytes || self.unacknowledged + self.data.len() < self.window_bytes
+    pub fn room(&self) -> usize {
+        if self.kept_bytes() >= self.limit_bytes {
+            return usize::MAX;
+        }
+        self.window_bytes.saturating_sub(self.unacknowledged + self.data.len())
     }
 
     /// Takes what was read from a stream, and counts what is beyond the limit.
@@ -179,18 +183,18 @@ mod tests {
         let now = Instant::now();
         let mut output = Output::new(1000, 10);
         output.push(Stream::Stdout, &[0; 10], now);
-        assert!(!output.wants_more());
+        assert_eq!(output.room(), 0);
         output.sent();
-        assert!(!output.wants_more());
+        assert_eq!(output.room(), 0);
         output.acknowledge(1);
-        assert!(output.wants_more());
+        assert_eq!(output.room(), 1);
     }
 
     #[test]
     fn what_is_dropped_needs_no_window() {
         let mut output = Output::new(10, 5);
         output.push(Stream::Stdout, &[0; 20], Instant::now());
-        assert!(output.wants_more());
+        assert_eq!(output.room(), usize::MAX);
     }
 
     #[test]

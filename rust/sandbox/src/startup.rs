@@ -128,15 +128,16 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, b
 }
 
 fn missing(features: &[Feature], level: Level) -> String {
-    let needed = features
+    let lacking = features
         .iter()
         .filter(|feature| !feature.present && feature.without < level.max(Level::Standard));
-    let list: Vec<_> = needed
+    let list: Vec<_> = lacking
         .map(|feature| format!("{} ({})", feature.name, feature.detail))
         .collect();
-    format!(
-        "level {} is not possible on this host; missing: {}",
-        level.name(),
-        list.join(", ")
-    )
+    let needed = match level {
+        Level::None => "no job is run without user, mount and pid namespaces of its own",
+        Level::Standard => "level standard is not possible on this host",
+        Level::Strict => "level strict is not possible on this host",
+    };
+    format!("{needed}; missing: {}", list.join(", "))
 }
