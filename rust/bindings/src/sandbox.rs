@@ -12,7 +12,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 #[pyfunction]
 fn launcher_main(py: Python<'_>, control_fd: i32) -> PyResult<()> {
-    py.detach(|| launcher::serve(control_fd)).map_err(|error| PyRuntimeError::new_err(error.to_string()))
+    py.detach(|| launcher::serve(control_fd))
+        .map_err(|error| PyRuntimeError::new_err(error.to_string()))
 }
 
 #[pyfunction]

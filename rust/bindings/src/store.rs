@@ -21,7 +21,14 @@ fn bytes(py: Python<'_>, data: &[u8]) -> Py<PyBytes> {
 }
 
 fn key_value(py: Python<'_>, kv: &KeyValue) -> PyKeyValue {
-    (bytes(py, &kv.key), bytes(py, &kv.value), kv.version, kv.create_revision, kv.mod_revision, kv.lease)
+    (
+        bytes(py, &kv.key),
+        bytes(py, &kv.value),
+        kv.version,
+        kv.create_revision,
+        kv.mod_revision,
+        kv.lease,
+    )
 }
 
 fn page(py: Python<'_>, page: &Page) -> (Vec<PyKeyValue>, bool) {
@@ -32,7 +39,14 @@ fn event(py: Python<'_>, event: &Event) -> PyEvent {
     let key = bytes(py, &event.key);
     match &event.put {
         None => (event.revision, key, None, 0, 0, 0),
-        Some(kv) => (event.revision, key, Some(bytes(py, &kv.value)), kv.version, kv.create_revision, kv.lease),
+        Some(kv) => (
+            event.revision,
+            key,
+            Some(bytes(py, &kv.value)),
+            kv.version,
+            kv.create_revision,
+            kv.lease,
+        ),
     }
 }
 
@@ -66,7 +80,9 @@ impl Store {
     #[pyo3(signature = (directory, *, max_bytes = 64 << 30, boot_id = None))]
     fn new(py: Python<'_>, directory: &str, max_bytes: usize, boot_id: Option<String>) -> PyResult<Self> {
         let opened = py.detach(|| CoreStore::open(Path::new(directory), Options { max_bytes, boot_id }));
-        Ok(Self { inner: RwLock::new(opened.map_err(store_error)?) })
+        Ok(Self {
+            inner: RwLock::new(opened.map_err(store_error)?),
+        })
     }
 
     #[getter]
@@ -113,7 +129,11 @@ impl Store {
     }
 
     #[pyo3(signature = (start, end, *, limit, revision = 0, reverse = false, keys_only = false, max_bytes = 8 << 20))]
-    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "Python's keyword arguments")]
+    #[allow(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "Python's keyword arguments"
+    )]
     fn range(
         &self,
         py: Python<'_>,
@@ -125,7 +145,13 @@ impl Store {
         keys_only: bool,
         max_bytes: usize,
     ) -> PyResult<(Vec<PyKeyValue>, bool)> {
-        let options = RangeOptions { limit, max_bytes, revision, reverse, keys_only };
+        let options = RangeOptions {
+            limit,
+            max_bytes,
+            revision,
+            reverse,
+            keys_only,
+        };
         Ok(page(py, &self.with(py, |store| store.range(start, end, &options))?))
     }
 
@@ -171,7 +197,8 @@ impl Store {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.write().unwrap_or_else(PoisonError::into_inner).close()).map_err(store_error)
+        py.detach(|| self.inner.write().unwrap_or_else(PoisonError::into_inner).close())
+            .map_err(store_error)
     }
 }
 
@@ -185,8 +212,12 @@ struct StoreReader {
 impl StoreReader {
     #[new]
     fn new(py: Python<'_>, directory: &str) -> PyResult<Self> {
-        let opened = py.detach(|| CoreReader::open(Path::new(directory))).map_err(store_error)?;
-        Ok(Self { inner: Mutex::new(opened) })
+        let opened = py
+            .detach(|| CoreReader::open(Path::new(directory)))
+            .map_err(store_error)?;
+        Ok(Self {
+            inner: Mutex::new(opened),
+        })
     }
 
     fn snapshot_revision(&self, py: Python<'_>) -> PyResult<u64> {
@@ -208,8 +239,16 @@ impl StoreReader {
         reverse: bool,
         max_bytes: usize,
     ) -> PyResult<(Vec<PyKeyValue>, bool, u64)> {
-        let options = RangeOptions { limit, max_bytes, revision: 0, reverse, keys_only: false };
-        let (found, revision) = py.detach(|| lock(&self.inner).range(start, end, &options)).map_err(store_error)?;
+        let options = RangeOptions {
+            limit,
+            max_bytes,
+            revision: 0,
+            reverse,
+            keys_only: false,
+        };
+        let (found, revision) = py
+            .detach(|| lock(&self.inner).range(start, end, &options))
+            .map_err(store_error)?;
         let (rows, more) = page(py, &found);
         Ok((rows, more, revision))
     }
@@ -242,7 +281,9 @@ impl MemoryStore {
 impl MemoryStore {
     #[new]
     fn new() -> Self {
-        Self { inner: Mutex::default() }
+        Self {
+            inner: Mutex::default(),
+        }
     }
 
     #[getter]
@@ -277,7 +318,14 @@ impl MemoryStore {
                 continue;
             }
             let done = machine::apply(&mut new_backend, &mut new_meta, index, term, &command).map_err(memory_error)?;
-            results.push(bytes(py, &if command.is_empty() { Vec::new() } else { encode_results(&done) }));
+            results.push(bytes(
+                py,
+                &if command.is_empty() {
+                    Vec::new()
+                } else {
+                    encode_results(&done)
+                },
+            ));
         }
         (*backend, *meta) = (new_backend, new_meta);
         Ok(results)
@@ -290,7 +338,11 @@ impl MemoryStore {
     }
 
     #[pyo3(signature = (start, end, *, limit, revision = 0, reverse = false, keys_only = false, max_bytes = 8 << 20))]
-    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools, reason = "Python's keyword arguments")]
+    #[allow(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "Python's keyword arguments"
+    )]
     fn range(
         &self,
         py: Python<'_>,
@@ -302,8 +354,17 @@ impl MemoryStore {
         keys_only: bool,
         max_bytes: usize,
     ) -> PyResult<(Vec<PyKeyValue>, bool)> {
-        let options = RangeOptions { limit, max_bytes, revision, reverse, keys_only };
-        Ok(page(py, &self.read(|backend, meta| read::range(backend, meta, start, end, &options))?))
+        let options = RangeOptions {
+            limit,
+            max_bytes,
+            revision,
+            reverse,
+            keys_only,
+        };
+        Ok(page(
+            py,
+            &self.read(|backend, meta| read::range(backend, meta, start, end, &options))?,
+        ))
     }
 
     #[pyo3(signature = (start, end, *, limit))]

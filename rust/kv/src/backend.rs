@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::{Bound, ControlFlow};
 
+/// Called with each key and value of a scan; breaks it off.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// Reading side of an ordered map from bytes to bytes.
 pub trait Read {
     /// What can go wrong.
@@ -19,13 +22,7 @@ pub trait Read {
     ///
     /// # Errors
     /// Whatever the backend says.
-    fn scan(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Self::Error>;
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> Result<(), Self::Error>;
 }
 
 /// Writing side.
@@ -54,13 +51,7 @@ impl Read for Memory {
         Ok(self.0.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), Infallible> {
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> Result<(), Infallible> {
         if start >= end {
             return Ok(());
         }

@@ -135,7 +135,10 @@ pub struct TxnResult {
 /// [`KvError::Malformed`] with the offset.
 pub fn decode<E>(command: &[u8]) -> Result<Vec<Txn<'_>>, KvError<E>> {
     let mut reader = Reader { command, rest: command };
-    reader.command().map_err(|problem| KvError::Malformed { offset: command.len() - reader.rest.len(), problem })
+    reader.command().map_err(|problem| KvError::Malformed {
+        offset: command.len() - reader.rest.len(),
+        problem,
+    })
 }
 
 /// Why a transaction breaks a limit, if it does.
@@ -143,20 +146,29 @@ pub fn decode<E>(command: &[u8]) -> Result<Vec<Txn<'_>>, KvError<E>> {
 pub fn limit_problem(txn: &Txn<'_>, branch: &[Op<'_>]) -> Option<String> {
     let longest = txn.compare.len().max(txn.then.len()).max(txn.otherwise.len());
     if longest > MAX_TXN_OPS {
-        return Some(format!("limit: {longest} operations in a transaction; {MAX_TXN_OPS} are possible"));
+        return Some(format!(
+            "limit: {longest} operations in a transaction; {MAX_TXN_OPS} are possible"
+        ));
     }
     let compared = txn.compare.iter().map(|compare| compare.key);
     let operated = branch.iter().filter_map(|op| match op {
         Op::Put { key, .. } | Op::Delete { key, .. } | Op::Get { key } => Some(*key),
         _ => None,
     });
-    if let Some(key) = compared.chain(operated).find(|key| key.is_empty() || key.len() > MAX_KEY_BYTES) {
-        return Some(format!("limit: a key of {} bytes; 1 to {MAX_KEY_BYTES} are possible", key.len()));
+    if let Some(key) = compared
+        .chain(operated)
+        .find(|key| key.is_empty() || key.len() > MAX_KEY_BYTES)
+    {
+        return Some(format!(
+            "limit: a key of {} bytes; 1 to {MAX_KEY_BYTES} are possible",
+            key.len()
+        ));
     }
     branch.iter().find_map(|op| match op {
-        Op::Put { value, .. } if value.len() > MAX_VALUE_BYTES => {
-            Some(format!("limit: a value of {} bytes; {MAX_VALUE_BYTES} are possible", value.len()))
-        }
+        Op::Put { value, .. } if value.len() > MAX_VALUE_BYTES => Some(format!(
+            "limit: a value of {} bytes; {MAX_VALUE_BYTES} are possible",
+            value.len()
+        )),
         Op::LeaseGrant { id: 0, .. } => Some("limit: lease 0 means no lease".into()),
         _ => None,
     })
@@ -215,12 +227,20 @@ impl<'a> Reader<'a> {
             None => return Err("it is empty".into()),
         }
         let txns = self.list(Self::txn)?;
-        if self.rest.is_empty() { Ok(txns) } else { Err("there is something after the end".into()) }
+        if self.rest.is_empty() {
+            Ok(txns)
+        } else {
+            Err("there is something after the end".into())
+        }
     }
 
     fn txn(&mut self) -> Result<Txn<'a>, String> {
         self.fields(3)?;
-        Ok(Txn { compare: self.list(Self::compare)?, then: self.list(Self::op)?, otherwise: self.list(Self::op)? })
+        Ok(Txn {
+            compare: self.list(Self::compare)?,
+            then: self.list(Self::op)?,
+            otherwise: self.list(Self::op)?,
+        })
     }
 
     fn compare(&mut self) -> Result<Compare<'a>, String> {
@@ -258,12 +278,24 @@ impl<'a> Reader<'a> {
             return Err(format!("operation {tag} has {count} fields, not {wanted}"));
         }
         Ok(match tag {
-            0 => Op::Put { key: self.bytes()?, value: self.bytes()?, lease: self.number()? },
-            1 => Op::Delete { key: self.bytes()?, end: self.bytes()? },
+            0 => Op::Put {
+                key: self.bytes()?,
+                value: self.bytes()?,
+                lease: self.number()?,
+            },
+            1 => Op::Delete {
+                key: self.bytes()?,
+                end: self.bytes()?,
+            },
             2 => Op::Get { key: self.bytes()? },
-            3 => Op::LeaseGrant { id: self.number()?, ttl_ms: self.number()? },
+            3 => Op::LeaseGrant {
+                id: self.number()?,
+                ttl_ms: self.number()?,
+            },
             4 => Op::LeaseRevoke { id: self.number()? },
-            _ => Op::Compact { revision: self.number()? },
+            _ => Op::Compact {
+                revision: self.number()?,
+            },
         })
     }
 
@@ -282,11 +314,17 @@ impl<'a> Reader<'a> {
 
     fn fields(&mut self, wanted: usize) -> Result<(), String> {
         let count = self.array()?;
-        if count == wanted { Ok(()) } else { Err(format!("{count} fields, not {wanted}")) }
+        if count == wanted {
+            Ok(())
+        } else {
+            Err(format!("{count} fields, not {wanted}"))
+        }
     }
 
     fn array(&mut self) -> Result<usize, String> {
-        read_array_len(&mut self.rest).map(|len| len as usize).map_err(|error| format!("no array: {error}"))
+        read_array_len(&mut self.rest)
+            .map(|len| len as usize)
+            .map_err(|error| format!("no array: {error}"))
     }
 
     fn number(&mut self) -> Result<u64, String> {
@@ -295,7 +333,10 @@ impl<'a> Reader<'a> {
 
     fn bytes(&mut self) -> Result<&'a [u8], String> {
         let len = read_bin_len(&mut self.rest).map_err(|error| format!("no bytes: {error}"))? as usize;
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or_else(|| format!("{len} bytes where there are fewer"))?;
+        let (bytes, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or_else(|| format!("{len} bytes where there are fewer"))?;
         self.rest = rest;
         Ok(bytes)
     }

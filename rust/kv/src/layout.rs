@@ -48,7 +48,8 @@ pub(crate) struct Point {
 /// Everything about a version of a key but its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Version {
-    pub version: u64,
+    /// Puts since the key was created.
+    pub puts: u64,
     pub created: u64,
     pub at: Point,
     pub lease: u64,
@@ -122,10 +123,17 @@ impl Meta {
         let mut reader = Reader { data };
         let version = reader.byte()?;
         if version != FORMAT_VERSION {
-            return Err(KvError::Damaged(format!("format version {version}; this build knows {FORMAT_VERSION}")));
+            return Err(KvError::Damaged(format!(
+                "format version {version}; this build knows {FORMAT_VERSION}"
+            )));
         }
         let (index, term) = (reader.u64()?, reader.u64()?);
-        Ok(Self { index, term, revision: reader.u64()?, compact_revision: reader.u64()? })
+        Ok(Self {
+            index,
+            term,
+            revision: reader.u64()?,
+            compact_revision: reader.u64()?,
+        })
     }
 }
 
@@ -158,7 +166,7 @@ impl Point {
 
 impl Version {
     fn encode_to(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.version.to_le_bytes());
+        out.extend_from_slice(&self.puts.to_le_bytes());
         out.extend_from_slice(&self.created.to_le_bytes());
         self.at.encode_to(out);
         out.extend_from_slice(&self.lease.to_le_bytes());
@@ -230,7 +238,11 @@ impl Change {
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&u32::try_from(bytes.len()).expect("keys and values are bounded").to_le_bytes());
+    out.extend_from_slice(
+        &u32::try_from(bytes.len())
+            .expect("keys and values are bounded")
+            .to_le_bytes(),
+    );
     out.extend_from_slice(bytes);
 }
 
@@ -258,11 +270,19 @@ impl<'a> Reader<'a> {
     }
 
     fn point<E>(&mut self) -> Result<Point, KvError<E>> {
-        Ok(Point { revision: self.u64()?, number: self.take().map(u32::from_le_bytes)? })
+        Ok(Point {
+            revision: self.u64()?,
+            number: self.take().map(u32::from_le_bytes)?,
+        })
     }
 
     fn version<E>(&mut self) -> Result<Version, KvError<E>> {
-        Ok(Version { version: self.u64()?, created: self.u64()?, at: self.point()?, lease: self.u64()? })
+        Ok(Version {
+            puts: self.u64()?,
+            created: self.u64()?,
+            at: self.point()?,
+            lease: self.u64()?,
+        })
     }
 
     fn bytes<E>(&mut self) -> Result<&'a [u8], KvError<E>> {

@@ -10,6 +10,7 @@
 //! - [`machine`]: applies commands.
 //! - [`read`]: reads, scans, events.
 #![forbid(unsafe_code)]
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod backend;
 pub mod command;

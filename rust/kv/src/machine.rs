@@ -38,8 +38,17 @@ pub fn apply<B: Backend>(
     term: u64,
     command: &[u8],
 ) -> Result<Vec<TxnResult>, KvError<B::Error>> {
-    let txns = if command.is_empty() { Vec::new() } else { decode(command)? };
-    let mut machine = Machine { backend, meta: *meta, events: 0, number: 0 };
+    let txns = if command.is_empty() {
+        Vec::new()
+    } else {
+        decode(command)?
+    };
+    let mut machine = Machine {
+        backend,
+        meta: *meta,
+        events: 0,
+        number: 0,
+    };
     let mut results = Vec::with_capacity(txns.len());
     for txn in &txns {
         results.push(machine.txn(txn)?);
@@ -73,7 +82,12 @@ impl<B: Backend> Machine<'_, B> {
         }
         let branch = if succeeded { &txn.then } else { &txn.otherwise };
         if let Some(error) = self.problem(txn, branch)? {
-            return Ok(TxnResult { error, succeeded, revision: self.meta.revision, results: Vec::new() });
+            return Ok(TxnResult {
+                error,
+                succeeded,
+                revision: self.meta.revision,
+                results: Vec::new(),
+            });
         }
         self.number = 0;
         let mut results = Vec::with_capacity(branch.len());
@@ -83,7 +97,12 @@ impl<B: Backend> Machine<'_, B> {
         if self.number > 0 {
             self.meta.revision += 1;
         }
-        Ok(TxnResult { error: String::new(), succeeded, revision: self.meta.revision, results })
+        Ok(TxnResult {
+            error: String::new(),
+            succeeded,
+            revision: self.meta.revision,
+            results,
+        })
     }
 
     fn holds(&self, compare: &Compare<'_>) -> Outcome<bool, B> {
@@ -152,7 +171,11 @@ impl<B: Backend> Machine<'_, B> {
         let mut found = Vec::new();
         let visit = &mut |key: &[u8], _: &[u8]| {
             found.push(key.to_vec());
-            if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if found.len() < limit {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
         self.backend.scan(start, end, false, visit).map_err(KvError::Backend)?;
         Ok(found)
@@ -172,7 +195,9 @@ impl<B: Backend> Machine<'_, B> {
             }
             Op::Get { key } => Ok(OpResult::Found(latest(self.backend, key)?)),
             Op::LeaseGrant { id, ttl_ms } => {
-                self.backend.put(&lease_key(id), &ttl_ms.to_le_bytes()).map_err(KvError::Backend)?;
+                self.backend
+                    .put(&lease_key(id), &ttl_ms.to_le_bytes())
+                    .map_err(KvError::Backend)?;
                 Ok(OpResult::Deleted(0))
             }
             Op::LeaseRevoke { id } => {
@@ -194,10 +219,15 @@ impl<B: Backend> Machine<'_, B> {
     fn put(&mut self, key: &[u8], value: &[u8], lease: u64) -> Outcome<(), B> {
         let at = self.next_point();
         let before = self.before(key)?;
-        let mut version = Version { version: 1, created: at.revision, at, lease };
+        let mut version = Version {
+            puts: 1,
+            created: at.revision,
+            at,
+            lease,
+        };
         match &before {
             Before::Live(old, _) => {
-                version.version = old.version + 1;
+                version.puts = old.puts + 1;
                 version.created = old.created;
                 if old.lease != lease {
                     self.detach(old.lease, key)?;
@@ -207,26 +237,51 @@ impl<B: Backend> Machine<'_, B> {
             Before::Nothing => {}
         }
         if lease != 0 {
-            self.backend.put(&attached_key(lease, key), &[]).map_err(KvError::Backend)?;
+            self.backend
+                .put(&attached_key(lease, key), &[])
+                .map_err(KvError::Backend)?;
         }
-        self.backend.put(&latest_key(key), &version.encode_with(value)).map_err(KvError::Backend)?;
+        self.backend
+            .put(&latest_key(key), &version.encode_with(value))
+            .map_err(KvError::Backend)?;
         let inline = (value.len() <= INLINE_BYTES).then(|| value.to_vec());
-        self.record(at, &Change { key: key.to_vec(), after: After::Live(version, inline), before })
+        self.record(
+            at,
+            &Change {
+                key: key.to_vec(),
+                after: After::Live(version, inline),
+                before,
+            },
+        )
     }
 
     fn delete(&mut self, key: &[u8]) -> Outcome<bool, B> {
         let before = self.before(key)?;
-        let Before::Live(old, _) = &before else { return Ok(false) };
+        let Before::Live(old, _) = &before else {
+            return Ok(false);
+        };
         let at = self.next_point();
         self.detach(old.lease, key)?;
         self.backend.delete(&latest_key(key)).map_err(KvError::Backend)?;
-        self.backend.put(&deleted_key(key), &at.encode()).map_err(KvError::Backend)?;
-        self.record(at, &Change { key: key.to_vec(), after: After::Deleted, before })?;
+        self.backend
+            .put(&deleted_key(key), &at.encode())
+            .map_err(KvError::Backend)?;
+        self.record(
+            at,
+            &Change {
+                key: key.to_vec(),
+                after: After::Deleted,
+                before,
+            },
+        )?;
         Ok(true)
     }
 
     fn next_point(&self) -> Point {
-        Point { revision: self.meta.revision + 1, number: self.number }
+        Point {
+            revision: self.meta.revision + 1,
+            number: self.number,
+        }
     }
 
     fn before(&self, key: &[u8]) -> Outcome<Before, B> {
@@ -250,18 +305,29 @@ impl<B: Backend> Machine<'_, B> {
     fn record(&mut self, at: Point, change: &Change) -> Outcome<(), B> {
         self.events += 1;
         self.number += 1;
-        self.backend.put(&event_key(at), &change.encode()).map_err(KvError::Backend)
+        self.backend
+            .put(&event_key(at), &change.encode())
+            .map_err(KvError::Backend)
     }
 
     /// Give back up to `limit` events that compaction has made unreadable, oldest first.
     fn forget(&mut self, limit: usize) -> Outcome<(), B> {
-        let end = event_key(Point { revision: self.meta.compact_revision.saturating_add(1), number: 0 });
+        let end = event_key(Point {
+            revision: self.meta.compact_revision.saturating_add(1),
+            number: 0,
+        });
         let mut gone: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let visit = &mut |key: &[u8], data: &[u8]| {
             gone.push((key.to_vec(), data.to_vec()));
-            if gone.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if gone.len() < limit {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
-        self.backend.scan(&[EVENTS], &end, false, visit).map_err(KvError::Backend)?;
+        self.backend
+            .scan(&[EVENTS], &end, false, visit)
+            .map_err(KvError::Backend)?;
         for (key, data) in gone {
             let change = Change::decode(&data)?;
             if change.after == After::Deleted {
@@ -288,7 +354,9 @@ pub fn visit_state<B: Read>(backend: &B, visit: &mut dyn FnMut(&[u8], &[u8])) ->
             visit(key, value);
             ControlFlow::Continue(())
         };
-        backend.scan(&[table], &next_table(table), false, &mut each).map_err(KvError::Backend)?;
+        backend
+            .scan(&[table], &next_table(table), false, &mut each)
+            .map_err(KvError::Backend)?;
     }
     Ok(())
 }

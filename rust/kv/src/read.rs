@@ -66,7 +66,7 @@ fn key_value(key: &[u8], version: Version, value: Vec<u8>) -> KeyValue {
     KeyValue {
         key: key.to_vec(),
         value,
-        version: version.version,
+        version: version.puts,
         create_revision: version.created,
         mod_revision: version.at.revision,
         lease: version.lease,
@@ -74,7 +74,9 @@ fn key_value(key: &[u8], version: Version, value: Vec<u8>) -> KeyValue {
 }
 
 pub(crate) fn latest<B: Read>(backend: &B, key: &[u8]) -> Outcome<Option<KeyValue>, B> {
-    let Some(data) = backend.get(&latest_key(key)).map_err(KvError::Backend)? else { return Ok(None) };
+    let Some(data) = backend.get(&latest_key(key)).map_err(KvError::Backend)? else {
+        return Ok(None);
+    };
     let (version, value) = Version::decode(&data)?;
     Ok(Some(key_value(key, version, value.to_vec())))
 }
@@ -97,7 +99,10 @@ pub(crate) fn next_table(table: u8) -> Vec<u8> {
 
 fn check_revision<B: Read>(meta: &Meta, revision: u64) -> Outcome<(), B> {
     if revision != 0 && revision < meta.compact_revision {
-        return Err(KvError::Compacted { asked: revision, kept: meta.compact_revision });
+        return Err(KvError::Compacted {
+            asked: revision,
+            kept: meta.compact_revision,
+        });
     }
     Ok(())
 }
@@ -140,7 +145,10 @@ fn at_revision<B: Read>(backend: &B, key: &[u8], revision: u64) -> Outcome<Optio
 }
 
 fn change_at<B: Read>(backend: &B, at: Point) -> Outcome<Change, B> {
-    let data = backend.get(&event_key(at)).map_err(KvError::Backend)?.ok_or_else(damaged)?;
+    let data = backend
+        .get(&event_key(at))
+        .map_err(KvError::Backend)?
+        .ok_or_else(damaged)?;
     Change::decode(&data)
 }
 
@@ -151,9 +159,17 @@ fn change_at<B: Read>(backend: &B, at: Point) -> Outcome<Change, B> {
 pub fn range<B: Read>(backend: &B, meta: &Meta, start: &[u8], end: &[u8], options: &RangeOptions) -> Outcome<Page, B> {
     check_revision::<B>(meta, options.revision)?;
     if end.is_empty() {
-        return Ok((get(backend, meta, start, options.revision)?.into_iter().collect(), false));
+        return Ok((
+            get(backend, meta, start, options.revision)?.into_iter().collect(),
+            false,
+        ));
     }
-    let mut page = PageBuilder { rows: Vec::new(), bytes: 0, more: false, options };
+    let mut page = PageBuilder {
+        rows: Vec::new(),
+        bytes: 0,
+        more: false,
+        options,
+    };
     if options.revision == 0 || options.revision >= meta.revision {
         range_now(backend, start, end, &mut page)?;
     } else {
@@ -199,7 +215,9 @@ fn range_now<B: Read>(backend: &B, start: &[u8], end: &[u8], page: &mut PageBuil
             ControlFlow::Break(())
         }
     };
-    backend.scan(&latest_key(start), &latest_key(end), reverse, visit).map_err(KvError::Backend)?;
+    backend
+        .scan(&latest_key(start), &latest_key(end), reverse, visit)
+        .map_err(KvError::Backend)?;
     problem.map_or(Ok(()), Err)
 }
 
@@ -209,7 +227,9 @@ fn range_then<B: Read>(backend: &B, start: &[u8], end: &[u8], page: &mut PageBui
     loop {
         let (keys, last) = step(backend, &start, &end, page.options.reverse)?;
         for key in keys {
-            let Some(mut row) = at_revision(backend, &key, page.options.revision)? else { continue };
+            let Some(mut row) = at_revision(backend, &key, page.options.revision)? else {
+                continue;
+            };
             if page.options.keys_only {
                 row.value.clear();
             }
@@ -231,22 +251,23 @@ fn range_then<B: Read>(backend: &B, start: &[u8], end: &[u8], page: &mut PageBui
 
 /// Return the next keys of both tables in order, and the last of them if there may be more after it.
 #[allow(clippy::type_complexity, reason = "two lists and an end")]
-fn step<B: Read>(
-    backend: &B,
-    start: &[u8],
-    end: &[u8],
-    reverse: bool,
-) -> Outcome<(Vec<Vec<u8>>, Option<Vec<u8>>), B> {
+fn step<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool) -> Outcome<(Vec<Vec<u8>>, Option<Vec<u8>>), B> {
     let mut keys = Vec::new();
     let mut reach: Option<Vec<u8>> = None;
     for table in [LATEST, DELETED] {
         let from = keys.len();
         let visit = &mut |key: &[u8], _: &[u8]| {
             keys.push(key[1..].to_vec());
-            if keys.len() - from < STEP_ROWS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if keys.len() - from < STEP_ROWS {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
         let bounds = [[&[table], start].concat(), [&[table], end].concat()];
-        backend.scan(&bounds[0], &bounds[1], reverse, visit).map_err(KvError::Backend)?;
+        backend
+            .scan(&bounds[0], &bounds[1], reverse, visit)
+            .map_err(KvError::Backend)?;
         if keys.len() - from == STEP_ROWS {
             // This table may go on, so nothing beyond its last key can be told yet.
             let last = keys.last().cloned();
@@ -275,9 +296,15 @@ pub fn count<B: Read>(backend: &B, start: &[u8], end: &[u8], limit: u64) -> Outc
     let mut found = 0;
     let visit = &mut |_: &[u8], _: &[u8]| {
         found += 1;
-        if found < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if found < limit {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     };
-    backend.scan(&latest_key(start), &latest_key(end), false, visit).map_err(KvError::Backend)?;
+    backend
+        .scan(&latest_key(start), &latest_key(end), false, visit)
+        .map_err(KvError::Backend)?;
     Ok(found)
 }
 
@@ -296,9 +323,15 @@ pub fn events<B: Read>(
     max_bytes: usize,
 ) -> Outcome<(Vec<Event>, u64), B> {
     if after_revision < meta.compact_revision {
-        return Err(KvError::Compacted { asked: after_revision, kept: meta.compact_revision });
+        return Err(KvError::Compacted {
+            asked: after_revision,
+            kept: meta.compact_revision,
+        });
     }
-    let start = event_key(Point { revision: after_revision.saturating_add(1), number: 0 });
+    let start = event_key(Point {
+        revision: after_revision.saturating_add(1),
+        number: 0,
+    });
     let mut raw: Vec<(u64, Change)> = Vec::new();
     let (mut looked_at, mut bytes, mut seen) = (0, 0, meta.revision.max(after_revision));
     let mut current = 0;
@@ -325,11 +358,16 @@ pub fn events<B: Read>(
         }
         ControlFlow::Continue(())
     };
-    backend.scan(&start, &next_table(EVENTS), false, visit).map_err(KvError::Backend)?;
+    backend
+        .scan(&start, &next_table(EVENTS), false, visit)
+        .map_err(KvError::Backend)?;
     if let Some(problem) = problem {
         return Err(problem);
     }
-    let events = raw.into_iter().map(|(revision, change)| event(backend, revision, change)).collect::<Result<_, _>>()?;
+    let events = raw
+        .into_iter()
+        .map(|(revision, change)| event(backend, revision, change))
+        .collect::<Result<_, _>>()?;
     Ok((events, seen))
 }
 
@@ -342,23 +380,27 @@ fn event<B: Read>(backend: &B, revision: u64, change: Change) -> Outcome<Event, 
             Some(key_value(&change.key, version, value))
         }
     };
-    Ok(Event { revision, key: change.key, put })
+    Ok(Event {
+        revision,
+        key: change.key,
+        put,
+    })
 }
 
 /// Find the value that the change at a point wrote, by undoing later ones.
 fn value_of<B: Read>(backend: &B, key: &[u8], wanted: Point) -> Outcome<Vec<u8>, B> {
-    let mut made = match backend.get(&latest_key(key)).map_err(KvError::Backend)? {
-        Some(data) => {
-            let (version, value) = Version::decode(&data)?;
-            if version.at == wanted {
-                return Ok(value.to_vec());
-            }
-            version.at
+    let mut made = if let Some(data) = backend.get(&latest_key(key)).map_err(KvError::Backend)? {
+        let (version, value) = Version::decode(&data)?;
+        if version.at == wanted {
+            return Ok(value.to_vec());
         }
-        None => {
-            let data = backend.get(&deleted_key(key)).map_err(KvError::Backend)?.ok_or_else(damaged)?;
-            Point::decode(&data)?
-        }
+        version.at
+    } else {
+        let data = backend
+            .get(&deleted_key(key))
+            .map_err(KvError::Backend)?
+            .ok_or_else(damaged)?;
+        Point::decode(&data)?
     };
     loop {
         match change_at(backend, made)?.before {
@@ -382,7 +424,9 @@ pub fn leases<B: Read>(backend: &B) -> Outcome<Vec<(u64, u64)>, B> {
         }
         ControlFlow::Continue(())
     };
-    backend.scan(&[LEASES], &next_table(LEASES), false, visit).map_err(KvError::Backend)?;
+    backend
+        .scan(&[LEASES], &next_table(LEASES), false, visit)
+        .map_err(KvError::Backend)?;
     Ok(found)
 }
 
@@ -397,6 +441,8 @@ pub fn lease_keys<B: Read>(backend: &B, lease: u64) -> Outcome<Vec<Vec<u8>>, B> 
         ControlFlow::Continue(())
     };
     let end = after(&attached_key(lease, &[]));
-    backend.scan(&attached_key(lease, &[]), &end, false, visit).map_err(KvError::Backend)?;
+    backend
+        .scan(&attached_key(lease, &[]), &end, false, visit)
+        .map_err(KvError::Backend)?;
     Ok(found)
 }

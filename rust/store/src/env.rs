@@ -1,11 +1,12 @@
 //! LMDB as a backend of the machine.
 #![allow(unsafe_code, reason = "opening LMDB maps a file, which Rust cannot check")]
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use jobs_kv::backend::Visit;
 use jobs_kv::{Backend, Read};
 
 use crate::error::{Result, StoreError};
@@ -32,7 +33,9 @@ pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Table)> 
     let txn = env.write_txn()?;
     let table = env
         .create_databases_and_commit(txn, |opener, txn| {
-            opener.create_database::<Bytes, Bytes>(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+            opener
+                .create_database::<Bytes, Bytes>(txn, None)
+                .map(CommitOrAbort::<_, ()>::Commit)
         })?
         .unwrap_commit();
     Ok((env, table))
@@ -48,7 +51,9 @@ pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Table)>> 
     };
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     // LMDB takes the map's size from the file where that is larger.
-    options.map_size(usize::try_from(len).unwrap_or(usize::MAX).max(1 << 20)).max_readers(MAX_READERS);
+    options
+        .map_size(usize::try_from(len).unwrap_or(usize::MAX).max(1 << 20))
+        .max_readers(MAX_READERS);
     // SAFETY: read-only, through LMDB's own lock file, so the writer keeps the pages that this reader sees.
     let env = unsafe {
         options.flags(EnvFlags::READ_ONLY);
@@ -57,7 +62,9 @@ pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Table)>> 
     let txn = env.read_txn()?;
     let table = env
         .open_databases_and_commit(txn, |opener, txn| -> std::result::Result<_, heed::Error> {
-            Ok(CommitOrAbort::<_, ()>::Commit(opener.open_database::<Bytes, Bytes>(txn, None)?))
+            Ok(CommitOrAbort::<_, ()>::Commit(
+                opener.open_database::<Bytes, Bytes>(txn, None)?,
+            ))
         })?
         .unwrap_commit();
     Ok(table.map(|table| (env, table)))
@@ -82,13 +89,7 @@ impl Read for Reading<'_> {
         Ok(self.table.get(self.txn, key)?.map(<[u8]>::to_vec))
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> heed::Result<()> {
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
         scan(self.table, self.txn, start, end, reverse, visit)
     }
 }
@@ -100,13 +101,7 @@ impl Read for Writing<'_, '_> {
         Ok(self.table.get(self.txn, key)?.map(<[u8]>::to_vec))
     }
 
-    fn scan(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> heed::Result<()> {
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
         scan(self.table, self.txn, start, end, reverse, visit)
     }
 }
@@ -121,14 +116,7 @@ impl Backend for Writing<'_, '_> {
     }
 }
 
-fn scan(
-    table: Table,
-    txn: &RoTxn,
-    start: &[u8],
-    end: &[u8],
-    reverse: bool,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-) -> heed::Result<()> {
+fn scan(table: Table, txn: &RoTxn, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
     if start >= end {
         return Ok(());
     }

@@ -55,7 +55,11 @@ impl From<KvError<heed::Error>> for StoreError {
 impl StoreError {
     pub(crate) fn io(operation: &'static str, file: &Path) -> impl FnOnce(io::Error) -> Self {
         let file = file.to_owned();
-        move |source| Self::Io { operation, file, source }
+        move |source| Self::Io {
+            operation,
+            file,
+            source,
+        }
     }
 
     /// Whether the cause is that there is no room.

@@ -30,7 +30,9 @@ pub enum LastRun {
 /// [`StoreError::Io`] where the kernel does not tell it.
 pub fn boot_id() -> Result<String> {
     let file = Path::new("/proc/sys/kernel/random/boot_id");
-    fs::read_to_string(file).map(|text| text.trim().to_owned()).map_err(StoreError::io("read", file))
+    fs::read_to_string(file)
+        .map(|text| text.trim().to_owned())
+        .map_err(StoreError::io("read", file))
 }
 
 /// Read how the last run ended. A marker that cannot be understood counts as untrusted.

@@ -24,7 +24,11 @@ impl StoreReader {
         let opened = open_read_only(directory)?;
         if opened.is_none() {
             let source = std::io::ErrorKind::NotFound.into();
-            return Err(StoreError::Io { operation: "open the store in", file: directory.to_owned(), source });
+            return Err(StoreError::Io {
+                operation: "open the store in",
+                file: directory.to_owned(),
+                source,
+            });
         }
         Ok(Self { opened })
     }
@@ -61,7 +65,10 @@ impl StoreReader {
     fn with<T>(&self, read: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
         let (env, table) = self.opened.as_ref().ok_or(StoreError::Closed)?;
         let txn = env.read_txn()?;
-        let reading = Reading { table: *table, txn: &txn };
+        let reading = Reading {
+            table: *table,
+            txn: &txn,
+        };
         let meta = load(&reading)?;
         read(&reading, &meta)
     }

@@ -20,6 +20,9 @@ const BLOCK_BYTES: usize = 1 << 20;
 const MAX_BLOCK_BYTES: usize = BLOCK_BYTES + (4 << 20);
 const HEADER_BYTES: u64 = 28;
 
+/// Called with each row of a snapshot.
+pub type TakeRow<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
+
 /// File name of the snapshot at an index.
 #[must_use]
 pub fn file_name(index: u64) -> String {
@@ -36,7 +39,10 @@ pub fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
     for entry in entries {
         let path = entry.map_err(StoreError::io("list", directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-        if let Some(number) = name.strip_prefix("snapshot-").and_then(|rest| rest.strip_suffix(".snap")) {
+        if let Some(number) = name
+            .strip_prefix("snapshot-")
+            .and_then(|rest| rest.strip_suffix(".snap"))
+        {
             found.extend(number.parse().ok().map(|index| (index, path)));
         }
     }
@@ -58,8 +64,12 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Whatever the system says.
     pub fn new(file: &'a mut File, index: u64, term: u64) -> io::Result<Self> {
-        let mut writer =
-            Self { out: BufWriter::with_capacity(BLOCK_BYTES, file), hash: blake3::Hasher::new(), block: Vec::new(), rows: 0 };
+        let mut writer = Self {
+            out: BufWriter::with_capacity(BLOCK_BYTES, file),
+            hash: blake3::Hasher::new(),
+            block: Vec::new(),
+            rows: 0,
+        };
         writer.emit(MAGIC)?;
         writer.emit(&FORMAT_VERSION.to_le_bytes())?;
         writer.emit(&index.to_le_bytes())?;
@@ -79,7 +89,11 @@ impl<'a> Writer<'a> {
         self.block.extend_from_slice(key);
         self.block.extend_from_slice(value);
         self.rows += 1;
-        if self.block.len() >= BLOCK_BYTES { self.flush_block() } else { Ok(()) }
+        if self.block.len() >= BLOCK_BYTES {
+            self.flush_block()
+        } else {
+            Ok(())
+        }
     }
 
     /// Write the end. The caller syncs the file.
@@ -116,10 +130,14 @@ impl<'a> Writer<'a> {
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming file and offset; [`StoreError::Io`]; whatever `row` returns.
-pub fn read(path: &Path, row: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Result<(u64, u64)> {
+pub fn read(path: &Path, row: TakeRow<'_>) -> Result<(u64, u64)> {
     let file = File::open(path).map_err(StoreError::io("open", path))?;
-    let mut reader =
-        Reader { path, input: BufReader::with_capacity(BLOCK_BYTES, file), hash: blake3::Hasher::new(), offset: 0 };
+    let mut reader = Reader {
+        path,
+        input: BufReader::with_capacity(BLOCK_BYTES, file),
+        hash: blake3::Hasher::new(),
+        offset: 0,
+    };
     if reader.take::<8>()? != *MAGIC {
         return Err(reader.corrupt("this is not a snapshot"));
     }
@@ -147,13 +165,19 @@ pub fn read(path: &Path, row: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Res
 }
 
 /// Hand over the rows of a block and count them; `None` when their lengths do not fit.
-fn split_rows(mut block: &[u8], row: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Result<Option<u64>> {
+fn split_rows(mut block: &[u8], row: TakeRow<'_>) -> Result<Option<u64>> {
     let mut rows = 0;
     while !block.is_empty() {
-        let Some((lens, rest)) = block.split_at_checked(8) else { return Ok(None) };
+        let Some((lens, rest)) = block.split_at_checked(8) else {
+            return Ok(None);
+        };
         let len = |at: usize| u32::from_le_bytes([lens[at], lens[at + 1], lens[at + 2], lens[at + 3]]) as usize;
-        let Some((key, rest)) = rest.split_at_checked(len(0)) else { return Ok(None) };
-        let Some((value, rest)) = rest.split_at_checked(len(4)) else { return Ok(None) };
+        let Some((key, rest)) = rest.split_at_checked(len(0)) else {
+            return Ok(None);
+        };
+        let Some((value, rest)) = rest.split_at_checked(len(4)) else {
+            return Ok(None);
+        };
         row(key, value)?;
         rows += 1;
         block = rest;
@@ -191,17 +215,29 @@ impl Reader<'_> {
         let len = u32::from_le_bytes(self.take()?) as usize;
         let crc = u32::from_le_bytes(self.take()?);
         if len == 0 {
-            return if crc == 0 { Ok(None) } else { Err(self.corrupt("the end mark is damaged")) };
+            return if crc == 0 {
+                Ok(None)
+            } else {
+                Err(self.corrupt("the end mark is damaged"))
+            };
         }
         if len > MAX_BLOCK_BYTES {
             return Err(self.corrupt(format!("a block of {len} bytes; {MAX_BLOCK_BYTES} are possible")));
         }
         let mut block = vec![0; len];
         self.fill(&mut block)?;
-        if crc32c(&block) == crc { Ok(Some(block)) } else { Err(self.corrupt("a block fails its checksum")) }
+        if crc32c(&block) == crc {
+            Ok(Some(block))
+        } else {
+            Err(self.corrupt("a block fails its checksum"))
+        }
     }
 
     fn corrupt(&self, problem: impl Into<String>) -> StoreError {
-        StoreError::Corrupt { file: self.path.to_owned(), offset: self.offset, problem: problem.into() }
+        StoreError::Corrupt {
+            file: self.path.to_owned(),
+            offset: self.offset,
+            problem: problem.into(),
+        }
     }
 }

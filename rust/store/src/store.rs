@@ -33,7 +33,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_bytes: 64 << 30, boot_id: None }
+        Self {
+            max_bytes: 64 << 30,
+            boot_id: None,
+        }
     }
 }
 
@@ -97,12 +100,17 @@ impl Store {
         if there && last_run == LastRun::Trusted || !there && snapshots.is_empty() {
             return Ok((None, snapshots));
         }
-        let why = if there { "the operating system went down with the store open" } else { "the data file is gone" };
+        let why = if there {
+            "the operating system went down with the store open"
+        } else {
+            "the data file is gone"
+        };
         let mut refused = String::new();
         for (position, (index, path)) in snapshots.iter().enumerate() {
             match restore_file(directory, path, max_bytes) {
                 Ok(()) => {
-                    let text = format!("{why}; restored the snapshot at entry {index}{refused}, the log tells the rest");
+                    let text =
+                        format!("{why}; restored the snapshot at entry {index}{refused}, the log tells the rest");
                     return Ok((Some(text), snapshots[position..].to_vec()));
                 }
                 Err(error @ StoreError::Corrupt { .. }) => {
@@ -112,7 +120,10 @@ impl Store {
             }
         }
         discard(directory)?;
-        Ok((Some(format!("{why}; begun anew{refused}, the log tells everything")), Vec::new()))
+        Ok((
+            Some(format!("{why}; begun anew{refused}, the log tells everything")),
+            Vec::new(),
+        ))
     }
 
     /// What opening had to do, in words.
@@ -143,7 +154,10 @@ impl Store {
         let Open { env, table } = self.opened()?;
         let mut meta = self.meta();
         let mut txn = env.write_txn()?;
-        let mut writing = Writing { table: *table, txn: &mut txn };
+        let mut writing = Writing {
+            table: *table,
+            txn: &mut txn,
+        };
         let mut results = Vec::with_capacity(entries.len());
         for &(index, term, command) in entries {
             if index <= meta.index {
@@ -151,7 +165,11 @@ impl Store {
                 continue;
             }
             let done: Vec<TxnResult> = machine::apply(&mut writing, &mut meta, index, term, command)?;
-            results.push(if command.is_empty() { Vec::new() } else { encode_results(&done) });
+            results.push(if command.is_empty() {
+                Vec::new()
+            } else {
+                encode_results(&done)
+            });
         }
         txn.commit()?;
         *lock(&self.meta) = meta;
@@ -187,7 +205,13 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn events(&self, after: u64, prefixes: &[Vec<u8>], limit: usize, max_bytes: usize) -> Result<(Vec<Event>, u64)> {
+    pub fn events(
+        &self,
+        after: u64,
+        prefixes: &[Vec<u8>],
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<(Vec<Event>, u64)> {
         self.reading(|reading, meta| Ok(read::events(reading, meta, after, prefixes, limit, max_bytes)?))
     }
 
@@ -239,7 +263,10 @@ impl Store {
     pub fn snapshot(&self) -> Result<u64> {
         let Open { env, table } = self.opened()?;
         let txn = env.read_txn()?;
-        let meta = load(&Reading { table: *table, txn: &txn })?;
+        let meta = load(&Reading {
+            table: *table,
+            txn: &txn,
+        })?;
         if meta.index == 0 || meta.index == self.snapshot_index() {
             return Ok(meta.index);
         }
@@ -280,7 +307,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn close(&mut self) -> Result<()> {
-        let Some(Open { env, .. }) = self.open.take() else { return Ok(()) };
+        let Some(Open { env, .. }) = self.open.take() else {
+            return Ok(());
+        };
         env.force_sync()?;
         env.prepare_for_closing().wait();
         marker::write(&self.directory, &self.boot_id, true)
@@ -293,7 +322,10 @@ impl Store {
     fn reading<T>(&self, work: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
         let Open { env, table } = self.opened()?;
         let txn = env.read_txn()?;
-        let reading = Reading { table: *table, txn: &txn };
+        let reading = Reading {
+            table: *table,
+            txn: &txn,
+        };
         // Of the same transaction: `apply` may commit at any moment.
         let meta = load(&reading)?;
         work(&reading, &meta)
@@ -320,7 +352,9 @@ fn discard(directory: &Path) -> Result<()> {
     for name in [DATA_FILE, LOCK_FILE] {
         let path = directory.join(name);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(StoreError::io("remove", &path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", &path)(error));
+            }
             _ => {}
         }
     }
