@@ -145,7 +145,8 @@ fn cgroup(directory: Option<&Path>) -> Feature {
     }
 }
 
-/// Finds the cgroup v2 directory in which this process may make one for each job: `configured`, or its own.
+/// Finds the cgroup v2 directory in which this process may make one for each job: `configured`, or its own where that
+/// is delegated to it.
 #[must_use]
 pub fn find_cgroup(configured: Option<&str>) -> Option<PathBuf> {
     let directory = match configured {
@@ -155,11 +156,23 @@ pub fn find_cgroup(configured: Option<&str>) -> Option<PathBuf> {
             &fs::read_to_string("/proc/self/mounts").ok()?,
         )?,
     };
+    // A directory that is writable but not handed over (a root login's scope) has an owner who counts on it.
+    if configured.is_none() && !is_delegated(&directory) {
+        return None;
+    }
     let controllers = fs::read_to_string(directory.join("cgroup.controllers")).ok()?;
     let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
     let writable = rustix::fs::access(directory.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()
         && rustix::fs::access(&directory, rustix::fs::Access::WRITE_OK).is_ok();
     (has("memory") && has("pids") && writable).then_some(directory)
+}
+
+/// Whether systemd marked the directory as delegated (`Delegate=yes`).
+fn is_delegated(directory: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(directory, *name, &mut value[..]).is_ok_and(|length| &value[..length] == b"1")
+    })
 }
 
 /// Path of a process's cgroup v2 directory, from its /proc files `cgroup` and `mounts`.
