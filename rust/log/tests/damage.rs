@@ -217,6 +217,22 @@ fn missing_renamed_and_foreign_segments_are_refused() {
 }
 
 #[test]
+fn a_log_whose_only_segment_left_has_no_entries_is_refused() {
+    // given a log that has begun another segment, whose first entry never reached the disk
+    let home = tempfile::tempdir().unwrap();
+    let mut log = open(home.path()).unwrap();
+    while segments(home.path()).len() < 2 {
+        log.append(log.last_index() + 1, 1, &[1; 9_000]).unwrap();
+    }
+    drop(log);
+
+    // when the segment with all the entries is gone, then that is not an empty log
+    let files = segments(home.path());
+    fs::remove_file(&files[0]).unwrap();
+    assert_names(&open(home.path()).err().unwrap(), &files[1], 0);
+}
+
+#[test]
 fn a_segment_of_another_version_is_refused() {
     let home = tempfile::tempdir().unwrap();
     write(home.path(), &[vec![10]]);
