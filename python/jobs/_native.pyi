@@ -76,9 +76,12 @@ class Store:
     A command is `encode_command`'s bytes. Revisions grow by one for each transaction that changes something.
     """
 
-    def __init__(self, directory: str, *, map_bytes: int = 1 << 40, max_bytes: int = 64 << 30) -> None:
+    def __init__(self, directory: str, *, max_bytes: int = 64 << 30, boot_id: str | None = None) -> None:
         """Open for writing (one process at a time). After an unclean end of the operating system (not merely of the
-        process) the LMDB files are not trusted: the newest valid snapshot in `directory` is restored instead."""
+        process) the LMDB files are not trusted: the newest valid snapshot in `directory` is restored instead.
+
+        `boot_id` takes the place of the kernel's, for tests of what a power cut leaves.
+        """
     @property
     def recovered(self) -> str | None: ...
     @property
@@ -138,9 +141,38 @@ class StoreReader:
     def close(self) -> None: ...
 
 class MemoryStore:
-    """The same state machine over memory; no files. Same methods as Store but for snapshots and close."""
+    """The same state machine over memory; no files. Methods as in `Store`."""
 
     def __init__(self) -> None: ...
+    @property
+    def applied_index(self) -> int: ...
+    @property
+    def applied_term(self) -> int: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def compact_revision(self) -> int: ...
+    def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]: ...
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
+    def range(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        limit: int,
+        revision: int = 0,
+        reverse: bool = False,
+        keys_only: bool = False,
+        max_bytes: int = 8 << 20,
+    ) -> tuple[list[KeyValue], bool]: ...
+    def count(self, start: bytes, end: bytes, *, limit: int) -> int: ...
+    def events(
+        self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
+    ) -> tuple[list[Event], int]: ...
+    def leases(self) -> list[tuple[int, int]]: ...
+    def lease_keys(self, lease: int) -> list[bytes]: ...
+    def state_hash(self) -> bytes: ...
+    def used_bytes(self) -> int: ...
 
 # --- sandbox -------------------------------------------------------------------------------------------------------
 

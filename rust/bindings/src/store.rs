@@ -397,7 +397,7 @@ impl MemoryStore {
     }
 
     fn state_hash(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
-        let hash = self.read(|backend, meta| jobs_store::store::hash_state(backend, meta))?;
+        let hash = self.read(jobs_store::store::hash_state)?;
         Ok(bytes(py, &hash))
     }
 
