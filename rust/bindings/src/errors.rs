@@ -9,22 +9,37 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-create_exception!(_native, NativeError, PyException, "Base of the extension's errors.");
 create_exception!(
-    _native,
+    jobs._native,
+    NativeError,
+    PyException,
+    "Base of the extension's errors."
+);
+create_exception!(
+    jobs._native,
     CorruptError,
     NativeError,
     "A file fails its checksum or its format."
 );
-create_exception!(_native, DiskFullError, NativeError, "No room; nothing was changed.");
-create_exception!(_native, PoisonedError, NativeError, "An earlier write or fsync failed.");
 create_exception!(
-    _native,
+    jobs._native,
+    DiskFullError,
+    NativeError,
+    "No room; nothing was changed."
+);
+create_exception!(
+    jobs._native,
+    PoisonedError,
+    NativeError,
+    "An earlier write or fsync failed."
+);
+create_exception!(
+    jobs._native,
     CompactedError,
     NativeError,
     "The revision is older than what is kept."
 );
-create_exception!(_native, LimitError, NativeError, "A documented limit is exceeded.");
+create_exception!(jobs._native, LimitError, NativeError, "A documented limit is exceeded.");
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
