@@ -102,6 +102,7 @@ async def test_a_lease_takes_its_keys_with_it_when_it_runs_out_and_not_while_it_
     lease = await control.lease_grant(ALICE, 1.0)
     await control.kv_put(ALICE, put("/data/session", lease=lease.id))
     watch = control.kv_watch(ALICE, "/data/session", prefix=False, after_revision=plane.store.revision)
+    assert await anext(watch) == plane.store.revision, "a watch says at once where it begins"
     ended = asyncio.create_task(anext(watch))  # type: ignore[arg-type]
     loop = asyncio.get_running_loop()
     kept_until = loop.time() + 1.5

@@ -33,7 +33,8 @@ class Answer(msgspec.Struct, frozen=True):
         found: dict[str, Any] = self.json()
         assert (self.status, found["status"], found["code"]) == (status, status, code), found
         assert found["type"] == f"urn:jobs:error:{code}"
-        assert found["title"] and found["detail"]
+        assert found["title"]
+        assert found["detail"]
         return found
 
 
@@ -158,6 +159,19 @@ def job(*argv: str, **fields: Any) -> dict[str, Any]:
     return {"type": "shell", "payload": {"argv": list(argv or ("true",))}, **fields}
 
 
-def run_scenario(scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run a test's coroutine on the event loop that the node uses."""
-    uvloop.run(scenario())  # type: ignore[arg-type]
+def scenario(**settings: Any) -> Callable[[Callable[[Api], Awaitable[None]]], Callable[[Path], None]]:
+    """Make a test of a coroutine that is given a served control plane, on the event loop that the node uses."""
+
+    def decorate(test: Callable[[Api], Awaitable[None]]) -> Callable[[Path], None]:
+        def run(tmp_path: Path) -> None:
+            async def inner() -> None:
+                async with served(tmp_path, **settings) as api:
+                    await test(api)
+
+            uvloop.run(inner())
+
+        run.__name__ = test.__name__
+        run.__doc__ = test.__doc__
+        return run
+
+    return decorate

@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from jobs.api.config import ApiConfig
-from jobs.api.problem import invalid
+from jobs.api.invalid import invalid_body, invalid_query
 from jobs.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from jobs.service import Caller
 
@@ -61,14 +61,23 @@ def _too_large(size: int, limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body has {size} bytes or more", expected=f"at most {limit} bytes")
 
 
-def decode_body(decoder: msgspec.json.Decoder[T], content_type: str, data: bytes) -> T:
-    """Return the typed body; raise InvalidRequest naming the field, or the byte where it is no JSON."""
+def decode_body(
+    decoder: msgspec.json.Decoder[T], tags: msgspec.json.Decoder[Any] | None, content_type: str, data: bytes
+) -> T:
+    """Return the typed body; raise InvalidRequest naming the field, or the byte where it is no JSON.
+
+    msgspec takes an object without its tag where only one tag is possible; `tags` decodes only the tags, so that a
+    client which leaves them out is not broken by the next kind.
+    """
     if content_type not in _JSON_TYPES:
         raise UnsupportedMediaType(f"the body is {content_type}", expected="application/json")
     try:
-        return decoder.decode(data)
+        body = decoder.decode(data)
+        if tags is not None:
+            tags.decode(data)
+        return body
     except msgspec.ValidationError as error:
-        raise invalid(error) from error
+        raise invalid_body(error, decoder.type) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON in UTF-8: {error}", field="$", expected="a JSON object") from error
     except RecursionError as error:
@@ -94,4 +103,4 @@ def decode_query(kind: type[T], lists: frozenset[str], request: web.BaseRequest)
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise invalid(error, "query") from error
+        raise invalid_query(error, kind) from error

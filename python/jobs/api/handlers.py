@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from jobs.api.call import Call
 from jobs.api.config import ApiConfig
-from jobs.api.streams import StreamSlots, event, seen, send, send_events
+from jobs.api.streams import EVENT_STREAM, StreamAnswer, StreamSlots, event, seen
 from jobs.content import content_of
 from jobs.errors import InvalidRequest, NotFound, Unavailable
 from jobs.protocol.ids import Attempt, JobId, is_job_id
@@ -26,7 +26,6 @@ from jobs.protocol.model import (
 )
 from jobs.service import JobFilter, Service
 
-EVENT_STREAM: Final = "text/event-stream"
 POLL_SLICE_S: Final = 5.0
 """A long poll looks this often whether its client is still there."""
 _encode = msgspec.json.Encoder().encode
@@ -105,10 +104,10 @@ class KvWatchQuery(Query, frozen=True):
 class Handlers:
     """Every route's function; their names are the OpenAPI operation ids."""
 
-    def __init__(self, service: Service, config: ApiConfig) -> None:
+    def __init__(self, service: Service, config: ApiConfig, slots: StreamSlots) -> None:
         self._service = service
         self._config = config
-        self._slots = StreamSlots(config.max_streams_per_uid)
+        self._slots = slots
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
@@ -154,11 +153,13 @@ class Handlers:
 
     async def _wait(self, call: Call, job: JobId, timeout_s: float) -> Any:
         """Wait in slices, so that a client that has gone does not hold its place until the end."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         with self._slots.take(call.caller.uid):
             while True:
-                left_s = deadline - asyncio.get_running_loop().time()
-                view = await self._service.wait(call.caller, job, max(0.0, min(left_s, POLL_SLICE_S)))
+                left_s = deadline - loop.time()
+                slice_s = max(0.0, min(left_s, POLL_SLICE_S))
+                view = await self._slots.unless_closed(self._service.wait(call.caller, job, slice_s))
                 if view.state.is_final or left_s <= POLL_SLICE_S or call.request.transport is None:
                     return view
 
@@ -170,6 +171,9 @@ class Handlers:
         events = EVENT_STREAM in call.request.headers.get("Accept", "")
         attempt, after_seq = _resume_logs(call, query) if events else (query.attempt, query.after_seq)
         with self._slots.take(call.caller.uid):
+            if query.follow:
+                # The head is sent before there is anything to tell, so what speaks against it has to be known now.
+                await self._service.wait(call.caller, job_id(call), 0)
             pieces = self._service.logs(
                 call.caller,
                 job_id(call),
@@ -178,10 +182,10 @@ class Handlers:
                 follow=query.follow,
                 after_seq=after_seq,
             )
+            stream = self._stream(call, at_once=query.follow)
             if events:
-                return await send_events(call.request, self._config, _log_events(pieces))
-            raw = (piece.data async for piece in pieces)
-            return await send(call.request, self._config, raw, content_type="application/octet-stream")
+                return await stream.send(_log_events(pieces), EVENT_STREAM)
+            return await stream.send((piece.data async for piece in pieces), "application/octet-stream")
 
     async def watch_jobs(self, call: Call) -> web.StreamResponse:
         query: JobsWatchQuery = call.query
@@ -198,7 +202,10 @@ class Handlers:
         after = _last_event_id(call, after_revision)
         events = self._service.watch_jobs(call.caller, where, after_revision=after, job=job)
         with self._slots.take(call.caller.uid):
-            return await send_events(call.request, self._config, _revisions(events))
+            return await self._stream(call).send(_revisions(events), EVENT_STREAM)
+
+    def _stream(self, call: Call, *, at_once: bool = False) -> StreamAnswer:
+        return StreamAnswer(call.request, self._config, self._slots, at_once=at_once)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -244,7 +251,7 @@ class Handlers:
         after = _last_event_id(call, query.after_revision)
         events = self._service.kv_watch(call.caller, query.key, prefix=query.prefix, after_revision=after)
         with self._slots.take(call.caller.uid):
-            return await send_events(call.request, self._config, _revisions(events))
+            return await self._stream(call).send(_revisions(events), EVENT_STREAM)
 
     async def grant_lease(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.lease_grant(call.caller, call.body.ttl_s), 201)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import secrets
 from typing import Final
 
@@ -12,15 +11,13 @@ import msgspec
 from aiohttp import web
 
 from jobs.consensus import ConsensusError
-from jobs.errors import InternalError, InvalidRequest, JobsError, Unavailable
+from jobs.errors import InternalError, JobsError, Unavailable
 from jobs.protocol.model import Problem
 
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:jobs:error:"
-_AT: Final = re.compile(r"^(?P<detail>.*?)(?: - at `(?P<field>\$[^`]*)`)?$", re.DOTALL)
-_EXPECTED: Final = re.compile(r"^Expected (?P<expected>.*?)(?:, got (?P<got>.*))?$", re.DOTALL)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,16 +50,3 @@ def as_jobs_error(error: Exception) -> JobsError:
     incident = secrets.token_hex(4)
     logger.error("incident %s", incident, exc_info=error)
     return InternalError(f"something went wrong here; the node's log has it as incident {incident}")
-
-
-def invalid(error: msgspec.ValidationError, where: str | None = None) -> InvalidRequest:
-    """Return msgspec's complaint with field and expectation apart; `where` names a query parameter instead."""
-    found = _AT.match(str(error))
-    assert found is not None
-    detail, field = found["detail"], found["field"]
-    expected = _EXPECTED.match(detail)
-    path = (field or "$") if where is None else (field or "$").removeprefix("$.").removeprefix("$") or where
-    if expected is None:
-        return InvalidRequest(detail, field=path)
-    got = f"got {expected['got']}" if expected["got"] else "not acceptable"
-    return InvalidRequest(got, field=path, expected=expected["expected"])

@@ -27,6 +27,14 @@ _POLL: Final[Errors] = (errors.TooManyRequests,)
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
 
 
+class _Tagged(Struct):
+    type: str
+
+
+class _TaggedBatch(Struct):
+    jobs: list[_Tagged]
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """One operation."""
 
@@ -36,6 +44,8 @@ class Route(Struct, frozen=True, kw_only=True):
     summary: str
     query: type[Query] = Query
     body: Any = None
+    tags: Any = None
+    """Type that holds only the tags within `body`; see `decode_body`."""
     answer: Any = None
     """Type of the body of a success; None for an empty one."""
     status: int = 200
@@ -46,11 +56,12 @@ class Route(Struct, frozen=True, kw_only=True):
 
 ROUTES: Final = (
     Route(
-        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, answer=model.Submitted,
-        status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull), summary="Submit a job",
+        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=_Tagged,
+        answer=model.Submitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
+        summary="Submit a job",
     ),
     Route(
-        method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch,
+        method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch, tags=_TaggedBatch,
         answer=model.BatchSubmitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
         summary="Submit several jobs, all or none",
     ),
@@ -148,6 +159,7 @@ class Target(Struct, frozen=True):
     route: Route
     lists: frozenset[str]
     decoder: msgspec.json.Decoder[Any] | None
+    tags: msgspec.json.Decoder[Any] | None
 
 
 class Router:
@@ -158,7 +170,8 @@ class Router:
         self._around: dict[tuple[str, str], dict[str, Target]] = {}
         for route in ROUTES:
             decoder = None if route.body is None else msgspec.json.Decoder(route.body)
-            target = Target(route, list_fields(route.query), decoder)
+            tags = None if route.tags is None else msgspec.json.Decoder(route.tags)
+            target = Target(route, list_fields(route.query), decoder, tags)
             if PLACEHOLDER in route.path:
                 before, after = route.path.split(PLACEHOLDER)
                 self._around.setdefault((before, after), {})[route.method] = target

@@ -1,21 +1,20 @@
-"""Connections and requests: bounds, identity, routing, and errors on their way out."""
+"""The listening socket and what happens to a request: routing, typed values, the handler, errors on their way out."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from jobs.api.call import Call, decode_body, decode_query, read_body
 from jobs.api.config import ApiConfig
+from jobs.api.connection import MAX_HEAD_FIELDS, MAX_HEAD_LINE_BYTES, Connection, Gate, Request
 from jobs.api.handlers import Handlers
 from jobs.api.identity import Identities
 from jobs.api.metrics import CONTENT_TYPE as METRICS_TYPE
@@ -23,14 +22,11 @@ from jobs.api.metrics import ApiMetrics
 from jobs.api.openapi import document
 from jobs.api.problem import as_jobs_error, response_of
 from jobs.api.routes import Router
-from jobs.errors import InvalidRequest, JobsError, MethodNotAllowed, RequestTimeout, TooManyRequests
+from jobs.api.streams import StreamSlots
+from jobs.errors import MethodNotAllowed
 from jobs.service import Caller, Service
-from jobs.sockets import listen_unix, peer_credentials
+from jobs.sockets import listen_unix
 
-logger = logging.getLogger(__name__)
-
-MAX_HEAD_LINE_BYTES: Final = 8_190
-MAX_HEAD_FIELDS: Final = 64
 _UNROUTED: Final = "(none)"
 _SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_job", "watch_jobs", "kv_watch")
 
@@ -58,8 +54,9 @@ class ApiServer(web.Server):
         )
         self.config = config
         self.metrics = ApiMetrics(service)
-        self.identities = Identities(config.admin_group)
-        self._handlers = Handlers(service, config)
+        self._gate = Gate(config, Identities(config.admin_group), self.metrics)
+        self._slots = StreamSlots(config.max_streams_per_uid)
+        self._handlers = Handlers(service, config, self._slots)
         self._router = Router()
         self._openapi = document()
         self._listener: asyncio.Server | None = None
@@ -71,16 +68,17 @@ class ApiServer(web.Server):
         self._listener = await asyncio.get_running_loop().create_unix_server(self, sock=listener)
 
     async def stop(self, grace_s: float) -> None:
-        """Accept nothing more, let what is under way finish for `grace_s`, then close."""
+        """Accept nothing more, end streams and long polls, let the rest finish for `grace_s`, then close."""
         if self._listener is not None:
             self._listener.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+        self._slots.close()
         self.pre_shutdown()
         await self.shutdown(grace_s)
 
     def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, self._gate, loop=self._loop, **self._kwargs)
 
     def _make_request(
         self,
@@ -90,9 +88,7 @@ class ApiServer(web.Server):
         writer: Any,
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, self._loop, client_max_size=self.config.max_body_bytes
-        )
+        return Request(message, payload, protocol, writer, task, self._loop, client_max_size=self.config.max_body_bytes)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.perf_counter()
@@ -107,7 +103,8 @@ class ApiServer(web.Server):
             query = decode_query(target.route.query, target.lists, request)
             body = None
             if target.decoder is not None:
-                body = decode_body(target.decoder, _content_type(request), await read_body(request, self.config))
+                data = await read_body(request, self.config)
+                body = decode_body(target.decoder, target.tags, _content_type(request), data)
             call = Call(request, _caller(request), filled, query, body)
             response = await target.route.handler(self._handlers, call)
         except (ConnectionError, asyncio.CancelledError):
@@ -121,13 +118,13 @@ class ApiServer(web.Server):
 
     def _special(self, request: web.BaseRequest) -> web.Response | None:
         """Answer the two routes that are not JSON."""
-        if request.method != "GET":
+        if request.path not in ("/metrics", "/openapi.json"):
             return None
+        if request.method != "GET":
+            raise MethodNotAllowed(f"{request.method} is not for {request.path}", expected="GET")
         if request.path == "/metrics":
             return web.Response(body=self.metrics.exposition(), headers={"Content-Type": METRICS_TYPE})
-        if request.path == "/openapi.json":
-            return web.Response(body=self._openapi, content_type="application/json")
-        return None
+        return web.Response(body=self._openapi, content_type="application/json")
 
     def _problem(self, request: web.BaseRequest, error: Exception) -> web.Response:
         known = as_jobs_error(error)
@@ -141,95 +138,9 @@ class ApiServer(web.Server):
 
 
 def _caller(request: web.BaseRequest) -> Caller:
-    assert isinstance(request.protocol, _Connection)
+    assert isinstance(request.protocol, Connection)
     return request.protocol.caller
 
 
 def _content_type(request: web.BaseRequest) -> str:
     return request.content_type if "Content-Type" in request.headers else ""
-
-
-class _Connection(RequestHandler):
-    """aiohttp's connection with its peer's identity, and with a time limit on a request's head."""
-
-    def __init__(self, server: ApiServer, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._server = server
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._counted = False
-        self._head_begun = False
-        self.caller: Caller
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        if len(self._server.connections) > self._server.config.max_connections:
-            self._server.metrics.refused.inc()
-            limit = self._server.config.max_connections
-            self._end(TooManyRequests(f"{limit} connections are open", expected="fewer at a time", retry_after_s=1))
-            return
-        _, uid, gid = peer_credentials(cast("asyncio.Transport", transport))
-        self.caller = self._server.identities.caller(uid, gid)
-        self._counted = True
-        self._server.metrics.connections.inc()
-        self._arm(self._server.config.idle_timeout_s)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        if self._counted:
-            self._counted = False
-            self._server.metrics.connections.dec()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._messages or self._current_request is not None:
-            self._disarm()
-        elif self._head_timer is None or not self._head_begun:
-            self._arm(self._server.config.header_timeout_s)
-            self._head_begun = True
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what aiohttp could not parse."""
-        if isinstance(exc, BadHttpMessage) or status == 400:
-            error: JobsError = InvalidRequest(f"this is not HTTP as it should be: {message or exc}")
-        else:
-            error = as_jobs_error(exc if isinstance(exc, Exception) else RuntimeError(message))
-        response = response_of(error)
-        response.force_close()
-        return response
-
-    def _arm(self, timeout_s: float) -> None:
-        self._disarm()
-        self._head_timer = self._loop.call_later(timeout_s, self._on_timeout)
-
-    def _disarm(self) -> None:
-        self._head_begun = False
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _on_timeout(self) -> None:
-        if self._head_begun:
-            limit_s = self._server.config.header_timeout_s
-            self._end(RequestTimeout(f"the request's head did not arrive within {limit_s:g} s"))
-        else:
-            self.force_close()
-
-    def _end(self, error: JobsError) -> None:
-        """Answer without a request, and close."""
-        response = response_of(error)
-        assert isinstance(response.body, bytes)
-        retry = f"Retry-After: {response.headers['Retry-After']}\r\n" if "Retry-After" in response.headers else ""
-        head = (
-            f"HTTP/1.1 {error.status} {error.title}\r\nContent-Type: {response.content_type}\r\n{retry}"
-            f"Content-Length: {len(response.body)}\r\nConnection: close\r\n\r\n"
-        )
-        if self.transport is not None:
-            self.transport.write(head.encode() + response.body)
-            self.transport.close()

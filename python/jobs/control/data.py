@@ -112,8 +112,6 @@ class Data:
         self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
     ) -> AsyncIterator[KvEvent | int]:
         name = readable(caller, key, "key")
-        if after_revision is not None:
-            self._check_revision(after_revision)
         async for events in self._hub.watch(name, after_revision):
             if isinstance(events, int):
                 yield events

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from jobs._native import CompactedError
-from jobs.errors import Compacted
+from jobs.errors import Compacted, InvalidRequest
 from jobs.store import Store
 
 PAGE_EVENTS: Final = 512
@@ -98,11 +98,20 @@ class Hub:
                     waiter.ring()
 
     async def watch(self, prefix: bytes, after_revision: int | None) -> AsyncIterator[list[Event] | int]:
-        """Yield events after a revision (None: from now) as they come, and the revision seen so far when idle.
+        """Yield events after a revision (None: from now) as they come, and the revision seen so far when there are
+        none at first, and when idle.
 
-        Raises Compacted when the history after that revision is no longer kept.
+        Raises Compacted when the history after that revision is no longer kept, and InvalidRequest for a revision that
+        has not been reached: of another store, or of a later time than this one was restored to.
         """
         cursor = self._store.revision if after_revision is None else after_revision
+        if cursor > self._store.revision:
+            raise InvalidRequest(
+                f"revision {cursor} has not been reached",
+                field="after_revision",
+                expected=f"at most {self._store.revision}",
+            )
+        greeted = False
         with self.waiter(prefix) as waiter:
             while True:
                 try:
@@ -114,5 +123,6 @@ class Hub:
                 progressed, cursor = seen > cursor, max(seen, cursor)
                 if events:
                     yield events
-                elif not progressed and not await waiter.wait(IDLE_S):
+                elif not progressed and (not greeted or not await waiter.wait(IDLE_S)):
                     yield cursor
+                greeted = greeted or bool(events) or not progressed

@@ -1,0 +1,180 @@
+"""One connection: whose it is, how long each of its steps may take, and answers where there is no request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from jobs.api.config import ApiConfig
+from jobs.api.identity import Identities
+from jobs.api.invalid import MAX_DETAIL_CHARS
+from jobs.api.metrics import ApiMetrics
+from jobs.api.problem import as_jobs_error, response_of
+from jobs.errors import HeadersTooLarge, InvalidRequest, JobsError, RequestTimeout, TooManyRequests
+from jobs.service import Caller
+from jobs.sockets import peer_credentials
+
+MAX_HEAD_LINE_BYTES: Final = 8_190
+MAX_HEAD_FIELDS: Final = 64
+MAX_REFUSED: Final = 64
+"""Connections past the limit that are told so at a time; further ones are closed without a word."""
+LINGER_S: Final = 1.0
+"""A refused client may write its request for this long: a socket closed under it would lose it the answer."""
+SERVER: Final = "jobs"
+"""The header of this name: nothing of what the server is made of."""
+_TOO_MANY_FIELDS: Final = "Too many headers"
+"""How aiohttp's complaint begins; it has no type of its own."""
+
+
+class Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        response.headers["Server"] = SERVER
+
+
+class Gate:
+    """What the connections of a server share."""
+
+    def __init__(self, config: ApiConfig, identities: Identities, metrics: ApiMetrics) -> None:
+        self.config = config
+        self.identities = identities
+        self.metrics = metrics
+        self.open = 0
+        self.refused = 0
+
+
+class Connection(RequestHandler):
+    """aiohttp's connection with its peer's identity, and with limits on time that aiohttp lacks: for a request's head,
+    and for a client that does not take its answer."""
+
+    def __init__(self, manager: web.Server, gate: Gate, **settings: Any) -> None:
+        super().__init__(manager, **settings)
+        self._gate = gate
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_begun = False
+        self._counted = False
+        self._refused = False
+        self.caller: Caller
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        gate = self._gate
+        if gate.open >= gate.config.max_connections:
+            self._refuse()
+            return
+        self._counted = True
+        gate.open += 1
+        gate.metrics.connections.set(gate.open)
+        _, uid, gid = peer_credentials(cast("asyncio.Transport", transport))
+        self.caller = gate.identities.caller(uid, gid)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._disarm()
+        if self._counted:
+            self._counted = False
+            self._gate.open -= 1
+            self._gate.metrics.connections.set(self._gate.open)
+        if self._refused:
+            self._refused = False
+            self._gate.refused -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._counted:
+            return
+        super().data_received(data)
+        if self._messages or self._current_request is not None:
+            self._disarm()
+        elif not self._head_begun and not self._force_close:
+            self._head_begun = True
+            self._timer = self._loop.call_later(self._gate.config.header_timeout_s, self._on_head_timeout)
+
+    def force_close(self) -> None:
+        """Close once what was written is sent, in bounded time."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None:
+            self._disarm()
+            self._timer = self._loop.call_later(self._gate.config.write_timeout_s, transport.abort)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the response; a client that does not take it in time is cut off, and gets no other before it did."""
+        try:
+            async with asyncio.timeout(self._gate.config.write_timeout_s):
+                done = await super().finish_response(request, resp, start_time)
+                if self.writing_paused:
+                    await self._drain_helper()
+                return done
+        except TimeoutError:
+            if self.transport is not None:
+                self.transport.abort()
+            return resp, True
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse."""
+        error: JobsError
+        if isinstance(exc, LineTooLong) or (message or "").startswith(_TOO_MANY_FIELDS):
+            error = HeadersTooLarge(
+                "the request's head is too large",
+                expected=f"at most {MAX_HEAD_FIELDS} lines of at most {MAX_HEAD_LINE_BYTES} bytes",
+            )
+        elif isinstance(exc, BadHttpMessage) or status == 400:
+            error = InvalidRequest(f"this is not HTTP as it should be: {message or exc}"[:MAX_DETAIL_CHARS])
+        else:
+            error = as_jobs_error(exc if isinstance(exc, Exception) else RuntimeError(message))
+        response = response_of(error)
+        response.force_close()
+        return response
+
+    def _disarm(self) -> None:
+        self._head_begun = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_head_timeout(self) -> None:
+        limit_s = self._gate.config.header_timeout_s
+        self._write_answer(RequestTimeout(f"the request's head did not arrive within {limit_s:g} s"))
+        self.force_close()
+
+    def _refuse(self) -> None:
+        """Say that there are too many connections, and close when the client has read it, or soon."""
+        gate = self._gate
+        gate.metrics.refused.inc()
+        assert self.transport is not None
+        if gate.refused >= MAX_REFUSED:
+            self.transport.abort()
+            return
+        self._refused = True
+        gate.refused += 1
+        limit = gate.config.max_connections
+        self._write_answer(
+            TooManyRequests(f"{limit} connections are open", expected="fewer at a time", retry_after_s=1)
+        )
+        self.transport.write_eof()
+        self._timer = self._loop.call_later(LINGER_S, self.force_close)
+
+    def _write_answer(self, error: JobsError) -> None:
+        """Answer without a request."""
+        response = response_of(error)
+        assert isinstance(response.body, bytes)
+        headers = {
+            **response.headers,
+            "Content-Length": str(len(response.body)),
+            "Server": SERVER,
+            "Connection": "close",
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        if self.transport is not None:
+            self.transport.write(f"HTTP/1.1 {error.status} {error.title}\r\n{head}\r\n".encode() + response.body)
