@@ -16,7 +16,7 @@ from jobs import keys
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import JobState, JobSubmit, Reason, Retry
 from jobs.protocol.wire import Outcome
-from jobs.records import JobRecord
+from jobs.records import Demand, JobRecord
 
 PENDING: Final = JobState.PENDING
 RUNNING: Final = JobState.RUNNING
@@ -145,12 +145,18 @@ def retry_delay_ms(retry: Retry, failed_attempts: int, chance: float) -> int:
     return int(min(delay_s, retry.cap_s) * (1 + retry.jitter * chance) * 1000)
 
 
+def demand_of(record: JobRecord) -> Demand:
+    """Return what the job asks of a worker."""
+    return Demand(record.type, record.requires)
+
+
 def index_key(job: JobId, record: JobRecord) -> bytes | None:
     """Return the index key that a job in this state stands under: its queue, its timer, its worker, or none."""
     if record.state is PENDING:
         if record.delayed:
             return keys.timer(record.ready_ms, job)
-        return keys.queue(record.queue, record.priority, record.ready_ms, job)
+        lane = demand_of(record).lane()
+        return keys.queue(record.queue, lane, record.priority, record.ready_ms, job)
     if record.state is RUNNING and record.worker is not None:
         return keys.running(record.worker, job)
     return None

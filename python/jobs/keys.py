@@ -50,26 +50,24 @@ def idempotency(owner: int, key: str) -> bytes:
     return b"%s%d/%s" % (IDEMPOTENCY, owner, hashlib.sha256(key.encode()).hexdigest().encode())
 
 
-def queue_prefix(queue: str) -> bytes:
-    return QUEUE + queue.encode() + b"\x00"
+def queue(queue_name: str, lane: bytes, priority: int, ready_ms: int, job: JobId) -> bytes:
+    """A job that waits for a worker. Jobs of one queue that ask the same of a worker share a lane; in key order within
+    it: higher priority, then earlier, then id.
 
-
-def queue(queue_name: str, priority: int, ready_ms: int, job: JobId) -> bytes:
-    """A job that waits for a worker; in key order within the queue: higher priority, then earlier, then id.
-
-    The name ends with a zero byte, which no name holds, so that no queue's keys are within another's.
+    Name and lane each end with a zero byte, which neither holds, so that no lane's keys are within another's.
     """
-    return b"%s%03d/%015d/%s" % (queue_prefix(queue_name), _MAX_PRIORITY - priority, ready_ms, job.encode())
+    lane_key = b"%s%s\x00%s\x00" % (QUEUE, queue_name.encode(), lane)
+    return b"%s%03d/%015d/%s" % (lane_key, _MAX_PRIORITY - priority, ready_ms, job.encode())
 
 
-def queue_name(key: bytes) -> str:
-    """Return the queue that a queue key belongs to."""
-    return key[len(QUEUE) : key.index(b"\x00")].decode()
+def lane_of(key: bytes) -> bytes:
+    """Return the prefix that the queue keys of one lane share."""
+    return key[: key.rindex(b"\x00") + 1]
 
 
 def queue_order(key: bytes) -> bytes:
-    """Return the part of a queue key that orders jobs across queues."""
-    return key[key.index(b"\x00") + 1 :]
+    """Return the part of a queue key that orders jobs across queues and lanes."""
+    return key[key.rindex(b"\x00") + 1 :]
 
 
 def job_of(key: bytes) -> JobId:

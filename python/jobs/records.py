@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, TypeVar
 
 import msgspec
@@ -51,6 +52,11 @@ class Demand(Struct, frozen=True, array_like=True):
 
     type: str
     requires: Requires
+
+    def lane(self) -> bytes:
+        """Return the name that equal demands share."""
+        data = _lane_encoder.encode(self)
+        return hashlib.blake2b(data, digest_size=8).hexdigest().encode()
 
 
 class RunningRecord(Struct, frozen=True, array_like=True):
@@ -103,6 +109,7 @@ class _PayloadOnly(Struct):
 
 
 _encoder = msgspec.msgpack.Encoder()
+_lane_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoders: dict[type, msgspec.msgpack.Decoder[object]] = {}
 _spec_encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(JobSubmit)

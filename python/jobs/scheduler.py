@@ -1,16 +1,17 @@
 """Which waiting job goes to which worker: pure. The driver feeds events in and carries the plan out.
 
-`Backlog` holds the head of each queue in memory, in the order of the store's queue keys, and knows whether the store
-has more behind it; what a job costs to hold and to schedule therefore does not grow with the queue. `plan` walks the
-heads of all queues in order of priority and age and gives every job the least loaded worker that can take it; a job
-that fits nowhere does not stop those behind it.
+Jobs that ask the same of a worker stand in one lane of their queue. `Backlog` holds the head of each lane in memory, in
+the order of the store's keys, and knows whether the store has more behind it; so what a job costs to hold and to
+schedule does not grow with the queue, and jobs that nobody can take now are in nobody's way. `plan` takes the heads of
+all lanes in order of priority and age and gives each job the least loaded worker that can take it; a lane whose head
+fits nowhere is left alone for the rest of the plan.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -20,9 +21,9 @@ from jobs.protocol.ids import Incarnation, JobId, WorkerId
 from jobs.records import Demand
 
 WINDOW: Final = 4_096
-"""Jobs of one queue that are held in memory at most."""
+"""Jobs of one lane that are held in memory at most."""
 LOW_WATER: Final = 512
-"""Below this many a queue is filled up again from the store."""
+"""Below this many a lane is filled up again from the store."""
 
 
 class Candidate(Struct, frozen=True):
@@ -44,116 +45,115 @@ class Assignment(Struct, frozen=True):
     incarnation: Incarnation
 
 
-class _Window:
-    """The first jobs of one queue: sorted keys, and whether the store holds more after the last of them."""
+class Lane:
+    """The first jobs of a lane: sorted keys, and whether the store holds more after the last of them."""
 
-    __slots__ = ("complete", "horizon", "keys")
+    __slots__ = ("complete", "demand", "horizon", "keys")
 
-    def __init__(self) -> None:
+    def __init__(self, demand: Demand) -> None:
+        self.demand = demand
         self.keys: list[bytes] = []
         self.complete = True
         self.horizon = b""
         """When not complete: keys up to and with this one are all in `keys`; later ones are in the store only."""
+
+    def add(self, key: bytes) -> None:
+        if not self.keys or key > self.keys[-1]:
+            self.keys.append(key)
+        else:
+            at = bisect_left(self.keys, key)
+            if self.keys[at] != key:
+                self.keys.insert(at, key)
+
+    def discard(self, key: bytes) -> None:
+        at = bisect_left(self.keys, key)
+        if at < len(self.keys) and self.keys[at] == key:
+            del self.keys[at]
 
 
 class Backlog:
     """The jobs that wait for a worker, bounded in memory."""
 
     def __init__(self) -> None:
-        self._windows: dict[str, _Window] = {}
-        self._demands: dict[bytes, Demand] = {}
+        self._lanes: dict[bytes, Lane] = {}
 
     def __len__(self) -> int:
-        return len(self._demands)
+        return sum(len(lane.keys) for lane in self._lanes.values())
 
-    def add(self, queue: str, key: bytes, demand: Demand) -> None:
+    @property
+    def lanes(self) -> Collection[Lane]:
+        return self._lanes.values()
+
+    def add(self, key: bytes, demand: Demand) -> None:
         """Take in a job that has just begun to wait."""
-        window = self._windows.setdefault(queue, _Window())
-        if key in self._demands or (not window.complete and key > window.horizon):
+        prefix = keys.lane_of(key)
+        lane = self._lanes.get(prefix)
+        if lane is None:
+            lane = self._lanes[prefix] = Lane(demand)
+        if not lane.complete and key > lane.horizon:
             return
-        self._insert(window, key, demand)
-        if len(window.keys) > WINDOW:
-            self._shrink(window)
+        lane.add(key)
+        if len(lane.keys) > WINDOW:
+            del lane.keys[WINDOW // 2 :]
+            lane.complete = False
+            lane.horizon = lane.keys[-1]
 
-    def remove(self, queue: str, key: bytes) -> None:
+    def remove(self, key: bytes) -> None:
         """Forget a job that waits no longer; one that is not held is ignored."""
-        if self._demands.pop(key, None) is None:
-            return
-        window = self._windows[queue]
-        del window.keys[bisect_left(window.keys, key)]
+        prefix = keys.lane_of(key)
+        lane = self._lanes.get(prefix)
+        if lane is not None:
+            lane.discard(key)
+            if not lane.keys and lane.complete:
+                del self._lanes[prefix]
 
-    def wants_more(self) -> list[tuple[str, bytes]]:
-        """Return (queue, key after which to read) of the queues that have run low while the store has more."""
+    def wants_more(self) -> list[tuple[bytes, bytes]]:
+        """Return (lane, key after which to read) of the lanes that have run low while the store has more."""
         return [
-            (queue, window.horizon)
-            for queue, window in self._windows.items()
-            if not window.complete and len(window.keys) < LOW_WATER
+            (prefix, lane.horizon)
+            for prefix, lane in self._lanes.items()
+            if not lane.complete and len(lane.keys) < LOW_WATER
         ]
 
-    def fill(self, queue: str, rows: Iterable[tuple[bytes, Demand]], more: bool) -> None:
-        """Take in the next jobs of a queue in key order, as read from the store; `more` if there are still others."""
-        window = self._windows.setdefault(queue, _Window())
-        last = window.horizon
-        for key, demand in rows:
-            last = key
-            if key not in self._demands:
-                self._insert(window, key, demand)
-        window.complete = not more
-        window.horizon = last if more else b""
-
-    def in_order(self) -> Iterator[tuple[bytes, Demand]]:
-        """Yield the jobs held, across queues by priority, then age."""
-        heads = [window.keys for window in self._windows.values() if window.keys]
-        merged = heads[0] if len(heads) == 1 else heapq.merge(*heads, key=keys.queue_order)
-        for key in merged:
-            yield key, self._demands[key]
-
-    def _insert(self, window: _Window, key: bytes, demand: Demand) -> None:
-        if not window.keys or key > window.keys[-1]:
-            window.keys.append(key)
-        else:
-            insort(window.keys, key)
-        self._demands[key] = demand
-
-    def _shrink(self, window: _Window) -> None:
-        kept = WINDOW // 2
-        for key in window.keys[kept:]:
-            del self._demands[key]
-        del window.keys[kept:]
-        window.complete = False
-        window.horizon = window.keys[-1]
+    def fill(self, prefix: bytes, rows: Sequence[tuple[bytes, Demand]], more: bool) -> None:
+        """Take in the next jobs of a lane in key order, as read from the store; `more` if there are still others."""
+        lane = self._lanes.get(prefix)
+        if lane is None:
+            if not rows:
+                return
+            lane = self._lanes[prefix] = Lane(rows[0][1])
+        for key, _ in rows:
+            lane.add(key)
+        lane.complete = not more
+        lane.horizon = (rows[-1][0] if rows else lane.horizon) if more else b""
+        if not lane.keys and lane.complete:
+            del self._lanes[prefix]
 
 
-def plan(waiting: Iterable[tuple[bytes, Demand]], workers: Iterable[Candidate], limit: int) -> list[Assignment]:
-    """Return at most `limit` assignments for jobs `waiting` in order of preference.
+def plan(lanes: Iterable[Lane], workers: Iterable[Candidate], limit: int) -> list[Assignment]:
+    """Return at most `limit` assignments for the jobs that wait in `lanes`, in order of preference.
 
-    A demand that fitted nowhere is not tried again for the next job that asks the same: within one plan room only
-    shrinks.
+    Within one plan room only shrinks, so a demand that fits nowhere once fits nowhere for the rest of it.
     """
-    room = {worker.worker: _Room(worker) for worker in workers if worker.free_slots > 0}
-    slots_by_type: dict[str, int] = {}
-    for free in room.values():
-        slots_by_type[free.type] = slots_by_type.get(free.type, 0) + free.slots
+    rooms = [_Room(worker) for worker in workers if worker.free_slots > 0]
+    heads = [(keys.queue_order(lane.keys[0]), number, lane, 0) for number, lane in enumerate(lanes) if lane.keys]
+    heapq.heapify(heads)
     assignments: list[Assignment] = []
-    hopeless: set[tuple[str, int, int, frozenset[tuple[str, str]]]] = set()
-    if not slots_by_type:
-        return assignments
-    for key, demand in waiting:
-        if slots_by_type.get(demand.type, 0) <= 0:
-            continue
-        requires = demand.requires
-        shape = (demand.type, requires.cpu_milli, requires.memory_bytes, frozenset(requires.labels.items()))
-        if shape in hopeless:
-            continue
-        best = max((free for free in room.values() if free.takes(demand)), key=lambda free: free.slots, default=None)
+    while heads and rooms and len(assignments) < limit:
+        _, number, lane, position = heads[0]
+        best = max((room for room in rooms if room.takes(lane.demand)), key=lambda room: room.slots, default=None)
         if best is None:
-            hopeless.add(shape)
+            heapq.heappop(heads)
             continue
-        best.take(demand)
-        slots_by_type[demand.type] -= 1
+        key = lane.keys[position]
         assignments.append(Assignment(key, keys.job_of(key), best.worker, best.incarnation))
-        if len(assignments) >= limit or not any(slots_by_type.values()):
-            break
+        best.take(lane.demand)
+        if best.slots == 0:
+            rooms.remove(best)
+        if position + 1 < len(lane.keys):
+            heapq.heapreplace(heads, (keys.queue_order(lane.keys[position + 1]), number, lane, position + 1))
+        else:
+            heapq.heappop(heads)
     return assignments
 
 

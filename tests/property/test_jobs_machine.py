@@ -98,7 +98,7 @@ class JobLife(RuleBasedStateMachine):
         expected = {
             JobState.PENDING: keys.timer(record.ready_ms, JOB)
             if record.delayed
-            else keys.queue(record.queue, record.priority, record.ready_ms, JOB),
+            else keys.queue(record.queue, jobs.demand_of(record).lane(), record.priority, record.ready_ms, JOB),
             JobState.RUNNING: keys.running(WorkerId("w"), JOB),
         }.get(record.state)
         assert jobs.index_key(JOB, record) == expected

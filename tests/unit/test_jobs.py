@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from jobs import jobs, keys, records
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, WorkerId, is_job_id, uuid7
-from jobs.protocol.model import JobState, JobSubmit, Reason, Retry, StreamInfo
+from jobs.protocol.model import JobState, JobSubmit, Reason, Requires, Retry, StreamInfo
 from jobs.protocol.wire import Outcome
-from jobs.records import JobRecord
+from jobs.records import Demand, JobRecord
 
 JOB = uuid7(1_000, 7)
 WORKER = WorkerId("shell-0")
@@ -80,7 +80,7 @@ def test_a_failed_attempt_with_retries_waits_its_delay_and_comes_back() -> None:
     assert jobs.index_key(JOB, waiting) == keys.timer(8_000, JOB)
     ready = jobs.on_due(waiting)
     assert isinstance(ready, JobRecord)
-    assert jobs.index_key(JOB, ready) == keys.queue("default", 0, 8_000, JOB)
+    assert jobs.index_key(JOB, ready) == keys.queue("default", jobs.demand_of(ready).lane(), 0, 8_000, JOB)
     again = jobs.on_assigned(ready, WORKER, OTHER_LIFE, 9_000)
     assert isinstance(again, JobRecord)
     assert (again.attempt, again.reason) == (2, None)
@@ -167,15 +167,25 @@ def test_records_survive_their_encoding_and_a_foreign_version_is_named() -> None
         records.decode(JobRecord, data[: len(data) // 2])
 
 
-def test_queue_keys_sort_by_priority_then_age_and_keep_queues_apart() -> None:
-    urgent = keys.queue("q", 10, 9_999, JOB)
-    old = keys.queue("q", 0, 1_000, JOB)
-    young = keys.queue("q", 0, 2_000, JOB)
-    low = keys.queue("q", -100, 1, JOB)
+def test_queue_keys_sort_by_priority_then_age_and_keep_queues_and_lanes_apart() -> None:
+    urgent = keys.queue("q", b"l", 10, 9_999, JOB)
+    old = keys.queue("q", b"l", 0, 1_000, JOB)
+    young = keys.queue("q", b"l", 0, 2_000, JOB)
+    low = keys.queue("q", b"l", -100, 1, JOB)
     assert sorted([low, young, old, urgent]) == [urgent, old, young, low]
-    assert not keys.queue("qq", 0, 1, JOB).startswith(keys.queue_prefix("q"))
-    assert keys.queue_name(old) == "q"
+    assert {keys.lane_of(key) for key in (urgent, old, young, low)} == {keys.lane_of(old)}
+    for other in (keys.queue("qq", b"l", 0, 1, JOB), keys.queue("q", b"ll", 0, 1, JOB)):
+        assert not other.startswith(keys.lane_of(old))
     assert keys.job_of(old) == JOB
+
+
+def test_equal_demands_share_a_lane_and_others_do_not() -> None:
+    one = Demand("shell", Requires(labels={"a": "1", "b": "2"}))
+    same = Demand("shell", Requires(labels={"b": "2", "a": "1"}))
+    others = [Demand("sql", Requires()), Demand("shell", Requires()), Demand("shell", Requires(cpu_milli=1))]
+    assert one.lane() == same.lane()
+    assert len({demand.lane() for demand in [one, *others]}) == 4
+    assert b"\x00" not in one.lane()
 
 
 def test_uuid7_has_the_form_of_rfc_9562_and_sorts_by_time() -> None:

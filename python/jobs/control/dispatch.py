@@ -16,7 +16,7 @@ from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, write_ops
 from jobs.jobs import Refusal
-from jobs.protocol.ids import Attempt, Incarnation, WorkerId
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.wire import Assignment
 from jobs.records import Demand, JobRecord
 from jobs.scheduler import Assignment as Planned
@@ -66,34 +66,32 @@ class Dispatcher:
         self._timers.stop()
 
     def _load_backlog(self) -> None:
-        """Read the head of every queue; names are found by skipping from one queue's end to the next."""
+        """Read the head of every lane; they are found by skipping from one lane's end to the next."""
         start, end = keys.QUEUE, prefix_end(keys.QUEUE)
         while True:
             head, _ = self._store.range(start, end, limit=1, keys_only=True)
             if not head:
                 return
-            queue = keys.queue_name(head[0][0])
-            self._fill(queue, b"")
-            start = prefix_end(keys.queue_prefix(queue))
+            lane = keys.lane_of(head[0][0])
+            self._fill(lane, b"")
+            start = prefix_end(lane)
 
-    def _fill(self, queue: str, after: bytes) -> None:
-        prefix = keys.queue_prefix(queue)
-        rows, more = self._store.range(after + b"\x00" if after else prefix, prefix_end(prefix), limit=FILL_ROWS)
-        self._backlog.fill(queue, [(row[0], records.decode(Demand, row[1])) for row in rows], more)
+    def _fill(self, lane: bytes, after: bytes) -> None:
+        rows, more = self._store.range(after + b"\x00" if after else lane, prefix_end(lane), limit=FILL_ROWS)
+        self._backlog.fill(lane, [(row[0], records.decode(Demand, row[1])) for row in rows], more)
 
     def on_change(self, change: Change) -> None:
         """Take note of a committed change of a job."""
         old, new, job = change.old, change.new, change.job
         self.pending += (new.state is jobs.PENDING) - (old is not None and old.state is jobs.PENDING)
         if old is not None and old.state is jobs.PENDING and not old.delayed:
-            self._backlog.remove(old.queue, keys.queue(old.queue, old.priority, old.ready_ms, job))
+            self._backlog.remove(ready_key(job, old))
         elif old is not None and old.state is jobs.RUNNING and new.state is not jobs.RUNNING:
             self._fleet.release(old.worker, old.incarnation, job)
         if new.state is jobs.PENDING and new.delayed:
             self._timers.expect(new.ready_ms)
         elif new.state is jobs.PENDING:
-            key = keys.queue(new.queue, new.priority, new.ready_ms, job)
-            self._backlog.add(new.queue, key, Demand(new.type, new.requires))
+            self._backlog.add(ready_key(job, new), jobs.demand_of(new))
         elif new.state is jobs.RUNNING and new.cancel_requested:
             self._fleet.cancel(job, new)
         self.wake()
@@ -107,12 +105,12 @@ class Dispatcher:
     def _make_plan(self) -> None:
         self._plan_scheduled = False
         candidates = self._fleet.candidates()
-        if not len(self._backlog) or not free_slots(candidates):
+        if not free_slots(candidates):
             return
-        planned = plan(self._backlog.in_order(), candidates, PLAN_LIMIT)
+        planned = plan(self._backlog.lanes, candidates, PLAN_LIMIT)
         claimed = [claim for item in planned if (claim := self._claim(item)) is not None]
-        for queue, after in self._backlog.wants_more():
-            self._fill(queue, after)
+        for lane, after in self._backlog.wants_more():
+            self._fill(lane, after)
             self.wake()
         if claimed:
             self._spawn(self._assign(claimed))
@@ -121,7 +119,7 @@ class Dispatcher:
 
     def _claim(self, item: Planned) -> tuple[Planned, Stored] | None:
         """Take a planned job out of the backlog, and hold the room for it while the assignment is written."""
-        self._backlog.remove(keys.queue_name(item.queue_key), item.queue_key)
+        self._backlog.remove(item.queue_key)
         stored = self._transitions.read(item.job)
         worker = self._fleet.get(item.worker, item.incarnation)
         if stored is None or worker is None:
@@ -157,3 +155,10 @@ class Dispatcher:
                 self.wake()
         for (worker, incarnation), assignments in outgoing.items():
             self._fleet.deliver(worker, incarnation, assignments)
+
+
+def ready_key(job: JobId, record: JobRecord) -> bytes:
+    """Return the queue key of a job that is ready to run."""
+    key = jobs.index_key(job, record)
+    assert key is not None
+    return key

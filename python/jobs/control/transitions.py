@@ -13,7 +13,7 @@ from jobs.errors import InternalError, NotFound
 from jobs.jobs import Refusal, Step
 from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import JobView
-from jobs.records import Demand, JobRecord, RunningRecord
+from jobs.records import JobRecord, RunningRecord
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
 
 ATTEMPTS: Final = 32
@@ -46,7 +46,7 @@ def index_entry(job: JobId, record: JobRecord) -> Put | None:
     if record.state is jobs.RUNNING:
         assert record.incarnation is not None
         return Put(key, records.encode(RunningRecord(record.attempt, record.incarnation, record.requires)))
-    return Put(key, records.encode(Demand(record.type, record.requires)))
+    return Put(key, records.encode(jobs.demand_of(record)))
 
 
 def write_ops(job: JobId, old: JobRecord | None, new: JobRecord) -> tuple[Op, ...]:
