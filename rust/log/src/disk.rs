@@ -17,7 +17,7 @@ pub trait File: Send {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Write up to `data.len()` bytes at `offset`; returns how many were written.
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize>;
-    /// Give the empty file its size and the room for it; what is not written yet reads as zeros.
+    /// Set room aside, so that writes up to `bytes` find it. Changes neither the file's size nor what it holds.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     /// Make written data durable. When this fails, the data must be taken as lost.
     fn sync(&self) -> io::Result<()>;
@@ -110,9 +110,9 @@ impl File for fs::File {
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
-        match fallocate(self, FallocateFlags::empty(), 0, bytes) {
+        match fallocate(self, FallocateFlags::KEEP_SIZE, 0, bytes) {
             // Such a file system cannot promise room; a full disk then shows up as a failed write.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.set_len(bytes),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             result => Ok(result?),
         }
     }

@@ -1,6 +1,6 @@
 //! Records and segment headers as bytes; little-endian, 8-byte aligned. Pure.
 //!
-//! A segment is a [`Header`] of 512 bytes, then records up to the first zero. A record:
+//! A segment is a [`Header`] of 512 bytes, then records up to the first zero or the end of the file. A record:
 //!
 //! | bytes | field |
 //! |---|---|

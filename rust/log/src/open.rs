@@ -41,7 +41,7 @@ pub(crate) fn find<D: Disk>(disk: &D, options: &Options) -> Result<Found<D::File
         .rposition(|pair| pair[0] + 1 != pair[1])
         .map_or(0, |at| at + 1);
     let (leftover, run) = numbers.split_at(gap);
-    let found = read_run(disk, run)?;
+    let found = read_run(disk, run, options.segment_bytes)?;
     for number in leftover {
         let name = segment_name(*number);
         disk.remove(&name)
@@ -51,7 +51,7 @@ pub(crate) fn find<D: Disk>(disk: &D, options: &Options) -> Result<Found<D::File
 }
 
 /// Replay segments with consecutive numbers and repair the end of the last.
-fn read_run<D: Disk>(disk: &D, run: &[u32]) -> Result<Found<D::File>> {
+fn read_run<D: Disk>(disk: &D, run: &[u32], segment_bytes: usize) -> Result<Found<D::File>> {
     let mut data = Vec::new();
     let mut segments = VecDeque::new();
     let mut replayed: Option<(u64, State, Tail)> = None;
@@ -68,7 +68,12 @@ fn read_run<D: Disk>(disk: &D, run: &[u32]) -> Result<Found<D::File>> {
             return Err(corrupt(&path, 0, "the segment is of another log, or has been renamed"));
         }
         let tail = replay(&path, &header, &data, position + 1 == run.len(), &mut state)?;
-        segments.push_back(Segment::existing(&header, file, data.len(), tail.end));
+        segments.push_back(Segment::existing(
+            &header,
+            file,
+            segment_bytes.max(data.len()),
+            tail.end,
+        ));
         replayed = Some((salt, state, tail));
     }
     let (salt, state, tail) = replayed.expect("a run has segments");
@@ -108,11 +113,12 @@ fn read_whole(file: &impl File, data: &mut Vec<u8>) -> std::io::Result<()> {
 
 /// Make the end of the last segment what it was read as.
 fn repair(file: &impl File, data: &[u8], tail: &Tail) -> std::io::Result<()> {
+    let end = tail.end.min(data.len());
     // Zeros over the torn tail, so that records to come cannot be followed by pieces of it.
-    write_zeros(file, tail.end, tail.dirty_end)?;
+    write_zeros(file, end, tail.dirty_end)?;
     // Records that no sync is known to have covered may have been read from a page cache that a failed sync has
     // marked clean: a sync alone would claim them durable without writing them.
-    write_all(file, &data[tail.synced..tail.end], tail.synced)?;
+    write_all(file, &data[tail.synced.min(end)..end], tail.synced.min(end))?;
     // Only then may anybody see them: what was read once must be there after the next crash.
     file.sync()
 }

@@ -30,7 +30,7 @@ pub(crate) struct State {
 /// How one segment ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tail {
-    /// Offset after the last good record.
+    /// Offset after the last good record; a file that was shortened can end before, in the record's padding.
     pub end: usize,
     /// Offset up to which a sync is known to have succeeded.
     pub synced: usize,
@@ -122,8 +122,6 @@ pub(crate) fn replay(path: &Path, header: &Header, data: &[u8], last: bool, stat
         synced = synced.max(head.synced as usize);
         end += head.record_bytes();
     }
-    // A file that was shortened can end in a record's padding.
-    let end = end.min(data.len());
     let dirty_end = end.max(used_bytes(data));
     if dirty_end > end {
         if !last {
@@ -135,11 +133,7 @@ pub(crate) fn replay(path: &Path, header: &Header, data: &[u8], last: bool, stat
             return Err(corrupt(path, end, problem));
         }
     }
-    Ok(Tail {
-        end,
-        synced: synced.min(end),
-        dirty_end,
-    })
+    Ok(Tail { end, synced, dirty_end })
 }
 
 /// Offset after the last byte that is not zero.

@@ -6,9 +6,9 @@ use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{HEAD_BYTES, HEADER_BYTES, Header, Seal, decode_head, encode_header};
 
-/// How far zeros are written ahead of small writes. Room that was only allocated costs its first sync a change of the
-/// file system's journal; written zeros do not. Measured on ext4, p50 of a 4 KiB write and fdatasync: 0.16 ms into
-/// allocated room, 0.09 ms into zeros; a whole segment of zeros at once would stall the log for 100 ms.
+/// How far zeros are written ahead of small writes. The first write to room that was only set aside makes its sync
+/// change the file system's journal; one over zeros does not. Measured on ext4, p50 of a 4 KiB write and fdatasync:
+/// 0.16 ms into such room, 0.09 ms over zeros; a whole segment of zeros at once would stall the log for 100 ms.
 const ZERO_AHEAD_BYTES: usize = 256 << 10;
 const BLOCK_BYTES: usize = 4096;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -22,7 +22,7 @@ pub(crate) struct Segment<F> {
     pub capacity: usize,
     /// Offset after the last record written (not necessarily durable).
     pub written: usize,
-    /// Offset up to which the file's room has been written to.
+    /// Offset up to which the file has been written to, mostly with zeros; its size.
     zeroed: usize,
 }
 

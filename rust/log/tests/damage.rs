@@ -200,9 +200,9 @@ fn missing_renamed_and_foreign_segments_are_refused() {
     refused(&|files| fs::remove_file(&files[0]).unwrap());
     refused(&|files| fs::remove_file(&files[1]).unwrap());
     refused(&|files| {
-        files[..files.len() - 1]
-            .iter()
-            .for_each(|path| fs::remove_file(path).unwrap())
+        for path in &files[..files.len() - 1] {
+            fs::remove_file(path).unwrap();
+        }
     });
     refused(&|files| fs::rename(&files[1], &files[0]).unwrap());
     refused(&|files| fs::write(&files[1], b"JOBSLOG").unwrap());
