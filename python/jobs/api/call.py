@@ -11,6 +11,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from jobs.api.config import ApiConfig
+from jobs.api.connection import Connection
 from jobs.api.invalid import invalid_body, invalid_query
 from jobs.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from jobs.service import Caller
@@ -28,6 +29,12 @@ class Call(Struct):
     """What stands in the path's placeholder, "" without one."""
     query: Any
     body: Any
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done once the client has gone."""
+        assert isinstance(self.request.protocol, Connection)
+        return self.request.protocol.gone
 
 
 async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:

@@ -58,6 +58,8 @@ class Connection(RequestHandler):
         self._counted = False
         self._refused = False
         self.caller: Caller
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Done once the client has gone."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -73,6 +75,8 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._disarm()
+        if not self.gone.done():
+            self.gone.set_result(None)
         if self._counted:
             self._counted = False
             self._gate.open -= 1

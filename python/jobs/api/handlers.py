@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Final, Literal
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from jobs.api.call import Call
 from jobs.api.config import ApiConfig
-from jobs.api.streams import EVENT_STREAM, StreamAnswer, StreamSlots, event, seen
+from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, event, seen
 from jobs.content import content_of
 from jobs.errors import InvalidRequest, NotFound, Unavailable
 from jobs.protocol.ids import Attempt, JobId, is_job_id
@@ -26,8 +26,6 @@ from jobs.protocol.model import (
 )
 from jobs.service import JobFilter, Service
 
-POLL_SLICE_S: Final = 5.0
-"""A long poll looks this often whether its client is still there."""
 _encode = msgspec.json.Encoder().encode
 
 WaitS = Annotated[float, Meta(ge=0, le=300)]
@@ -152,16 +150,9 @@ class Handlers:
         return json_response(await self._wait(call, job_id(call), query.timeout_s))
 
     async def _wait(self, call: Call, job: JobId, timeout_s: float) -> Any:
-        """Wait in slices, so that a client that has gone does not hold its place until the end."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        with self._slots.take(call.caller.uid):
-            while True:
-                left_s = deadline - loop.time()
-                slice_s = max(0.0, min(left_s, POLL_SLICE_S))
-                view = await self._slots.unless_closed(self._service.wait(call.caller, job, slice_s))
-                if view.state.is_final or left_s <= POLL_SLICE_S or call.request.transport is None:
-                    return view
+        """Wait until the job is final, the time is over, the client has gone, or the node stops."""
+        with self._place(call) as place:
+            return await place.result(self._service.wait(call.caller, job, timeout_s))
 
     async def cancel(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.cancel(call.caller, job_id(call)))
@@ -170,7 +161,7 @@ class Handlers:
         query: LogsQuery = call.query
         events = EVENT_STREAM in call.request.headers.get("Accept", "")
         attempt, after_seq = _resume_logs(call, query) if events else (query.attempt, query.after_seq)
-        with self._slots.take(call.caller.uid):
+        with self._place(call) as place:
             if query.follow:
                 # The head is sent before there is anything to tell, so what speaks against it has to be known now.
                 await self._service.wait(call.caller, job_id(call), 0)
@@ -182,7 +173,7 @@ class Handlers:
                 follow=query.follow,
                 after_seq=after_seq,
             )
-            stream = self._stream(call, at_once=query.follow)
+            stream = StreamAnswer(call.request, self._config, place, at_once=query.follow)
             if events:
                 return await stream.send(_log_events(pieces), EVENT_STREAM)
             return await stream.send((piece.data async for piece in pieces), "application/octet-stream")
@@ -201,11 +192,17 @@ class Handlers:
     ) -> web.StreamResponse:
         after = _last_event_id(call, after_revision)
         events = self._service.watch_jobs(call.caller, where, after_revision=after, job=job)
-        with self._slots.take(call.caller.uid):
-            return await self._stream(call).send(_revisions(events), EVENT_STREAM)
+        with self._place(call) as place:
+            return await self._send_revisions(call, place, events)
 
-    def _stream(self, call: Call, *, at_once: bool = False) -> StreamAnswer:
-        return StreamAnswer(call.request, self._config, self._slots, at_once=at_once)
+    async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> web.StreamResponse:
+        """Send a watch; its first word comes at once, so that the head can wait for it."""
+        return await StreamAnswer(call.request, self._config, place, at_once=False).send(
+            _revisions(events), EVENT_STREAM
+        )
+
+    def _place(self, call: Call) -> AbstractContextManager[Place]:
+        return self._slots.take(call.caller.uid, call.gone)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -250,8 +247,8 @@ class Handlers:
         query: KvWatchQuery = call.query
         after = _last_event_id(call, query.after_revision)
         events = self._service.kv_watch(call.caller, query.key, prefix=query.prefix, after_revision=after)
-        with self._slots.take(call.caller.uid):
-            return await self._stream(call).send(_revisions(events), EVENT_STREAM)
+        with self._place(call) as place:
+            return await self._send_revisions(call, place, events)
 
     async def grant_lease(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.lease_grant(call.caller, call.body.ttl_s), 201)

@@ -22,18 +22,56 @@ _PING: Final = b": still here\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
+class Place:
+    """The right to one stream or long poll, for as long as there is somebody to talk to."""
+
+    def __init__(self, closing: asyncio.Future[None], gone: asyncio.Future[None]) -> None:
+        self._closing = closing
+        self._gone = gone
+
+    async def first(self, task: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
+        """Wait for the task or the time; tell whether the task is done.
+
+        Raises Unavailable when the node stops, ConnectionResetError when the client has gone.
+        """
+        over = (task, self._closing, self._gone)
+        await asyncio.wait(over, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return True
+        if self._gone.done():
+            raise ConnectionResetError("the client has gone")
+        check_open(self._closing)
+        return False
+
+    async def result(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what the work returns; raises as `first`, and then gives the work up."""
+        task = asyncio.ensure_future(work)
+        try:
+            await self.first(task)
+            return task.result()
+        finally:
+            task.cancel()
+
+
 class StreamSlots:
     """Counts the streams and long polls of each user, and ends them all when the node stops."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used: Counter[int] = Counter()
-        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def used(self) -> int:
+        return self._used.total()
 
     @contextmanager
-    def take(self, uid: int) -> Iterator[None]:
-        """Hold one place; raise TooManyRequests when the user has none left, Unavailable after `close`."""
-        self._check_open()
+    def take(self, uid: int, gone: asyncio.Future[None]) -> Iterator[Place]:
+        """Hold one place until the end, or until `gone`.
+
+        Raises TooManyRequests when the user has none left, Unavailable after `close`.
+        """
+        check_open(self._closing)
         if self._used[uid] >= self._limit:
             raise TooManyRequests(
                 f"{self._limit} streams or long polls of uid {uid} are open",
@@ -42,7 +80,7 @@ class StreamSlots:
             )
         self._used[uid] += 1
         try:
-            yield
+            yield Place(self._closing, gone)
         finally:
             self._used[uid] -= 1
             if not self._used[uid]:
@@ -50,28 +88,13 @@ class StreamSlots:
 
     def close(self) -> None:
         """End every stream and long poll: they would wait for what this node will no longer tell."""
-        if not self.closing.done():
-            self.closing.set_result(None)
+        if not self._closing.done():
+            self._closing.set_result(None)
 
-    async def unless_closed(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what the work returns; raise Unavailable as soon as the streams are closed."""
-        task = asyncio.ensure_future(work)
-        try:
-            await self.first(task)
-            self._check_open(task)
-            return task.result()
-        finally:
-            task.cancel()
 
-    async def first(self, task: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
-        """Wait for the task, the end of all streams, or the time; tell whether the task is done."""
-        await asyncio.wait([task, self.closing], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        self._check_open(task)
-        return task.done()
-
-    def _check_open(self, task: asyncio.Future[Any] | None = None) -> None:
-        if self.closing.done() and (task is None or not task.done()):
-            raise Unavailable("the node stops", expected="the same request a little later", retry_after_s=1)
+def check_open(closing: asyncio.Future[None]) -> None:
+    if closing.done():
+        raise Unavailable("the node stops", expected="the same request a little later", retry_after_s=1)
 
 
 def event(data: Any, event_id: str) -> bytes:
@@ -93,13 +116,13 @@ class StreamAnswer:
     """Sends pieces as they come.
 
     The first piece is awaited before the head, so that an error still has its status; `at_once` sends the head before.
-    A client that takes nothing for `write_timeout_s` is cut off; one that has gone is noticed at the next ping.
+    A client that takes nothing for `write_timeout_s` is cut off.
     """
 
-    def __init__(self, request: web.BaseRequest, config: ApiConfig, slots: StreamSlots, *, at_once: bool) -> None:
+    def __init__(self, request: web.BaseRequest, config: ApiConfig, place: Place, *, at_once: bool) -> None:
         self._request = request
         self._config = config
-        self._slots = slots
+        self._place = place
         self._at_once = at_once
 
     async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> web.StreamResponse:
@@ -109,7 +132,7 @@ class StreamAnswer:
         upcoming = asyncio.ensure_future(_next(pieces))
         try:
             if not self._at_once:
-                await self._slots.first(upcoming)
+                await self._place.first(upcoming)
                 upcoming.result()
             await response.prepare(self._request)
             await self._pump(response, pieces, upcoming, ping)
@@ -139,12 +162,10 @@ class StreamAnswer:
         """Write until the pieces end or the client has gone."""
         try:
             while True:
-                done = await self._slots.first(upcoming, self._config.ping_s)
+                done = await self._place.first(upcoming, self._config.ping_s)
                 piece = upcoming.result() if done else ping
                 if piece is None:
                     await response.write_eof()
-                    return
-                if self._request.transport is None:
                     return
                 if piece:
                     async with asyncio.timeout(self._config.write_timeout_s):
