@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -25,12 +26,26 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def descendants(pid: int) -> list[int]:
+    """Return every process below one; those that end meanwhile are left out."""
+    found = []
+    for child in children_of(pid):
+        try:
+            found += [child, *descendants(child)]
+        except OSError:
+            continue
+    return found
+
+
 class Ends:
     """The ends of processes that live now."""
 
     def __init__(self, pids: list[int]) -> None:
         assert pids, "there is nothing to wait for"
-        self._fds = [os.pidfd_open(pid) for pid in pids]
+        self._fds = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                self._fds.append(os.pidfd_open(pid))
 
     async def wait(self, timeout_s: float) -> None:
         """Return when all have ended; raises TimeoutError."""
