@@ -45,7 +45,9 @@ class Log:
     def size_bytes(self) -> int:
         """Bytes of all records kept."""
     def append(self, index: int, term: int, payload: bytes) -> None:
-        """Add the entry after last_index (any index when the log is empty). Not durable before `sync`."""
+        """Add the entry after last_index (any index from 1 on when the log is empty). Not durable before `sync`.
+
+        Raises NativeError for a gap, LimitError beyond 64 MiB, DiskFullError when no further segment can be made."""
     def sync(self) -> int:
         """Make every appended entry durable with one fdatasync; return last_index."""
     def get(self, index: int) -> tuple[bytes, int, int] | None:
@@ -56,7 +58,8 @@ class Log:
     def truncate_suffix(self, index: int) -> None:
         """Drop `index` and everything after it, durably."""
     def truncate_prefix(self, index: int) -> None:
-        """Drop everything before `index` (whole segments are deleted; the rest is skipped), durably."""
+        """Drop everything before `index` (whole segments are deleted; the rest is skipped), durably. Beyond the end it
+        leaves an empty log that goes on at `index`."""
     def hard_state(self) -> tuple[int, str | None]:
         """(term, voted_for)."""
     def set_hard_state(self, term: int, voted_for: str | None) -> None:
