@@ -14,6 +14,12 @@ from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
 from jobs.protocol.model import Problem
 
 _REF: Final = "#/components/schemas/{name}"
+_ID_PATTERNS: Final = {
+    "jobs": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
+    "workers": "^[^/]+$",
+    "leases": "^[0-9]{1,18}$",
+}
+"""What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)
 
 
@@ -22,7 +28,7 @@ def document() -> bytes:
     types: list[Any] = [Problem]
     for route in ROUTES:
         types += [kind for kind in (route.body, route.answer, route.query) if kind is not None]
-    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    schemas, components = _portable(msgspec.json.schema_components(types, ref_template=_REF))
     schema_of = dict(zip(map(id, types), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -37,6 +43,16 @@ def document() -> bytes:
             "components": {"schemas": components},
         }
     )
+
+
+def _portable(schema: Any) -> Any:
+    """Return a schema with patterns of ECMA-262, whose `$` is what `\\Z` is to Python."""
+    if isinstance(schema, dict):
+        return {
+            key: value.replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _portable(value)
+            for key, value in schema.items()
+        }
+    return type(schema)(map(_portable, schema)) if isinstance(schema, list | tuple) else schema
 
 
 def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +71,8 @@ def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, An
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
     if PLACEHOLDER not in route.path:
         return []
-    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    kind = route.path.removeprefix("/v1/").partition("/")[0]
+    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": _ID_PATTERNS[kind]}}]
 
 
 def _query_parameters(query: type[Struct], components: dict[str, Any]) -> list[dict[str, Any]]:
