@@ -154,6 +154,7 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     notifier = Notifier()
+    loop.add_signal_handler(signal.SIGHUP, lambda: reload_config(config, arguments, node, notifier))
     children = None
     try:
         await node.start()
@@ -173,6 +174,23 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
             await children.stop(STOP_GRACE_S)
         await node.stop()
     return EXIT_FAILED if node.failed.is_set() else 0
+
+
+def reload_config(running: NodeConfig, arguments: argparse.Namespace, node: Node, notifier: Notifier) -> None:
+    """Read the configuration again and take what can be taken without a restart: the section `logging`."""
+    notifier.reloading("reading the configuration")
+    try:
+        fresh = load_config(arguments.config, embedded=arguments.embedded)
+    except ConfigError as error:
+        logger.error("the configuration is not taken: %s", error)
+    else:
+        logs.setup(fresh.logging)
+        sections = set(NodeConfig.model_fields) - {"logging"}
+        waiting = sorted(name for name in sections if getattr(fresh, name) != getattr(running, name))
+        if waiting:
+            logger.warning("a restart is needed for what changed in: %s", ", ".join(waiting))
+        logger.info("configuration read again", extra={"level": fresh.logging.level})
+    notifier.ready(status_line(node))
 
 
 async def serve_until(stop: asyncio.Event, node: Node, notifier: Notifier) -> None:

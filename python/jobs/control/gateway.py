@@ -303,6 +303,9 @@ class WorkerConnection(asyncio.Protocol):
         if isinstance(done, Refusal):
             self._gateway.refused_reports_total += 1
             logger.warning("late report refused: %s", done.why, extra={"job": frame.job, "attempt": frame.attempt})
+        else:
+            fields = {"job": frame.job, "attempt": frame.attempt, "state": done.new.state, "reason": done.new.reason}
+            logger.info("attempt ended", extra=fields)
         accepted = not isinstance(done, Refusal)
         self._send(wire.FinishedAck(job=frame.job, attempt=frame.attempt, accepted=accepted))
 
