@@ -6,6 +6,7 @@ import asyncio
 import errno
 import grp
 import os
+import resource
 import socket
 import stat
 import struct
@@ -48,6 +49,21 @@ def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:
         listener.close()
         raise SocketError(f"socket {path}: {error.strerror}") from error
     return listener
+
+
+def reserve_descriptors(wanted: int, reserve: int) -> int:
+    """Raise this process's soft limit of descriptors for `wanted` connections beside `reserve` others.
+
+    Returns how many connections there may be: fewer than wanted where the hard limit does not allow them, since one
+    too many would take the descriptor of a file.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + reserve
+    if hard != resource.RLIM_INFINITY:
+        needed = min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return max(1, needed - reserve)
 
 
 def peer_credentials(transport: asyncio.Transport) -> tuple[int, int, int]:

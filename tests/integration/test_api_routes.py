@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +359,42 @@ def test_a_stop_does_not_wait_for_streams_and_long_polls(tmp_path: Path) -> None
         assert time.monotonic() - began < STOP_GRACE_S
         for one in held:
             one.close()
+
+
+def test_a_low_soft_limit_of_descriptors_does_not_bound_the_connections(tmp_path: Path) -> None:
+    with EmbeddedNode(tmp_path / "node", prefix=("prlimit", "--nofile=200:4096")) as node:
+        caller = Caller(node.socket)
+        held = []
+        for _ in range(400):
+            held.append(socket.socket(socket.AF_UNIX))
+            held[-1].connect(str(node.socket))
+        assert caller.ok("GET", "/v1/health")["status"] == "ok"
+        made = finished(caller, "echo", "served")
+        assert caller.ok("GET", f"/v1/jobs/{made}/result")["stdout"]["text"] == "served\n"
+        for one in held:
+            one.close()
+
+
+def until_status(caller: Caller, status: int) -> None:
+    """Ask until this is the answer; a connection closed without one counts as none."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with suppress(ConnectionError):
+            if caller.ask("GET", "/v1/health")[0] == status:
+                return
+    raise AssertionError(f"no answer with status {status} within 10 s")
+
+
+def test_a_low_hard_limit_of_descriptors_leaves_the_node_its_files(tmp_path: Path) -> None:
+    with EmbeddedNode(tmp_path / "node", prefix=("prlimit", "--nofile=300:300")) as node:
+        caller = Caller(node.socket)
+        held = []
+        for _ in range(350):
+            held.append(socket.socket(socket.AF_UNIX))
+            held[-1].connect(str(node.socket))
+        until_status(caller, 429)
+        for one in held:
+            one.close()
+        until_status(caller, 200)
+        made = finished(caller, "echo", "served")
+        assert caller.ok("GET", f"/v1/jobs/{made}/result")["stdout"]["text"] == "served\n"

@@ -42,6 +42,7 @@ class Gate:
         self.config = config
         self.identities = identities
         self.metrics = metrics
+        self.limit = config.max_connections
         self.open = 0
         self.refused = 0
 
@@ -64,7 +65,7 @@ class Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         gate = self._gate
-        if gate.open >= gate.config.max_connections:
+        if gate.open >= gate.limit:
             self._refuse()
             return
         self._counted = True
@@ -162,9 +163,8 @@ class Connection(RequestHandler):
             return
         self._refused = True
         gate.refused += 1
-        limit = gate.config.max_connections
         self._write_answer(
-            TooManyRequests(f"{limit} connections are open", expected="fewer at a time", retry_after_s=1)
+            TooManyRequests(f"{gate.limit} connections are open", expected="fewer at a time", retry_after_s=1)
         )
         self.transport.write_eof()
         self._timer = self._loop.call_later(LINGER_S, self.force_close)

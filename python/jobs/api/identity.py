@@ -44,8 +44,10 @@ class Identities:
             admin_gid = grp.getgrnam(self._admin_group).gr_gid
         except KeyError:
             return False
+        if gid == admin_gid:
+            return True
         try:
-            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+            user = pwd.getpwuid(uid)
         except KeyError:
-            groups = [gid]
-        return admin_gid in groups
+            return False
+        return admin_gid in os.getgrouplist(user.pw_name, user.pw_gid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -25,8 +26,12 @@ from jobs.api.routes import Router
 from jobs.api.streams import StreamSlots
 from jobs.errors import MethodNotAllowed
 from jobs.service import Caller, Service
-from jobs.sockets import listen_unix
+from jobs.sockets import listen_unix, reserve_descriptors
 
+logger = logging.getLogger(__name__)
+
+RESERVED_DESCRIPTORS: Final = 256
+"""For files, workers, peers, and connections that are told that there are too many."""
 _UNROUTED: Final = "(none)"
 _SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_job", "watch_jobs", "kv_watch")
 
@@ -63,6 +68,11 @@ class ApiServer(web.Server):
         self._path: Path | None = None
 
     async def start(self, path: Path) -> None:
+        self._gate.limit = reserve_descriptors(self.config.max_connections, RESERVED_DESCRIPTORS)
+        if self._gate.limit < self.config.max_connections:
+            logger.warning(
+                "the limit of open files allows %d connections, fewer than api.max_connections", self._gate.limit
+            )
         listener = listen_unix(path, self.config.mode, self.config.group)
         self._path = path
         self._listener = await asyncio.get_running_loop().create_unix_server(self, sock=listener)
