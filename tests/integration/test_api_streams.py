@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 from jobs.store import Compact, Txn
@@ -244,3 +245,15 @@ async def test_a_stop_ends_streams_and_long_polls_at_once(api: Api) -> None:
     assert answer.headers["retry-after"] == "1"
     assert await idle.closed()
     assert not api.socket.exists()
+
+
+@scenario()
+async def test_a_burst_of_connections_waits_its_turn(api: Api) -> None:
+    """Given a node that is busy for a moment, then 800 clients that connect meanwhile all find room in its backlog."""
+    burst = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(800)]
+    for one in burst:
+        one.connect(str(api.socket))  # in one go: the event loop of the node accepts nothing meanwhile
+    burst[-1].send(request("GET", "/v1/health"))
+    assert (await asyncio.get_running_loop().sock_recv(burst[-1], 100)).startswith(b"HTTP/1.1 200")
+    for one in burst:
+        one.close()

@@ -26,7 +26,7 @@ from jobs.api.routes import Router
 from jobs.api.streams import StreamSlots
 from jobs.errors import MethodNotAllowed
 from jobs.service import Caller, Service
-from jobs.sockets import listen_unix, reserve_descriptors
+from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ApiServer(web.Server):
             )
         listener = listen_unix(path, self.config.mode, self.config.group)
         self._path = path
-        self._listener = await asyncio.get_running_loop().create_unix_server(self, sock=listener)
+        self._listener = await asyncio.get_running_loop().create_unix_server(self, sock=listener, backlog=BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, end streams and long polls, let the rest finish for `grace_s`, then close."""
