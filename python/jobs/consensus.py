@@ -25,8 +25,8 @@ from msgspec import Struct
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from jobs._native import Log, Store
-from jobs.errors import Unavailable
+from jobs._native import DiskFullError, Log, Store
+from jobs.errors import StorageFull, Unavailable
 from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
@@ -304,7 +304,8 @@ class Consensus:
         """Return a future of the transaction's result: it resolves once committed, fsynced and applied.
 
         `size_bytes` is about what the transaction weighs, for bounding a command. The future fails with
-        Unavailable when the transaction was certainly not accepted, and with ConsensusError when that is unknown.
+        Unavailable or StorageFull when the transaction was certainly not accepted, and with ConsensusError when
+        that is unknown.
         """
         done: asyncio.Future[TxnResult] = self._loop.create_future()
         if self._failure is not None:
@@ -374,6 +375,9 @@ class Consensus:
             started = time.monotonic()
             self._log.sync()
             self._after_sync(time.monotonic() - started)
+        except DiskFullError as error:
+            # The log found no room before it changed anything: only this command is refused.
+            self._refuse(StorageFull(f"the disk of the log is full: {error}", expected="more room", retry_after_s=5))
         except Exception as error:
             self._fail(error)
 
@@ -478,6 +482,15 @@ class Consensus:
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(ConsensusError(str(error)))
         self.on_failure(error)
+
+    def _refuse(self, error: StorageFull) -> None:
+        logger.error("a command is refused: %s", error)
+        refused, self._in_flight = self._in_flight, []
+        for proposal in refused:
+            if not proposal.done.done():
+                proposal.done.set_exception(error)
+        if self._queue:
+            self._schedule()
 
     def _fail_waiting(self, error: BaseException) -> None:
         waiting, self._queue = self._queue, []

@@ -13,7 +13,7 @@ import pytest
 
 from jobs._native import Log, Store
 from jobs.consensus import MAX_PENDING_TXNS, Consensus, ConsensusConfig, ConsensusError
-from jobs.errors import Unavailable
+from jobs.errors import StorageFull, Unavailable
 from jobs.store import EQ, Put, Txn, VersionIs
 
 
@@ -158,6 +158,31 @@ def test_an_entry_that_the_library_would_unpickle_is_refused(tmp_path: Path) -> 
                 await member.put("k")
 
     asyncio.run(scenario())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_refuses_commands_and_they_go_on_when_there_is_room(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Member(tmp_path) as member:
+            large = Txn(then=(Put(b"k", b"x" * 500_000),))
+            done = [await asyncio.wait([member.consensus.propose(large, 500_000)]) for _ in range(100)]
+            failures = [future.exception() for finished, _ in done for future in finished]
+            written = failures.count(None)
+            assert 5 < written < 100
+            assert all(isinstance(failure, StorageFull) for failure in failures[written:])
+            assert member.store.revision == written
+            (tmp_path / "log" / "filler").unlink()
+            assert await member.put("after") == written + 1
+        async with Member(tmp_path) as member:
+            assert member.store.revision == written + 1
+
+    (tmp_path / "log").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path / "log")], check=True)
+    try:
+        (tmp_path / "log" / "filler").write_bytes(bytes(8 << 20))
+        asyncio.run(scenario())
+    finally:
+        subprocess.run(["umount", str(tmp_path / "log")], check=True)
 
 
 WRITER = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -186,6 +187,20 @@ def test_a_worker_whose_lease_runs_out_is_lost_and_its_job_tried_elsewhere(tmp_p
             await other.register(plane.worker_socket)
             item = await other.assigned()
             assert (item.job, item.attempt) == (twice.id, 2)
+
+    run(scenario())
+
+
+def test_a_node_that_stood_still_does_not_lose_its_workers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path, worker_lease_s=0.6) as plane:
+            worker = WorkerPeer()
+            await worker.register(plane.worker_socket)
+            worker.send(wire.Heartbeat())
+            time.sleep(1.5)  # what is tested: nothing runs for longer than the lease, the sign of life unread
+            job = await submit(plane)
+            assert (await worker.assigned()).job == job.id
+            assert len(await plane.control.workers(ADMIN)) == 1
 
     run(scenario())
 

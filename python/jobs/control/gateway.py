@@ -219,6 +219,10 @@ class WorkerConnection(asyncio.Protocol):
                 await asyncio.wait([before])
             try:
                 await work
+            except JobsError as error:
+                # Not written, so not acknowledged: the worker sends it again when it has come back.
+                logger.warning("a worker's report could not be written: %s", error, extra={"job": job})
+                self.close()
             finally:
                 if self._tails.get(job) is asyncio.current_task():
                     del self._tails[job]

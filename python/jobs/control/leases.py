@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from jobs.consensus import Consensus
 from jobs.control.tasks import Spawn
@@ -19,6 +19,9 @@ from jobs.protocol.ids import LeaseId
 from jobs.store import LeaseRevoke, Store, Txn
 
 logger = logging.getLogger(__name__)
+
+STALL_S: Final = 0.5
+"""A timer this late was held up."""
 
 
 class Leases:
@@ -79,10 +82,16 @@ class Leases:
         check(await self._consensus.propose(Txn(then=(LeaseRevoke(lease),))))
 
     def _check(self, lease: LeaseId) -> None:
-        """A timer rang; the lease may have been kept since it was set."""
-        deadline = self._deadline[lease]
-        if deadline > self._loop.time():
-            self._timers[lease] = self._loop.call_at(deadline, self._check, lease)
+        """A timer rang; the lease may have been kept since it was set.
+
+        A timer that rings late means that this process stood still, and signs of life wait to be read: the lease gets
+        its time anew, so that a stopped or swapped-out node does not lose all its workers when it goes on.
+        """
+        late_s = self._loop.time() - self._deadline[lease]
+        if late_s > STALL_S:
+            self._deadline[lease] = self._loop.time() + self._ttl_s[lease]
+        if late_s < 0 or late_s > STALL_S:
+            self._timers[lease] = self._loop.call_at(self._deadline[lease], self._check, lease)
             return
         logger.info("lease ran out", extra={"lease": lease})
         self.forget(lease)
