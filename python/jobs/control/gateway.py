@@ -27,7 +27,7 @@ from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import Execution, JobState
 from jobs.records import JobRecord, LogChunk, ResultRecord
-from jobs.sockets import peer_credentials
+from jobs.sockets import BACKLOG, peer_credentials
 from jobs.store import Op, Put
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Gateway:
     async def start(self, sock: socket.socket) -> None:
         """Serve a listening Unix socket."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=sock)
+        self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=sock, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Stop accepting and close the connections; the workers keep their jobs and come back."""
