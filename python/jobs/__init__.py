@@ -5,21 +5,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.client import AsyncClient, Client, ConnectionFailed
-    from jobs.protocol.model import Limits, Requires, Retry, ShellJob, ShellPayload
+    from jobs.client import AsyncClient, Client, ConnectionFailed, shell_job
+    from jobs.errors import JobsError
+    from jobs.protocol.model import (
+        Content,
+        JobState,
+        JobView,
+        Limits,
+        Reason,
+        Requires,
+        Retry,
+        ShellJob,
+        ShellPayload,
+        Stream,
+    )
 
 __all__ = [
     "AsyncClient",
     "Client",
     "ConnectionFailed",
+    "Content",
+    "JobState",
+    "JobView",
+    "JobsError",
     "Limits",
+    "Reason",
     "Requires",
     "Retry",
     "ShellJob",
     "ShellPayload",
+    "Stream",
+    "shell_job",
 ]
 
-_CLIENT = frozenset({"AsyncClient", "Client", "ConnectionFailed"})
+_HOMES = {
+    "jobs.client": ("AsyncClient", "Client", "ConnectionFailed", "shell_job"),
+    "jobs.errors": ("JobsError",),
+}
 
 
 def __getattr__(name: str) -> object:
@@ -28,5 +50,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    home = "jobs.client" if name in _CLIENT else "jobs.protocol.model"
+    home = next((home for home, names in _HOMES.items() if name in names), "jobs.protocol.model")
     return getattr(importlib.import_module(home), name)

@@ -49,20 +49,33 @@ class EmbeddedNode:
         command = [*self._prefix, sys.executable, "-m", "jobs.node", "--embedded", str(self.directory)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env)
+        try:
+            self._wait_until_it_serves(self._process)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def restart(self) -> EmbeddedNode:
+        """Stop the node if it still runs, and start it again on the same directory."""
+        if self._process is not None:
+            self.stop()
+        return self.start()
+
+    def _wait_until_it_serves(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._serves():
-            if self._process.poll() is not None:
-                raise NodeFailed(f"the node ended with {self._process.returncode}:\n{self.log_tail()}")
+            if process.poll() is not None:
+                raise NodeFailed(f"the node ended with {process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise NodeFailed(f"the node did not serve within {START_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
             time.sleep(POLL_S)
-        return self
 
     def _serves(self) -> bool:
         if not self.socket.exists():
             return False
         try:
-            with Client(str(self.socket), tries=1) as client:
+            with Client(str(self.socket), patience_s=0) as client:
                 ready = [worker for worker in client.workers() if worker.state == "ready"]
                 return client.health().status == "ok" and len(ready) >= self._workers
         except JobsError:

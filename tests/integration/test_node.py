@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client import Client
-from jobs.client.common import shell_job
+from jobs.client import Client, shell_job
 from jobs.errors import StorageFull
 from jobs.protocol.model import JobState, Requires
 from jobs.testing import EmbeddedNode, NodeFailed

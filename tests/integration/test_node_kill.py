@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client import Client
-from jobs.client.common import shell_job
+from jobs.client import Client, shell_job
 from jobs.errors import JobsError
 from jobs.protocol.model import JobState, Reason
 from jobs.testing import EmbeddedNode
@@ -26,7 +25,7 @@ class Load(threading.Thread):
 
     def __init__(self, node: EmbeddedNode, name: str) -> None:
         super().__init__()
-        self._client = Client(str(node.socket), tries=1)
+        self._client = Client(str(node.socket), patience_s=0)
         self._name = name
         self.enough = threading.Event()
         self.jobs: list[str] = []

@@ -1,10 +1,10 @@
-"""Exit codes of `jobctl`: stable, documented in docs/cli.md."""
+"""Exit codes of `jobctl`: stable, documented in docs/cli.md; those of sysexits.h, timeout(1) and the shells."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from jobs.client.common import ConnectionFailed
+from jobs.client import ConnectionFailed
 from jobs.errors import Forbidden, JobsError, Unavailable
 from jobs.protocol.model import JobState, JobView, Reason
 
@@ -13,6 +13,7 @@ FAILED: Final = 1
 USAGE: Final = 2
 DATA: Final = 65
 UNAVAILABLE: Final = 69
+OUTPUT: Final = 74
 TEMPORARY: Final = 75
 FORBIDDEN: Final = 77
 CONFIG: Final = 78
@@ -30,34 +31,31 @@ _BY_REASON: Final[dict[Reason, int]] = {
     Reason.WORKER_LOST: TEMPORARY,
     Reason.INVALID_PAYLOAD: DATA,
     Reason.OOM: SIGNAL_BASE + 9,
-    Reason.PIDS_LIMIT: NOT_RUN,
-    Reason.SANDBOX_UNAVAILABLE: NOT_RUN,
 }
 
-TABLE: Final = """exit codes of run (and of the command's own: passed through):
-  0..255  the command's own exit code
-  124     timeout            125  could not be run (sandbox, limits)
+TABLE: Final = """exit codes of run:
+  0..255  the command's own
+  124     timeout            125  failed for another reason than the command's own
   126     not executable     127  command not found
-  128+N   ended by signal N  130  cancelled
+  128+N   ended by signal N  130  cancelled, or left alone after Ctrl-C
   137     out of memory      75   the worker was lost
 of every command:
-  1 failed   2 wrong usage   65 bad input   69 no node   77 not allowed   78 bad configuration"""
+  1 failed   2 wrong usage   65 bad input   69 no node   74 cannot write   77 not allowed   78 bad configuration"""
 
 
 def of_job(job: JobView) -> int:
     """Return the code that `run` ends with."""
-    if job.state is JobState.COMPLETED:
-        return job.exit_code or OK
-    if job.reason is Reason.EXIT_CODE and job.exit_code is not None:
-        return job.exit_code
+    if job.state is JobState.COMPLETED or job.reason is Reason.EXIT_CODE:
+        return job.exit_code or (OK if job.state is JobState.COMPLETED else FAILED)
     if job.reason is Reason.SIGNAL and job.signal is not None:
         return SIGNAL_BASE + job.signal
     if job.reason is Reason.SPAWN_FAILED:
         return NOT_FOUND if "no such file" in (job.message or "").lower() else NOT_EXECUTABLE
-    return _BY_REASON.get(job.reason, FAILED) if job.reason is not None else FAILED
+    return _BY_REASON.get(job.reason, NOT_RUN) if job.reason is not None else NOT_RUN
 
 
 def of_error(error: JobsError) -> int:
+    """Return the code of a command that could not be carried out."""
     if isinstance(error, ConnectionFailed | Unavailable):
         return UNAVAILABLE
     return FORBIDDEN if isinstance(error, Forbidden) else FAILED

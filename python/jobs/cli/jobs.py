@@ -1,121 +1,20 @@
-"""Commands on jobs: submit, run, status, list, logs, result, wait, cancel."""
+"""Commands on jobs that are there: status, list, logs, result, wait, cancel."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from itertools import islice
-from typing import Any
+from typing import Final
 
 from jobs.cli import exits
-from jobs.cli.output import ago, clean, moment, note, print_fields, print_json, print_table
-from jobs.cli.submission import add_job_options, duration, job_of, pair
+from jobs.cli.command import Command, Parser, at_least
+from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
+from jobs.cli.run import write_out
+from jobs.cli.submission import duration, pair
 from jobs.client import Client
-from jobs.content import content_bytes
-from jobs.protocol.model import JobResult, JobState, JobView, LogEvent, Stream
-
-
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    def command(name: str, function: Any, text: str, **settings: Any) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=text, parents=[shared], **settings
-        )
-        made.set_defaults(function=function)
-        return made
-
-    add_job_options(command("submit", submit, "Submit a command and print its job's id."))
-    running = command(
-        "run",
-        run,
-        "Submit a command, pass its output on, and end with its exit code.",
-        epilog=exits.TABLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_job_options(running)
-    running.add_argument(
-        "--on-interrupt", choices=("cancel", "detach"), default="cancel", help="what Ctrl-C does; a second one detaches"
-    )
-    command("status", status, "Show jobs.").add_argument("id", nargs="+")
-    listing = command("list", list_jobs, "List jobs, newest first.")
-    listing.add_argument("--state", choices=[state.value for state in JobState], action="append", default=[])
-    listing.add_argument("--type")
-    listing.add_argument("--queue")
-    listing.add_argument("--owner", type=int, metavar="UID")
-    listing.add_argument("--worker")
-    listing.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE")
-    listing.add_argument("--oldest-first", action="store_true")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="0 lists all")
-    logging = command("logs", logs, "Print what a job wrote.")
-    logging.add_argument("id")
-    logging.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-    logging.add_argument("--stream", choices=[stream.value for stream in Stream], help="only this one")
-    logging.add_argument("--attempt", type=int, metavar="N", help="of this attempt instead of the last")
-    resulting = command("result", result, "Show what came of a job: its output, and how it ended.")
-    resulting.add_argument("id")
-    resulting.add_argument("--attempt", type=int, metavar="N")
-    resulting.add_argument("--wait", type=duration, default=0.0, metavar="TIME", help="wait so long for its end")
-    waiting = command("wait", wait, "Wait for jobs to end: 0 when all completed, 1 when one failed, 124 on a timeout.")
-    waiting.add_argument("id", nargs="+")
-    waiting.add_argument("--timeout", type=duration, metavar="TIME")
-    command("cancel", cancel, "End jobs.").add_argument("id", nargs="+")
-
-
-def submit(client: Client, options: argparse.Namespace) -> int:
-    submitted = client.submit(job_of(options))
-    if options.json:
-        print_json({"id": submitted.job.id, "created": submitted.created, "state": submitted.job.state})
-    else:
-        print(submitted.job.id)
-    return exits.OK
-
-
-def run(client: Client, options: argparse.Namespace) -> int:
-    job = client.submit(job_of(options)).job
-    try:
-        with interrupts(client, job.id, options.on_interrupt):
-            for event in client.logs(job.id, follow=True):
-                write_out(event)
-            ended = client.wait(job.id)
-    except Detached:
-        note(f"detached; the job goes on as {job.id}")
-        return exits.INTERRUPTED
-    if ended.state is JobState.FAILED:
-        note(f"job {ended.id} failed: {ended.reason}" + (f": {ended.message}" if ended.message else ""))
-    return exits.of_job(ended)
-
-
-class Detached(Exception):
-    """The person wants no more of the job's output."""
-
-
-@contextmanager
-def interrupts(client: Client, job: str, wish: str) -> Iterator[None]:
-    """Turn the first Ctrl-C into what was wished, the second into leaving."""
-    asked = False
-
-    def on_interrupt(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked or wish == "detach":
-            raise Detached
-        asked = True
-        note("ending the job; once more leaves it alone")
-        Client(client.socket_path).cancel(job)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def write_out(event: LogEvent) -> None:
-    """Pass a piece of output on, byte for byte, at once."""
-    out = sys.stdout if event.stream is Stream.STDOUT else sys.stderr
-    out.buffer.write(content_bytes(event.data, "data"))
-    out.buffer.flush()
+from jobs.protocol.model import JobResult, JobState, JobView, Stream
 
 
 def status(client: Client, options: argparse.Namespace) -> int:
@@ -162,7 +61,7 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
         worker=options.worker,
         labels=dict(options.label),
         newest_first=not options.oldest_first,
-        limit=min(options.limit, 1000) or 1000,
+        page_size=min(options.limit, 1000) or 1000,
     )
     shown = islice(found, options.limit or None)
     if options.json:
@@ -223,7 +122,7 @@ def print_result(found: JobResult) -> None:
             )
     print_fields(fields)
     for name, content in (("stdout", found.stdout), ("stderr", found.stderr)):
-        data = content_bytes(content, name)
+        data = bytes(content)
         if data:
             print(f"--- {name}")
             sys.stdout.flush()
@@ -232,13 +131,14 @@ def print_result(found: JobResult) -> None:
 
 
 def wait(client: Client, options: argparse.Namespace) -> int:
+    until_s = None if options.timeout is None else time.monotonic() + options.timeout
     code = exits.OK
     for job in options.id:
-        ended = client.wait(job, options.timeout)
+        ended = client.wait(job, None if until_s is None else max(0.0, until_s - time.monotonic()))
         if options.json:
             print_json(ended)
         else:
-            print(f"{ended.id} {ended.state}" + (f" {clean(ended.reason)}" if ended.reason else ""))
+            print(f"{ended.id} {ended.state}" + (f" {clean(ended.reason)}" if ended.reason else ""), flush=True)
         if not ended.state.is_final:
             return exits.TIMEOUT
         if ended.state is JobState.FAILED:
@@ -254,3 +154,51 @@ def cancel(client: Client, options: argparse.Namespace) -> int:
         else:
             print(f"{job} {done.outcome}")
     return exits.OK
+
+
+def _add_ids(parser: Parser) -> None:
+    parser.add_argument("id", nargs="+")
+
+
+def _configure_list(parser: Parser) -> None:
+    parser.add_argument("--state", choices=[state.value for state in JobState], action="append", default=[])
+    parser.add_argument("--type")
+    parser.add_argument("--queue")
+    parser.add_argument("--owner", type=at_least(0), metavar="UID")
+    parser.add_argument("--worker")
+    parser.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--oldest-first", action="store_true")
+    parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="0 lists all")
+
+
+def _configure_logs(parser: Parser) -> None:
+    parser.add_argument("id")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+    parser.add_argument("--stream", choices=[stream.value for stream in Stream], help="only this one")
+    parser.add_argument("--attempt", type=at_least(1), metavar="N", help="of this attempt instead of the last")
+
+
+def _configure_result(parser: Parser) -> None:
+    parser.add_argument("id")
+    parser.add_argument("--attempt", type=at_least(1), metavar="N", help="of this attempt instead of the last")
+    parser.add_argument("--wait", type=duration, default=0.0, metavar="TIME", help="wait so long for its end")
+
+
+def _configure_wait(parser: Parser) -> None:
+    _add_ids(parser)
+    parser.add_argument("--timeout", type=duration, metavar="TIME", help="for all of them together")
+
+
+COMMANDS: Final = (
+    Command("status", status, "Show jobs.", _add_ids),
+    Command("list", list_jobs, "List jobs, newest first.", _configure_list),
+    Command("logs", logs, "Print what a job wrote.", _configure_logs),
+    Command("result", result, "Show what came of a job: its output, and how it ended.", _configure_result),
+    Command(
+        "wait",
+        wait,
+        "Wait for jobs to end: 0 when all completed, 1 when one failed, 124 on a timeout.",
+        _configure_wait,
+    ),
+    Command("cancel", cancel, "End jobs.", _add_ids),
+)

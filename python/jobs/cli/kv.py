@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import Any
+from typing import Final
 
 import msgspec
 
 from jobs.cli import exits
+from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import clean, note, print_json, print_table
-from jobs.cli.submission import UsageError, duration, read
+from jobs.cli.submission import duration, read
 from jobs.client import Client
-from jobs.content import content_bytes
 from jobs.protocol.model import KeyValue, KvTxn
 
 
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    kv = commands.add_parser("kv", help="Keys and values below /data/.", description="Keys and values below /data/.")
-    actions = kv.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    def action(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(function=function)
-        return made
-
-    putting = action("put", put, "Set a key.")
-    putting.add_argument("key")
-    putting.add_argument("value", nargs="?", help="- or nothing reads it from standard input")
-    putting.add_argument("--lease", type=int, default=0, metavar="ID", help="delete the key when this lease ends")
-    getting = action("get", get, "Print a key's value as it is; 1 when the key is not there.")
-    getting.add_argument("key")
-    getting.add_argument("--revision", type=int, default=0, metavar="N", help="as it was then")
-    deleting = action("delete", delete, "Delete a key, and print how many were deleted.")
-    deleting.add_argument("key")
-    deleting.add_argument("--prefix", action="store_true", help="all keys that begin so")
-    scanning = action("scan", scan, "List the keys with a prefix.")
-    scanning.add_argument("prefix", nargs="?", default="/data/")
-    scanning.add_argument("--revision", type=int, default=0, metavar="N")
-    scanning.add_argument("--keys-only", action="store_true")
-    action("txn", txn, "Apply a transaction, read as JSON (KvTxn of the API) from a file.").add_argument(
-        "file", nargs="?", default="-"
-    )
-    watching = action("watch", watch, "Print changes as they happen.")
-    watching.add_argument("key")
-    watching.add_argument("--prefix", action="store_true")
-    watching.add_argument("--after-revision", type=int, metavar="N", help="what has happened since as well")
-    lease = actions.add_parser("lease", help="Leases: keys that go when nobody keeps them.")
-    leases = lease.add_subparsers(dest="lease_action", metavar="ACTION", required=True)
-    for name, function, argument, text in (
-        ("grant", grant, "ttl", "Make a lease and print its id."),
-        ("keepalive", keepalive, "lease", "Start its time anew."),
-        ("revoke", revoke, "lease", "End it and delete its keys."),
-    ):
-        made = leases.add_parser(name, help=text, description=text, parents=[shared])
-        made.add_argument(argument, type=duration if argument == "ttl" else int)
-        made.set_defaults(function=function)
-
-
 def put(client: Client, options: argparse.Namespace) -> int:
-    value = options.value if options.value not in (None, "-") else read("-")
+    value = read("-") if options.value in (None, "-") else os.fsencode(options.value)
     done = client.kv.put(options.key, value, lease=options.lease)
     if options.json:
         print_json({"key": options.key, "revision": done.revision})
@@ -74,7 +33,7 @@ def get(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return exits.OK
-    data = content_bytes(found.value, "value")
+    data = bytes(found.value)
     sys.stdout.buffer.write(data)
     if sys.stdout.isatty() and not data.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")
@@ -106,7 +65,7 @@ def scan(client: Client, options: argparse.Namespace) -> int:
 
 def shown(row: KeyValue) -> str:
     """Return a value on one line, cut to a length that fits."""
-    text = row.value.text if row.value.text is not None else f"({len(content_bytes(row.value, 'value'))} bytes)"
+    text = row.value.text if row.value.text is not None else f"({len(bytes(row.value))} bytes)"
     return text if len(text) <= 80 else text[:77] + "…"
 
 
@@ -153,3 +112,69 @@ def revoke(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         print_json({"lease": options.lease, "revoked": True})
     return exits.OK
+
+
+def _configure_put(parser: Parser) -> None:
+    parser.add_argument("key")
+    parser.add_argument("value", nargs="?", help="- or nothing reads it from standard input")
+    parser.add_argument(
+        "--lease", type=at_least(1), default=0, metavar="ID", help="delete the key when this lease ends"
+    )
+
+
+def _configure_get(parser: Parser) -> None:
+    parser.add_argument("key")
+    parser.add_argument("--revision", type=at_least(0), default=0, metavar="N", help="as it was then")
+
+
+def _configure_delete(parser: Parser) -> None:
+    parser.add_argument("key")
+    parser.add_argument("--prefix", action="store_true", help="all keys that begin so")
+
+
+def _configure_scan(parser: Parser) -> None:
+    parser.add_argument("prefix", nargs="?", default="/data/")
+    parser.add_argument("--revision", type=at_least(0), default=0, metavar="N", help="as it was then")
+    parser.add_argument("--keys-only", action="store_true")
+
+
+def _configure_watch(parser: Parser) -> None:
+    parser.add_argument("key")
+    parser.add_argument("--prefix", action="store_true", help="all keys that begin so")
+    parser.add_argument("--after-revision", type=at_least(0), metavar="N", help="what has happened since as well")
+
+
+def _configure_lease(parser: Parser) -> None:
+    actions = parser.add_commands("lease_action")
+    for action in (
+        Command("grant", grant, "Make a lease and print its id.", lambda made: made.add_argument("ttl", type=duration)),
+        Command("keepalive", keepalive, "Start its time anew.", _add_lease),
+        Command("revoke", revoke, "End it and delete its keys.", _add_lease),
+    ):
+        action.add_to(actions)
+
+
+def _add_lease(parser: Parser) -> None:
+    parser.add_argument("lease", type=at_least(1))
+
+
+def _configure_kv(parser: Parser) -> None:
+    actions = parser.add_commands("action")
+    for action in (
+        Command("put", put, "Set a key.", _configure_put),
+        Command("get", get, "Print a key's value as it is; 1 when the key is not there.", _configure_get),
+        Command("delete", delete, "Delete a key, and print how many were deleted.", _configure_delete),
+        Command("scan", scan, "List the keys with a prefix.", _configure_scan),
+        Command(
+            "txn",
+            txn,
+            "Apply a transaction, read as JSON (KvTxn of the API) from a file.",
+            lambda made: made.add_argument("file", nargs="?", default="-"),
+        ),
+        Command("watch", watch, "Print changes as they happen.", _configure_watch),
+        Command("lease", None, "Leases: keys that go when nobody keeps them.", _configure_lease),
+    ):
+        action.add_to(actions)
+
+
+COMMANDS: Final = (Command("kv", None, "Keys and values below /data/.", _configure_kv),)

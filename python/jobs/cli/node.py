@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import Final
 
 from jobs.cli import exits
+from jobs.cli.command import Command, Parser
 from jobs.cli.output import ago, print_fields, print_json, print_table
 from jobs.client import Client
 from jobs.errors import JobsError
-
-
-def add_commands(commands: Any, shared: argparse.ArgumentParser) -> None:
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, parents=[shared])
-        made.set_defaults(function=function)
-        return made
-
-    command("workers", workers, "List the workers.")
-    command("drain", drain, "Give a worker no more jobs.").add_argument("worker")
-    command("health", health, "Show how the node is.")
-    command("doctor", doctor, "Look at what this machine has, what is missing, and how to mend it.")
-    checking = command("check-config", check_config, "Say what is wrong with a configuration, and how to mend it.")
-    checking.add_argument("file", type=Path, nargs="?", help="by default the node's own")
-    completing = command("completion", completion, "Print a completion script for a shell.")
-    completing.add_argument("shell", choices=("bash", "zsh"))
 
 
 def workers(client: Client, options: argparse.Namespace) -> int:
@@ -102,9 +86,11 @@ def doctor(client: Client, options: argparse.Namespace) -> int:
 
 
 def check_config(client: Client, options: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from jobs.config import check_config as problems_of
 
-    problems = problems_of(options.file)
+    problems = problems_of(Path(options.file) if options.file is not None else None)
     for problem in problems:
         if options.json:
             print_json(problem)
@@ -122,3 +108,22 @@ def completion(client: Client, options: argparse.Namespace) -> int:
 
     print(shtab.complete(parser(), options.shell))
     return exits.OK
+
+
+def _configure_completion(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"))
+
+
+COMMANDS: Final = (
+    Command("workers", workers, "List the workers."),
+    Command("drain", drain, "Give a worker no more jobs.", lambda parser: parser.add_argument("worker")),
+    Command("health", health, "Show how the node is."),
+    Command("doctor", doctor, "Look at what this machine has, what is missing, and how to mend it."),
+    Command(
+        "check-config",
+        check_config,
+        "Say what is wrong with a configuration, and how to mend it.",
+        lambda parser: parser.add_argument("file", nargs="?", help="by default the node's own"),
+    ),
+    Command("completion", completion, "Print a completion script for a shell.", _configure_completion),
+)

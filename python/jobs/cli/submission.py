@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from pathlib import Path
 from typing import Final
 
-from jobs.client import common
+from jobs.cli.command import Parser, UsageError, at_least
+from jobs.client import shell_job
 from jobs.protocol.model import Limits, Requires, Retry, ShellJob
-from jobs.validate import MAX_SPEC_BYTES, check_job
+from jobs.validate import MAX_SPEC_BYTES
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be; the text says what would be right."""
 
 
 def size(text: str) -> int:
@@ -44,7 +40,7 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def add_job_options(parser: argparse.ArgumentParser) -> None:
+def add_job_options(parser: Parser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("argv", nargs="*", metavar="ARGV", help="the command and its arguments, after --")
     what.add_argument("--script", metavar="FILE", help="run this script with /bin/sh instead; - reads it from stdin")
@@ -64,7 +60,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--priority", type=int, default=0, help="from -100 to 100; higher goes first")
     how.add_argument("--timeout", type=duration, metavar="TIME", help="end the job after this long")
     how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
-    how.add_argument("--retries", type=int, default=0, metavar="N", help="try again so often when it fails")
+    how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
     how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
     how.add_argument("--backoff", choices=("exponential", "fixed"), default="exponential", help="how that wait grows")
     how.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE", help="label the job")
@@ -92,7 +88,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         raise UsageError("give either a command after -- or --script FILE")
     if options.script == "-" and options.stdin == "-":
         raise UsageError("standard input cannot be both the script and the command's input")
-    job = common.shell_job(
+    return shell_job(
         options.argv or read(options.script).decode(errors="surrogateescape"),
         stdin=None if options.stdin is None else read(options.stdin),
         files={name: read(path) for name, path in options.file},
@@ -113,8 +109,6 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         ),
         idempotency_key=options.idempotency_key,
     )
-    check_job(job)
-    return job
 
 
 def read(path: str) -> bytes:
@@ -123,10 +117,10 @@ def read(path: str) -> bytes:
         if path == "-":
             data = sys.stdin.buffer.read(MAX_SPEC_BYTES + 1)
         else:
-            with Path(path).open("rb") as file:
+            with open(path, "rb") as file:
                 data = file.read(MAX_SPEC_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
     if len(data) > MAX_SPEC_BYTES:
         raise UsageError(f"{path} holds more than {MAX_SPEC_BYTES} bytes, which is all that a job can carry")
     return data

@@ -1,9 +1,15 @@
 """Clients of a node's API: `Client` for threads, `AsyncClient` for asyncio; the same methods, the same types."""
 
-from jobs.client.common import ConnectionFailed, default_socket
+from typing import TYPE_CHECKING
+
+from jobs.client.failures import ConnectionFailed
+from jobs.client.submission import shell_job
 from jobs.client.sync import Client
 
-__all__ = ["AsyncClient", "Client", "ConnectionFailed", "default_socket"]
+if TYPE_CHECKING:
+    from jobs.client.asynchronous import AsyncClient
+
+__all__ = ["AsyncClient", "Client", "ConnectionFailed", "shell_job"]
 
 
 def __getattr__(name: str) -> object:

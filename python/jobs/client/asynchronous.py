@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import os
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import aiohttp
 from yarl import URL
 
-from jobs.client import common
-from jobs.client.common import ConnectionFailed, EventParser, Request, SentEvent, get, post, segment, stream
-from jobs.errors import JobsError, NotFound
+from jobs.client import operations
+from jobs.client.failures import error_of, gone, unreachable
+from jobs.client.operations import JobFilter, ListOptions
+from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
+from jobs.client.requests import Call, Feed, Request, decode
+from jobs.client.submission import ShellOptions, batches, shell_job, with_key
+from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
-    BatchSubmitted,
     CancelOutcome,
     Health,
     JobDetail,
     JobEvent,
-    JobPage,
     JobResult,
     JobSubmit,
     JobView,
     KeyValue,
     KvCompare,
-    KvDelete,
     KvEvent,
     KvOp,
-    KvPage,
     KvTxnResult,
     Lease,
-    LeaseGrant,
     LogEvent,
     Stream,
     Submitted,
-    WorkerList,
     WorkerView,
 )
 
@@ -46,11 +45,13 @@ _BASE = "http://localhost"
 
 
 class AsyncClient:
-    """Talks to one node from one event loop; methods and errors are those of `Client`. Use it with `async with`."""
+    """Talks to one node from one event loop; methods, errors and patience are those of `Client`, which tells more."""
 
-    def __init__(self, socket_path: str | None = None, *, tries: int = common.TRIES) -> None:
-        self.socket_path = socket_path or common.default_socket()
-        self._tries = tries
+    def __init__(self, socket_path: str | None = None, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
+        """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
+        self.socket_path = socket_path or operations.default_socket()
+        self._patience_s = patience_s
+        self._met = False
         self._session: aiohttp.ClientSession | None = None
         self.kv = AsyncKeyValueClient(self)
 
@@ -71,34 +72,30 @@ class AsyncClient:
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     async def submit(self, job: JobSubmit) -> Submitted:
-        """Submit a job; returns once it is durable."""
-        return await self.call(post("/v1/jobs", common.with_key(job), safe=True), Submitted)
+        """Submit a job; returns once it is durable. One without an idempotency key is given one: see `Client`."""
+        return await self.call(operations.submit(with_key(job)))
 
     async def submit_many(self, jobs: Iterable[JobSubmit]) -> list[Submitted]:
         """Submit jobs in lots of `BATCH_JOBS`, each of which is accepted whole or not at all."""
-        done: list[Submitted] = []
-        for batch in common.batches(jobs):
-            done += (await self.call(post("/v1/jobs:batch", {"jobs": batch}, safe=True), BatchSubmitted)).jobs
-        return done
+        return [one for lot in batches(jobs) for one in (await self.call(operations.submit_batch(lot))).jobs]
 
-    async def shell(self, command: Sequence[str] | str, **options: Any) -> Submitted:
-        """Submit a command; see `jobs.client.common.shell_job` for the options."""
-        return await self.submit(common.shell_job(command, **options))
+    async def shell(self, command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> Submitted:
+        """Submit a command: a sequence of arguments, or one string as a script for /bin/sh."""
+        return await self.submit(shell_job(command, **options))
 
     async def run(self, job: JobSubmit, timeout_s: float | None = None) -> JobResult:
-        """Submit a job and return its result; raises NotFinished after `timeout_s`."""
-        submitted = await self.submit(job)
-        limit_s = common.POLL_S * 1e6 if timeout_s is None else timeout_s
-        return await self.result(submitted.job.id, timeout_s=limit_s)
+        """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
+        return await self.result((await self.submit(job)).job.id, timeout_s=timeout_s)
 
     async def get(self, job: str) -> JobDetail:
-        return await self.call(get(f"/v1/jobs/{segment(job)}"), JobDetail)
+        """Return a job and what was submitted; raises NotFound."""
+        return await self.call(operations.get_job(job))
 
-    async def list(self, **where: Any) -> AsyncIterator[JobView]:
-        """Yield jobs, newest first; see `jobs.client.common.list_query` for the filters."""
+    async def list(self, **options: Unpack[ListOptions]) -> AsyncIterator[JobView]:
+        """Yield jobs, newest first unless told otherwise, fetching page after page."""
         cursor: str | None = None
         while True:
-            page = await self.call(get("/v1/jobs", common.list_query(**{**where, "cursor": cursor})), JobPage)
+            page = await self.call(operations.list_jobs(options, cursor))
             for job in page.jobs:
                 yield job
             cursor = page.next_cursor
@@ -107,184 +104,181 @@ class AsyncClient:
 
     async def wait(self, job: str, timeout_s: float | None = None) -> JobView:
         """Return the job as soon as it is final, or as it is after `timeout_s` (None: wait for ever)."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = Deadline.after(timeout_s, time.monotonic())
         while True:
-            left_s = common.POLL_S if deadline is None else min(common.POLL_S, max(0.0, deadline - time.monotonic()))
-            path = f"/v1/jobs/{segment(job)}/wait"
-            view = await self.call(get(path, {"timeout_s": left_s}, wait_s=left_s), JobView)
-            if view.state.is_final or (deadline is not None and time.monotonic() >= deadline):
+            view = await self.call(operations.wait(job, deadline.poll_s(time.monotonic())))
+            if view.state.is_final or deadline.is_over(time.monotonic()):
                 return view
 
-    async def result(self, job: str, *, attempt: int | None = None, timeout_s: float = 0.0) -> JobResult:
-        """Return the result, waiting up to `timeout_s` for it; raises NotFinished."""
-        if timeout_s > common.POLL_S:
-            await self.wait(job, timeout_s - common.POLL_S)
-            timeout_s = common.POLL_S
-        query = {"attempt": attempt, "timeout_s": timeout_s or None}
-        return await self.call(get(f"/v1/jobs/{segment(job)}/result", query, wait_s=timeout_s), JobResult)
+    async def result(self, job: str, *, attempt: int | None = None, timeout_s: float | None = 0.0) -> JobResult:
+        """Return the result; raises NotFinished when there is none after `timeout_s` (None: wait for ever)."""
+        deadline = Deadline.after(timeout_s, time.monotonic())
+        while True:
+            try:
+                return await self.call(operations.result(job, attempt, deadline.poll_s(time.monotonic())))
+            except NotFinished:
+                if deadline.is_over(time.monotonic()):
+                    raise
 
     async def cancel(self, job: str) -> CancelOutcome:
         """End a job; asking again changes nothing."""
-        return await self.call(post(f"/v1/jobs/{segment(job)}/cancel", safe=True), CancelOutcome)
+        return await self.call(operations.cancel(job))
 
     def logs(
         self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False
     ) -> AsyncIterator[LogEvent]:
-        """Yield pieces of output; with `follow` until the job is final. Goes on after a lost connection."""
-        query = {"stream": list(streams), "attempt": attempt, "follow": follow}
-        return self.events(f"/v1/jobs/{segment(job)}/logs", query, LogEvent)
+        """Yield pieces of output, with `follow` until the job is final; goes on after a lost connection."""
+        return self.events(operations.logs(job, streams, attempt, follow))
 
     def watch(
-        self, job: str | None = None, *, after_revision: int | None = None, **where: Any
+        self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[JobFilter]
     ) -> AsyncIterator[JobEvent]:
-        """Yield changes of one job, or of all that match, without end. Goes on after a lost connection."""
+        """Yield changes of one job, or of all that match, without end; goes on after a lost connection."""
         if job is not None:
-            return self.events(f"/v1/jobs/{segment(job)}/watch", {"after_revision": after_revision}, JobEvent)
-        filters = common.list_query(**where)
-        query = {name: filters[name] for name in ("state", "type", "queue", "label")}
-        return self.events("/v1/jobs:watch", {**query, "after_revision": after_revision}, JobEvent)
+            return self.events(operations.watch_job(job, after_revision))
+        return self.events(operations.watch_jobs(where, after_revision))
 
     # --- workers and node ---------------------------------------------------------------------------------------
 
     async def workers(self) -> Sequence[WorkerView]:
-        return (await self.call(get("/v1/workers"), WorkerList)).workers
+        """Return the workers that are registered."""
+        return (await self.call(operations.list_workers())).workers
 
     async def drain(self, worker: str) -> WorkerView:
-        return await self.call(post(f"/v1/workers/{segment(worker)}/drain", safe=True), WorkerView)
+        """Give a worker no more jobs; those it has go on. Administrators only."""
+        return await self.call(operations.drain(worker))
 
     async def health(self) -> Health:
-        return await self.call(get("/v1/health"), Health)
+        """Return how the node is."""
+        return await self.call(operations.health())
 
     async def ready(self) -> Health:
         """Return the node's health; raises Unavailable while it does not serve."""
-        return await self.call(get("/v1/ready"), Health)
+        return await self.call(operations.ready())
 
     async def metrics(self) -> str:
         """Return the Prometheus metrics as text."""
-        return (await self.send(get("/metrics"))).decode()
+        return (await self.send(operations.METRICS)).decode()
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    async def call(self, request: Request, kind: type[T]) -> T:
+    async def call(self, call: Call[T]) -> T:
         """Send a request and return its typed answer."""
-        return common.decode(kind, await self.send(request))
+        return decode(call.answer, await self.send(call.request))
 
     async def send(self, request: Request) -> bytes:
         """Send a request and return its answer's body, trying again where that is safe and may help."""
-        attempt = 0
+        patience = Patience()
         while True:
             try:
-                async with self._open(request) as response:
-                    data: bytes = await response.read()
-                    if response.status >= 400:
-                        raise common.error_of(response.status, data, response.headers.get("Retry-After"))
-                    return data
-            except (aiohttp.ClientError, OSError, TimeoutError) as cause:
-                error: JobsError = self._failure(cause)
-                error.__cause__ = cause
-            except JobsError as known:
-                error = known
-            attempt += 1
-            if attempt >= self._tries or not request.safe or not common.is_transient(error):
-                raise error
-            await asyncio.sleep(common.pause_s(attempt, error, random.random()))  # noqa: S311 - jitter
+                return b"".join([data async for data in self._send_once(request)])
+            except JobsError as error:
+                await self._pause(patience, error, safe=request.safe)
 
-    def _open(self, request: Request) -> Any:
+    async def events(self, feed: Feed[T]) -> AsyncIterator[T]:
+        """Yield the typed events of a stream, going on after a lost connection where it was."""
+        patience = Patience()
+        while True:
+            position = feed.position
+            try:
+                async with aclosing(self._send_once(feed.request())) as pieces:
+                    async for data in pieces:
+                        for item in feed.feed(data):
+                            yield item
+                return
+            except JobsError as error:
+                if feed.position != position:
+                    patience.reset()
+                await self._pause(patience, error, safe=True)
+
+    async def _send_once(self, request: Request) -> AsyncGenerator[bytes, None]:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(self.socket_path, limit=0))
-        total_s = None if request.headers.get("Accept") == common.EVENT_STREAM else request.timeout_s
-        return self._session.request(
+        exchange = self._session.request(
             request.method,
             URL(_BASE + request.target, encoded=True),
             data=request.body,
             headers=request.headers,
-            timeout=aiohttp.ClientTimeout(total=total_s, sock_read=request.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=request.timeout_s),
         )
-
-    def _failure(self, error: Exception) -> ConnectionFailed:
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return common.refused(self.socket_path, error.os_error)
-        return ConnectionFailed(f"the node went away: {error or type(error).__name__}")
-
-    async def events(self, path: str, query: Mapping[str, Any], kind: type[T]) -> AsyncIterator[T]:
-        """Yield the typed events of a stream, going on after a lost connection where it was."""
-        resume: str | None = None
-        failures = 0
-        while True:
-            try:
-                async for event in self._stream_once(stream(path, query, resume)):
-                    resume, failures = event.id or resume, 0
-                    item = common.decode_event(kind, event)
-                    if item is not None:
-                        yield item
-                return
-            except JobsError as error:
-                failures += 1
-                if failures >= self._tries or not common.is_transient(error):
-                    raise
-                await asyncio.sleep(common.pause_s(failures, error, random.random()))  # noqa: S311 - jitter
-
-    async def _stream_once(self, request: Request) -> AsyncIterator[SentEvent]:
         try:
-            async with self._open(request) as response:
-                if response.status >= 400:
-                    data = await response.read()
-                    raise common.error_of(response.status, data, response.headers.get("Retry-After"))
-                parser = EventParser()
-                async for data in response.content.iter_any():
-                    for event in parser.feed(data):
-                        yield event
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._failure(error) from error
+            async with exchange as answer:
+                self._met = True
+                if answer.status >= 400:
+                    raise error_of(answer.status, await answer.read(), answer.headers.get("Retry-After"))
+                async for data in answer.content.iter_any():
+                    yield data
+        except aiohttp.ClientConnectorError as error:
+            raise unreachable(self.socket_path, error.os_error) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise gone(error) from error
+
+    async def _pause(self, patience: Patience, error: JobsError, *, safe: bool) -> None:
+        """Wait before the next try; raise the error when there should be none."""
+        pause_s = patience.pause_s(
+            error,
+            safe=safe,
+            within_s=self._patience_s if self._met else 0.0,
+            now_s=time.monotonic(),
+            chance=int.from_bytes(os.urandom(4)) / (1 << 32),
+        )
+        if pause_s is None:
+            raise error
+        await asyncio.sleep(pause_s)
 
 
 class AsyncKeyValueClient:
-    """Key-value operations: `client.kv`."""
+    """Key-value operations: `client.kv`; see `KeyValueClient`."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
-        """Return the key, or None when it is not there."""
+        """Return the key, now or as it was at a revision; None when it is not there."""
         try:
-            return await self._client.call(get("/v1/kv", {"key": key, "revision": revision}), KeyValue)
+            return await self._client.call(operations.kv_get(key, revision))
         except NotFound:
             return None
 
     async def put(self, key: str, value: bytes | str, *, lease: int = 0) -> KvTxnResult:
-        return await self._client.call(post("/v1/kv:put", common.put_of(key, value, lease)), KvTxnResult)
+        """Set a key; with `lease` it goes when the lease ends."""
+        return await self._client.call(operations.kv_put(key, value, lease))
 
     async def delete(self, key: str, *, prefix: bool = False) -> int:
-        """Delete a key, or all with a prefix; return how many."""
-        done = await self._client.call(post("/v1/kv:delete", KvDelete(key=key, prefix=prefix)), KvTxnResult)
-        return done.results[0].deleted or 0
+        """Delete a key, or all that begin so; return how many."""
+        return (await self._client.call(operations.kv_delete(key, prefix))).results[0].deleted or 0
 
     async def scan(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
         """Yield every key with a prefix, all as they were at one revision."""
-        query: dict[str, Any] = {"prefix": prefix, "revision": revision, "keys_only": keys_only, "limit": 1000}
+        cursor: str | None = None
         while True:
-            page = await self._client.call(get("/v1/kv:scan", query), KvPage)
+            page = await self._client.call(
+                operations.kv_scan(prefix, revision=revision, keys_only=keys_only, cursor=cursor)
+            )
             for kv in page.kvs:
                 yield kv
-            if page.next_cursor is None:
+            cursor, revision = page.next_cursor, page.revision
+            if cursor is None:
                 return
-            query |= {"cursor": page.next_cursor, "revision": page.revision}
 
     async def txn(
         self, *, compare: Sequence[KvCompare] = (), then: Sequence[KvOp] = (), otherwise: Sequence[KvOp] = ()
     ) -> KvTxnResult:
-        return await self._client.call(post("/v1/kv:txn", common.txn_of(compare, then, otherwise)), KvTxnResult)
+        """Apply `then` when every comparison holds, else `otherwise`, atomically."""
+        return await self._client.call(operations.kv_txn(compare, then, otherwise))
 
     def watch(self, key: str, *, prefix: bool = False, after_revision: int | None = None) -> AsyncIterator[KvEvent]:
-        """Yield changes without end. Goes on after a lost connection."""
-        query = {"key": key, "prefix": prefix, "after_revision": after_revision}
-        return self._client.events("/v1/kv:watch", query, KvEvent)
+        """Yield changes without end; goes on after a lost connection."""
+        return self._client.events(operations.kv_watch(key, prefix, after_revision))
 
     async def grant(self, ttl_s: float) -> Lease:
-        return await self._client.call(post("/v1/leases", LeaseGrant(ttl_s=ttl_s)), Lease)
+        """Make a lease: keys put with it go when it was not kept alive for so long."""
+        return await self._client.call(operations.lease_grant(ttl_s))
 
     async def keepalive(self, lease: int) -> Lease:
-        return await self._client.call(post(f"/v1/leases/{lease}/keepalive", safe=True), Lease)
+        """Start the lease's time anew; raises LeaseNotFound."""
+        return await self._client.call(operations.lease_keepalive(lease))
 
     async def revoke(self, lease: int) -> None:
-        await self._client.send(Request(method="DELETE", target=f"/v1/leases/{lease}"))
+        """End the lease and delete its keys; raises LeaseNotFound."""
+        await self._client.send(operations.lease_revoke(lease))

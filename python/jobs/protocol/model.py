@@ -67,6 +67,11 @@ class Content(_Model, frozen=True):
     text: str | None = None
     base64: str | None = None
 
+    def __bytes__(self) -> bytes:
+        from jobs.content import content_bytes
+
+        return content_bytes(self, "content")
+
 
 class Limits(_Model, frozen=True):
     """Bounds of one execution; what is not given comes from the worker's configuration."""

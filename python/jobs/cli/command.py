@@ -1,0 +1,73 @@
+"""What a command is: a name, a sentence, its options, and the function that carries it out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from jobs.client import Client
+
+Function = Callable[[Client, argparse.Namespace], int]
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be; the text says what would be right."""
+
+
+class Command(NamedTuple):
+    """One command; only the one that is called has its options made, which keeps the start short."""
+
+    name: str
+    function: Function | None
+    """None for one that only holds others."""
+    help: str
+    configure: Callable[[Parser], object] = lambda parser: None
+    epilog: str | None = None
+
+    def add_to(self, commands: Any) -> None:
+        """Add the command to a group that `Parser.add_commands` made."""
+        parser = commands.add_parser(self.name, help=self.help, description=self.help, epilog=self.epilog)
+        if self.function is not None:
+            parser.set_defaults(function=self.function)
+        self.configure(parser)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with the options that every command has, before the command's name as well as after it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            **settings,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        absent = argparse.SUPPRESS
+        self.add_argument("--json", action="store_true", default=absent, help="one JSON object a line")
+        self.add_argument(
+            "--socket", metavar="PATH", default=absent, help="the node's; else $JOBS_SOCKET or the system's"
+        )
+
+    def add_commands(self, name: str) -> Any:
+        return self.add_subparsers(dest=name, metavar="COMMAND", required=True)
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage and what is wrong."""
+        if "unrecognized arguments" in message:
+            message += " (a command to run goes after --)"
+        super().error(message)
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers that are not lower."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"{number} is less than {lowest}")
+        return number
+
+    return parse

@@ -1,0 +1,64 @@
+"""What Ctrl-C and SIGTERM do to `jobctl run`."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+from jobs.cli.output import note
+from jobs.client import Client
+from jobs.errors import JobsError
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Detached(Exception):
+    """Whoever watches the job wants no more of it."""
+
+
+class Interrupts:
+    """Turns the first Ctrl-C into what was wished, `cancel` or `detach`, and the second into leaving.
+
+    One that comes before the job's id is known takes effect as soon as it is.
+    """
+
+    def __init__(self, socket_path: str, wish: str) -> None:
+        self._socket_path = socket_path
+        self._wish = wish
+        self._asked = False
+        self._job: str | None = None
+        self._former: list[Any] = []
+
+    def __enter__(self) -> Interrupts:
+        self._former = [signal.signal(number, self._on_signal) for number in _SIGNALS]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in zip(_SIGNALS, self._former, strict=True):
+            signal.signal(number, handler)
+
+    def guard(self, job: str) -> None:
+        """Take note of the job. Raises Detached from now on."""
+        self._job = job
+        if self._asked:
+            self._act(job)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        again, self._asked = self._asked, True
+        if again:
+            raise Detached
+        if self._job is not None:
+            self._act(self._job)
+
+    def _act(self, job: str) -> None:
+        if self._wish == "detach":
+            raise Detached
+        note("ending the job; once more leaves it alone")
+        try:
+            with Client(self._socket_path) as client:  # the other one may be in the middle of something
+                client.cancel(job)
+        except JobsError as error:
+            note(f"the job could not be ended: {error}")

@@ -1,0 +1,71 @@
+"""Commands that bring jobs into being: submit, and run, which stays until the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Final
+
+from jobs.cli import exits
+from jobs.cli.command import Command, Parser
+from jobs.cli.interrupts import Detached, Interrupts
+from jobs.cli.output import note, print_json
+from jobs.cli.submission import add_job_options, job_of
+from jobs.client import Client, ConnectionFailed
+from jobs.protocol.model import JobState, JobView, LogEvent, Reason, Stream
+
+
+def submit(client: Client, options: argparse.Namespace) -> int:
+    submitted = client.submit(job_of(options))
+    if options.json:
+        print_json({"id": submitted.job.id, "created": submitted.created, "state": submitted.job.state})
+    else:
+        print(submitted.job.id)
+    return exits.OK
+
+
+def run(client: Client, options: argparse.Namespace) -> int:
+    wanted = job_of(options)
+    with Interrupts(client.socket_path, options.on_interrupt) as interrupts:
+        job = client.submit(wanted).job.id
+        try:
+            interrupts.guard(job)
+            ended = follow(client, job)
+        except Detached:
+            note(f"detached; the job goes on: jobctl logs -f {job}")
+            return exits.INTERRUPTED
+        except ConnectionFailed:
+            note(f"lost sight of job {job}")
+            raise
+    if ended.state is JobState.FAILED and ended.reason is not Reason.EXIT_CODE:
+        note(f"job {job} failed: {ended.reason}" + (f": {ended.message}" if ended.message else ""))
+    return exits.of_job(ended)
+
+
+def follow(client: Client, job: str) -> JobView:
+    """Pass a job's output on until it has ended; return it."""
+    for event in client.logs(job, follow=True):
+        write_out(event)
+    return client.wait(job)
+
+
+def write_out(event: LogEvent) -> None:
+    """Pass a piece of output on, byte for byte, at once."""
+    out = sys.stdout if event.stream is Stream.STDOUT else sys.stderr
+    out.buffer.write(bytes(event.data))
+    out.buffer.flush()
+
+
+def _configure_run(parser: Parser) -> None:
+    add_job_options(parser)
+    parser.add_argument(
+        "--on-interrupt", choices=("cancel", "detach"), default="cancel", help="what Ctrl-C does; a second one detaches"
+    )
+
+
+COMMANDS: Final = (
+    Command("submit", submit, "Submit a command and print its job's id.", add_job_options),
+    Command(
+        "run", run, "Submit a command, pass its output on, and end with its exit code.", _configure_run, exits.TABLE
+    ),
+)

@@ -1,0 +1,54 @@
+"""What can go wrong between a client and its node, and what to do about it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from jobs.errors import InternalError, JobsError, error_types
+from jobs.protocol.model import Problem
+
+
+class ConnectionFailed(JobsError):
+    """The node could not be reached, or went away before it had answered.
+
+    `sent` tells whether the request may have reached it: then a write may have been done, or not.
+    """
+
+    code, status, title = "connection_failed", 0, "No connection to the node"
+
+    def __init__(self, detail: str, *, expected: str | None = None, sent: bool) -> None:
+        super().__init__(detail, expected=expected)
+        self.sent = sent
+
+
+def unreachable(socket: str, error: OSError) -> ConnectionFailed:
+    """Return what to do about a socket that cannot be used."""
+    hints = {
+        FileNotFoundError: "a running node: start jobs-node, or name its socket in JOBS_SOCKET",
+        ConnectionRefusedError: "a running node: the socket is there, but nobody serves it; start jobs-node",
+        PermissionError: "membership of the socket's group (usually 'jobs'); log in again after being added to it",
+    }
+    hint = next((text for kind, text in hints.items() if isinstance(error, kind)), "the path of a node's socket")
+    return ConnectionFailed(f"cannot connect to {socket}: {error.strerror or error}", expected=hint, sent=False)
+
+
+def gone(error: BaseException) -> ConnectionFailed:
+    """Return the loss of a node that was asked something."""
+    cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return ConnectionFailed(f"the connection to the node was lost: {cause}", sent=True)
+
+
+def error_of(status: int, data: bytes, retry_after: str | None) -> JobsError:
+    """Return the error that a problem document stands for."""
+    try:
+        problem = msgspec.json.decode(data, type=Problem)
+    except msgspec.MsgspecError:
+        return InternalError(f"the node answered {status} with something else than a problem document")
+    kind = error_types().get(problem.code, InternalError)
+    after = retry_after if retry_after and retry_after.isascii() and retry_after.isdigit() else None
+    return kind(
+        problem.detail,
+        field=problem.field,
+        expected=problem.expected,
+        retry_after_s=float(after[:9]) if after is not None else None,
+    )

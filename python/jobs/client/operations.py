@@ -1,0 +1,165 @@
+"""Every operation of the API as a typed request: the one place where the clients know paths, queries and bodies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypedDict
+
+from jobs.client.requests import Call, Feed, Request, get, post, segment
+from jobs.client.submission import to_content
+from jobs.protocol import model
+from jobs.protocol.model import JobState, JobSubmit, KvCompare, KvOp, Stream
+
+DEFAULT_SOCKET: Final = "/run/jobs/api.sock"
+
+
+def default_socket() -> str:
+    """Return what JOBS_SOCKET names, or the socket of the system's node."""
+    return os.environ.get("JOBS_SOCKET") or DEFAULT_SOCKET
+
+
+class JobFilter(TypedDict, total=False):
+    """Which jobs: all that is given, and not None, must match; of several states one."""
+
+    state: JobState | Sequence[JobState]
+    type: str | None
+    queue: str | None
+    labels: Mapping[str, str]
+
+
+class ListOptions(JobFilter, total=False):
+    """Which jobs, in which order, and how many a request fetches. `owner` is a uid."""
+
+    owner: int | None
+    worker: str | None
+    newest_first: bool
+    page_size: int
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def submit(job: JobSubmit) -> Call[model.Submitted]:
+    """`job` carries an idempotency key, so that sending it again is safe."""
+    return post("/v1/jobs", model.Submitted, job, safe=True)
+
+
+def submit_batch(jobs: list[JobSubmit]) -> Call[model.BatchSubmitted]:
+    """Each job carries an idempotency key."""
+    return post("/v1/jobs:batch", model.BatchSubmitted, {"jobs": jobs}, safe=True)
+
+
+def get_job(job: str) -> Call[model.JobDetail]:
+    return get(f"/v1/jobs/{segment(job)}", model.JobDetail)
+
+
+def list_jobs(options: ListOptions, cursor: str | None) -> Call[model.JobPage]:
+    query = {
+        **_filter(options),
+        "owner": options.get("owner"),
+        "worker": options.get("worker"),
+        "order": "newest" if options.get("newest_first", True) else "oldest",
+        "limit": options.get("page_size"),
+        "cursor": cursor,
+    }
+    return get("/v1/jobs", model.JobPage, query)
+
+
+def wait(job: str, timeout_s: float) -> Call[model.JobView]:
+    return get(f"/v1/jobs/{segment(job)}/wait", model.JobView, {"timeout_s": timeout_s}, wait_s=timeout_s)
+
+
+def result(job: str, attempt: int | None, timeout_s: float) -> Call[model.JobResult]:
+    query = {"attempt": attempt, "timeout_s": timeout_s}
+    return get(f"/v1/jobs/{segment(job)}/result", model.JobResult, query, wait_s=timeout_s)
+
+
+def cancel(job: str) -> Call[model.CancelOutcome]:
+    return post(f"/v1/jobs/{segment(job)}/cancel", model.CancelOutcome, safe=True)
+
+
+def logs(job: str, streams: Sequence[Stream], attempt: int | None, follow: bool) -> Feed[model.LogEvent]:
+    query = {"stream": list(streams), "attempt": attempt, "follow": follow}
+    return Feed(f"/v1/jobs/{segment(job)}/logs", query, model.LogEvent)
+
+
+def watch_job(job: str, after_revision: int | None) -> Feed[model.JobEvent]:
+    return Feed(f"/v1/jobs/{segment(job)}/watch", {"after_revision": after_revision}, model.JobEvent)
+
+
+def watch_jobs(where: JobFilter, after_revision: int | None) -> Feed[model.JobEvent]:
+    return Feed("/v1/jobs:watch", {**_filter(where), "after_revision": after_revision}, model.JobEvent)
+
+
+def _filter(where: JobFilter) -> dict[str, Any]:
+    state = where.get("state", ())
+    return {
+        "state": [state] if isinstance(state, str) else list(state),
+        "type": where.get("type"),
+        "queue": where.get("queue"),
+        "label": [f"{name}={value}" for name, value in where.get("labels", {}).items()],
+    }
+
+
+# --- workers and node ------------------------------------------------------------------------------------------------
+
+
+def list_workers() -> Call[model.WorkerList]:
+    return get("/v1/workers", model.WorkerList)
+
+
+def drain(worker: str) -> Call[model.WorkerView]:
+    return post(f"/v1/workers/{segment(worker)}/drain", model.WorkerView, safe=True)
+
+
+def health() -> Call[model.Health]:
+    return get("/v1/health", model.Health)
+
+
+def ready() -> Call[model.Health]:
+    return get("/v1/ready", model.Health)
+
+
+METRICS: Final = Request(method="GET", target="/metrics", safe=True)
+
+
+# --- key-value store -------------------------------------------------------------------------------------------------
+
+
+def kv_get(key: str, revision: int) -> Call[model.KeyValue]:
+    return get("/v1/kv", model.KeyValue, {"key": key, "revision": revision})
+
+
+def kv_scan(prefix: str, *, revision: int, keys_only: bool, cursor: str | None) -> Call[model.KvPage]:
+    query = {"prefix": prefix, "revision": revision, "keys_only": keys_only, "limit": 1000, "cursor": cursor}
+    return get("/v1/kv:scan", model.KvPage, query)
+
+
+def kv_put(key: str, value: bytes | str, lease: int) -> Call[model.KvTxnResult]:
+    return post("/v1/kv:put", model.KvTxnResult, model.KvPut(key=key, value=to_content(value), lease=lease))
+
+
+def kv_delete(key: str, prefix: bool) -> Call[model.KvTxnResult]:
+    return post("/v1/kv:delete", model.KvTxnResult, model.KvDelete(key=key, prefix=prefix))
+
+
+def kv_txn(compare: Sequence[KvCompare], then: Sequence[KvOp], otherwise: Sequence[KvOp]) -> Call[model.KvTxnResult]:
+    txn = model.KvTxn(compare=list(compare), then=list(then), otherwise=list(otherwise))
+    return post("/v1/kv:txn", model.KvTxnResult, txn)
+
+
+def kv_watch(key: str, prefix: bool, after_revision: int | None) -> Feed[model.KvEvent]:
+    return Feed("/v1/kv:watch", {"key": key, "prefix": prefix, "after_revision": after_revision}, model.KvEvent)
+
+
+def lease_grant(ttl_s: float) -> Call[model.Lease]:
+    return post("/v1/leases", model.Lease, model.LeaseGrant(ttl_s=ttl_s))
+
+
+def lease_keepalive(lease: int) -> Call[model.Lease]:
+    return post(f"/v1/leases/{lease}/keepalive", model.Lease, safe=True)
+
+
+def lease_revoke(lease: int) -> Request:
+    return Request(method="DELETE", target=f"/v1/leases/{lease}")

@@ -1,0 +1,70 @@
+"""Whether and when to try again, and how long to wait for a job: pure, time and chance come as arguments."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from jobs.client.failures import ConnectionFailed
+from jobs.errors import JobsError, QueueFull, TooManyRequests, Unavailable
+
+DEFAULT_PATIENCE_S: Final = 15.0
+"""Longer than a node's restart."""
+FIRST_BACKOFF_S: Final = 0.05
+MAX_BACKOFF_S: Final = 2.0
+MAX_POLL_S: Final = 300.0
+"""Longest wait that the node takes in one request."""
+
+
+class Patience:
+    """Counts the failures of one operation and says how long to pause after each: exponential with equal jitter, at
+    least what the node asks for, until `within_s` have passed since the first."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._first_s = 0.0
+
+    def pause_s(self, error: JobsError, *, safe: bool, within_s: float, now_s: float, chance: float) -> float | None:
+        """Return the pause before the next try; None when there should be none.
+
+        `safe`: the request does no harm when it is sent twice. `chance` is between 0 and 1.
+        """
+        if not may_help(error, safe=safe):
+            return None
+        if self._failures == 0:
+            self._first_s = now_s
+        self._failures += 1
+        full_s: float = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures, 16))
+        pause_s = (error.retry_after_s or 0.0) + full_s * (0.5 + chance / 2)
+        return pause_s if now_s + pause_s <= self._first_s + within_s else None
+
+    def reset(self) -> None:
+        """Begin anew after a success."""
+        self._failures = 0
+
+
+def may_help(error: JobsError, *, safe: bool) -> bool:
+    """Tell whether the same request may succeed a little later, and does no harm if it was done already."""
+    if isinstance(error, ConnectionFailed):
+        return safe or not error.sent
+    if isinstance(error, TooManyRequests | QueueFull):
+        return True  # refused before anything was done
+    return safe and isinstance(error, Unavailable)
+
+
+class Deadline(Struct, frozen=True):
+    """The moment up to which to wait; None: for ever."""
+
+    at_s: float | None
+
+    @classmethod
+    def after(cls, timeout_s: float | None, now_s: float) -> Deadline:
+        return cls(None if timeout_s is None else now_s + timeout_s)
+
+    def poll_s(self, now_s: float) -> float:
+        """Return how long the next request may ask the node to wait."""
+        return MAX_POLL_S if self.at_s is None else min(MAX_POLL_S, max(0.0, self.at_s - now_s))
+
+    def is_over(self, now_s: float) -> bool:
+        return self.at_s is not None and now_s >= self.at_s

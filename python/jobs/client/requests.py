@@ -1,0 +1,112 @@
+"""Requests and what comes back for them, typed and pure; a client only carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+from msgspec import Struct
+
+from jobs.client.events import EventParser
+from jobs.client.failures import error_of
+from jobs.errors import InternalError, InvalidRequest
+
+T = TypeVar("T")
+
+TIMEOUT_S: Final = 60.0
+"""For a sign of life, on top of what a request asks the node to wait."""
+EVENT_STREAM: Final = "text/event-stream"
+_encode = msgspec.json.Encoder().encode
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """One request; `safe` when it may be sent again without harm after its answer was lost."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = {}
+    body: bytes | None = None
+    safe: bool = False
+    timeout_s: float = TIMEOUT_S
+
+
+class Call(Struct, Generic[T], frozen=True):
+    """A request and the type of its answer."""
+
+    request: Request
+    answer: type[T]
+
+
+class Feed(Generic[T]):
+    """A stream of typed events that goes on after a lost connection where it was."""
+
+    def __init__(self, path: str, query: Mapping[str, Any], kind: type[T]) -> None:
+        self.position: str | None = None
+        self._target = target(path, query)
+        self._kind = kind
+        self._parser = EventParser()
+
+    def request(self) -> Request:
+        """Return the request for what has not been seen yet, and begin with its answer."""
+        self._parser = EventParser()
+        headers = {"Accept": EVENT_STREAM}
+        if self.position is not None:
+            headers["Last-Event-ID"] = self.position
+        return Request(method="GET", target=self._target, headers=headers, safe=True)
+
+    def feed(self, data: bytes) -> list[T]:
+        """Return what is now complete. Raises the error with which the node ended the stream."""
+        items: list[T] = []
+        for event in self._parser.feed(data):
+            if event.kind == "problem":
+                raise error_of(0, event.data, None)
+            if event.data:
+                items.append(decode(self._kind, event.data))
+            self.position = event.id or self.position
+        return items
+
+
+def get(path: str, answer: type[T], query: Mapping[str, Any] | None = None, *, wait_s: float = 0.0) -> Call[T]:
+    """Return a read that the node may take `wait_s` to answer."""
+    request = Request(method="GET", target=target(path, query or {}), safe=True, timeout_s=TIMEOUT_S + wait_s)
+    return Call(request, answer)
+
+
+def post(path: str, answer: type[T], body: Any = None, *, safe: bool = False) -> Call[T]:
+    """Return a write. Raises InvalidRequest for text that JSON cannot carry."""
+    if body is None:
+        return Call(Request(method="POST", target=path, body=b"", safe=safe), answer)
+    try:
+        data = _encode(body)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"text that is not Unicode: {error.object!r:.80}", expected="UTF-8") from error
+    return Call(
+        Request(method="POST", target=path, headers={"Content-Type": "application/json"}, body=data, safe=safe), answer
+    )
+
+
+def target(path: str, query: Mapping[str, Any]) -> str:
+    """Return path and query; values that are None are left out, lists are repeated. Raises InvalidRequest."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in query.items():
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        pairs += [(name, str(item).lower() if isinstance(item, bool) else str(item)) for item in values]
+    try:
+        return path + ("?" + urlencode(pairs) if pairs else "")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"text that is not Unicode: {error.object!r:.80}", expected="UTF-8") from error
+
+
+def segment(text: str) -> str:
+    """Return a part of a path, quoted."""
+    return quote(text, safe="", errors="replace")
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """Return a typed answer. Raises InternalError for one that is not of the type."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InternalError(f"the node's answer is no {kind.__name__}: {error}") from error

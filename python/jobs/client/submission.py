@@ -1,0 +1,73 @@
+"""Making jobs to submit: options with their types, keys that make a second sending harmless, lots for one request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, TypedDict, Unpack
+
+from msgspec.structs import replace
+
+from jobs.content import content_of
+from jobs.protocol.model import BATCH_JOBS, Content, JobSubmit, Limits, Requires, Retry, ShellJob, ShellPayload
+
+
+class JobOptions(TypedDict, total=False):
+    """What every job can be given; meanings and defaults are those of `ShellJob`."""
+
+    queue: str
+    priority: int
+    requires: Requires
+    timeout_s: float | None
+    retry: Retry
+    labels: dict[str, str]
+    idempotency_key: str | None
+
+
+class ShellOptions(JobOptions, total=False):
+    """What a command can be given besides; meanings and defaults are those of `ShellPayload`."""
+
+    stdin: bytes | str | None
+    files: Mapping[str, bytes | str]
+    env: dict[str, str]
+    cwd: str | None
+    limits: Limits
+    network: Literal["none", "host"]
+    grace_s: float | None
+
+
+def shell_job(command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> ShellJob:
+    """Return a job that runs a command: a sequence of arguments, or one string as a script for /bin/sh.
+
+    `timeout_s` and `grace_s` are seconds; `files` maps paths in the job's directory to what they hold.
+    """
+    fields = dict(options)
+    payload = {name: fields.pop(name) for name in ShellPayload.__struct_fields__ if name in fields}
+    stdin, files = options.get("stdin"), options.get("files", {})
+    payload |= {
+        "stdin": None if stdin is None else to_content(stdin),
+        "files": {name: to_content(held) for name, held in files.items()},
+    }
+    what = {"script": command} if isinstance(command, str) else {"argv": list(command)}
+    return ShellJob(payload=ShellPayload(**what, **payload), **fields)  # type: ignore[arg-type]
+
+
+def to_content(value: bytes | str) -> Content:
+    return Content(text=value) if isinstance(value, str) else content_of(value)
+
+
+def with_key(job: JobSubmit) -> JobSubmit:
+    """Return the job with an idempotency key of its own where it has none, so that it can be sent again safely."""
+    return job if job.idempotency_key is not None else replace(job, idempotency_key=f"client-{os.urandom(16).hex()}")
+
+
+def batches(jobs: Iterable[JobSubmit]) -> Iterator[list[JobSubmit]]:
+    """Yield lots that one request carries: each is accepted whole or not at all."""
+    batch: list[JobSubmit] = []
+    for job in jobs:
+        batch.append(with_key(job))
+        if len(batch) == BATCH_JOBS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
