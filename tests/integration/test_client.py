@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import AsyncClient, Client, ConnectionFailed
-from jobs.client.common import shell_job
+from jobs import AsyncClient, Client, ConnectionFailed, shell_job
 from jobs.content import content_bytes
 from jobs.errors import IdempotencyConflict, LeaseNotFound, NotFinished, NotFound
 from jobs.protocol.model import JobState, KvCompare, KvOp, Stream
@@ -142,13 +141,13 @@ def test_submissions_and_followers_survive_a_restart_of_the_node(tmp_path: Path)
     waiting = client.shell(["sleep", "60"]).job
     follower = threading.Thread(target=follow, args=(node.client().watch(waiting.id, after_revision=0),))
     follower.start()
+    patient = Client(str(node.socket), patience_s=60)
+    patient.health()
     node.kill()
     # When a submission is made while nobody answers, and the node comes back
     submitted: list[str] = []
     late = threading.Thread(
-        target=lambda: submitted.append(
-            Client(str(node.socket), tries=100).run(shell_job(["echo", "during"])).stdout.text or ""
-        )
+        target=lambda: submitted.append(patient.run(shell_job(["echo", "during"])).stdout.text or "")
     )
     late.start()
     node.start()
@@ -164,10 +163,10 @@ def test_submissions_and_followers_survive_a_restart_of_the_node(tmp_path: Path)
 
 def test_a_node_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ConnectionFailed, match="No such file"):
-        Client(str(tmp_path / "none.sock"), tries=2).health()
+        Client(str(tmp_path / "none.sock")).health()
 
     async def scenario() -> None:
-        async with AsyncClient(str(tmp_path / "none.sock"), tries=2) as client:
+        async with AsyncClient(str(tmp_path / "none.sock")) as client:
             with pytest.raises(ConnectionFailed, match="No such file"):
                 await client.health()
 
