@@ -3,12 +3,20 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+# The first interpreter that is new enough and really runs; `make PYTHON=…` names another.
+PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$name; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := python/requirements.lock
-RUST_SOURCES := $(shell find rust -name '*.rs' -o -name 'Cargo.*' | grep -v '/target/')
+RUST_SOURCES := $(shell find rust -path rust/target -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
+CARGO := cargo
+MANIFEST := --manifest-path rust/Cargo.toml --locked
 PYTEST := $(BIN)/python -m pytest
+# How much more than the everyday tests the campaigns do.
+SCALE ?= 10
+CAMPAIGNS := tests/property tests/integration/test_log_kill.py tests/integration/test_consensus.py \
+	tests/integration/test_node_kill.py
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 
@@ -17,48 +25,49 @@ help: ## Show this list
 
 setup: $(VENV)/.built ## Make the environment, build the extension, install the commands into .venv/bin
 
-$(VENV)/.python: $(LOCK)
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+$(VENV)/.locked: $(LOCK)
+	@test -n "$(PYTHON)" || \
 	  { echo "Python 3.11 or newer is needed; on Debian 12: apt install python3 python3-venv"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-	  { echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
-	@command -v cargo >/dev/null || \
-	  { echo "A Rust toolchain (cargo, 1.85 or newer) is needed; see https://rustup.rs"; exit 1; }
-	@command -v cc >/dev/null || { echo "A C compiler is needed; on Debian: apt install gcc"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "The venv module of $(PYTHON) is missing; on Debian: apt install python3-venv"; exit 1; }
+	@command -v $(CARGO) >/dev/null || \
+	  { echo "A Rust toolchain (cargo 1.85 or newer) is needed; see https://rustup.rs"; exit 1; }
+	@command -v cc >/dev/null || { echo "A C compiler is needed; on Debian: apt install gcc libc6-dev"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
-	touch $@
+	@touch $@
 
-$(VENV)/.built: $(VENV)/.python pyproject.toml $(RUST_SOURCES)
+$(VENV)/.built: $(VENV)/.locked pyproject.toml $(RUST_SOURCES)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --quiet
-	touch $@
+	@touch $@
 
 demo: setup ## Run the main job on an embedded node: submit, queue, fail, kill, restart
 	$(BIN)/python -m jobs.demo
+
+test: setup rust-test ## Set up and run every everyday test
+	$(PYTEST) -m 'not slow' -q
+
+rust-test: ## Run the Rust tests
+	$(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings
 
 lint: setup ## Check formats, lints and types
 	$(BIN)/ruff format --check python tests benchmarks
 	$(BIN)/ruff check python tests benchmarks
 	$(BIN)/mypy
-	cargo fmt --manifest-path rust/Cargo.toml --all --check
-	cargo clippy --manifest-path rust/Cargo.toml --locked --all-targets -- -D warnings
+	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
+	$(CARGO) clippy $(MANIFEST) --all-targets -- -D warnings
 
-rust-test: ## Run the Rust tests
-	cargo test --manifest-path rust/Cargo.toml --locked --quiet --workspace --exclude jobs-bindings
-
-test: lint rust-test ## Set up and run every everyday test
-	$(PYTEST) -m 'not slow' -q
-
-test-faults: setup ## The slow campaigns: kills, crashes, long random runs
-	JOBS_TEST_SCALE=10 $(PYTEST) -q --timeout 1800 tests/integration/test_log_kill.py tests/integration/test_consensus.py \
-	  tests/integration/test_node_kill.py tests/property
+test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long random runs
+	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-log
+	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks
 
 lock: ## Renew the lock file from pyproject.toml
-	$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
-	  --universal --group tools pyproject.toml -o $(LOCK)
+	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }
+	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --universal \
+	  --group tools pyproject.toml -o $(LOCK)
 
 clean: ## Remove what was built
 	rm -rf $(VENV) dist build rust/target python/jobs/*.so
