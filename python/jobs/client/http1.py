@@ -1,7 +1,7 @@
 """HTTP/1.1 as a client of the node needs it (RFC 9112), pure: requests to bytes, bytes to answers.
 
-The standard library's http.client takes 20 ms to import and triples the time that a short request costs its sender;
-see docs/decisions/0006-own-http-reader.md.
+The standard library's http.client is slow to import and costs a short request more than all the rest;
+see docs/decisions/0007-own-http-reader.md.
 """
 
 from __future__ import annotations
