@@ -1,0 +1,251 @@
+"""The store's face in Python: errors, limits, snapshots that are damaged, and what a power cut leaves."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs._native import (
+    CompactedError,
+    CorruptError,
+    DiskFullError,
+    MemoryStore,
+    NativeError,
+    Store,
+    StoreReader,
+)
+from jobs.store import (
+    MAX_KEY_BYTES,
+    MAX_TXN_OPS,
+    MAX_VALUE_BYTES,
+    Compact,
+    Delete,
+    Get,
+    LeaseGrant,
+    Op,
+    Put,
+    Txn,
+    TxnResult,
+    decode_results,
+    encode_command,
+)
+
+SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.randrange(1 << 32)
+
+
+class Writer:
+    """A store and the entries it is given."""
+
+    def __init__(self, directory: Path, **settings: object) -> None:
+        self.directory = directory
+        self.store = Store(str(directory), **settings)  # type: ignore[arg-type]
+
+    def apply(self, *ops: Op) -> TxnResult:
+        command = encode_command([Txn(then=ops)])
+        (result,) = self.store.apply([(self.store.applied_index + 1, 1, command)])
+        return decode_results(result)[0]
+
+
+def fill(writer: Writer, count: int, size: int = 100) -> None:
+    for number in range(count):
+        writer.apply(Put(b"k%06d" % number, bytes([number % 251]) * size))
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+@pytest.mark.parametrize(
+    ("ops", "error"),
+    [
+        ((Put(b"", b"v"),), "limit: a key of 0 bytes"),
+        ((Put(b"k" * (MAX_KEY_BYTES + 1), b"v"),), "limit: a key of 1025 bytes"),
+        ((Put(b"ok", b"v"), Put(b"k", b"v" * (MAX_VALUE_BYTES + 1))), "limit: a value of 1048577 bytes"),
+        ((Put(b"k", b"v"),) * (MAX_TXN_OPS + 1), "limit: 1001 operations"),
+        ((Put(b"ok", b"v"), Put(b"k", b"v", 7)), "lease_not_found"),
+        ((LeaseGrant(0, 1),), "limit: lease 0"),
+        ((Get(b""),), "limit: a key of 0 bytes"),
+    ],
+)
+def test_a_transaction_beyond_a_limit_changes_nothing(
+    tmp_path: Path, kind: str, ops: tuple[Op, ...], error: str
+) -> None:
+    store = Store(str(tmp_path)) if kind == "disk" else MemoryStore()
+    (data,) = store.apply([(1, 1, encode_command([Txn(then=ops), Txn(then=(Put(b"next", b""),))]))])
+    refused, after = decode_results(data)
+    assert refused.error.startswith(error)
+    assert (refused.revision, refused.results) == (0, [])
+    assert (after.error, after.revision) == ("", 1)
+    assert store.get(b"ok") is None
+
+
+def test_a_delete_of_more_keys_than_allowed_is_refused_whole(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    for lot in range(11):
+        writer.apply(*(Put(b"k%06d" % (lot * 1000 + number), b"") for number in range(1000)))
+    assert writer.apply(Delete(b"k", b"l")).error.startswith("limit: a delete of more than 10000 keys")
+    assert writer.store.count(b"k", b"l", limit=20_000) == 11_000
+    assert writer.apply(Delete(b"k", b"k001000")).results == [1_000]
+
+
+@pytest.mark.parametrize(
+    "command", [b"", b"\x02", b"\x01", b"\x01\xdd\xff\xff\xff\xff", b"\x01\x91\x93\x91", b"\x01\x90x"]
+)
+def test_bytes_that_are_no_command_are_refused_with_their_offset(tmp_path: Path, command: bytes) -> None:
+    store = Store(str(tmp_path))
+    if not command:
+        assert store.apply([(1, 1, command)]) == [b""]
+        return
+    with pytest.raises(CorruptError, match=r"at byte \d+"):
+        store.apply([(1, 1, command)])
+    assert store.applied_index == 0
+
+
+def test_random_damage_to_a_command_never_does_more_than_refuse_it() -> None:
+    print(f"replay with JOBS_TEST_SEED={SEED}")
+    chance = random.Random(SEED)
+    good = encode_command([Txn(then=(Put(b"a", b"1"), Delete(b"b", b"c"), LeaseGrant(1, 5))), Txn()])
+    for _ in range(3_000):
+        data = bytearray(good)
+        for _ in range(chance.randint(1, 3)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        store = MemoryStore()
+        try:
+            store.apply([(1, 1, bytes(data[: chance.randint(1, len(data))]))])
+        except CorruptError:
+            assert store.applied_index == 0
+
+
+def test_a_full_store_refuses_whole_batches_and_takes_them_when_there_is_room(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, max_bytes=4 << 20)
+    with pytest.raises(DiskFullError):
+        fill(writer, 100, 100_000)
+    written = writer.store.revision
+    assert 5 < written < 50
+    assert writer.store.applied_index == written
+    assert writer.store.get(b"k%06d" % written) is None
+    writer.store.close()
+    roomier = Writer(tmp_path, max_bytes=16 << 20)
+    assert roomier.apply(Put(b"k%06d" % written, b"now")).revision == written + 1
+
+
+def test_what_is_closed_or_open_twice_says_so(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(NativeError, match="already"):
+        Store(str(tmp_path))
+    store.close()
+    store.close()
+    with pytest.raises(NativeError, match="it is closed"):
+        store.get(b"k")
+    with pytest.raises(NativeError, match="cannot open the store"):
+        StoreReader(str(tmp_path / "nowhere"))
+    Store(str(tmp_path)).close()
+
+
+def test_history_is_forgotten_in_steps_and_its_space_used_again(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    for _ in range(20):
+        fill(writer, 100, 1_000)
+    grown = (tmp_path / "data.mdb").stat().st_size
+    writer.apply(Compact(writer.store.revision))
+    with pytest.raises(CompactedError):
+        writer.store.get(b"k000001", 5)
+    for _ in range(20):
+        fill(writer, 100, 1_000)
+        writer.apply(Compact(writer.store.revision))
+    assert (tmp_path / "data.mdb").stat().st_size < grown * 1.5
+    assert len(writer.store.range(b"k", b"l", limit=1_000)[0]) == 100
+
+
+def test_a_power_cut_brings_the_snapshot_back_and_a_kill_does_not_need_it(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, boot_id="first")
+    fill(writer, 50)
+    assert writer.store.snapshot() == 50
+    at_snapshot = writer.store.state_hash()
+    fill(writer, 60)
+    # The process dies: nothing is closed. A copy stands for the same files after it.
+    left = tmp_path / "left"
+    left.mkdir()
+    for file in tmp_path.iterdir():
+        if file.is_file() and file.name != "lock.mdb":
+            (left / file.name).write_bytes(file.read_bytes())
+    killed = Store(str(left), boot_id="first")
+    assert (killed.recovered, killed.applied_index) == (None, 110)
+    killed.close()
+    marker = left / "OPEN"
+    marker.write_text(marker.read_text().replace("closed", "open"))
+    cut = Store(str(left), boot_id="second")
+    assert "restored the snapshot at entry 50" in (cut.recovered or "")
+    assert (cut.applied_index, cut.state_hash()) == (50, at_snapshot)
+    # The log tells the rest
+    cut.apply([(51, 1, encode_command([Txn(then=(Put(b"after", b""),))]))])
+    assert cut.revision == 51
+
+
+def test_a_damaged_snapshot_is_refused_and_never_half_restored(tmp_path: Path) -> None:
+    print(f"replay with JOBS_TEST_SEED={SEED}")
+    chance = random.Random(SEED)
+    writer = Writer(tmp_path)
+    fill(writer, 300, 10_000)  # several blocks
+    writer.store.snapshot()
+    whole = writer.store.state_hash()
+    writer.store.close()
+    (snapshot,) = tmp_path.glob("snapshot-*.snap")
+    good = snapshot.read_bytes()
+    cuts = [0, 1, 27, 28, 35, 36, len(good) - 1, len(good) - 32, len(good) - 33, len(good) - 48]
+    damages = [good[:cut] for cut in cuts] + [good + b"\x00"]
+    for _ in range(25):
+        data = bytearray(good)
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        damages.append(bytes(data))
+    for number, data in enumerate(damages):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        (directory / snapshot.name).write_bytes(data)
+        store = Store(str(directory))
+        assert "corrupt at byte" in (store.recovered or ""), number
+        assert snapshot.name in (store.recovered or "")
+        assert (store.applied_index, store.revision) == (0, 0)
+        store.close()
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / snapshot.name).write_bytes(good)
+    (older / f"snapshot-{999:020}.snap").write_bytes(damages[-1])
+    store = Store(str(older))
+    assert store.state_hash() == whole
+
+
+def test_what_a_crash_in_the_middle_of_a_restore_leaves_is_cleared(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    fill(writer, 10)
+    writer.store.snapshot()
+    whole = writer.store.state_hash()
+    writer.store.close()
+    (tmp_path / "data.mdb").unlink()
+    (tmp_path / "restore").mkdir()
+    (tmp_path / "restore" / "data.mdb").write_bytes(b"half of it")
+    (tmp_path / f"snapshot-{11:020}.snap.new").write_bytes(b"half of it")
+    store = Store(str(tmp_path))
+    assert store.state_hash() == whole
+    assert not (tmp_path / "restore").exists()
+
+
+def test_other_threads_run_while_a_snapshot_is_written(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    fill(writer, 2_000, 5_000)
+    steps = 0
+    done = threading.Event()
+
+    def snapshot() -> None:
+        writer.store.snapshot()
+        done.set()
+
+    thread = threading.Thread(target=snapshot)
+    thread.start()
+    while not done.is_set():
+        writer.apply(Put(b"beside", b"%d" % steps))
+        steps += 1
+    thread.join()
+    assert steps > 3, "the snapshot held everything up"
+    assert writer.store.revision == 2_000 + steps
