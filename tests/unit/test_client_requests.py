@@ -1,0 +1,140 @@
+"""Requests, submissions and errors as both clients make them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+import jobs
+from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
+from jobs.client.failures import error_of, unreachable
+from jobs.client.operations import list_jobs, submit
+from jobs.client.requests import decode, post, segment
+from jobs.client.submission import batches, shell_job, with_key
+from jobs.client.sync import Client, KeyValueClient
+from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest, QueueFull
+from jobs.protocol.model import BATCH_JOBS, Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
+
+
+@pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (KeyValueClient, AsyncKeyValueClient)])
+def test_both_clients_have_the_same_methods(one: type, other: type) -> None:
+    def surface(kind: type) -> dict[str, list[inspect.Parameter]]:
+        return {
+            name: [parameter.replace(annotation="") for parameter in inspect.signature(member).parameters.values()]
+            for name, member in vars(kind).items()
+            if not name.startswith("_") and inspect.isfunction(member)
+        }
+
+    shared = surface(one)
+    theirs = surface(other)
+    assert shared.keys() <= theirs.keys()
+    assert {name: theirs[name] for name in shared} == shared
+
+
+def test_a_command_becomes_a_job() -> None:
+    job = shell_job(
+        ["sort", "-u"], stdin=b"\xff", files={"a": "b"}, limits=Limits(pids=5), queue="q", labels={"k": "v"}, cwd="sub"
+    )
+    assert job == ShellJob(
+        payload=ShellPayload(
+            argv=["sort", "-u"],
+            stdin=Content(base64="/w=="),
+            files={"a": Content(text="b")},
+            limits=Limits(pids=5),
+            cwd="sub",
+        ),
+        queue="q",
+        labels={"k": "v"},
+    )
+    assert shell_job("echo a | cat").payload == ShellPayload(script="echo a | cat")
+
+
+def test_an_option_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(TypeError, match="tiemout_s"):
+        shell_job(["true"], tiemout_s=5)  # type: ignore[call-arg]
+
+
+def test_a_submission_is_given_a_key_of_its_own_once() -> None:
+    plain = shell_job(["true"])
+    first, second = with_key(plain), with_key(plain)
+    assert first.idempotency_key != second.idempotency_key
+    assert with_key(first) is first
+    assert submit(first).request.safe
+
+
+def test_many_jobs_go_in_lots_that_a_request_carries() -> None:
+    lots = list(batches(shell_job(["true"]) for _ in range(2 * BATCH_JOBS + 1)))
+    assert [len(lot) for lot in lots] == [BATCH_JOBS, BATCH_JOBS, 1]
+    assert len({job.idempotency_key for lot in lots for job in lot}) == 2 * BATCH_JOBS + 1
+    assert list(batches([])) == []
+
+
+def test_a_query_is_quoted_and_leaves_out_what_is_not_given() -> None:
+    target = list_jobs({"state": JobState.FAILED, "labels": {"a": "b c&d=é"}, "owner": None}, None).request.target
+    assert target == "/v1/jobs?state=failed&label=a%3Db+c%26d%3D%C3%A9&order=newest"
+    several = list_jobs({"state": [JobState.PENDING, JobState.RUNNING], "page_size": 7}, "next").request.target
+    assert several == "/v1/jobs?state=pending&state=running&order=newest&limit=7&cursor=next"
+    assert segment("a/../b?c") == "a%2F..%2Fb%3Fc"
+
+
+def test_text_that_is_not_unicode_is_refused_before_it_is_sent() -> None:
+    with pytest.raises(InvalidRequest, match="not Unicode"):
+        submit(shell_job(["echo", "\udcff"]))
+    with pytest.raises(InvalidRequest, match="not Unicode"):
+        list_jobs({"labels": {"a": "\udcff"}}, None)
+    with pytest.raises(InvalidRequest, match="not Unicode"):
+        post("/v1/kv:put", dict, {"key": "\udcff"})
+
+
+def test_a_problem_becomes_the_error_it_was() -> None:
+    problem = Problem(
+        type="x", title="t", status=409, code="idempotency_conflict", detail="d", field="$.f", expected="e"
+    )
+    error = error_of(409, msgspec.json.encode(problem), None)
+    assert type(error) is IdempotencyConflict
+    assert (error.detail, error.field, error.expected, error.retry_after_s) == ("d", "$.f", "e", None)
+    full = msgspec.structs.replace(problem, code="queue_full")
+    assert error_of(429, msgspec.json.encode(full), "7").retry_after_s == 7
+    assert error_of(429, msgspec.json.encode(full), "Wed, 21 Oct 2026").retry_after_s is None
+    assert type(error_of(429, msgspec.json.encode(full), "7")) is QueueFull
+    newer = msgspec.structs.replace(problem, code="of_a_newer_node")
+    assert isinstance(error_of(400, msgspec.json.encode(newer), None), InternalError)
+    assert "502" in error_of(502, b"<html>", None).detail
+
+
+def test_an_answer_of_another_type_is_an_error_of_the_node() -> None:
+    with pytest.raises(InternalError, match="no Health"):
+        decode(Health, b"[]")
+
+
+@pytest.mark.parametrize(
+    ("cause", "hint"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), "JOBS_SOCKET"),
+        (ConnectionRefusedError(111, "Connection refused"), "start jobs-node"),
+        (PermissionError(13, "Permission denied"), "group"),
+        (OSError("AF_UNIX path too long"), "path"),
+    ],
+)
+def test_a_socket_that_cannot_be_used_says_what_to_do(cause: OSError, hint: str) -> None:
+    error = unreachable("/x/api.sock", cause)
+    assert "/x/api.sock" in error.detail
+    assert hint in (error.expected or "")
+
+
+def test_importing_the_package_costs_nothing_until_something_is_used() -> None:
+    probe = "import sys, jobs; print([m for m in sys.modules if m.startswith(('jobs.', 'msgspec', 'aiohttp'))])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=True).stdout == b"[]\n"
+    probe = "import sys; from jobs import Client; print('aiohttp' in sys.modules, 'http.client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=True).stdout == b"False False\n"
+
+
+def test_everything_that_the_package_offers_is_there() -> None:
+    for name in jobs.__all__:
+        assert getattr(jobs, name).__name__ == name
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = jobs.nonsense
