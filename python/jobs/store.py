@@ -6,7 +6,7 @@ array. rust/kv decodes the same bytes; this file and rust/kv/src/command.rs are 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -109,17 +109,6 @@ class Txn(Struct, frozen=True, array_like=True):
     compare: tuple[Compare, ...] = ()
     then: tuple[Op, ...] = ()
     otherwise: tuple[Op, ...] = ()
-
-
-class KeyValue(NamedTuple):
-    """A key at a revision."""
-
-    key: bytes
-    value: bytes
-    version: int
-    create_revision: int
-    mod_revision: int
-    lease: int
 
 
 class TxnResult(Struct, frozen=True, array_like=True):

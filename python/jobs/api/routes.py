@@ -19,7 +19,6 @@ Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[web.StreamResponse]]
 Errors: TypeAlias = tuple[type[errors.JobsError], ...]
 
 PLACEHOLDER: Final = "{id}"
-STREAMS: Final = frozenset({"text/event-stream", "application/octet-stream"})
 
 _READ: Final[Errors] = (errors.Forbidden, errors.NotFound)
 _WRITE: Final[Errors] = (errors.StorageFull,)
