@@ -211,6 +211,7 @@ class AsyncClient:
         except aiohttp.ClientConnectorError as error:
             raise unreachable(self.socket_path, error.os_error) from error
         except (aiohttp.ClientError, OSError) as error:
+            self._met = True
             raise gone(error) from error
 
     async def _pause(self, patience: Patience, error: JobsError, *, safe: bool) -> None:
