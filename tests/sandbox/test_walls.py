@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -159,6 +160,26 @@ def test_privileges_are_gone_for_good(sandbox: Sandbox) -> None:
     assert status["Uid"].split() == ["1000"] * 4
     bits = sandbox.python(CALL + "print(libc.prctl(27, 0, 0, 0, 0) == 0b11101111)")  # PR_GET_SECUREBITS
     assert bits.stdout == "True\n"
+
+
+RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[os.uname().machine]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, 32, 33])
+def test_signals_that_the_worker_was_started_with_ignored_are_not_ignored_in_a_job(number: int) -> None:
+    """Signals 32 and 33 are the C library's own, so it neither ignores them nor stops ignoring them when asked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ignored, before = (ctypes.c_ulong * 4)(1), (ctypes.c_ulong * 4)()
+    assert libc.syscall(RT_SIGACTION, int(number), ignored, before, 8) == 0
+    try:
+        launcher = Launcher.start(Configure(slots=1))
+    finally:
+        libc.syscall(RT_SIGACTION, int(number), before, None, 8)
+    try:
+        status = Sandbox(launcher).run("grep", "SigIgn", "/proc/self/status").stdout
+    finally:
+        launcher.close()
+    assert status == "SigIgn:\t0000000000000000\n"
 
 
 def test_a_job_has_its_own_session_and_host_name(sandbox: Sandbox) -> None:

@@ -188,13 +188,21 @@ pub fn unblock_signals() {
 }
 
 /// Gives every signal its default disposition and blocks all of them: none may end this process or what it forks.
+///
+/// By the kernel's call, for the C library keeps signals 32 and 33 to itself, and a parent may have left them ignored.
 pub fn block_signals() {
-    // SAFETY: a zeroed sigaction is SIG_DFL without flags; the calls read local values only. Signals that cannot be
-    // set are refused, which is as good.
+    // SAFETY: a zeroed kernel sigaction (handler, flags, restorer, mask: at most 4 words) is SIG_DFL without flags; the
+    // calls read local values only. Signals that cannot be set are refused, which is as good.
     unsafe {
-        let default: libc::sigaction = mem::zeroed();
+        let default = [0u64; 4];
         for signal in 1..=libc::SIGRTMAX() {
-            libc::sigaction(signal, &raw const default, ptr::null_mut());
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            );
         }
         let mut all = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigfillset(all.as_mut_ptr());
