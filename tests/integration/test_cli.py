@@ -213,6 +213,26 @@ def test_ctrl_c_of_run_cancels_or_detaches(shared_node: EmbeddedNode, client: Cl
         client.cancel(job.id)
 
 
+def test_ctrl_c_leaves_a_run_whose_node_never_answers(tmp_path: Path) -> None:
+    # Given a node that takes a submission and says nothing
+    path = tmp_path / "deaf.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        running = subprocess.Popen([*JOBCTL, "run", "--socket", str(path), "--", "true"], stderr=subprocess.PIPE)
+        taken, _ = listener.accept()
+        with taken:
+            assert taken.recv(1 << 16).startswith(b"POST /v1/jobs ")
+            assert running.stderr is not None
+            # When Ctrl-C comes, the job cannot be ended yet; when it comes again, run ends
+            running.send_signal(signal.SIGINT)
+            assert b"once more" in running.stderr.readline()
+            running.send_signal(signal.SIGINT)
+            assert running.wait(30) == 130
+    # Then it says what is not known
+    assert running.stderr.read() == b"jobctl: detached; whether the job was submitted is not known\n"
+
+
 def test_a_reader_that_stops_ends_run_quietly(shared_node: EmbeddedNode) -> None:
     piped = subprocess.run(
         ["bash", "-c", f"'{sys.executable}' -m jobs.cli.main run -- yes | head -n 1; echo ${{PIPESTATUS[0]}}"],

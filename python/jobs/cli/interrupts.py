@@ -52,6 +52,8 @@ class Interrupts:
             raise Detached
         if self._job is not None:
             self._act(self._job)
+        else:
+            note("the node has not answered yet; once more gives up")
 
     def _act(self, job: str) -> None:
         if self._wish == "detach":

@@ -27,15 +27,18 @@ def submit(client: Client, options: argparse.Namespace) -> int:
 def run(client: Client, options: argparse.Namespace) -> int:
     wanted = job_of(options)
     with Interrupts(client.socket_path, options.on_interrupt) as interrupts:
-        job = client.submit(wanted).job.id
+        job: str | None = None
         try:
+            job = client.submit(wanted).job.id
             interrupts.guard(job)
             ended = follow(client, job)
         except Detached:
-            note(f"detached; the job goes on: jobctl logs -f {job}")
+            left = f"the job goes on: jobctl logs -f {job}" if job else "whether the job was submitted is not known"
+            note(f"detached; {left}")
             return exits.INTERRUPTED
         except ConnectionFailed:
-            note(f"lost sight of job {job}")
+            if job is not None:
+                note(f"lost sight of job {job}")
             raise
     if ended.state is JobState.FAILED and ended.reason is not Reason.EXIT_CODE:
         note(f"job {job} failed: {ended.reason}" + (f": {ended.message}" if ended.message else ""))
