@@ -1,8 +1,8 @@
 """The life of a job: one table of allowed transitions, pure. Time and randomness come as arguments.
 
 Every handler takes the record as stored and returns the record to store instead, or a `Refusal` with the reason why
-the event does not apply. Which index key a record stands under follows from the record alone (`index_key`), so a
-transition never has to say which one to add or remove.
+the event does not apply. Which index keys a record stands under follows from the record alone (`index_entries`), so a
+transition never has to say which ones to add or remove.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jobs import keys
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import JobState, JobSubmit, Reason, Retry
 from jobs.protocol.wire import Outcome
-from jobs.records import Demand, JobRecord
+from jobs.records import DeadLetterRecord, Demand, EndedRecord, JobRecord, RunningRecord, UniqueRecord
 
 PENDING: Final = JobState.PENDING
 RUNNING: Final = JobState.RUNNING
@@ -29,10 +29,16 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     COMPLETED: frozenset(),
     FAILED: frozenset(),
 }
-"""From each state, the states that may follow; a final state has none. pending → pending: its timer ran out;
-running → running: cancellation was asked for; running → pending: the attempt failed and is tried again."""
+"""From each state, the states that may follow; a final state has none. pending → pending: its time came,
+or another job that it waited for ended; running → running: cancellation was asked for, or another job began to wait for
+it; running → pending: the attempt failed and is tried again."""
 
 MESSAGE_LIMIT: Final = 1024
+
+NOT_RETRIED: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE, Reason.DEPENDENCY_FAILED, Reason.INVALID_PAYLOAD})
+"""Reasons that a repetition does not mend; one that a job names in its `retry.reasons` is tried again all the same."""
+NOT_DEAD: Final = frozenset({Reason.CANCELLED})
+"""Failures that somebody asked for: they do not become dead letters."""
 
 
 class Refusal(Struct, frozen=True):
@@ -45,7 +51,8 @@ Step: TypeAlias = JobRecord | Refusal
 
 
 def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
-    """Return the first record of a job."""
+    """Return the first record of a job, before anything is said of what it depends on."""
+    ready_ms = max(now_ms, job.not_before_ms or 0)
     return JobRecord(
         type=type(job).__struct_config__.tag,  # type: ignore[arg-type]
         queue=job.queue,
@@ -53,25 +60,80 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
         owner=owner,
         state=PENDING,
         submitted_ms=now_ms,
-        ready_ms=now_ms,
+        ready_ms=ready_ms,
+        delayed=ready_ms > now_ms,
         timeout_s=job.timeout_s,
         retry=job.retry,
         requires=job.requires,
         labels=job.labels,
+        deadline_ms=job.deadline_ms,
+        heartbeat_s=job.heartbeat_s,
+        on_failure=job.on_failure,
+        concurrency_key=job.concurrency_key,
+        concurrency_limit=job.concurrency_limit,
+        retention=job.retention,
     )
 
 
-def on_due(record: JobRecord) -> Step:
-    """The time a pending job waited for has come."""
-    if record.state is not PENDING or not record.delayed:
+def on_due(record: JobRecord, now_ms: int) -> Step:
+    """A time that a pending job waits for has come: its deadline, or the one before which it must not run."""
+    if record.state is not PENDING:
         return Refusal(f"the job is {record.state} and waits for no time")
+    if record.deadline_ms is not None and record.attempt == 0 and record.deadline_ms <= now_ms:
+        return _to(
+            record,
+            FAILED,
+            delayed=False,
+            reason=Reason.DEADLINE,
+            message="not started by its deadline",
+            finished_ms=now_ms,
+        )
+    if not record.delayed or record.ready_ms > now_ms:
+        return Refusal("the job waits for no time that has come")
     return _to(record, PENDING, delayed=False)
+
+
+def on_depends(record: JobRecord, parents: int) -> Step:
+    """The job is to wait for the end of `parents` more jobs."""
+    if record.state is not PENDING or record.attempt > 0:
+        return Refusal(f"the job is {record.state} and has begun; it can wait for nothing more")
+    return _to(record, PENDING, waits_for=record.waits_for + parents)
+
+
+def on_child(record: JobRecord) -> Step:
+    """Another job is to wait for the end of this one."""
+    if record.state.is_final:
+        return Refusal(f"the job is {record.state} already")
+    return record if record.has_children else _to(record, record.state, has_children=True)
+
+
+def on_parent_ended(record: JobRecord, parent: JobId, parent_state: JobState, now_ms: int) -> Step:
+    """A job that this one waits for has ended."""
+    if record.state is not PENDING or record.waits_for == 0:
+        return Refusal(f"the job is {record.state} and waits for no other")
+    if parent_state is FAILED and record.on_failure == "fail":
+        return _to(
+            record,
+            FAILED,
+            delayed=False,
+            waits_for=0,
+            reason=Reason.DEPENDENCY_FAILED,
+            message=f"job {parent}, which it depends on, failed",
+            finished_ms=now_ms,
+        )
+    waits_for = record.waits_for - 1
+    if waits_for > 0:
+        return _to(record, PENDING, waits_for=waits_for)
+    ready_ms = max(record.ready_ms, now_ms)
+    return _to(record, PENDING, waits_for=0, ready_ms=ready_ms, delayed=ready_ms > now_ms)
 
 
 def on_assigned(record: JobRecord, worker: WorkerId, incarnation: Incarnation, now_ms: int) -> Step:
     """A worker is given the job."""
-    if record.state is not PENDING or record.delayed:
-        return Refusal(f"the job is {'delayed' if record.delayed else record.state}, not ready")
+    if not is_ready(record):
+        return Refusal(
+            f"the job is {record.state}, not ready" if record.state is not PENDING else "the job still waits"
+        )
     return _to(
         record,
         RUNNING,
@@ -93,6 +155,7 @@ def on_cancel(record: JobRecord, now_ms: int) -> Step:
             record,
             FAILED,
             delayed=False,
+            waits_for=0,
             cancel_requested=True,
             reason=Reason.CANCELLED,
             message="cancelled before it ran" if record.attempt == 0 else "cancelled while it waited to be tried again",
@@ -120,7 +183,7 @@ def on_finished(
             exit_code=outcome.exit_code,
             signal=None,
         )
-    ended = _failed_attempt(record, outcome.reason, outcome.message, now_ms, chance)
+    ended = _failed_attempt(record, outcome.reason, outcome.message, now_ms, chance, outcome.exit_code)
     return replace(ended, exit_code=outcome.exit_code, signal=outcome.signal)
 
 
@@ -137,29 +200,84 @@ def is_current(record: JobRecord, attempt: Attempt, incarnation: Incarnation) ->
     return _stale(record, attempt, incarnation) is None
 
 
+def retries(retry: Retry, attempt: Attempt, reason: Reason, exit_code: int | None) -> bool:
+    """Tell whether an attempt that failed so is followed by another."""
+    if attempt >= retry.max_attempts or reason is Reason.CANCELLED:
+        return False
+    if retry.reasons is not None and reason not in retry.reasons:
+        return False
+    if retry.reasons is None and reason in NOT_RETRIED:
+        return False
+    if reason is not Reason.EXIT_CODE:
+        return True
+    return (retry.exit_codes is None or exit_code in retry.exit_codes) and exit_code not in retry.except_exit_codes
+
+
 def retry_delay_ms(retry: Retry, failed_attempts: int, chance: float) -> int:
     """Return the wait before the next attempt, with `chance` in [0, 1) choosing the share of jitter."""
+    if retry.backoff == "none":
+        return 0
     delay_s = retry.delay_s
     if retry.backoff == "exponential":
         delay_s *= 2.0 ** min(failed_attempts - 1, 64)
     return int(min(delay_s, retry.cap_s) * (1 + retry.jitter * chance) * 1000)
 
 
+def is_ready(record: JobRecord) -> bool:
+    """Tell whether nothing but a worker is missing."""
+    return record.state is PENDING and not record.delayed and record.waits_for == 0
+
+
 def demand_of(record: JobRecord) -> Demand:
-    """Return what the job asks of a worker."""
-    return Demand(record.type, record.requires)
+    """Return what the job asks of a worker and of the cluster."""
+    return Demand(record.type, record.requires, record.concurrency_key, record.concurrency_limit)
 
 
-def index_key(job: JobId, record: JobRecord) -> bytes | None:
-    """Return the index key that a job in this state stands under: its queue, its timer, its worker, or none."""
+def next_moment_ms(record: JobRecord) -> int | None:
+    """Return when time by itself next changes the job."""
+    if record.state is not PENDING:
+        return None
+    moments = [record.ready_ms] if record.delayed and record.waits_for == 0 else []
+    if record.deadline_ms is not None and record.attempt == 0:
+        moments.append(record.deadline_ms)
+    return min(moments, default=None)
+
+
+def ready_key(job: JobId, record: JobRecord) -> bytes:
+    """Return the queue key of a job that is ready."""
+    lane = demand_of(record).lane()
+    return keys.queue(record.queue, record.owner, lane, record.priority, record.ready_ms, job)
+
+
+def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
+    """Return the index keys that a job stands under as it is, and what stands there (None: nothing needs to)."""
+    entries: dict[bytes, Struct | None] = {}
     if record.state is PENDING:
-        if record.delayed:
-            return keys.timer(record.ready_ms, job)
-        lane = demand_of(record).lane()
-        return keys.queue(record.queue, lane, record.priority, record.ready_ms, job)
-    if record.state is RUNNING and record.worker is not None:
-        return keys.running(record.worker, job)
-    return None
+        if is_ready(record):
+            entries[ready_key(job, record)] = demand_of(record)
+        else:
+            entries[keys.waiting(record.queue, record.owner, job)] = None
+        moment_ms = next_moment_ms(record)
+        if moment_ms is not None:
+            entries[keys.timer(moment_ms, job)] = None
+    elif record.state is RUNNING:
+        assert record.worker is not None
+        assert record.incarnation is not None
+        entries[keys.running(record.worker, job)] = RunningRecord(
+            record.attempt, record.incarnation, record.requires, record.queue, record.owner, record.concurrency_key
+        )
+    else:
+        assert record.finished_ms is not None
+        entries[keys.ended(record.finished_ms, job)] = EndedRecord(record.owner, record.queue, record.retention)
+        if record.has_children:
+            entries[keys.parent_ended(job)] = None
+        if record.state is FAILED and record.reason is not None and record.reason not in NOT_DEAD:
+            entries[keys.dead_letter(record.finished_ms, job)] = DeadLetterRecord(
+                owner=record.owner, queue=record.queue, reason=record.reason, message=record.message
+            )
+    if record.unique_key is not None and not record.state.is_final:
+        entries[record.unique_key] = UniqueRecord(job)
+    return entries
 
 
 def _stale(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> Refusal | None:
@@ -172,11 +290,13 @@ def _stale(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> Ref
     return None
 
 
-def _failed_attempt(record: JobRecord, reason: Reason, message: str | None, now_ms: int, chance: float) -> JobRecord:
+def _failed_attempt(
+    record: JobRecord, reason: Reason, message: str | None, now_ms: int, chance: float, exit_code: int | None = None
+) -> JobRecord:
     message = message[:MESSAGE_LIMIT] if message else None
     if record.cancel_requested or reason is Reason.CANCELLED:
         return _to(record, FAILED, reason=Reason.CANCELLED, message="cancelled while it ran", finished_ms=now_ms)
-    if record.attempt >= record.retry.max_attempts:
+    if not retries(record.retry, record.attempt, reason, exit_code):
         return _to(record, FAILED, reason=reason, message=message, finished_ms=now_ms)
     delay_ms = retry_delay_ms(record.retry, record.attempt, chance)
     return _to(

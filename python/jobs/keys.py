@@ -12,10 +12,22 @@ STATE: Final = b"/jobs/state/"
 RESULT: Final = b"/jobs/result/"
 LOG: Final = b"/jobs/log/"
 IDEMPOTENCY: Final = b"/jobs/idem/"
+UNIQUE: Final = b"/jobs/unique/"
+PROGRESS: Final = b"/jobs/progress/"
 QUEUE: Final = b"/queue/"
+WAITING: Final = b"/waiting/"
 TIMERS: Final = b"/timers/"
 RUNNING: Final = b"/running/"
 WORKERS: Final = b"/workers/"
+QUEUES: Final = b"/queues/"
+OWNERS: Final = b"/owners/"
+RATES: Final = b"/rates/"
+CHILDREN: Final = b"/deps/children/"
+PARENTS: Final = b"/deps/parents/"
+PARENT_ENDED: Final = b"/deps/ended/"
+ENDED: Final = b"/ended/"
+DEAD_LETTERS: Final = b"/dlq/"
+AUDIT: Final = b"/audit/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -50,14 +62,36 @@ def idempotency(owner: int, key: str) -> bytes:
     return b"%s%d/%s" % (IDEMPOTENCY, owner, hashlib.sha256(key.encode()).hexdigest().encode())
 
 
-def queue(queue_name: str, lane: bytes, priority: int, ready_ms: int, job: JobId) -> bytes:
-    """A job that waits for a worker. Jobs of one queue that ask the same of a worker share a lane; in key order within
+def unique(owner: int, key: str) -> bytes:
+    """Which job of an owner holds a unique key; hashed as an idempotency key is."""
+    return b"%s%d/%s" % (UNIQUE, owner, hashlib.sha256(key.encode()).hexdigest().encode())
+
+
+def progress(job: JobId) -> bytes:
+    """What a job last said of its progress."""
+    return PROGRESS + job.encode()
+
+
+def queue(queue_name: str, owner: int, lane: bytes, priority: int, ready_ms: int, job: JobId) -> bytes:
+    """A job that is ready for a worker. Jobs of one queue and owner that ask the same share a lane; in key order within
     it: higher priority, then earlier, then id.
 
-    Name and lane each end with a zero byte, which neither holds, so that no lane's keys are within another's.
+    Name, owner and lane each end with a zero byte, which none of them holds: no lane's keys are within another's.
     """
-    lane_key = b"%s%s\x00%s\x00" % (QUEUE, queue_name.encode(), lane)
+    lane_key = b"%s%s\x00%d\x00%s\x00" % (QUEUE, queue_name.encode(), owner, lane)
     return b"%s%03d/%015d/%s" % (lane_key, _MAX_PRIORITY - priority, ready_ms, job.encode())
+
+
+def waiting(queue_name: str, owner: int, job: JobId) -> bytes:
+    """A pending job that is not ready: a time or another job has to come first."""
+    return b"%s%s\x00%d\x00%s" % (WAITING, queue_name.encode(), owner, job.encode())
+
+
+def share_of(key: bytes) -> tuple[str, int]:
+    """Return the queue and the owner that a queue or waiting key names."""
+    _, _, name = key.partition(b"/")[2].partition(b"/")
+    queue_name, owner, _ = name.split(b"\x00", 2)
+    return queue_name.decode(), int(owner)
 
 
 def lane_of(key: bytes) -> bytes:
@@ -80,10 +114,6 @@ def timer(due_ms: int, job: JobId) -> bytes:
     return b"%s%015d/%s" % (TIMERS, due_ms, job.encode())
 
 
-def timer_due_ms(key: bytes) -> int:
-    return int(key[len(TIMERS) : len(TIMERS) + 15])
-
-
 def running_prefix(worker: WorkerId) -> bytes:
     return RUNNING + worker.encode() + b"\x00"
 
@@ -95,3 +125,58 @@ def running(worker: WorkerId, job: JobId) -> bytes:
 
 def worker(worker_id: WorkerId) -> bytes:
     return WORKERS + worker_id.encode()
+
+
+def queue_settings(name: str) -> bytes:
+    return QUEUES + name.encode()
+
+
+def owner_settings(owner: int) -> bytes:
+    return b"%s%d" % (OWNERS, owner)
+
+
+def rate(queue_name: str) -> bytes:
+    """How far the starts of a rate-limited queue have got."""
+    return RATES + queue_name.encode()
+
+
+def children_prefix(parent: JobId) -> bytes:
+    return CHILDREN + parent.encode() + b"\x00"
+
+
+def child(parent: JobId, child_id: JobId) -> bytes:
+    """A job that waits for another's end; gone once that has been told."""
+    return children_prefix(parent) + child_id.encode()
+
+
+def parents_prefix(child_id: JobId) -> bytes:
+    return PARENTS + child_id.encode() + b"\x00"
+
+
+def parent(child_id: JobId, parent_id: JobId) -> bytes:
+    """A job that another depends on; kept for as long as the other is."""
+    return parents_prefix(child_id) + parent_id.encode()
+
+
+def parent_ended(parent_id: JobId) -> bytes:
+    """An ended job whose children have not all been told."""
+    return PARENT_ENDED + parent_id.encode()
+
+
+def ended(finished_ms: int, job: JobId) -> bytes:
+    """An ended job, by the time of its end."""
+    return b"%s%015d/%s" % (ENDED, finished_ms, job.encode())
+
+
+def dead_letter(finished_ms: int, job: JobId) -> bytes:
+    return b"%s%015d/%s" % (DEAD_LETTERS, finished_ms, job.encode())
+
+
+def audit(at_ms: int, number: int) -> bytes:
+    """An entry of the audit trail; `number` tells apart those of one millisecond."""
+    return b"%s%015d/%016x" % (AUDIT, at_ms, number)
+
+
+def time_of(prefix: bytes, key: bytes) -> int:
+    """Return the time in ms that stands after the prefix of a key."""
+    return int(key[len(prefix) : len(prefix) + 15])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import Execution, JobState, JobSubmit, Reason, Requires, Retry
+from jobs.protocol.model import Execution, JobState, JobSubmit, Reason, Requires, Retention, Retry
 
 RECORD_VERSION: Final = 1
 _PREFIX: Final = bytes((RECORD_VERSION,))
+VERSION_ONLY: Final = _PREFIX
+"""What stands at a key that says everything itself."""
 
 T = TypeVar("T")
 
@@ -45,13 +47,32 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     retry: Retry = Retry()
     requires: Requires = Requires()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    deadline_ms: int | None = None
+    heartbeat_s: float | None = None
+    waits_for: int = 0
+    """Jobs that have to end before this one is ready."""
+    on_failure: Literal["fail", "run"] = "fail"
+    has_children: bool = False
+    """Other jobs wait for this one's end."""
+    concurrency_key: str | None = None
+    concurrency_limit: int = 1
+    unique_key: bytes | None = None
+    """Key of the store that is this job's until it ends."""
+    retention: Retention = Retention()
+    redrive_of: JobId | None = None
+    schedule: str | None = None
+    """The schedule that made it."""
+    nominal_ms: int | None = None
+    """The moment of the schedule that it was made for."""
 
 
 class Demand(Struct, frozen=True, array_like=True):
-    """What a job asks of a worker; it stands at the job's queue key, so that scheduling reads nothing else."""
+    """What a job asks of a worker and of the cluster. It stands at the queue key: scheduling reads nothing else."""
 
     type: str
     requires: Requires
+    concurrency_key: str | None = None
+    concurrency_limit: int = 1
 
     def lane(self) -> bytes:
         """Return the name that equal demands share."""
@@ -65,6 +86,9 @@ class RunningRecord(Struct, frozen=True, array_like=True):
     attempt: Attempt
     incarnation: Incarnation
     requires: Requires
+    queue: str
+    owner: int
+    concurrency_key: str | None = None
 
 
 class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
@@ -87,6 +111,64 @@ class IdempotencyRecord(Struct, frozen=True, kw_only=True, array_like=True):
 
     job: JobId
     body_sha256: bytes
+
+
+class QueueRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """What the operator has said of a queue; None is no limit."""
+
+    paused: bool = False
+    """Nothing of it is started."""
+    draining: bool = False
+    """Nothing more is taken in; what waits is still run."""
+    weight: float = 1.0
+    max_pending: int | None = None
+    max_pending_per_owner: int | None = None
+    max_running: int | None = None
+    max_running_per_owner: int | None = None
+    rate_count: int | None = None
+    """At most so many starts, and as many at once, in each `rate_period_s`."""
+    rate_period_s: float = 1.0
+
+
+class OwnerRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """What the operator has said of an owner; None is no limit."""
+
+    weight: float = 1.0
+    max_pending: int | None = None
+    max_running: int | None = None
+
+
+class UniqueRecord(Struct, frozen=True, array_like=True):
+    """Which job holds a unique key."""
+
+    job: JobId
+
+
+class EndedRecord(Struct, frozen=True, array_like=True):
+    """What retention needs of an ended job."""
+
+    owner: int
+    queue: str
+    retention: Retention
+
+
+class DeadLetterRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A job that failed for good and waits for somebody to look at it."""
+
+    owner: int
+    queue: str
+    reason: Reason
+    message: str | None
+
+
+class AuditRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Who did what to what."""
+
+    at_ms: int
+    uid: int
+    action: str
+    subject: str
+    detail: str | None = None
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):

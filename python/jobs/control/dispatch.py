@@ -16,7 +16,7 @@ from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, write_ops
 from jobs.jobs import Refusal
-from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
+from jobs.protocol.ids import Attempt, Incarnation, WorkerId
 from jobs.protocol.wire import Assignment
 from jobs.records import Demand, JobRecord
 from jobs.scheduler import Assignment as Planned
@@ -57,7 +57,7 @@ class Dispatcher:
         self._fleet.on_room = self.wake
         self._load_backlog()
         self.pending = sum(
-            self._store.count(prefix, prefix_end(prefix), limit=1 << 62) for prefix in (keys.QUEUE, keys.TIMERS)
+            self._store.count(prefix, prefix_end(prefix), limit=1 << 62) for prefix in (keys.QUEUE, keys.WAITING)
         )
         self._timers.start()
         self.wake()
@@ -84,14 +84,15 @@ class Dispatcher:
         """Take note of a committed change of a job."""
         old, new, job = change.old, change.new, change.job
         self.pending += (new.state is jobs.PENDING) - (old is not None and old.state is jobs.PENDING)
-        if old is not None and old.state is jobs.PENDING and not old.delayed:
-            self._backlog.remove(ready_key(job, old))
+        if old is not None and jobs.is_ready(old):
+            self._backlog.remove(jobs.ready_key(job, old))
         elif old is not None and old.state is jobs.RUNNING and new.state is not jobs.RUNNING:
             self._fleet.release(old.worker, old.incarnation, job)
-        if new.state is jobs.PENDING and new.delayed:
-            self._timers.expect(new.ready_ms)
-        elif new.state is jobs.PENDING:
-            self._backlog.add(ready_key(job, new), jobs.demand_of(new))
+        moment_ms = jobs.next_moment_ms(new)
+        if moment_ms is not None:
+            self._timers.expect(moment_ms)
+        if jobs.is_ready(new):
+            self._backlog.add(jobs.ready_key(job, new), jobs.demand_of(new))
         elif new.state is jobs.RUNNING and new.cancel_requested:
             self._fleet.cancel(job, new)
         self.wake()
@@ -155,10 +156,3 @@ class Dispatcher:
                 self.wake()
         for (worker, incarnation), assignments in outgoing.items():
             self._fleet.deliver(worker, incarnation, assignments)
-
-
-def ready_key(job: JobId, record: JobRecord) -> bytes:
-    """Return the queue key of a job that is ready to run."""
-    key = jobs.index_key(job, record)
-    assert key is not None
-    return key

@@ -45,7 +45,7 @@ class Timers:
         rows, _ = self._store.range(keys.TIMERS, prefix_end(keys.TIMERS), limit=1, keys_only=True)
         self._next_ms = None
         if rows:
-            self._sleep_until(keys.timer_due_ms(rows[0][0]))
+            self._sleep_until(keys.time_of(keys.TIMERS, rows[0][0]))
 
     def _sleep_until(self, due_ms: int) -> None:
         self._next_ms = due_ms
@@ -65,9 +65,15 @@ class Timers:
 
     async def _fire(self) -> None:
         try:
-            until = keys.TIMERS + b"%015d0" % wall_ms()  # "0" sorts just after the "/" that follows the time
+            now_ms = wall_ms()
+            until = keys.TIMERS + b"%015d0" % now_ms  # "0" sorts just after the "/" that follows the time
             rows, _ = self._store.range(keys.TIMERS, until, limit=BATCH, keys_only=True)
-            await asyncio.gather(*(self._transitions.apply(keys.job_of(row[0]), jobs.on_due) for row in rows))
+            await asyncio.gather(
+                *(
+                    self._transitions.apply(keys.job_of(row[0]), lambda record: jobs.on_due(record, now_ms))
+                    for row in rows
+                )
+            )
         finally:
             self._firing = False
         self._arm()

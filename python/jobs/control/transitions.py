@@ -13,13 +13,14 @@ from jobs.errors import InternalError, NotFound
 from jobs.jobs import Refusal, Step
 from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import JobView
-from jobs.records import JobRecord, RunningRecord
+from jobs.records import JobRecord
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
 
 ATTEMPTS: Final = 32
 """A transition is tried again when another one came between; this often is a fault, not contention."""
 
 SCAN_ROWS: Final = 1_024
+EMPTY: Final = records.VERSION_ONLY
 
 
 class Stored(Struct, frozen=True):
@@ -38,26 +39,15 @@ class Change(Struct, frozen=True):
     revision: Revision
 
 
-def index_entry(job: JobId, record: JobRecord) -> Put | None:
-    """Return the index key of a record with what stands there."""
-    key = jobs.index_key(job, record)
-    if key is None:
-        return None
-    if record.state is jobs.RUNNING:
-        assert record.incarnation is not None
-        return Put(key, records.encode(RunningRecord(record.attempt, record.incarnation, record.requires)))
-    return Put(key, records.encode(jobs.demand_of(record)))
-
-
 def write_ops(job: JobId, old: JobRecord | None, new: JobRecord) -> tuple[Op, ...]:
-    """Return what stores `new` in place of `old`, its index key included."""
+    """Return what stores `new` in place of `old`, its index keys included."""
+    before = {} if old is None else jobs.index_entries(job, old)
+    after = jobs.index_entries(job, new)
     ops: list[Op] = [Put(keys.state(job), records.encode(new))]
-    before = None if old is None else jobs.index_key(job, old)
-    after = index_entry(job, new)
-    if before is not None and (after is None or after.key != before):
-        ops.append(Delete(before))
-    if after is not None and after.key != before:
-        ops.append(after)
+    ops += [Delete(key) for key in before if key not in after]
+    ops += [
+        Put(key, EMPTY if kept is None else records.encode(kept)) for key, kept in after.items() if key not in before
+    ]
     return tuple(ops)
 
 
@@ -165,5 +155,10 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         started_ms=record.started_ms,
         finished_ms=record.finished_ms,
         labels=record.labels,
+        ready_ms=record.ready_ms,
+        deadline_ms=record.deadline_ms,
+        waits_for=record.waits_for,
+        concurrency_key=record.concurrency_key,
+        redrive_of=record.redrive_of,
         revision=Revision(revision),
     )

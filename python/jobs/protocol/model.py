@@ -16,6 +16,9 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z", d
 LabelValue = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[Name, LabelValue], Meta(max_length=64)]
 DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
+TimeMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+"""Milliseconds since 1970, until the end of the year 9999."""
+ExitCode = Annotated[int, Meta(ge=1, le=255)]
 IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
@@ -104,14 +107,21 @@ class ShellPayload(_Model, frozen=True):
 
 
 class Retry(_Model, frozen=True):
-    """How often and when a failed attempt is tried again."""
+    """How often, when and for what a failed attempt is tried again."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
-    backoff: Literal["fixed", "exponential"] = "exponential"
+    backoff: Literal["none", "fixed", "exponential"] = "exponential"
+    """`none` tries again at once."""
     delay_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
     cap_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
     jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
     """Largest share of the delay that is added at random."""
+    reasons: Annotated[list[Reason], Meta(min_length=1, max_length=32)] | None = None
+    """Only an attempt that failed for one of these is tried again; otherwise for any but `cancelled`."""
+    exit_codes: Annotated[list[ExitCode], Meta(min_length=1, max_length=256)] | None = None
+    """Of attempts that failed by their exit code, only these are tried again."""
+    except_exit_codes: Annotated[list[ExitCode], Meta(max_length=256)] = field(default_factory=list)
+    """Attempts with these exit codes are not tried again."""
 
 
 class Requires(_Model, frozen=True):
@@ -120,6 +130,25 @@ class Requires(_Model, frozen=True):
     labels: Labels = field(default_factory=dict)
     cpu_milli: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
     memory_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    resources: Annotated[dict[Name, Annotated[int, Meta(ge=1, le=1_000_000)]], Meta(max_length=16)] = field(
+        default_factory=dict
+    )
+    """Counts of what the operator has named, such as `{"gpu": 1}`; held while the job runs."""
+    prefer: Labels = field(default_factory=dict)
+    """Labels that decide among the workers that can take the job: the one with most of them is chosen."""
+
+
+class Retention(_Model, frozen=True):
+    """How long an ended job is kept; what is not given comes from the node's configuration."""
+
+    keep_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
+    """The job with everything of it."""
+    logs_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
+    """Its output, which may go earlier."""
+
+
+MAX_PARENTS: Final = 100
+"""Jobs that one job may depend on."""
 
 
 class ShellJob(_Model, frozen=True, tag_field="type", tag="shell"):
@@ -133,6 +162,25 @@ class ShellJob(_Model, frozen=True, tag_field="type", tag="shell"):
     retry: Retry = field(default_factory=Retry)
     labels: Labels = field(default_factory=dict)
     idempotency_key: IdempotencyKey | None = None
+    unique_key: IdempotencyKey | None = None
+    """While a job of the owner with this key has not ended, another one is not made: the first is the answer."""
+    not_before_ms: TimeMs | None = None
+    deadline_ms: TimeMs | None = None
+    """Not started by then, the job fails with reason `deadline`."""
+    heartbeat_s: DurationS | None = None
+    """An attempt that is silent on its own channel for longer is ended with reason `timeout`."""
+    depends_on: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=MAX_PARENTS)] = (
+        field(default_factory=list)
+    )
+    """Jobs that have to end first: ids, or `ref`s of jobs in the same request."""
+    on_failure: Literal["fail", "run"] = "fail"
+    """When one that it depends on fails, the job fails as `dependency_failed`, or runs all the same."""
+    ref: Name | None = None
+    """Name by which jobs of the same request can depend on this one."""
+    concurrency_key: Name | None = None
+    """At most `concurrency_limit` jobs with this key run at a time, whoever owns them and wherever they wait."""
+    concurrency_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    retention: Retention = field(default_factory=Retention)
 
 
 JobSubmit = ShellJob
@@ -172,6 +220,14 @@ class JobView(_Model, frozen=True):
     started_ms: int | None
     finished_ms: int | None
     labels: dict[str, str]
+    ready_ms: int
+    """When it became or becomes ready to run, as far as that depends on time."""
+    deadline_ms: int | None
+    waits_for: int
+    """Jobs that have to end before this one may run."""
+    concurrency_key: str | None
+    redrive_of: JobId | None
+    """The failed job that this one repeats."""
     revision: Revision
     """Revision of the store at which this was so; a watch can go on from it."""
 
