@@ -106,6 +106,15 @@ class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):
     segments: list[tuple[int, bytes]]
 
 
+class ProgressRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """How far an attempt has said that it is."""
+
+    attempt: Attempt
+    percent: float
+    message: str | None
+    at_ms: int
+
+
 class IdempotencyRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Which job a caller's key made, and the SHA-256 of the body it came with."""
 

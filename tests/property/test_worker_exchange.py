@@ -93,7 +93,7 @@ class Exchange(RuleBasedStateMachine):
         job = self.running[which % len(self.running)]
         data = b"%d," % len(self.written[job])
         self.written[job] += data
-        self.session.on_event(Produced(job=job, attempt=ATTEMPT, segments=[(1, data)]))
+        self.session.on_event(Produced(job=job, attempt=ATTEMPT, segments=[(1, data)]), 0.0)
         self._settle()
 
     @rule(which=st.integers(0, SLOTS - 1))
@@ -102,7 +102,7 @@ class Exchange(RuleBasedStateMachine):
         job = self.running.pop(which % len(self.running))
         self.written[job] += b"!"
         outcome = never_ran(Reason.TIMEOUT, job, at_ms=1, sandbox="strict")
-        self.session.on_event(Ended(job=job, attempt=ATTEMPT, outcome=outcome, segments=[(1, b"!")]))
+        self.session.on_event(Ended(job=job, attempt=ATTEMPT, outcome=outcome, segments=[(1, b"!")]), 0.0)
         self._settle()
 
     @rule(count=st.integers(1, 6))

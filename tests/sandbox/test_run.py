@@ -87,6 +87,7 @@ def test_the_environment_is_clean_and_the_job_s_own_is_added(sandbox: Sandbox) -
         "A": "1",
         "HOME": "/work",
         "JOBS_ATTEMPT": "1",
+        "JOBS_FD": "3",
         "JOBS_ID": result.events[-1].job,  # type: ignore[union-attr]
         "LANG": "C",
         "LOGNAME": "job",

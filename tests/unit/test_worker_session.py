@@ -54,12 +54,12 @@ def tell(session: Session, kind: type[T], job: str, **fields: object) -> None:
 
 
 def produce(session: Session, job: str, *segments: tuple[int, bytes]) -> None:
-    session.on_event(Produced(job=JobId(job), attempt=Attempt(1), segments=list(segments)))
+    session.on_event(Produced(job=JobId(job), attempt=Attempt(1), segments=list(segments)), 0.0)
 
 
 def end(session: Session, job: str, *segments: tuple[int, bytes], reason: Reason = Reason.EXIT_CODE) -> None:
     outcome = never_ran(reason, "over", at_ms=1, sandbox="strict")
-    session.on_event(Ended(job=JobId(job), attempt=Attempt(1), outcome=outcome, segments=list(segments)))
+    session.on_event(Ended(job=JobId(job), attempt=Attempt(1), outcome=outcome, segments=list(segments)), 0.0)
 
 
 def frames(session: Session) -> list[wire.WorkerFrame]:

@@ -8,22 +8,26 @@ import time
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from jobs.cli import exits
 from jobs.cli.command import Command, Parser, at_least
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.run import write_out
 from jobs.cli.submission import duration, pair
 from jobs.client import Client
-from jobs.protocol.model import JobResult, JobState, JobView, Stream
+from jobs.protocol.model import JobResult, JobState, JobView, Progress, Stream
 
 
 def status(client: Client, options: argparse.Namespace) -> int:
     for job in options.id:
         detail = client.get(job)
         if options.json:
-            print_json(detail.job)
+            print_json({**msgspec.to_builtins(detail.job), "progress": detail.progress})
         else:
             print_job(detail.job)
+            if detail.progress is not None:
+                print_fields([("progress", progress_text(detail.progress))])
             payload = detail.spec.payload
             shown = " ".join(payload.argv) if payload.argv is not None else "(script)"
             print_fields([("command", shown)])
@@ -50,6 +54,13 @@ def print_job(job: JobView) -> None:
             ("labels", ", ".join(f"{name}={value}" for name, value in job.labels.items())),
         ]
     )
+
+
+def progress_text(progress: Progress) -> str:
+    text = f"{progress.percent:g} %"
+    if progress.message is not None:
+        text += f" {progress.message}"
+    return f"{text} ({ago(progress.at_ms)} ago)"
 
 
 def list_jobs(client: Client, options: argparse.Namespace) -> int:

@@ -314,6 +314,7 @@ def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
         attempt=record.attempt,
         payload=records.spec_payload(spec[1]),
         timeout_s=record.timeout_s,
+        heartbeat_s=record.heartbeat_s,
         owner=record.owner,
     )
 

@@ -26,7 +26,7 @@ from jobs.jobs import Refusal
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import Execution, JobState
-from jobs.records import JobRecord, LogChunk, ResultRecord
+from jobs.records import JobRecord, LogChunk, ProgressRecord, ResultRecord
 from jobs.sockets import BACKLOG, peer_credentials
 from jobs.store import Op, Put
 
@@ -37,6 +37,8 @@ MAX_CONNECTIONS: Final = 256
 MAX_OUTSTANDING: Final = 1_024
 """Reports of one worker that may wait to be written before nothing more is read from it."""
 SEGMENT_OVERHEAD_BYTES: Final = 64
+PROGRESS_BYTES: Final = 256
+"""About what a command takes that stores progress."""
 
 
 class Gateway:
@@ -206,6 +208,8 @@ class WorkerConnection(asyncio.Protocol):
                 self.supersede()
         elif isinstance(frame, wire.Output):
             self._in_order(frame.job, self._on_output(frame, self._incarnation))
+        elif isinstance(frame, wire.Progress):
+            self._in_order(frame.job, self._on_progress(frame, self._incarnation))
         elif isinstance(frame, wire.Finished):
             self._in_order(frame.job, self._on_finished(frame, self._worker, self._incarnation))
         else:
@@ -287,6 +291,19 @@ class WorkerConnection(asyncio.Protocol):
         else:
             self._gateway.refused_reports_total += 1
             self._send(wire.Fence(job=frame.job, attempt=frame.attempt))
+
+    async def _on_progress(self, frame: wire.Progress, incarnation: Incarnation) -> None:
+        record = ProgressRecord(attempt=frame.attempt, percent=frame.percent, message=frame.message, at_ms=wall_ms())
+        try:
+            await self._gateway.transitions.append(
+                frame.job,
+                lambda record: jobs.is_current(record, frame.attempt, incarnation),
+                (Put(keys.progress(frame.job), records.encode(record)),),
+                PROGRESS_BYTES,
+            )
+        except JobsError as error:
+            # The next one says more: nothing is sent again for this.
+            logger.info("progress could not be written: %s", error, extra={"job": frame.job})
 
     async def _on_finished(self, frame: wire.Finished, worker: WorkerId, incarnation: Incarnation) -> None:
         now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter

@@ -22,9 +22,10 @@ from jobs.protocol.model import (
     JobPage,
     JobResult,
     JobView,
+    Progress,
     Stream,
 )
-from jobs.records import JobRecord, LogChunk, ResultRecord
+from jobs.records import JobRecord, LogChunk, ProgressRecord, ResultRecord
 from jobs.service import Caller, JobFilter, LogPiece
 from jobs.store import Store, prefix_end
 
@@ -60,7 +61,21 @@ class Queries:
         spec = self._store.get(keys.spec(job))
         if spec is None:
             raise NotFound(f"the submission of job {job} is no longer kept")
-        return JobDetail(job=view(job, stored.record, stored.revision), spec=records.decode_spec(spec[1]))
+        return JobDetail(
+            job=view(job, stored.record, stored.revision),
+            spec=records.decode_spec(spec[1]),
+            progress=self._progress(job, stored.record),
+        )
+
+    def _progress(self, job: JobId, record: JobRecord) -> Progress | None:
+        found = self._store.get(keys.progress(job))
+        if found is None:
+            return None
+        said = records.decode(ProgressRecord, found[1])
+        # What a former attempt said tells nothing of this one.
+        if said.attempt != record.attempt:
+            return None
+        return Progress(percent=said.percent, message=said.message, at_ms=said.at_ms)
 
     async def list_jobs(
         self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool

@@ -232,11 +232,21 @@ class JobView(_Model, frozen=True):
     """Revision of the store at which this was so; a watch can go on from it."""
 
 
+class Progress(_Model, frozen=True):
+    """What a job last said of itself: how far it is in percent, and at what."""
+
+    percent: float
+    message: str | None
+    at_ms: int
+
+
 class JobDetail(_Model, frozen=True):
     """A job and what was submitted."""
 
     job: JobView
     spec: JobSubmit
+    progress: Progress | None = None
+    """Of the present or last attempt."""
 
 
 class Submitted(_Model, frozen=True):

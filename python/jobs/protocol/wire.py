@@ -8,10 +8,10 @@ durable, and is sent again after a reconnect.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import Reason, StreamInfo
@@ -22,6 +22,8 @@ OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
 OUTPUT_WINDOW_BYTES: Final = 1 << 20
 """Output a worker may have sent for one attempt and not yet seen acknowledged."""
+MAX_PROGRESS_MESSAGE: Final = 256
+"""Characters."""
 
 
 class _Frame(Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
@@ -93,11 +95,20 @@ class Finished(_Frame, frozen=True, tag="finished"):
     segments: list[tuple[int, bytes]]
 
 
+class Progress(_Frame, frozen=True, tag="progress"):
+    """How far an attempt says that it is; only the newest counts, so it is neither kept nor acknowledged."""
+
+    job: JobId
+    attempt: Attempt
+    percent: Annotated[float, Meta(ge=0, le=100)]
+    message: Annotated[str, Meta(max_length=MAX_PROGRESS_MESSAGE)] | None
+
+
 class Draining(_Frame, frozen=True, tag="draining"):
     """The worker takes no more jobs, and goes when those it has are done."""
 
 
-WorkerFrame: TypeAlias = Register | Heartbeat | Output | Finished | Draining
+WorkerFrame: TypeAlias = Register | Heartbeat | Output | Progress | Finished | Draining
 
 # node → worker
 
@@ -123,6 +134,8 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The job's payload as JSON."""
     timeout_s: float | None
     owner: int
+    heartbeat_s: float | None = None
+    """Longest time that the attempt may say nothing of itself; then it ends as `timeout`."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

@@ -58,6 +58,15 @@ class Produced(Struct, frozen=True, kw_only=True):
     segments: Segments
 
 
+class Progressed(Struct, frozen=True, kw_only=True):
+    """The attempt says how far it is, in percent from 0 to 100, and perhaps what it is at."""
+
+    job: JobId
+    attempt: Attempt
+    percent: float
+    message: str | None
+
+
 class Ended(Struct, frozen=True, kw_only=True):
     """Nothing of the attempt runs any more; `segments` is the last of its output."""
 
@@ -67,7 +76,7 @@ class Ended(Struct, frozen=True, kw_only=True):
     segments: Segments
 
 
-Event: TypeAlias = Produced | Ended
+Event: TypeAlias = Produced | Progressed | Ended
 
 
 class Executor(Protocol):

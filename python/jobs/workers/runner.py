@@ -61,6 +61,7 @@ class Runner:
         self._register_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
+        self._progress_timer: asyncio.TimerHandle | None = None
 
     async def run(self, parent: int | None = None) -> int:
         """Work, and return the exit code. When the process behind the pidfd `parent` ends, so does this, at once."""
@@ -182,11 +183,24 @@ class Runner:
     # --- executor -------------------------------------------------------------------------------------------------
 
     def _on_events(self, events: Sequence[Event]) -> None:
+        now_s = self._loop.time()
         for event in events:
-            self._session.on_event(event)
+            self._session.on_event(event, now_s)
             if isinstance(event, Ended):
                 reason = event.outcome.reason
                 logger.debug("ended", extra={"job": event.job, "attempt": event.attempt, "reason": reason})
+        self._expect_progress()
+        self._flush()
+
+    def _expect_progress(self) -> None:
+        due_s = self._session.progress_due_s
+        if due_s is not None and self._progress_timer is None:
+            self._progress_timer = self._loop.call_at(due_s, self._on_progress_due)
+
+    def _on_progress_due(self) -> None:
+        self._progress_timer = None
+        self._session.on_progress_due(self._loop.time())
+        self._expect_progress()
         self._flush()
 
     def _on_executor_lost(self, why: str) -> None:

@@ -20,7 +20,7 @@ from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
 
-LAUNCHER_PROTOCOL: Final = 1
+LAUNCHER_PROTOCOL: Final = 2
 MAX_FRAME_BYTES: Final = 16 << 20
 RECEIVE_BYTES: Final = 256 << 10
 Level: TypeAlias = Literal["strict", "standard", "none"]
@@ -84,6 +84,8 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     files: dict[str, bytes] = {}
     host_network: bool = False
     timeout_s: float | None = None
+    heartbeat_s: float | None = None
+    """Longest time without a line of notes; then the job is ended as `timeout`."""
     grace_s: float = 5.0
     """Seconds from SIGTERM to SIGKILL when the job is ended from outside."""
     limits: JobLimits = JobLimits()
@@ -142,6 +144,14 @@ class Output(_Frame, frozen=True, tag="output"):
     segments: list[tuple[int, bytes]]
 
 
+class Notes(_Frame, frozen=True, tag="notes"):
+    """The newest lines that the job has written to its own descriptor, whole; needs no acknowledgement."""
+
+    job: JobId
+    attempt: Attempt
+    lines: bytes
+
+
 class Exited(_Frame, frozen=True, tag="exited"):
     """Nothing of the job runs any more. `segments` is the last of its output, and needs no acknowledgement."""
 
@@ -151,7 +161,7 @@ class Exited(_Frame, frozen=True, tag="exited"):
     segments: list[tuple[int, bytes]]
 
 
-Event: TypeAlias = Ready | Failed | Started | Output | Exited
+Event: TypeAlias = Ready | Failed | Started | Output | Notes | Exited
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_event = msgspec.msgpack.Decoder(Event).decode

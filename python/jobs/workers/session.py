@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
+from heapq import heappop, heappush
 from typing import Final, TypeAlias, assert_never
 
 from msgspec import Struct, field
@@ -30,15 +31,18 @@ from jobs.protocol.wire import (
     NodeFrame,
     Output,
     OutputAck,
+    Progress,
     Refused,
     Register,
     Registered,
     WorkerFrame,
 )
-from jobs.workers.executor import Command, Credit, Ended, Event, Produced, Segments, Start, Stop, never_ran
+from jobs.workers.executor import Command, Credit, Ended, Event, Produced, Progressed, Segments, Start, Stop, never_ran
 
 MAX_WAITING: Final = 65_536
 """Attempts beyond the slots that a node may assign; more is no honest node."""
+PROGRESS_INTERVAL_S: Final = 1.0
+"""The node is told of an attempt's progress no more often than this, and of the last before its end."""
 
 _Key: TypeAlias = tuple[JobId, Attempt]
 
@@ -96,6 +100,9 @@ class _Held(Struct):
     unacked: deque[tuple[Output, int]] = field(default_factory=deque)
     """Output frames and their bytes, oldest first; bounded by the executor's window."""
     finished: Finished | None = None
+    progress: Progress | None = None
+    """The newest that is not sent; due at `progress_due_s`."""
+    progress_due_s: float = 0.0
 
 
 class Session:
@@ -113,6 +120,8 @@ class Session:
         self._contact_s = 0.0
         self._held: dict[_Key, _Held] = {}
         self._waiting: deque[_Key] = deque()
+        self._progress_due: list[tuple[float, _Key]] = []
+        """Heap of when the progress of which attempt may be sent."""
         self._occupied = 0
         """Attempts that the executor has."""
         self._effects = Effects([], [])
@@ -144,6 +153,11 @@ class Session:
         """When the node may have given the jobs to others; None before the first and after the end of one."""
         return None if self._lease_ttl_s is None else self._contact_s + self._lease_ttl_s
 
+    @property
+    def progress_due_s(self) -> float | None:
+        """When `on_progress_due` has to be called, if at all."""
+        return self._progress_due[0][0] if self._progress_due else None
+
     def register(self) -> Register:
         """Return the first frame of a connection."""
         me = self.identity
@@ -172,6 +186,13 @@ class Session:
         if self.registered:
             self._contact_s = now_s
             self._send(Heartbeat())
+
+    def on_progress_due(self, now_s: float) -> None:
+        """Send the progress that was held back for not being told too often."""
+        while self._progress_due and self._progress_due[0][0] <= now_s:
+            held = self._held.get(heappop(self._progress_due)[1])
+            if held is not None and held.progress_due_s <= now_s:
+                self._send_progress(held, now_s)
 
     def drain(self) -> None:
         """Take no more jobs."""
@@ -238,6 +259,7 @@ class Session:
             if not held.fenced:
                 for output, _ in held.unacked:
                     self._send(output)
+                self._send_progress(held, now_s)
                 if held.finished is not None:
                     self._send(held.finished)
         if self.draining:
@@ -304,19 +326,22 @@ class Session:
 
     # --- what the executor says -----------------------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> None:
-        """Take in output or the end of an attempt."""
+    def on_event(self, event: Event, now_s: float) -> None:
+        """Take in output, progress or the end of an attempt, at a time of a steady clock."""
         held = self._held.get((event.job, event.attempt))
         assert held is not None, f"an event of {event.job}, which the executor was not given"
         match event:
             case Produced() if not held.fenced:
                 for segments in chunks(event.segments):
                     self._output(event.job, event.attempt, held, segments)
+            case Progressed() if not held.fenced:
+                self._on_progress(held, event, now_s)
             case Ended():
                 self._occupied -= 1
                 if held.fenced:
                     del self._held[event.job, event.attempt]
                 else:
+                    self._send_progress(held, now_s)
                     self._finish(held, event)
                 self._start_waiting()
 
@@ -325,6 +350,21 @@ class Session:
         held.next_seq += 1
         held.unacked.append((output, sum(len(data) for _, data in segments)))
         self._send(output)
+
+    def _on_progress(self, held: _Held, event: Progressed, now_s: float) -> None:
+        is_queued = held.progress is not None
+        job, attempt = event.job, event.attempt
+        held.progress = Progress(job=job, attempt=attempt, percent=event.percent, message=event.message)
+        if held.progress_due_s <= now_s:
+            self._send_progress(held, now_s)
+        elif not is_queued:
+            heappush(self._progress_due, (held.progress_due_s, (job, attempt)))
+
+    def _send_progress(self, held: _Held, now_s: float) -> None:
+        """Send what progress there is; without a connection it is kept for the next one."""
+        if held.progress is not None and self.registered:
+            self._send(held.progress)
+            held.progress, held.progress_due_s = None, now_s + PROGRESS_INTERVAL_S
 
     def _finish(self, held: _Held, event: Ended) -> None:
         *more, last = chunks(event.segments) or [[]]

@@ -14,10 +14,23 @@ from jobs.clock import wall_ms
 from jobs.config import ShellCaps, ShellWorker
 from jobs.content import content_bytes
 from jobs.errors import InvalidRequest
+from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
 from jobs.validate import MAX_SPEC_BYTES, check_shell
-from jobs.workers.executor import Command, Credit, Ended, Event, ExecutorError, Produced, Start, Stop, never_ran
+from jobs.workers.executor import (
+    Command,
+    Credit,
+    Ended,
+    Event,
+    ExecutorError,
+    Produced,
+    Progressed,
+    Start,
+    Stop,
+    never_ran,
+)
+from jobs.workers.notes import read_lines
 from jobs.workers.sandbox import (
     Ack,
     Configure,
@@ -27,6 +40,7 @@ from jobs.workers.sandbox import (
     JobLimits,
     Launcher,
     LauncherError,
+    Notes,
     Output,
     Ready,
     Request,
@@ -118,6 +132,8 @@ class ShellExecutor:
                     events.append(Produced(job=job, attempt=attempt, segments=segments))
                 case Exited(job=job, attempt=attempt, outcome=outcome, segments=segments):
                     events.append(Ended(job=job, attempt=attempt, outcome=outcome, segments=segments))
+                case Notes(job=job, attempt=attempt, lines=lines):
+                    events += progress_of(job, attempt, lines)
                 case Started(job=job, attempt=attempt, pid=pid):
                     logger.debug("started", extra={"job": job, "attempt": attempt, "pid": pid})
                 case Ready() | Failed():
@@ -177,9 +193,21 @@ def spawn_of(assignment: Assignment, config: ShellWorker, defaults: JobLimits) -
         files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in payload.files.items()},
         host_network=payload.network == "host",
         timeout_s=assignment.timeout_s,
+        heartbeat_s=assignment.heartbeat_s,
         grace_s=config.grace_s if payload.grace_s is None else payload.grace_s,
         limits=_limits(payload.limits, config.max_limits, defaults),
     )
+
+
+def progress_of(job: JobId, attempt: Attempt, lines: bytes) -> list[Event]:
+    """Return the newest progress that the lines tell of, if they do."""
+    said = read_lines(lines)
+    if said.ignored:
+        logger.debug("lines without a meaning", extra={"job": job, "attempt": attempt, "lines": said.ignored})
+    if said.progress is None:
+        return []
+    progress = said.progress
+    return [Progressed(job=job, attempt=attempt, percent=progress.percent, message=progress.message)]
 
 
 def _payload(data: bytes) -> ShellPayload:

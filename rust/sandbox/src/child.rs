@@ -21,7 +21,7 @@ use rustix::thread::{
     set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::plan::{JOB_ID, PlannedFile};
+use crate::plan::{JOB_ID, NOTES_FD, PlannedFile};
 use crate::syscall::{self, Instruction, PointerList, Usage};
 
 /// Where the job's memory file system is mounted in its view; /work, /tmp and /dev/shm are parts of it.
@@ -37,6 +37,8 @@ const MASKED: &[&CStr] = &[
 const READ_ONLY: &[&CStr] = &[c"/proc/sys"];
 /// Number that the report's descriptor gets in the first process, which keeps no other.
 const REPORT_FD: i32 = 0;
+/// How many descriptors a job starts with: the last is [`NOTES_FD`].
+const DESCRIPTORS: usize = NOTES_FD as usize + 1;
 
 macro_rules! steps {
     ($($name:ident => $words:literal,)*) => {
@@ -74,7 +76,7 @@ steps! {
     Seccomp => "install the seccomp filter",
     ParentDeath => "bind the job's life to the launcher's",
     Fork => "start the job's process",
-    Standard => "connect stdin, stdout and stderr",
+    Descriptors => "connect the job's descriptors",
     Limits => "set resource limits",
     WorkingDirectory => "enter the working directory",
     Execute => "execute",
@@ -134,8 +136,8 @@ pub struct Prepared<'a> {
     pub network: Option<BorrowedFd<'a>>,
     /// Where the report goes.
     pub report: BorrowedFd<'a>,
-    /// stdin, stdout, stderr.
-    pub standard: [BorrowedFd<'a>; 3],
+    /// What the job has under the numbers from 0 on: stdin, stdout, stderr, its notes.
+    pub descriptors: [BorrowedFd<'a>; DESCRIPTORS],
     /// uid and gid of the job, as the launcher's user namespace sees them.
     pub identity: u32,
     /// Content of the job's uid and gid map.
@@ -200,7 +202,7 @@ fn start(prepared: &Prepared<'_>, stack: &mut [u8]) -> Outcome<Pid> {
         .and_then(|()| syscall::vfork(stack, &mut || failure = become_program(prepared).err()).during(Step::Fork));
     // Only now: the program's process has copies of the descriptors that it needs.
     let kept = syscall::duplicate_to(prepared.report, REPORT_FD).and_then(|()| syscall::close_from(1));
-    kept.during(Step::Standard)?;
+    kept.during(Step::Descriptors)?;
     let main = forked?;
     failure.map_or(Ok(main), Err)
 }
@@ -371,10 +373,10 @@ fn drop_capabilities() -> Result<(), Errno> {
 /// Becomes the job's program; returns only if that fails.
 fn become_program(prepared: &Prepared<'_>) -> Outcome<Infallible> {
     setsid().during(Step::Fork)?;
-    for (fd, number) in prepared.standard.iter().zip(0..) {
-        syscall::duplicate_to(*fd, number).during(Step::Standard)?;
+    for (fd, number) in prepared.descriptors.iter().zip(0..) {
+        syscall::duplicate_to(*fd, number).during(Step::Descriptors)?;
     }
-    syscall::close_from(3).during(Step::Standard)?;
+    syscall::close_from(NOTES_FD + 1).during(Step::Descriptors)?;
     chdir(prepared.working_directory).during(Step::WorkingDirectory)?;
     for (resource, limit) in prepared.limits {
         setrlimit(*resource, *limit).during(Step::Limits)?;

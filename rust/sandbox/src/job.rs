@@ -5,9 +5,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::{Errno, read};
 use rustix::process::{Signal, pidfd_send_signal};
+use serde_bytes::ByteBuf;
 
 use crate::cgroup::JobCgroup;
 use crate::child::Report;
+use crate::notes::Notes;
 use crate::outcome::{Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
@@ -15,13 +17,22 @@ use crate::protocol::{Event, Level, Outcome, Reason, Spawn, encode};
 use crate::spawn::Process;
 use crate::syscall::{self, Usage};
 
+/// Pipes of a job, by their place in [`Process::pipes`].
+pub const PIPES: usize = 3;
+/// The one that carries notes.
+pub const NOTES: usize = 2;
 const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+/// Notes are put off while this much waits for the worker: unlike output they are not bounded by its acknowledgements.
+const BACKLOG_BYTES: usize = 1 << 20;
+/// Reads of the notes that a job has left at its end: as much as the kernel lets it make its pipe hold.
+const LAST_NOTES_READS: usize = 64;
 const NEVER: Duration = Duration::from_secs(1 << 32);
 
 /// Why and when a job is ended.
 #[derive(Clone, Copy, Debug)]
 struct Ending {
     reason: Reason,
+    for_silence: bool,
     kill_at: Option<Instant>,
 }
 
@@ -45,11 +56,14 @@ pub struct Job {
     level: Level,
     process: Process,
     output: Output,
+    notes: Notes,
     announced: bool,
     started: Instant,
     started_ms: u64,
     timeout_s: Option<f64>,
     timeout_at: Option<Instant>,
+    heartbeat_s: Option<f64>,
+    silent_at: Option<Instant>,
     grace: Duration,
     ending: Option<Ending>,
 }
@@ -81,11 +95,14 @@ impl Job {
             level: plan.level,
             process,
             output: Output::new(spawn.limits.output_bytes, window_bytes),
+            notes: Notes::default(),
             announced: false,
             started,
             started_ms: unix_ms(),
             timeout_s: spawn.timeout_s,
             timeout_at: spawn.timeout_s.map(|timeout_s| started + duration(timeout_s)),
+            heartbeat_s: spawn.heartbeat_s,
+            silent_at: spawn.heartbeat_s.map(|heartbeat_s| started + duration(heartbeat_s)),
             grace: duration(spawn.grace_s),
             ending: None,
         }
@@ -109,16 +126,20 @@ impl Job {
         self.process.pidfd.as_fd()
     }
 
-    /// Our end of stdout (0) or stderr (1), while the job holds the other.
+    /// Our end of stdout (0), stderr (1) or the notes (2), while the job holds the other.
     #[must_use]
     pub fn pipe(&self, index: usize) -> Option<BorrowedFd<'_>> {
         self.process.pipes[index].as_ref().map(AsFd::as_fd)
     }
 
-    /// How many bytes may be read from the pipes now.
+    /// How many bytes may be read from the pipe now.
     #[must_use]
-    pub fn room(&self) -> usize {
-        self.output.room()
+    pub fn room(&self, index: usize) -> usize {
+        if index == NOTES {
+            self.notes.room()
+        } else {
+            self.output.room()
+        }
     }
 
     /// Notes that `count` bytes of output are safe.
@@ -133,11 +154,20 @@ impl Job {
         };
         match read(pipe, &mut *buffer) {
             Ok(count) if count > 0 => {
-                self.output.push(STREAMS[index], &buffer[..count], now);
+                match STREAMS.get(index) {
+                    Some(stream) => self.output.push(*stream, &buffer[..count], now),
+                    None => self.take_note(&buffer[..count], now),
+                }
                 Reading::More
             }
             Err(Errno::AGAIN | Errno::INTR) => Reading::Nothing,
             Ok(_) | Err(_) => Reading::Ended,
+        }
+    }
+
+    fn take_note(&mut self, bytes: &[u8], now: Instant) {
+        if self.notes.push(bytes, now) {
+            self.silent_at = self.heartbeat_s.map(|heartbeat_s| now + duration(heartbeat_s));
         }
     }
 
@@ -151,28 +181,50 @@ impl Job {
     pub fn next_time(&self) -> Option<Instant> {
         let announce_at = (!self.announced).then(|| self.started + crate::output::FLUSH_AFTER);
         let end_at = match self.ending {
-            None => self.timeout_at,
+            None => [self.timeout_at, self.silent_at].into_iter().flatten().min(),
             Some(ending) => ending.kill_at,
         };
-        [announce_at, end_at, self.output.flush_at()]
+        [announce_at, end_at, self.output.flush_at(), self.notes.flush_at()]
             .into_iter()
             .flatten()
             .min()
     }
 
     /// Does what is due: flush, timeout, kill.
-    pub fn on_time(&mut self, now: Instant, outbox: &mut Vec<u8>) {
+    pub fn on_time(&mut self, now: Instant, buffer: &mut [u8], outbox: &mut Vec<u8>) {
         if !self.announced && now >= self.started + crate::output::FLUSH_AFTER {
             self.announce(outbox);
         }
         if self.flush_is_due(now) {
             self.flush(outbox);
         }
+        if self.notes.flush_at().is_some_and(|at| at <= now) {
+            if outbox.len() < BACKLOG_BYTES {
+                self.flush_notes(outbox);
+            } else {
+                self.notes.put_off(now);
+            }
+        }
         match self.ending {
             None if self.timeout_at.is_some_and(|at| at <= now) => self.end(Reason::Timeout, false, now),
+            None if self.is_silent(now) => {
+                // What it has said and we have not read counts: it may be us who were held up.
+                self.read_pipe(NOTES, buffer, now);
+                if self.is_silent(now) {
+                    self.end(Reason::Timeout, false, now);
+                    self.ending = self.ending.map(|ending| Ending {
+                        for_silence: true,
+                        ..ending
+                    });
+                }
+            }
             Some(Ending { kill_at: Some(at), .. }) if at <= now => self.kill(),
             _ => {}
         }
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.silent_at.is_some_and(|at| at <= now)
     }
 
     /// Ends the job for `reason`: SIGTERM and after its grace SIGKILL, or SIGKILL `at_once`. The first reason stands; a
@@ -182,6 +234,7 @@ impl Job {
         if first {
             self.ending = Some(Ending {
                 reason,
+                for_silence: false,
                 kill_at: Some(now + self.grace),
             });
         }
@@ -238,6 +291,20 @@ impl Job {
         self.output.sent();
     }
 
+    /// Sends what notes there are.
+    fn flush_notes(&mut self, outbox: &mut Vec<u8>) {
+        if let Some(lines) = self.notes.take() {
+            encode(
+                &Event::Notes {
+                    job: &self.id,
+                    attempt: self.attempt,
+                    lines: ByteBuf::from(lines),
+                },
+                outbox,
+            );
+        }
+    }
+
     /// Reads what is left in the pipes, judges the end and reports it; nothing of the job runs any more. `usage` counts
     /// where the first process could not report one. What is returned is that process on its way out.
     pub fn finish(
@@ -255,6 +322,11 @@ impl Job {
                 }
             }
         }
+        let mut reads = 0;
+        while reads < LAST_NOTES_READS && self.read_pipe(NOTES, buffer, now) == Reading::More {
+            reads += 1;
+        }
+        self.flush_notes(outbox);
         let outcome = self.outcome(report, usage, now);
         let (job, attempt, segments) = (self.id.as_str(), self.attempt, self.output.segments());
         encode(
@@ -282,6 +354,7 @@ impl Job {
         let verdict = judge(&Evidence {
             ended_for: self.ending.map(|ending| ending.reason),
             timeout_s: self.timeout_s,
+            silence_s: self.ending.filter(|ending| ending.for_silence).and(self.heartbeat_s),
             report,
             out_of_memory: account.out_of_memory,
             out_of_pids: account.out_of_pids,

@@ -11,7 +11,7 @@ use rustix::net::{SendFlags, send};
 
 use crate::child::Report;
 use crate::error::{LauncherError, host, system};
-use crate::job::{Job, Leaving, Reading, unix_ms};
+use crate::job::{Job, Leaving, PIPES, Reading, unix_ms};
 use crate::plan::{self, Means, Refusal};
 use crate::protocol::{Decoder, End, Event, Outcome, Reason, Request, Spawn, StreamInfo, encode};
 use crate::spawn::{Mode, Spawner};
@@ -23,10 +23,11 @@ const EVENTS_AT_ONCE: usize = 256;
 const CONTROL: u64 = u64::MAX;
 /// Bit of the tokens of processes whose jobs have ended.
 const LEAVING: u64 = 1 << 63;
-const SOURCE_STDOUT: u64 = 0;
-const SOURCE_STDERR: u64 = 1;
-const SOURCE_REPORT: u64 = 2;
-const SOURCE_PROCESS: u64 = 3;
+/// Bits of a token that name the source; those below are the job's pipes by their place.
+const SOURCE_BITS: u32 = 3;
+const SOURCE_MASK: u64 = (1 << SOURCE_BITS) - 1;
+const SOURCE_REPORT: usize = PIPES;
+const SOURCE_PROCESS: usize = PIPES + 1;
 
 /// Serves the control socket `control_fd` until its other end is closed; every job has ended when this returns.
 ///
@@ -74,7 +75,7 @@ struct Launcher<'a> {
     means: Means,
     window_bytes: usize,
     jobs: Vec<Option<Job>>,
-    watching_output: Vec<bool>,
+    watching: Vec<[bool; PIPES]>,
     leaving: BTreeMap<u64, Leaving>,
     left: u64,
     outbox: Vec<u8>,
@@ -84,8 +85,8 @@ struct Launcher<'a> {
 }
 
 /// What an epoll event is about: a source of the job in a slot.
-const fn token(slot: usize, source: u64) -> epoll::EventData {
-    epoll::EventData::new_u64((slot as u64) << 2 | source)
+const fn token(slot: usize, source: usize) -> epoll::EventData {
+    epoll::EventData::new_u64((slot as u64) << SOURCE_BITS | source as u64)
 }
 
 impl<'a> Launcher<'a> {
@@ -124,7 +125,7 @@ impl<'a> Launcher<'a> {
             means,
             window_bytes,
             jobs: (0..slots).map(|_| None).collect(),
-            watching_output: vec![false; slots],
+            watching: vec![[false; PIPES]; slots],
             leaving: BTreeMap::new(),
             left: 0,
             outbox,
@@ -157,7 +158,10 @@ impl<'a> Launcher<'a> {
                 match event.data.u64() {
                     CONTROL => control_is_readable = true,
                     token if token & LEAVING != 0 => self.on_left(token),
-                    token => self.on_job_event((token >> 2) as usize, token & 3, now),
+                    token => {
+                        let source = (token & SOURCE_MASK) as usize;
+                        self.on_job_event((token >> SOURCE_BITS) as usize, source, now);
+                    }
                 }
             }
             self.on_time(now);
@@ -179,7 +183,7 @@ impl<'a> Launcher<'a> {
         })
     }
 
-    fn on_job_event(&mut self, slot: usize, source: u64, now: Instant) {
+    fn on_job_event(&mut self, slot: usize, source: usize, now: Instant) {
         let Some(job) = self.jobs[slot].as_mut() else { return };
         match source {
             SOURCE_PROCESS => {
@@ -200,9 +204,8 @@ impl<'a> Launcher<'a> {
                     let _ = epoll::delete(&self.epoll, job.report_pipe());
                 }
             },
-            _ => {
-                let index = usize::from(source != SOURCE_STDOUT);
-                let room = job.room().min(READ_BYTES);
+            index => {
+                let room = job.room(index).min(READ_BYTES);
                 if room > 0 && job.read_pipe(index, &mut self.buffer[..room], now) == Reading::Ended {
                     let _ = job.pipe(index).map(|pipe| epoll::delete(&self.epoll, pipe));
                     job.close_pipe(index);
@@ -210,7 +213,7 @@ impl<'a> Launcher<'a> {
                 if job.flush_is_due(now) {
                     job.flush(&mut self.outbox);
                 }
-                self.watch_output(slot);
+                self.watch_pipes(slot);
             }
         }
     }
@@ -218,12 +221,10 @@ impl<'a> Launcher<'a> {
     /// Reports the end of the job and frees its slot.
     fn finish(&mut self, slot: usize, report: Option<Report>, usage: Usage, now: Instant) -> Option<Leaving> {
         let job = self.jobs[slot].take()?;
-        for fd in [Some(job.report_pipe()), job.pipe(0), job.pipe(1)]
-            .into_iter()
-            .flatten()
-        {
-            self.unwatch(fd);
-        }
+        self.unwatch(job.report_pipe());
+        (0..PIPES)
+            .filter_map(|index| job.pipe(index))
+            .for_each(|pipe| self.unwatch(pipe));
         Some(job.finish(report, usage, &mut self.buffer, now, &mut self.outbox))
     }
 
@@ -257,26 +258,27 @@ impl<'a> Launcher<'a> {
     }
 
     fn on_time(&mut self, now: Instant) {
-        for job in self.jobs.iter_mut().flatten() {
-            if job.next_time().is_some_and(|at| at <= now) {
-                job.on_time(now, &mut self.outbox);
+        for slot in 0..self.jobs.len() {
+            let due = self.jobs[slot].as_mut();
+            if let Some(job) = due.filter(|job| job.next_time().is_some_and(|at| at <= now)) {
+                job.on_time(now, &mut self.buffer, &mut self.outbox);
+                self.watch_pipes(slot);
             }
         }
     }
 
-    /// Watches the job's pipes exactly while there is room for what they bring.
-    fn watch_output(&mut self, slot: usize) {
+    /// Watches each of the job's pipes exactly while there is room for what it brings.
+    fn watch_pipes(&mut self, slot: usize) {
         let Some(job) = &self.jobs[slot] else { return };
-        let wanted = job.room() > 0;
-        if wanted == self.watching_output[slot] {
-            return;
-        }
-        self.watching_output[slot] = wanted;
-        for (pipe, source) in [(job.pipe(0), SOURCE_STDOUT), (job.pipe(1), SOURCE_STDERR)] {
-            let Some(pipe) = pipe else { continue };
-            // A watch that cannot be set leaves the job's output unread until its end, where it is read all the same.
+        for (index, watched) in self.watching[slot].iter_mut().enumerate() {
+            let wanted = job.room(index) > 0;
+            let Some(pipe) = job.pipe(index).filter(|_| wanted != *watched) else {
+                continue;
+            };
+            *watched = wanted;
+            // A watch that cannot be set leaves the pipe unread until the job's end, where it is read all the same.
             let _ = if wanted {
-                epoll::add(&self.epoll, pipe, token(slot, source), epoll::EventFlags::IN)
+                epoll::add(&self.epoll, pipe, token(slot, index), epoll::EventFlags::IN)
             } else {
                 epoll::delete(&self.epoll, pipe)
             };
@@ -299,7 +301,7 @@ impl<'a> Launcher<'a> {
                 Request::Ack(ack) => {
                     if let Some(slot) = self.find(&ack.job, ack.attempt) {
                         self.jobs[slot].as_mut().expect("found").acknowledge(ack.count);
-                        self.watch_output(slot);
+                        self.watch_pipes(slot);
                     }
                 }
             }
@@ -378,8 +380,8 @@ impl<'a> Launcher<'a> {
             self.jobs[slot] = None;
             return Err(refuse(Reason::SandboxUnavailable, format!("watch the job: {errno}")));
         }
-        self.watching_output[slot] = false;
-        self.watch_output(slot);
+        self.watching[slot] = [false; PIPES];
+        self.watch_pipes(slot);
         Ok(())
     }
 

@@ -11,6 +11,7 @@ mod job;
 mod landlock;
 pub mod launcher;
 mod netns;
+mod notes;
 mod outcome;
 mod output;
 mod plan;

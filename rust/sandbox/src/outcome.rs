@@ -12,6 +12,8 @@ pub struct Evidence<'a> {
     pub ended_for: Option<Reason>,
     /// The job's timeout, for the message.
     pub timeout_s: Option<f64>,
+    /// The silence on its own descriptor that it was ended for, if it was.
+    pub silence_s: Option<f64>,
     /// What its first process reported, if it could.
     pub report: Option<Report>,
     /// Whether the kernel killed for lack of memory in its cgroup.
@@ -31,6 +33,7 @@ impl Evidence<'_> {
         Self {
             ended_for: None,
             timeout_s: None,
+            silence_s: None,
             report,
             out_of_memory: false,
             out_of_pids: false,
@@ -59,7 +62,7 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
         None => (None, Some(libc::SIGKILL)),
     };
     let (reason, message) = match (evidence.ended_for, evidence.report) {
-        (Some(reason), _) => (Some(reason), Some(words_of_end(reason, evidence.timeout_s))),
+        (Some(reason), _) => (Some(reason), Some(words_of_end(reason, evidence))),
         (None, Some(Report::Failed(step, errno))) => {
             let (reason, message) = failure(step, errno, evidence);
             (Some(reason), Some(message))
@@ -90,11 +93,12 @@ pub fn judge(evidence: &Evidence<'_>) -> Verdict {
     }
 }
 
-fn words_of_end(reason: Reason, timeout_s: Option<f64>) -> String {
-    match (reason, timeout_s) {
-        (Reason::Timeout, Some(timeout_s)) => format!("ran longer than its timeout of {timeout_s} s"),
-        (Reason::Deadline, _) => "its deadline passed".into(),
-        (Reason::WorkerLost, _) => "its worker lost the node".into(),
+fn words_of_end(reason: Reason, evidence: &Evidence<'_>) -> String {
+    match (reason, evidence.silence_s, evidence.timeout_s) {
+        (Reason::Timeout, Some(silence_s), _) => format!("no heartbeat for {silence_s} s"),
+        (Reason::Timeout, None, Some(timeout_s)) => format!("ran longer than its timeout of {timeout_s} s"),
+        (Reason::Deadline, ..) => "its deadline passed".into(),
+        (Reason::WorkerLost, ..) => "its worker lost the node".into(),
         _ => "cancelled".into(),
     }
 }
@@ -141,6 +145,7 @@ mod tests {
     const NOTHING: Evidence<'static> = Evidence {
         ended_for: None,
         timeout_s: None,
+        silence_s: None,
         report: None,
         out_of_memory: false,
         out_of_pids: false,
@@ -205,6 +210,12 @@ mod tests {
         });
         assert_eq!((verdict.reason, verdict.exit_code), (Some(Reason::Timeout), Some(0)));
         assert_eq!(verdict.message.as_deref(), Some("ran longer than its timeout of 1.5 s"));
+        let silent = judge(&Evidence {
+            silence_s: Some(0.5),
+            ..timed_out
+        });
+        assert_eq!(silent.reason, Some(Reason::Timeout));
+        assert_eq!(silent.message.as_deref(), Some("no heartbeat for 0.5 s"));
     }
 
     #[test]

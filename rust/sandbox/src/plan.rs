@@ -11,6 +11,8 @@ pub const WORK_DIRECTORY: &str = "/work";
 pub const SCRIPT_PATH: &str = "/.job/script";
 /// The uid and gid a job has in its own user namespace.
 pub const JOB_ID: u32 = 1000;
+/// The descriptor through which a job tells of itself: where lines are written to.
+pub const NOTES_FD: u32 = 3;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
 const MAX_PATH_BYTES: usize = 1024;
@@ -190,7 +192,7 @@ fn command(spawn: &Spawn) -> Result<(Vec<CString>, Vec<CString>), Refusal> {
 }
 
 fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
-    let attempt = spawn.attempt.to_string();
+    let (attempt, notes_fd) = (spawn.attempt.to_string(), NOTES_FD.to_string());
     let mut environment: BTreeMap<&str, &str> = BTreeMap::from([
         ("PATH", PATH),
         ("HOME", WORK_DIRECTORY),
@@ -201,6 +203,7 @@ fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
         ("LOGNAME", "job"),
         ("JOBS_ID", spawn.job.as_str()),
         ("JOBS_ATTEMPT", attempt.as_str()),
+        ("JOBS_FD", notes_fd.as_str()),
     ]);
     for (name, value) in &spawn.env {
         if name.is_empty() || name.contains('=') {
@@ -297,6 +300,7 @@ mod tests {
             files: BTreeMap::new(),
             host_network: false,
             timeout_s: None,
+            heartbeat_s: None,
             grace_s: 5.0,
             limits: Limits {
                 memory_bytes: Some(1 << 30),
@@ -322,6 +326,7 @@ mod tests {
         assert_eq!(plan.candidates, [c"/a/echo", c"./echo", c"/b/echo"].map(CString::from));
         assert!(plan.environment.contains(&c"PATH=/a::/b".into()));
         assert!(plan.environment.contains(&c"JOBS_ID=01".into()));
+        assert!(plan.environment.contains(&c"JOBS_FD=3".into()));
         assert_eq!(plan.level, Level::Strict);
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
 /// Version of the frames; the first one carries it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Largest frame either side sends.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
 
@@ -99,6 +99,7 @@ pub struct Spawn {
     pub files: BTreeMap<String, ByteBuf>,
     pub host_network: bool,
     pub timeout_s: Option<f64>,
+    pub heartbeat_s: Option<f64>,
     pub grace_s: f64,
     pub limits: Limits,
 }
@@ -118,6 +119,7 @@ impl Spawn {
             files: BTreeMap::from([("directory/file".into(), ByteBuf::from(b"content"))]),
             host_network: false,
             timeout_s: None,
+            heartbeat_s: None,
             grace_s: 0.0,
             limits: Limits {
                 memory_bytes: Some(1 << 30),
@@ -184,6 +186,11 @@ pub enum Event<'a> {
         job: &'a str,
         attempt: u32,
         segments: Vec<Segment<'a>>,
+    },
+    Notes {
+        job: &'a str,
+        attempt: u32,
+        lines: ByteBuf,
     },
     Exited {
         job: &'a str,

@@ -27,8 +27,8 @@ pub struct Process {
     pub pidfd: OwnedFd,
     /// Where its first process reports.
     pub report: OwnedFd,
-    /// Ends of stdout and stderr to read from, non-blocking; none once the job has closed its end.
-    pub pipes: [Option<OwnedFd>; 2],
+    /// Ends of stdout, stderr and the job's notes to read from, non-blocking; none once the job has closed its end.
+    pub pipes: [Option<OwnedFd>; 3],
     /// Its cgroup, where there are cgroups.
     pub cgroup: Option<JobCgroup>,
 }
@@ -134,6 +134,7 @@ impl Spawner {
         };
         let (stdout, stdout_theirs) = self.output_pipe(identity).map_err(failed("stdout"))?;
         let (stderr, stderr_theirs) = self.output_pipe(identity).map_err(failed("stderr"))?;
+        let (notes, notes_theirs) = self.output_pipe(identity).map_err(failed("notes"))?;
         let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("pipe"))?;
         fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
         let cgroup = self.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
@@ -147,10 +148,11 @@ impl Spawner {
             launcher: self.launcher.as_fd(),
             network: network.as_ref().map(AsFd::as_fd),
             report: report_theirs.as_fd(),
-            standard: [
+            descriptors: [
                 stdin.as_ref().unwrap_or(&self.null).as_fd(),
                 stdout_theirs.as_fd(),
                 stderr_theirs.as_fd(),
+                notes_theirs.as_fd(),
             ],
             identity,
             id_map: &child::id_map(identity),
@@ -180,7 +182,7 @@ impl Spawner {
             pid,
             pidfd,
             report,
-            pipes: [Some(stdout), Some(stderr)],
+            pipes: [Some(stdout), Some(stderr), Some(notes)],
             cgroup,
         })
     }

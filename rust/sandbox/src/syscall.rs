@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::{Errno, FdFlags, fcntl_setfd, retry_on_intr};
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
@@ -155,6 +155,9 @@ pub fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
 /// # Errors
 /// What dup2 says.
 pub fn duplicate_to(fd: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
+    if fd.as_raw_fd() == to {
+        return fcntl_setfd(fd, FdFlags::empty()); // dup2 would leave it as it is
+    }
     // SAFETY: only called in a child that is about to close every descriptor but those it puts in place here.
     check(unsafe { libc::dup2(fd.as_raw_fd(), to) }.into())?;
     Ok(())
