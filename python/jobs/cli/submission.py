@@ -59,6 +59,7 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument("--queue", default="default", help="queue to wait in")
     how.add_argument("--priority", type=int, default=0, help="from -100 to 100; higher goes first")
     how.add_argument("--timeout", type=duration, metavar="TIME", help="end the job after this long")
+    how.add_argument("--heartbeat", type=duration, metavar="TIME", help="end the job when it is silent for this long")
     how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
     how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
     how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
@@ -102,6 +103,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         queue=options.queue,
         priority=options.priority,
         timeout_s=options.timeout,
+        heartbeat_s=options.heartbeat,
         retry=Retry(max_attempts=options.retries + 1, delay_s=options.retry_delay, backoff=options.backoff),
         labels=dict(options.label),
         requires=Requires(

@@ -19,6 +19,7 @@ class JobOptions(TypedDict, total=False):
     priority: int
     requires: Requires
     timeout_s: float | None
+    heartbeat_s: float | None
     retry: Retry
     labels: dict[str, str]
     idempotency_key: str | None
