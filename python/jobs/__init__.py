@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.client import AsyncClient, Client, ConnectionFailed, shell_job
+    from jobs.client import AsyncClient, Client, ConnectionFailed, SubmitProgress, shell_job
     from jobs.errors import JobsError
     from jobs.protocol.model import (
         Content,
@@ -35,11 +35,12 @@ __all__ = [
     "ShellJob",
     "ShellPayload",
     "Stream",
+    "SubmitProgress",
     "shell_job",
 ]
 
 _HOMES = {
-    "jobs.client": ("AsyncClient", "Client", "ConnectionFailed", "shell_job"),
+    "jobs.client": ("AsyncClient", "Client", "ConnectionFailed", "SubmitProgress", "shell_job"),
     "jobs.errors": ("JobsError",),
 }
 

@@ -56,7 +56,7 @@ def test_the_whole_life_of_a_job_asynchronously(shared_node: EmbeddedNode) -> No
             assert len(live) == 3, "the output came in one piece, not live"
             assert (await client.result(job, timeout_s=20)).state is JobState.COMPLETED
             assert [found.id async for found in client.list(labels={"who": "async"})] == [job]
-            many = await client.submit_many(shell_job(["true"]) for _ in range(260))
+            many = [item async for item in client.submit_many(shell_job(["true"]) for _ in range(260))]
             assert len({item.job.id for item in many}) == 260
             results = await asyncio.gather(*(client.run(shell_job(["echo", str(n)])) for n in range(20)))
             assert [result.stdout.text for result in results] == [f"{n}\n" for n in range(20)]

@@ -14,10 +14,10 @@ from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
 from jobs.client.operations import list_jobs, submit
 from jobs.client.requests import decode, post, segment
-from jobs.client.submission import batches, shell_job, with_key
+from jobs.client.submission import shell_job, with_key
 from jobs.client.sync import Client, KeyValueClient
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest, QueueFull
-from jobs.protocol.model import BATCH_JOBS, Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
+from jobs.protocol.model import Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
 
 
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (KeyValueClient, AsyncKeyValueClient)])
@@ -64,13 +64,6 @@ def test_a_submission_is_given_a_key_of_its_own_once() -> None:
     assert first.idempotency_key != second.idempotency_key
     assert with_key(first) is first
     assert submit(first).request.safe
-
-
-def test_many_jobs_go_in_lots_that_a_request_carries() -> None:
-    lots = list(batches(shell_job(["true"]) for _ in range(2 * BATCH_JOBS + 1)))
-    assert [len(lot) for lot in lots] == [BATCH_JOBS, BATCH_JOBS, 1]
-    assert len({job.idempotency_key for lot in lots for job in lot}) == 2 * BATCH_JOBS + 1
-    assert list(batches([])) == []
 
 
 def test_a_query_is_quoted_and_leaves_out_what_is_not_given() -> None:

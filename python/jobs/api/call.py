@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from jobs.api.config import ApiConfig
 from jobs.api.connection import Connection
-from jobs.api.invalid import invalid_body, invalid_query
 from jobs.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from jobs.invalid import decode_json, invalid_query
 from jobs.service import Caller
 
 T = TypeVar("T")
@@ -71,24 +71,10 @@ def _too_large(size: int, limit: int) -> PayloadTooLarge:
 def decode_body(
     decoder: msgspec.json.Decoder[T], tags: msgspec.json.Decoder[Any] | None, content_type: str, data: bytes
 ) -> T:
-    """Return the typed body; raise InvalidRequest naming the field, or the byte where it is no JSON.
-
-    msgspec takes an object without its tag where only one tag is possible; `tags` decodes only the tags, so that a
-    client which leaves them out is not broken by the next kind.
-    """
+    """Return the typed body, as `decode_json` does; raise UnsupportedMediaType for one that is no JSON by its type."""
     if content_type not in _JSON_TYPES:
         raise UnsupportedMediaType(f"the body is {content_type}", expected="application/json")
-    try:
-        body = decoder.decode(data)
-        if tags is not None:
-            tags.decode(data)
-        return body
-    except msgspec.ValidationError as error:
-        raise invalid_body(error, decoder.type) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON in UTF-8: {error}", field="$", expected="a JSON object") from error
-    except RecursionError as error:
-        raise InvalidRequest("the body is nested too deeply", field="$", expected="fewer levels") from error
+    return decode_json("the body", data, decoder, tags)
 
 
 def list_fields(kind: type[Struct]) -> frozenset[str]:

@@ -11,10 +11,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from jobs.api.config import ApiConfig
 from jobs.api.identity import Identities
-from jobs.api.invalid import MAX_DETAIL_CHARS
 from jobs.api.metrics import ApiMetrics
 from jobs.api.problem import as_jobs_error, response_of
 from jobs.errors import HeadersTooLarge, InvalidRequest, JobsError, RequestTimeout, TooManyRequests
+from jobs.invalid import MAX_DETAIL_CHARS
 from jobs.service import Caller
 from jobs.sockets import peer_credentials
 

@@ -13,6 +13,7 @@ from jobs import errors
 from jobs.api import handlers
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers, Query
+from jobs.invalid import Tagged
 from jobs.protocol import model
 
 Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[web.StreamResponse]]
@@ -26,12 +27,8 @@ _POLL: Final[Errors] = (errors.TooManyRequests,)
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
 
 
-class _Tagged(Struct):
-    type: str
-
-
 class _TaggedBatch(Struct):
-    jobs: list[_Tagged]
+    jobs: list[Tagged]
 
 
 class Route(Struct, frozen=True, kw_only=True):
@@ -55,7 +52,7 @@ class Route(Struct, frozen=True, kw_only=True):
 
 ROUTES: Final = (
     Route(
-        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=_Tagged,
+        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
         answer=model.Submitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
         summary="Submit a job",
     ),

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from jobs.client.batches import SubmitProgress
 from jobs.client.failures import ConnectionFailed
 from jobs.client.submission import shell_job
 from jobs.client.sync import Client
@@ -9,7 +10,7 @@ from jobs.client.sync import Client
 if TYPE_CHECKING:
     from jobs.client.asynchronous import AsyncClient
 
-__all__ = ["AsyncClient", "Client", "ConnectionFailed", "shell_job"]
+__all__ = ["AsyncClient", "Client", "ConnectionFailed", "SubmitProgress", "shell_job"]
 
 
 def __getattr__(name: str) -> object:

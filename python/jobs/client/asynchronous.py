@@ -14,13 +14,15 @@ import aiohttp
 from yarl import URL
 
 from jobs.client import operations
+from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.failures import error_of, gone, unreachable
 from jobs.client.operations import JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.requests import Call, Feed, Request, decode
-from jobs.client.submission import ShellOptions, batches, shell_job, with_key
+from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    BatchSubmitted,
     CancelOutcome,
     Health,
     JobDetail,
@@ -75,9 +77,21 @@ class AsyncClient:
         """Submit a job; returns once it is durable. One without an idempotency key is given one: see `Client`."""
         return await self.call(operations.submit(with_key(job)))
 
-    async def submit_many(self, jobs: Iterable[JobSubmit]) -> list[Submitted]:
-        """Submit jobs in lots of `BATCH_JOBS`, each of which is accepted whole or not at all."""
-        return [one for lot in batches(jobs) for one in (await self.call(operations.submit_batch(lot))).jobs]
+    async def submit_many(
+        self, jobs: Iterable[JobSubmit], *, batch: str | None = None, on_progress: OnProgress | None = None
+    ) -> AsyncIterator[Submitted]:
+        """Yield what became of each job, in order; nothing is sent before it is asked for. See `Client`."""
+        tally = Tally(on_progress)
+        for lot in lots(jobs, batch):
+            for one in await self._submit_lot(operations.submit_batch(lot), tally):
+                yield one
+
+    async def _submit_lot(self, call: Call[BatchSubmitted], tally: Tally) -> Sequence[Submitted]:
+        while True:
+            try:
+                return tally.on_answer((await self.call(call)).jobs)
+            except JobsError as error:
+                await asyncio.sleep(tally.on_refusal(error))
 
     async def shell(self, command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> Submitted:
         """Submit a command: a sequence of arguments, or one string as a script for /bin/sh."""
@@ -173,7 +187,7 @@ class AsyncClient:
             try:
                 return b"".join([data async for data in self._send_once(request)])
             except JobsError as error:
-                await self._pause(patience, error, safe=request.safe)
+                await self._pause(patience, error, safe=request.safe, waits_for_room=request.waits_for_room)
 
     async def events(self, feed: Feed[T]) -> AsyncIterator[T]:
         """Yield the typed events of a stream, going on after a lost connection where it was."""
@@ -214,11 +228,12 @@ class AsyncClient:
             self._met = True
             raise gone(error) from error
 
-    async def _pause(self, patience: Patience, error: JobsError, *, safe: bool) -> None:
+    async def _pause(self, patience: Patience, error: JobsError, *, safe: bool, waits_for_room: bool = True) -> None:
         """Wait before the next try; raise the error when there should be none."""
         pause_s = patience.pause_s(
             error,
             safe=safe,
+            waits_for_room=waits_for_room,
             within_s=self._patience_s if self._met else 0.0,
             now_s=time.monotonic(),
             chance=int.from_bytes(os.urandom(4)) / (1 << 32),

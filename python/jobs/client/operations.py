@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypedDict
 
+from msgspec import Raw
+from msgspec.structs import replace
+
 from jobs.client.requests import Call, Feed, Request, get, post, segment
 from jobs.client.submission import to_content
 from jobs.protocol import model
@@ -45,9 +48,10 @@ def submit(job: JobSubmit) -> Call[model.Submitted]:
     return post("/v1/jobs", model.Submitted, job, safe=True)
 
 
-def submit_batch(jobs: list[JobSubmit]) -> Call[model.BatchSubmitted]:
+def submit_batch(jobs: list[Raw]) -> Call[model.BatchSubmitted]:
     """Each job carries an idempotency key."""
-    return post("/v1/jobs:batch", model.BatchSubmitted, {"jobs": jobs}, safe=True)
+    call = post("/v1/jobs:batch", model.BatchSubmitted, {"jobs": jobs}, safe=True)
+    return Call(replace(call.request, waits_for_room=False), call.answer)
 
 
 def get_job(job: str) -> Call[model.JobDetail]:

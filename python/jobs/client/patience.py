@@ -25,12 +25,21 @@ class Patience:
         self._failures = 0
         self._first_s = 0.0
 
-    def pause_s(self, error: JobsError, *, safe: bool, within_s: float, now_s: float, chance: float) -> float | None:
+    def pause_s(
+        self,
+        error: JobsError,
+        *,
+        safe: bool,
+        within_s: float,
+        now_s: float,
+        chance: float,
+        waits_for_room: bool = True,
+    ) -> float | None:
         """Return the pause before the next try; None when there should be none.
 
         `safe`: the request does no harm when it is sent twice. `chance` is between 0 and 1.
         """
-        if not may_help(error, safe=safe):
+        if not may_help(error, safe=safe) or (is_refusal(error) and not waits_for_room):
             return None
         if self._failures == 0:
             self._first_s = now_s
@@ -48,9 +57,12 @@ def may_help(error: JobsError, *, safe: bool) -> bool:
     """Tell whether the same request may succeed a little later, and does no harm if it was done already."""
     if isinstance(error, ConnectionFailed):
         return safe or not error.sent
-    if isinstance(error, TooManyRequests | QueueFull):
-        return True  # refused before anything was done
-    return safe and isinstance(error, Unavailable)
+    return is_refusal(error) or (safe and isinstance(error, Unavailable))
+
+
+def is_refusal(error: JobsError) -> bool:
+    """Tell whether the node refused a request as too much, before anything was done."""
+    return isinstance(error, TooManyRequests | QueueFull)
 
 
 class Deadline(Struct, frozen=True):

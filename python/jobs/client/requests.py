@@ -29,6 +29,8 @@ class Request(Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = {}
     body: bytes | None = None
     safe: bool = False
+    waits_for_room: bool = True
+    """Whether it is sent again when the node refused it as too much."""
     timeout_s: float = TIMEOUT_S
 
 
@@ -78,13 +80,16 @@ def post(path: str, answer: type[T], body: Any = None, *, safe: bool = False) ->
     """Return a write. Raises InvalidRequest for text that JSON cannot carry."""
     if body is None:
         return Call(Request(method="POST", target=path, body=b"", safe=safe), answer)
+    headers = {"Content-Type": "application/json"}
+    return Call(Request(method="POST", target=path, headers=headers, body=encode(body), safe=safe), answer)
+
+
+def encode(body: Any) -> bytes:
+    """Return JSON. Raises InvalidRequest for text that it cannot carry."""
     try:
-        data = _encode(body)
+        return _encode(body)
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"text that is not Unicode: {error.object!r:.80}", expected="UTF-8") from error
-    return Call(
-        Request(method="POST", target=path, headers={"Content-Type": "application/json"}, body=data, safe=safe), answer
-    )
 
 
 def target(path: str, query: Mapping[str, Any]) -> str:

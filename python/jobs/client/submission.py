@@ -1,15 +1,15 @@
-"""Making jobs to submit: options with their types, keys that make a second sending harmless, lots for one request."""
+"""Making jobs to submit: options with their types, keys that make a second sending harmless."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict, Unpack
 
 from msgspec.structs import replace
 
 from jobs.content import content_of
-from jobs.protocol.model import BATCH_JOBS, Content, JobSubmit, Limits, Requires, Retry, ShellJob, ShellPayload
+from jobs.protocol.model import Content, JobSubmit, Limits, Requires, Retry, ShellJob, ShellPayload
 
 
 class JobOptions(TypedDict, total=False):
@@ -60,15 +60,3 @@ def to_content(value: bytes | str) -> Content:
 def with_key(job: JobSubmit) -> JobSubmit:
     """Return the job with an idempotency key of its own where it has none, so that it can be sent again safely."""
     return job if job.idempotency_key is not None else replace(job, idempotency_key=f"client-{os.urandom(16).hex()}")
-
-
-def batches(jobs: Iterable[JobSubmit]) -> Iterator[list[JobSubmit]]:
-    """Yield lots that one request carries: each is accepted whole or not at all."""
-    batch: list[JobSubmit] = []
-    for job in jobs:
-        batch.append(with_key(job))
-        if len(batch) == BATCH_JOBS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -10,14 +10,16 @@ from types import TracebackType
 from typing import TypeVar, Unpack
 
 from jobs.client import operations
+from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.connection import Connections
 from jobs.client.failures import error_of
 from jobs.client.operations import JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.requests import Call, Feed, Request, decode
-from jobs.client.submission import ShellOptions, batches, shell_job, with_key
+from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    BatchSubmitted,
     CancelOutcome,
     Health,
     JobDetail,
@@ -82,9 +84,26 @@ class Client:
         """
         return self.call(operations.submit(with_key(job)))
 
-    def submit_many(self, jobs: Iterable[JobSubmit]) -> list[Submitted]:
-        """Submit jobs in lots of `BATCH_JOBS`, each of which is accepted whole or not at all."""
-        return [one for lot in batches(jobs) for one in self.call(operations.submit_batch(lot)).jobs]
+    def submit_many(
+        self, jobs: Iterable[JobSubmit], *, batch: str | None = None, on_progress: OnProgress | None = None
+    ) -> Iterator[Submitted]:
+        """Yield what became of each job, in order. Nothing is sent before it is asked for: iterate to the end.
+
+        The jobs go in lots of up to `BATCH_JOBS` and 10 MiB, each of which is accepted whole or not at all; a job can
+        depend by `ref` only on jobs of its own lot. While the node takes no more (429) it is waited for, for as long
+        as that may be; `on_progress` is told so, and after each lot how far it is. With the name of a `batch`, jobs
+        are known by it and their number: the same call made again submits only what is missing.
+        """
+        tally = Tally(on_progress)
+        for lot in lots(jobs, batch):
+            yield from self._submit_lot(operations.submit_batch(lot), tally)
+
+    def _submit_lot(self, call: Call[BatchSubmitted], tally: Tally) -> Sequence[Submitted]:
+        while True:
+            try:
+                return tally.on_answer(self.call(call).jobs)
+            except JobsError as error:
+                time.sleep(tally.on_refusal(error))
 
     def shell(self, command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> Submitted:
         """Submit a command: a sequence of arguments, or one string as a script for /bin/sh."""
@@ -185,7 +204,7 @@ class Client:
             try:
                 return b"".join(self._send_once(request))
             except JobsError as error:
-                self._pause(patience, error, safe=request.safe)
+                self._pause(patience, error, safe=request.safe, waits_for_room=request.waits_for_room)
 
     def _send_once(self, request: Request) -> Generator[bytes, None, None]:
         with self._connections.exchange(request) as answer:
@@ -207,11 +226,12 @@ class Client:
                     patience.reset()
                 self._pause(patience, error, safe=True)
 
-    def _pause(self, patience: Patience, error: JobsError, *, safe: bool) -> None:
+    def _pause(self, patience: Patience, error: JobsError, *, safe: bool, waits_for_room: bool = True) -> None:
         """Wait before the next try; raise the error when there should be none."""
         pause_s = patience.pause_s(
             error,
             safe=safe,
+            waits_for_room=waits_for_room,
             within_s=self._patience_s if self._connections.met else 0.0,
             now_s=time.monotonic(),
             chance=int.from_bytes(os.urandom(4)) / (1 << 32),

@@ -1,16 +1,18 @@
-"""msgspec's complaints as errors that name the field, what is wrong with it, and what would be right."""
+"""JSON as typed values; complaints name the field, what is wrong with it, and what would be right."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import inspect
+from msgspec import Struct, inspect
 
 from jobs.errors import InvalidRequest
+
+T = TypeVar("T")
 
 MAX_DETAIL_CHARS: Final = 500
 """Complaints repeat what was sent, which may be long."""
@@ -18,6 +20,33 @@ _COMPLAINT: Final = re.compile(r"(?P<detail>.*?)(?: - at (?:`key` in )?`(?P<path
 _EXPECTED: Final = re.compile(r"Expected (?P<expected>.*?)(?:, got (?P<got>.*))?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
 _STEP: Final = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>[^\]]*)\]")
+
+
+class Tagged(Struct):
+    """The tag of a union's member, and nothing else of it."""
+
+    type: str
+
+
+def decode_json(
+    what: str, data: bytes, decoder: msgspec.json.Decoder[T], tags: msgspec.json.Decoder[Any] | None = None
+) -> T:
+    """Return the typed value; raise InvalidRequest naming the field, or the byte where it is no JSON.
+
+    msgspec takes an object without its tag where only one tag is possible; `tags` decodes only the tags, so that a
+    client which leaves them out is not broken by the next kind.
+    """
+    try:
+        value = decoder.decode(data)
+        if tags is not None:
+            tags.decode(data)
+        return value
+    except msgspec.ValidationError as error:
+        raise invalid_body(error, decoder.type) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{what} is not JSON in UTF-8: {error}", field="$", expected="a JSON object") from error
+    except RecursionError as error:
+        raise InvalidRequest(f"{what} is nested too deeply", field="$", expected="fewer levels") from error
 
 
 def invalid_body(error: msgspec.ValidationError, kind: Any) -> InvalidRequest:
