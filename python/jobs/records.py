@@ -147,6 +147,12 @@ class OwnerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     max_running: int | None = None
 
 
+class RateRecord(Struct, frozen=True, array_like=True):
+    """How far the starts of a rate-limited queue have got: the theoretical arrival time of `scheduler.rate`."""
+
+    arrival_us: int
+
+
 class UniqueRecord(Struct, frozen=True, array_like=True):
     """Which job holds a unique key."""
 
@@ -193,6 +199,7 @@ class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     sandbox: str
     registered_ms: int
     draining: bool = False
+    resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class _PayloadOnly(Struct):

@@ -18,6 +18,7 @@ from jobs.config import ConfigError, NodeConfig, WorkerSettings, load_config
 from jobs.protocol.ids import Incarnation, WorkerId
 from jobs.workers import EXECUTORS
 from jobs.workers.executor import Executor, ExecutorError
+from jobs.workers.pressure import Gauge
 from jobs.workers.runner import EXIT_CONFIG, EXIT_FAILED, Runner
 from jobs.workers.session import Identity, Session
 
@@ -57,6 +58,7 @@ def work(options: argparse.Namespace, config: NodeConfig, name: WorkerId) -> int
         Session(identity(name, executor, settings)),
         executor,
         config.worker_socket_path,
+        Gauge(settings.pressure),
         drain_s=settings.drain_s,
         grace_s=settings.grace_s,
     )
@@ -75,6 +77,7 @@ def identity(name: WorkerId, executor: Executor, settings: WorkerSettings) -> Id
         memory_bytes=settings.memory_bytes,
         sandbox=executor.sandbox,
         pid=os.getpid(),
+        resources=settings.resources,
     )
 
 

@@ -75,12 +75,13 @@ class NodePeer:
                 if not isinstance(frame, wire.Heartbeat):
                     return frame
 
-    async def heartbeat(self) -> None:
-        """Wait for one heartbeat; no other frame may come before."""
+    async def heartbeat(self) -> wire.Heartbeat:
+        """Return the next heartbeat; no other frame may come before."""
         async with asyncio.timeout(STEP_S):
             size = int.from_bytes(await self.reader.readexactly(4), "big")
             frame = wire.decode_worker_frame(await self.reader.readexactly(size))
             assert isinstance(frame, wire.Heartbeat), frame
+            return frame
 
     async def expect(self, kind: type[T]) -> T:
         frame = await self.receive()

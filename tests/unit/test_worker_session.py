@@ -211,12 +211,12 @@ def test_the_lease_runs_from_the_last_contact_and_its_end_ends_everything_at_onc
     session = new_session(slots=1)
     assert session.lease_ends_s is None
     session.on_frame(REGISTERED, 100.0, WALL_MS)
-    session.on_heartbeat_due(107.0)
+    session.on_heartbeat_due(107.0, {}, pressed=False)
     assert session.lease_ends_s == 117.0
     assign(session, "done", "runs", "waits")
     end(session, "done")
     session.on_disconnected()
-    session.on_heartbeat_due(200.0)
+    session.on_heartbeat_due(200.0, {}, pressed=False)
     session.take()
     session.end_lease(WALL_MS)
     assert session.lease_ends_s is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Final
 
 from jobs.cli import exits
@@ -19,23 +20,29 @@ def workers(client: Client, options: argparse.Namespace) -> int:
             print_json(worker)
         return exits.OK
     print_table(
-        ("WORKER", "TYPE", "STATE", "RUNNING", "SLOTS", "NODE", "SANDBOX", "LABELS", "SINCE"),
+        ("WORKER", "TYPE", "STATE", "RUNNING", "SLOTS", "NODE", "SANDBOX", "LABELS", "RESOURCES", "PRESSURE", "SINCE"),
         (
             (
                 worker.id,
                 worker.type,
-                worker.state,
+                f"{worker.state}, pressed" if worker.pressed else worker.state,
                 worker.running,
                 worker.slots,
                 worker.node,
                 worker.sandbox,
-                ",".join(f"{name}={value}" for name, value in worker.labels.items()) or "-",
+                pairs(worker.labels.items()),
+                pairs(worker.resources.items()),
+                pairs((name, f"{percent:.0f}%") for name, percent in worker.pressure.items() if percent >= 1),
                 ago(worker.registered_ms),
             )
             for worker in found
         ),
     )
     return exits.OK
+
+
+def pairs(items: Iterable[tuple[str, object]]) -> str:
+    return ",".join(f"{name}={value}" for name, value in items) or "-"
 
 
 def drain(client: Client, options: argparse.Namespace) -> int:

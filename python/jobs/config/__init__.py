@@ -8,7 +8,7 @@ from jobs.config.load import (
     check_config,
     load_config,
 )
-from jobs.config.model import Logging, NodeConfig, ShellCaps, ShellWorker, WorkerSettings
+from jobs.config.model import Logging, NodeConfig, PressureLimits, ShellCaps, ShellWorker, WorkerSettings
 
 __all__ = [
     "DEFAULT_FILE",
@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "Logging",
     "NodeConfig",
+    "PressureLimits",
     "Problem",
     "ShellCaps",
     "ShellWorker",

@@ -41,6 +41,7 @@ def _memory_bytes() -> int:
 Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
 """A number of bytes, or text such as "64MiB"."""
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
+Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
 """Permission bits, as octal text ("0660") or TOML octal (0o660)."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$")]
@@ -187,6 +188,21 @@ class ShellCaps(_Section):
     """Cap of `cpu_s`."""
 
 
+class PressureLimits(_Section):
+    """Pressure on the machine above which the worker is given no more jobs, until it is below 0.8 of that again.
+
+    It is `some avg10` of the kernel's PSI: the percentage of the last ten seconds in which something waited. Without a
+    value, or where the kernel does not account it, it is not looked at.
+    """
+
+    cpu_percent: Percent | None = None
+    """For a processor."""
+    memory_percent: Percent | None = 20.0
+    """For memory. 100 is never exceeded."""
+    io_percent: Percent | None = None
+    """For input and output."""
+
+
 class WorkerSettings(_Section):
     """What can be configured of a worker of every type."""
 
@@ -200,6 +216,10 @@ class WorkerSettings(_Section):
     """Thousandths of a core that jobs can require in all. By default what the machine has."""
     memory_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = Field(default_factory=lambda: ByteSize(_memory_bytes()))
     """Memory that jobs can require in all. By default what the machine has."""
+    resources: Annotated[dict[Name, Annotated[int, Field(ge=1, le=1_000_000)]], Field(max_length=16)] = {}
+    """Counts of other things that jobs can require in all, such as `gpu = 1`."""
+    pressure: PressureLimits = PressureLimits()
+    """When the machine has too much to do for more jobs."""
     grace_s: Annotated[float, Field(ge=0, le=3_600)] = 5.0
     """From the polite to the hard end of a job that is ended, unless the job says otherwise."""
     drain_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0

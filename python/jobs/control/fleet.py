@@ -21,8 +21,8 @@ from jobs.control.transitions import Transitions, check, scan
 from jobs.errors import NotFound
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
-from jobs.protocol.model import Requires, WorkerView
-from jobs.protocol.wire import Assignment, JobRef, Register, Registered
+from jobs.protocol.model import PressureKind, Requires, WorkerView
+from jobs.protocol.wire import Assignment, Heartbeat, JobRef, Register, Registered
 from jobs.records import JobRecord, RunningRecord, WorkerRecord
 from jobs.scheduler import Candidate
 from jobs.store import LeaseGrant, Put, Store, Txn
@@ -58,11 +58,14 @@ class Worker(Struct, kw_only=True):
     lease: LeaseId
     session: Session | None = None
     held: dict[JobId, Held] = field(default_factory=dict)
+    pressure: dict[PressureKind, float] = field(default_factory=dict)
+    pressed: bool = False
+    """Its machine has too much to do for more, by its last heartbeat."""
 
     def candidate(self) -> Candidate:
-        """Return what the scheduler may count on: nothing while the worker is not connected or drains."""
+        """Return what the scheduler may count on: nothing while the worker is not connected, drains or is pressed."""
         record, held = self.record, self.held.values()
-        usable = self.session is not None and not record.draining
+        usable = self.session is not None and not record.draining and not self.pressed
         return Candidate(
             worker=self.id,
             incarnation=record.incarnation,
@@ -88,6 +91,9 @@ class Worker(Struct, kw_only=True):
             memory_bytes=record.memory_bytes,
             sandbox=record.sandbox,
             registered_ms=record.registered_ms,
+            resources=record.resources,
+            pressure=self.pressure,
+            pressed=self.pressed,
         )
 
 
@@ -227,6 +233,7 @@ class Fleet:
             memory_bytes=frame.memory_bytes,
             sandbox=frame.sandbox,
             registered_ms=wall_ms(),
+            resources=frame.resources,
         )
         lease = LeaseId(secrets.randbits(62) + 1)
         grant = LeaseGrant(lease, int(self._lease_ttl_s * 1000))
@@ -236,12 +243,16 @@ class Fleet:
         self._workers[frame.worker] = worker
         return worker
 
-    def heartbeat(self, worker: WorkerId, incarnation: Incarnation) -> bool:
+    def heartbeat(self, worker: WorkerId, incarnation: Incarnation, beat: Heartbeat) -> bool:
         """Keep the worker's lease; False when this life of it is no longer registered."""
         found = self.get(worker, incarnation)
         if found is None:
             return False
         self._leases.keep(found.lease)
+        was_pressed = found.pressed
+        found.pressure, found.pressed = beat.pressure, beat.pressed
+        if was_pressed and not beat.pressed:
+            self.on_room()
         return True
 
     def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: Session) -> None:

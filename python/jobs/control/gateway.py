@@ -204,7 +204,7 @@ class WorkerConnection(asyncio.Protocol):
         elif self._worker is None or self._incarnation is None:
             self._refuse("not_registered", f"{type(frame).__name__} before Register was answered")
         elif isinstance(frame, wire.Heartbeat):
-            if not self._gateway.fleet.heartbeat(self._worker, self._incarnation):
+            if not self._gateway.fleet.heartbeat(self._worker, self._incarnation, frame):
                 self.supersede()
         elif isinstance(frame, wire.Output):
             self._in_order(frame.job, self._on_output(frame, self._incarnation))

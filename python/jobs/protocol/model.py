@@ -334,6 +334,10 @@ class JobEvent(_Model, frozen=True):
     job: JobView
 
 
+PressureKind = Literal["cpu", "memory", "io"]
+"""What the kernel accounts pressure for."""
+
+
 class WorkerView(_Model, frozen=True):
     id: WorkerId
     type: str
@@ -347,10 +351,72 @@ class WorkerView(_Model, frozen=True):
     memory_bytes: int
     sandbox: str
     registered_ms: int
+    resources: dict[str, int] = field(default_factory=dict)
+    """Counts of what the operator has named, such as `{"gpu": 1}`."""
+    pressure: dict[PressureKind, float] = field(default_factory=dict)
+    """Percent of the last ten seconds in which something on its machine waited for cpu, memory or io (`some avg10`)."""
+    pressed: bool = False
+    """That is more than its operator allows: it is given nothing more for now."""
 
 
 class WorkerList(_Model, frozen=True):
     workers: list[WorkerView]
+
+
+# --- queues and owners -------------------------------------------------------------------------------------------
+
+Weight = Annotated[float, Meta(ge=0.001, le=1_000_000)]
+Limit = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
+class QueueSettings(_Model, frozen=True):
+    """What an administrator can set of a queue; null is no limit."""
+
+    weight: Weight = 1.0
+    """Share of the workers among the queues that have jobs waiting."""
+    max_pending: Limit | None = None
+    max_pending_per_owner: Limit | None = None
+    max_running: Limit | None = None
+    max_running_per_owner: Limit | None = None
+    rate_count: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """So many starts, and as many at once, in each `rate_period_s`."""
+    rate_period_s: Annotated[float, Meta(ge=0.001, le=31_536_000)] = 1.0
+
+
+class QueueView(QueueSettings, frozen=True, kw_only=True):
+    """A queue as it is."""
+
+    name: str
+    paused: bool
+    """Nothing of it is started."""
+    draining: bool
+    """It takes no more jobs; what waits is still run."""
+    pending: int
+    waiting: int
+    """Of the pending: those that wait for a time or for other jobs."""
+    running: int
+
+
+class QueuePage(_Model, frozen=True):
+    queues: list[QueueView]
+    next_cursor: str | None
+
+
+class OwnerSettings(_Model, frozen=True):
+    """What an administrator can set of an owner of jobs; null is no limit."""
+
+    weight: Weight = 1.0
+    """Share of the workers among the owners that have jobs waiting in the same queue."""
+    max_pending: Limit | None = None
+    max_running: Limit | None = None
+
+
+class OwnerView(OwnerSettings, frozen=True, kw_only=True):
+    """An owner of jobs as they are."""
+
+    uid: int
+    pending: int
+    running: int
 
 
 # --- key-value operations ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import Reason, StreamInfo
+from jobs.protocol.model import PressureKind, Reason, StreamInfo
 
 PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -51,10 +51,17 @@ class Register(_Frame, frozen=True, tag="register"):
     pid: int
     running: list[JobRef]
     """Attempts of this incarnation that still run or whose end is not yet acknowledged."""
+    resources: Annotated[dict[str, Annotated[int, Meta(ge=1, le=1_000_000)]], Meta(max_length=16)] = {}
+    """Counts that jobs can require, such as `{"gpu": 1}`."""
 
 
 class Heartbeat(_Frame, frozen=True, tag="heartbeat"):
     """Keeps the worker's lease; sent every `Registered.heartbeat_s`."""
+
+    pressure: dict[PressureKind, Annotated[float, Meta(ge=0, le=100)]] = {}
+    """Percent of the last ten seconds in which something on the machine waited; what is not known is left out."""
+    pressed: bool = False
+    """It is more than the operator's limits: no more jobs are wanted for now."""
 
 
 class Output(_Frame, frozen=True, tag="output"):

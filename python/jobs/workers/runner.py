@@ -17,6 +17,7 @@ from jobs.notify import Notifier
 from jobs.protocol.wire import FinishedAck, NodeFrame, Registered
 from jobs.workers.connection import Connection, connect, retry_delay_s
 from jobs.workers.executor import Ended, Event, Executor
+from jobs.workers.pressure import Gauge
 from jobs.workers.session import RefusedError, Session
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,17 @@ class Runner:
     """
 
     def __init__(
-        self, session: Session, executor: Executor, node_socket: Path, *, drain_s: float, grace_s: float
+        self,
+        session: Session,
+        executor: Executor,
+        node_socket: Path,
+        gauge: Gauge,
+        *,
+        drain_s: float,
+        grace_s: float,
     ) -> None:
         self._session = session
+        self._gauge = gauge
         self._executor = executor
         self._node_socket = node_socket
         self._drain_s = drain_s
@@ -159,10 +168,18 @@ class Runner:
         self._register_timer = self._beat_timer = None
 
     def _beat(self) -> None:
-        self._session.on_heartbeat_due(self._loop.time())
+        self._gauge_pressure()
+        self._session.on_heartbeat_due(self._loop.time(), self._gauge.pressure, pressed=bool(self._gauge.over))
         self._notifier.status(self._status())
         self._beat_timer = self._loop.call_later(self._session.heartbeat_s, self._beat)
         self._flush()
+
+    def _gauge_pressure(self) -> None:
+        before = self._gauge.over
+        self._gauge.read()
+        if self._gauge.over != before:
+            over = {name: self._gauge.pressure[name] for name in sorted(self._gauge.over)}
+            logger.info("under pressure" if over else "no longer under pressure", extra={"pressure": over})
 
     def _on_lease_end(self) -> None:
         self._lease_timer = None

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias, assert_never
 from msgspec import Struct, field
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import Reason
+from jobs.protocol.model import PressureKind, Reason
 from jobs.protocol.wire import (
     OUTPUT_CHUNK_BYTES,
     PROTOCOL_VERSION,
@@ -71,6 +71,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     sandbox: str
     pid: int
+    resources: dict[str, int] = {}
 
 
 class Effects(Struct, frozen=True):
@@ -175,6 +176,7 @@ class Session:
             running=[
                 JobRef(job=job, attempt=attempt) for (job, attempt), held in self._held.items() if not held.fenced
             ],
+            resources=me.resources,
         )
 
     # --- connection and time --------------------------------------------------------------------------------------
@@ -182,10 +184,10 @@ class Session:
     def on_disconnected(self) -> None:
         self.registered = self._drain_known = False
 
-    def on_heartbeat_due(self, now_s: float) -> None:
+    def on_heartbeat_due(self, now_s: float, pressure: dict[PressureKind, float], *, pressed: bool) -> None:
         if self.registered:
             self._contact_s = now_s
-            self._send(Heartbeat())
+            self._send(Heartbeat(pressure=pressure, pressed=pressed))
 
     def on_progress_due(self, now_s: float) -> None:
         """Send the progress that was held back for not being told too often."""
