@@ -61,10 +61,16 @@ def test_a_job_that_falls_silent_gets_its_grace(sandbox: Sandbox) -> None:
     assert result.outcome.message == "no heartbeat for 0.3 s"
 
 
-def test_bytes_that_are_no_lines_are_no_sign_of_life(sandbox: Sandbox) -> None:
-    job = sandbox.start(script="while :; do printf x >&3; sleep 0.02; done", heartbeat_s=0.4, grace_s=0.0)
+@pytest.mark.parametrize("script", ["while :; do printf x >&3; sleep 0.02; done", "exec cat /dev/zero >&3"])
+def test_bytes_that_are_no_lines_are_no_sign_of_life(sandbox: Sandbox, script: str) -> None:
+    job = sandbox.start(script=script, heartbeat_s=0.4, grace_s=0.0)
     assert sandbox.wait(job).outcome.message == "no heartbeat for 0.4 s"
     assert notes(sandbox, job) == b""
+
+
+def test_a_job_whose_lines_come_faster_than_they_are_read_is_not_silent(sandbox: Sandbox) -> None:
+    outcome = sandbox.run(script="exec yes >&3", heartbeat_s=0.09, timeout_s=1.0, grace_s=0.0).outcome
+    assert outcome.message == "ran longer than its timeout of 1 s"
 
 
 def test_the_timeout_stands_beside_the_heartbeat(sandbox: Sandbox) -> None:

@@ -181,7 +181,7 @@ impl Job {
     pub fn next_time(&self) -> Option<Instant> {
         let announce_at = (!self.announced).then(|| self.started + crate::output::FLUSH_AFTER);
         let end_at = match self.ending {
-            None => [self.timeout_at, self.silent_at].into_iter().flatten().min(),
+            None => [self.timeout_at, self.silence_at()].into_iter().flatten().min(),
             Some(ending) => ending.kill_at,
         };
         [announce_at, end_at, self.output.flush_at(), self.notes.flush_at()]
@@ -207,10 +207,11 @@ impl Job {
         }
         match self.ending {
             None if self.timeout_at.is_some_and(|at| at <= now) => self.end(Reason::Timeout, false, now),
-            None if self.is_silent(now) => {
+            None if self.silence_at().is_some_and(|at| at <= now) => {
                 // What it has said and we have not read counts: it may be us who were held up.
-                self.read_pipe(NOTES, buffer, now);
-                if self.is_silent(now) {
+                let room = self.notes.room().min(buffer.len());
+                self.read_pipe(NOTES, &mut buffer[..room], now);
+                if self.silent_at.is_some_and(|at| at <= now) {
                     self.end(Reason::Timeout, false, now);
                     self.ending = self.ending.map(|ending| Ending {
                         for_silence: true,
@@ -223,8 +224,11 @@ impl Job {
         }
     }
 
-    fn is_silent(&self, now: Instant) -> bool {
-        self.silent_at.is_some_and(|at| at <= now)
+    /// When its silence is judged: not while more of its notes may not be read.
+    fn silence_at(&self) -> Option<Instant> {
+        let may_read_at = self.notes.flush_at().filter(|_| self.notes.room() == 0);
+        self.silent_at
+            .map(|at| may_read_at.map_or(at, |may_read_at| at.max(may_read_at)))
     }
 
     /// Ends the job for `reason`: SIGTERM and after its grace SIGKILL, or SIGKILL `at_once`. The first reason stands; a
