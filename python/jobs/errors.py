@@ -68,6 +68,10 @@ class NotFinished(JobsError):
     code, status, title = "not_finished", 409, "The job has not finished"
 
 
+class QueueClosed(JobsError):
+    code, status, title = "queue_closed", 409, "The queue takes no jobs"
+
+
 class Compacted(JobsError):
     code, status, title = "compacted", 410, "That revision is no longer kept"
 

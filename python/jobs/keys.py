@@ -87,6 +87,11 @@ def waiting(queue_name: str, owner: int, job: JobId) -> bytes:
     return b"%s%s\x00%d\x00%s" % (WAITING, queue_name.encode(), owner, job.encode())
 
 
+def share_prefix(kind: bytes, queue_name: str, owner: int) -> bytes:
+    """Return the prefix that the keys of one queue and owner share; `kind` is QUEUE or WAITING."""
+    return b"%s%s\x00%d\x00" % (kind, queue_name.encode(), owner)
+
+
 def share_of(key: bytes) -> tuple[str, int]:
     """Return the queue and the owner that a queue or waiting key names."""
     _, _, name = key.partition(b"/")[2].partition(b"/")
@@ -102,6 +107,11 @@ def lane_of(key: bytes) -> bytes:
 def queue_order(key: bytes) -> bytes:
     """Return the part of a queue key that orders jobs across queues and lanes."""
     return key[key.rindex(b"\x00") + 1 :]
+
+
+def ready_ms_of(key: bytes) -> int:
+    """Return since when the job of a queue key is ready."""
+    return int(key[-52:-37])
 
 
 def job_of(key: bytes) -> JobId:

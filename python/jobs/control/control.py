@@ -20,6 +20,7 @@ from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.queries import Queries
+from jobs.control.queues import Queues
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.transitions import Transitions, check, view
@@ -86,7 +87,8 @@ class Control:
         self._fleet = Fleet(
             node, consensus, store, transitions, self._leases, tasks.spawn, lease_ttl_s=config.worker_lease_s
         )
-        self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, tasks.spawn)
+        self._queues = Queues(consensus, store)
+        self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
         self._submission = Submission(consensus, store, transitions, self._dispatcher, max_pending=config.max_pending)
         self._queries = Queries(consensus, store, transitions, self._hub)
         self._data = Data(consensus, store, self._hub, self._leases)
@@ -101,6 +103,7 @@ class Control:
         """Take up the work from the store and let workers in; consensus has been started."""
         self._consensus.on_applied = self._on_applied
         self._leases.start()
+        self._queues.start()
         self._fleet.start()
         self._dispatcher.start()
         await self._gateway.start(worker_socket)

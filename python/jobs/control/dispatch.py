@@ -11,21 +11,24 @@ from typing import Final
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.fleet import Fleet, Held, assignment, free_slots
+from jobs.control.fleet import Fleet, Held, assignment
+from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
-from jobs.control.transitions import Change, Stored, Transitions, check, guard, write_ops
+from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan, write_ops
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, WorkerId
 from jobs.protocol.wire import Assignment
-from jobs.records import Demand, JobRecord
+from jobs.records import Demand, JobRecord, RateRecord, RunningRecord
 from jobs.scheduler import Assignment as Planned
-from jobs.scheduler import Backlog, plan
-from jobs.store import Store, Txn, TxnResult, prefix_end
+from jobs.scheduler import Backlog, Run, plan
+from jobs.store import Put, Store, Txn, TxnResult, prefix_end
 
 PLAN_LIMIT: Final = 256
 """Assignments of one plan; more make the next one."""
 FILL_ROWS: Final = 1_024
+CLOCK_CHECK_S: Final = 1.0
+"""Longest sleep towards the moment of the next plan: a step of the wall clock is noticed this soon."""
 
 
 class Dispatcher:
@@ -37,64 +40,91 @@ class Dispatcher:
         store: Store,
         transitions: Transitions,
         fleet: Fleet,
+        queues: Queues,
         spawn: Spawn,
     ) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
         self._fleet = fleet
+        self._queues = queues
         self._spawn = spawn
         self._timers = Timers(store, transitions, spawn)
-        self._backlog = Backlog()
+        self.backlog = Backlog()
         self._plan_scheduled = False
-        self.pending = 0
-        """Jobs that wait, for a worker or for a time."""
+        self._alarm: asyncio.TimerHandle | None = None
         self.assigned_total = 0
 
+    @property
+    def pending(self) -> int:
+        """Jobs that wait, for a worker, a time or other jobs."""
+        return self._queues.pending
+
     def start(self) -> None:
-        """Read the heads of the queues and count what waits."""
+        """Read the heads of the queues, what runs, and how far rates have got."""
         self._loop = asyncio.get_running_loop()
         self._fleet.on_room = self.wake
+        self._queues.on_queue_changed = self._on_queue_changed
+        self._queues.on_owner_changed = self._on_owner_changed
+        self.backlog.set_limits(self._queues.records, self._queues.owner_records)
+        for key, value, *_ in scan(self._store, keys.RATES):
+            arrival_us = records.decode(RateRecord, value).arrival_us
+            self.backlog.set_arrival(key[len(keys.RATES) :].decode(), arrival_us)
+        for key, value, *_ in scan(self._store, keys.RUNNING):
+            running = records.decode(RunningRecord, value)
+            self.backlog.start(keys.job_of(key), Run(running.queue, running.owner, running.concurrency_key))
         self._load_backlog()
-        self.pending = sum(
-            self._store.count(prefix, prefix_end(prefix), limit=1 << 62) for prefix in (keys.QUEUE, keys.WAITING)
-        )
         self._timers.start()
         self.wake()
 
     def stop(self) -> None:
         self._timers.stop()
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     def _load_backlog(self) -> None:
-        """Read the head of every lane; they are found by skipping from one lane's end to the next."""
+        """Read the head of every lane: page by page, and past the rest of a lane that is longer than a page."""
         start, end = keys.QUEUE, prefix_end(keys.QUEUE)
         while True:
-            head, _ = self._store.range(start, end, limit=1, keys_only=True)
-            if not head:
+            rows, more = self._store.range(start, end, limit=FILL_ROWS)
+            lanes: dict[bytes, list[tuple[bytes, Demand]]] = {}
+            for row in rows:
+                lanes.setdefault(keys.lane_of(row[0]), []).append((row[0], records.decode(Demand, row[1])))
+            last = next(reversed(lanes), b"")
+            for lane, jobs_of_lane in lanes.items():
+                self.backlog.fill(lane, jobs_of_lane, more and lane == last)
+            if not more:
                 return
-            lane = keys.lane_of(head[0][0])
-            self._fill(lane, b"")
-            start = prefix_end(lane)
+            start = prefix_end(last)
 
     def _fill(self, lane: bytes, after: bytes) -> None:
-        rows, more = self._store.range(after + b"\x00" if after else lane, prefix_end(lane), limit=FILL_ROWS)
-        self._backlog.fill(lane, [(row[0], records.decode(Demand, row[1])) for row in rows], more)
+        rows, more = self._store.range(after + b"\x00", prefix_end(lane), limit=FILL_ROWS)
+        self.backlog.fill(lane, [(row[0], records.decode(Demand, row[1])) for row in rows], more)
 
     def on_change(self, change: Change) -> None:
         """Take note of a committed change of a job."""
         old, new, job = change.old, change.new, change.job
-        self.pending += (new.state is jobs.PENDING) - (old is not None and old.state is jobs.PENDING)
+        self._queues.on_change(old, new)
         if old is not None and jobs.is_ready(old):
-            self._backlog.remove(jobs.ready_key(job, old))
+            self.backlog.remove(jobs.ready_key(job, old))
         elif old is not None and old.state is jobs.RUNNING and new.state is not jobs.RUNNING:
             self._fleet.release(old.worker, old.incarnation, job)
+            self.backlog.end(job)
         moment_ms = jobs.next_moment_ms(new)
         if moment_ms is not None:
             self._timers.expect(moment_ms)
         if jobs.is_ready(new):
-            self._backlog.add(jobs.ready_key(job, new), jobs.demand_of(new))
+            self.backlog.add(jobs.ready_key(job, new), jobs.demand_of(new))
         elif new.state is jobs.RUNNING and new.cancel_requested:
             self._fleet.cancel(job, new)
+        self.wake()
+
+    def _on_queue_changed(self, name: str) -> None:
+        self.backlog.queue_changed(name)
+        self.wake()
+
+    def _on_owner_changed(self, owner: int) -> None:
+        self.backlog.owner_changed(owner)
         self.wake()
 
     def wake(self) -> None:
@@ -105,54 +135,73 @@ class Dispatcher:
 
     def _make_plan(self) -> None:
         self._plan_scheduled = False
-        candidates = self._fleet.candidates()
-        if not free_slots(candidates):
-            return
-        planned = plan(self._backlog.lanes, candidates, PLAN_LIMIT)
-        claimed = [claim for item in planned if (claim := self._claim(item)) is not None]
-        for lane, after in self._backlog.wants_more():
+        now_ms = wall_ms()
+        made = plan(self.backlog, self._fleet.candidates(), now_ms, PLAN_LIMIT)
+        claimed = [claim for item in made.assignments if (claim := self._claim(item)) is not None]
+        for lane, after in self.backlog.wants_more():
             self._fill(lane, after)
             self.wake()
         if claimed:
             self._spawn(self._assign(claimed))
-        if len(planned) == PLAN_LIMIT:
+        self._set_alarm(made.wake_ms, now_ms)
+
+    def _set_alarm(self, wake_ms: int | None, now_ms: int) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if wake_ms is not None and wake_ms <= now_ms:
             self.wake()
+        elif wake_ms is not None:
+            self._alarm = self._loop.call_later(min(CLOCK_CHECK_S, (wake_ms - now_ms) / 1000), self.wake)
 
     def _claim(self, item: Planned) -> tuple[Planned, Stored] | None:
-        """Take a planned job out of the backlog, and hold the room for it while the assignment is written."""
-        self._backlog.remove(item.queue_key)
+        """Hold the room for a planned job while its assignment is written."""
         stored = self._transitions.read(item.job)
         worker = self._fleet.get(item.worker, item.incarnation)
         if stored is None or worker is None:
+            self.backlog.end(item.job)
+            self._take_back(item)
             return None
         worker.held[item.job] = Held(Attempt(stored.record.attempt + 1), stored.record.requires)
         return item, stored
 
-    async def _assign(self, claimed: list[tuple[Planned, Stored]]) -> None:
-        """Write the assignments, then send each worker those that were accepted.
+    def _give_up(self, item: Planned) -> None:
+        """The job was overtaken by another change, whose author has told the backlog if it still waits."""
+        self._fleet.release(item.worker, item.incarnation, item.job)
+        self.backlog.end(item.job)
+        self.wake()
 
-        One that is not accepted was overtaken by another change of the job, whose author has told the backlog.
-        """
+    async def _assign(self, claimed: list[tuple[Planned, Stored]]) -> None:
+        """Write the assignments, then send each worker those that were accepted."""
         now_ms = wall_ms()
-        writes: list[tuple[Planned, JobRecord, asyncio.Future[TxnResult]]] = []
+        writes: list[tuple[Planned, JobRecord, JobRecord, asyncio.Future[TxnResult]]] = []
         for item, stored in claimed:
             new = jobs.on_assigned(stored.record, item.worker, item.incarnation, now_ms)
             if isinstance(new, Refusal):
-                self._fleet.release(item.worker, item.incarnation, item.job)
+                self._give_up(item)
                 continue
-            txn = Txn((guard(item.job, stored),), write_ops(item.job, stored.record, new))
-            writes.append((item, new, self._consensus.propose(txn)))
+            ops = write_ops(item.job, stored.record, new)
+            if item.arrival_us is not None:
+                ops += (Put(keys.rate(item.queue), records.encode(RateRecord(item.arrival_us))),)
+            compares = (guard(item.job, stored), *self._queues.guards(item.queue, item.owner))
+            writes.append((item, stored.record, new, self._consensus.propose(Txn(compares, ops))))
         outgoing: dict[tuple[WorkerId, Incarnation], list[Assignment]] = {}
-        for item, new, done in writes:
+        for item, old, new, done in writes:
             result = await done
             check(result)
             if result.succeeded:
-                self.pending -= 1
+                self._queues.on_change(old, new)
                 self.assigned_total += 1
                 told = outgoing.setdefault((item.worker, item.incarnation), [])
                 told.append(assignment(self._store, item.job, new))
             else:
-                self._fleet.release(item.worker, item.incarnation, item.job)
-                self.wake()
+                self._give_up(item)
+                self._take_back(item)
         for (worker, incarnation), assignments in outgoing.items():
             self._fleet.deliver(worker, incarnation, assignments)
+
+    def _take_back(self, item: Planned) -> None:
+        """Let a job wait on that is still where it stood: the settings of its queue or owner changed meanwhile."""
+        found = self._store.get(item.queue_key)
+        if found is not None:
+            self.backlog.add(item.queue_key, records.decode(Demand, found[1]))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from msgspec import Struct, field
@@ -24,7 +24,7 @@ from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
 from jobs.protocol.model import PressureKind, Requires, WorkerView
 from jobs.protocol.wire import Assignment, Heartbeat, JobRef, Register, Registered
 from jobs.records import JobRecord, RunningRecord, WorkerRecord
-from jobs.scheduler import Candidate
+from jobs.scheduler import Amounts, Candidate
 from jobs.store import LeaseGrant, Put, Store, Txn
 
 logger = logging.getLogger(__name__)
@@ -63,17 +63,29 @@ class Worker(Struct, kw_only=True):
     """Its machine has too much to do for more, by its last heartbeat."""
 
     def candidate(self) -> Candidate:
-        """Return what the scheduler may count on: nothing while the worker is not connected, drains or is pressed."""
+        """Return the worker as the scheduler sees it."""
         record, held = self.record, self.held.values()
-        usable = self.session is not None and not record.draining and not self.pressed
         return Candidate(
             worker=self.id,
             incarnation=record.incarnation,
             type=record.type,
             labels=record.labels,
-            free_slots=record.slots - len(held) if usable else 0,
-            free_cpu_milli=record.cpu_milli - sum(item.requires.cpu_milli for item in held),
-            free_memory_bytes=record.memory_bytes - sum(item.requires.memory_bytes for item in held),
+            open=self.session is not None and not record.draining and not self.pressed,
+            total=Amounts(
+                slots=record.slots,
+                cpu_milli=record.cpu_milli,
+                memory_bytes=record.memory_bytes,
+                resources=record.resources,
+            ),
+            free=Amounts(
+                slots=record.slots - len(held),
+                cpu_milli=record.cpu_milli - sum(item.requires.cpu_milli for item in held),
+                memory_bytes=record.memory_bytes - sum(item.requires.memory_bytes for item in held),
+                resources={
+                    name: count - sum(item.requires.resources.get(name, 0) for item in held)
+                    for name, count in record.resources.items()
+                },
+            ),
         )
 
     def view(self) -> WorkerView:
@@ -328,7 +340,3 @@ def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
         heartbeat_s=record.heartbeat_s,
         owner=record.owner,
     )
-
-
-def free_slots(candidates: Iterable[Candidate]) -> int:
-    return sum(max(0, candidate.free_slots) for candidate in candidates)

@@ -1,0 +1,230 @@
+"""What operators have said of queues and owners, and how much of each is pending.
+
+The records stand in the store; memory mirrors them, as nothing but this leader writes them. What is stored on their
+account (a submission, an assignment) is guarded by their revisions: once a change of them is acknowledged, nothing is
+accepted or started that was decided by the former settings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from msgspec.structs import asdict, replace
+
+from jobs import jobs, keys, records
+from jobs.consensus import Consensus
+from jobs.control.transitions import check, scan
+from jobs.errors import InternalError, InvalidRequest, QueueClosed, QueueFull
+from jobs.protocol.model import OwnerSettings, OwnerView, QueuePage, QueueSettings, QueueView
+from jobs.records import JobRecord, OwnerRecord, QueueRecord
+from jobs.scheduler.usage import Usage
+from jobs.store import EQ, Compare, ModRevisionIs, Put, Store, Txn, prefix_end
+
+TRIES: Final = 16
+RETRY_AFTER_S: Final = 5
+MAX_RECORDS: Final = 100_000
+"""Queues, and owners, that settings may be kept for: they are all held in memory."""
+COUNT_LIMIT: Final = 1 << 62
+
+_Share = tuple[str, int]
+
+
+class Pending:
+    """How many jobs are pending, by queue and owner; `waiting` of them are not ready."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._shares: Counter[_Share] = Counter()
+        self._queues: Counter[str] = Counter()
+        self._owners: Counter[int] = Counter()
+        self._waiting: Counter[str] = Counter()
+
+    def add(self, queue: str, owner: int, count: int, *, waiting: bool) -> None:
+        """Count so many more, or fewer."""
+        self.total += count
+        _add(self._shares, (queue, owner), count)
+        _add(self._queues, queue, count)
+        _add(self._owners, owner, count)
+        if waiting:
+            _add(self._waiting, queue, count)
+
+    def of_queue(self, queue: str) -> int:
+        return self._queues[queue]
+
+    def of_owner(self, owner: int) -> int:
+        return self._owners[owner]
+
+    def of_share(self, queue: str, owner: int) -> int:
+        return self._shares[queue, owner]
+
+    def waiting(self, queue: str) -> int:
+        return self._waiting[queue]
+
+    def queues(self) -> Iterable[str]:
+        return self._queues
+
+
+class Queues:
+    """Settings and counts of queues and owners."""
+
+    def __init__(self, consensus: Consensus, store: Store) -> None:
+        self._consensus = consensus
+        self._store = store
+        self.records: dict[str, QueueRecord] = {}
+        self.owner_records: dict[int, OwnerRecord] = {}
+        self._revisions: dict[bytes, int] = {}
+        self._pending = Pending()
+        self.on_queue_changed: Callable[[str], None] = lambda name: None
+        self.on_owner_changed: Callable[[int], None] = lambda owner: None
+
+    @property
+    def pending(self) -> int:
+        """Jobs that wait, for a worker, a time or other jobs."""
+        return self._pending.total
+
+    def start(self) -> None:
+        """Read the settings, and count what is pending without reading it."""
+        for key, value, _, _, revision, _ in scan(self._store, keys.QUEUES):
+            self.records[key[len(keys.QUEUES) :].decode()] = records.decode(QueueRecord, value)
+            self._revisions[key] = revision
+        for key, value, _, _, revision, _ in scan(self._store, keys.OWNERS):
+            self.owner_records[int(key[len(keys.OWNERS) :])] = records.decode(OwnerRecord, value)
+            self._revisions[key] = revision
+        for kind in (keys.QUEUE, keys.WAITING):
+            self._count(kind)
+
+    def _count(self, kind: bytes) -> None:
+        """Count the jobs of each queue and owner, skipping from one to the next."""
+        start, end = kind, prefix_end(kind)
+        while True:
+            first, _ = self._store.range(start, end, limit=1, keys_only=True)
+            if not first:
+                return
+            queue, owner = keys.share_of(first[0][0])
+            share = keys.share_prefix(kind, queue, owner)
+            count = self._store.count(share, prefix_end(share), limit=COUNT_LIMIT)
+            self._pending.add(queue, owner, count, waiting=kind == keys.WAITING)
+            start = prefix_end(share)
+
+    def on_change(self, old: JobRecord | None, new: JobRecord) -> None:
+        """Take note of a committed change of a job."""
+        for record, count in ((old, -1), (new, 1)):
+            if record is not None and record.state is jobs.PENDING:
+                self._pending.add(record.queue, record.owner, count, waiting=not jobs.is_ready(record))
+
+    # --- submissions and assignments ------------------------------------------------------------------------------
+
+    def check_submit(self, queue: str, owner: int, count: int = 1) -> None:
+        """Raise QueueClosed or QueueFull when so many more jobs are too many."""
+        record, owned, pending = self.queue(queue), self.owner(owner), self._pending
+        if record.draining:
+            raise QueueClosed(f"queue {queue!r} takes no jobs: it is being drained", expected="an open queue")
+        for what, now, limit in (
+            (f"in queue {queue!r}", pending.of_queue(queue), record.max_pending),
+            (f"of uid {owner} in queue {queue!r}", pending.of_share(queue, owner), record.max_pending_per_owner),
+            (f"of uid {owner}", pending.of_owner(owner), owned.max_pending),
+        ):
+            if limit is not None and now + count > limit:
+                raise QueueFull(
+                    f"{now} jobs {what} are pending; the limit is {limit}",
+                    expected="fewer jobs, or a later time",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+
+    def guards(self, queue: str, owner: int) -> tuple[Compare, ...]:
+        """Return the compares that hold while the settings of both are as they are now."""
+        found = (keys.queue_settings(queue), keys.owner_settings(owner))
+        return tuple(ModRevisionIs(key, EQ, self._revisions.get(key, 0)) for key in found)
+
+    # --- settings -------------------------------------------------------------------------------------------------
+
+    def queue(self, name: str) -> QueueRecord:
+        return self.records.get(name, QueueRecord())
+
+    def owner(self, owner: int) -> OwnerRecord:
+        return self.owner_records.get(owner, OwnerRecord())
+
+    async def set_queue(self, name: str, settings: QueueSettings) -> None:
+        """Replace weight, limits and rate; whether it is paused or closed stays as it is."""
+        await self._change_queue(name, lambda record: replace(record, **asdict(settings)))
+
+    async def pause(self, name: str, paused: bool) -> None:
+        """Start nothing of a queue any more, or again; what runs is left alone."""
+        await self._change_queue(name, lambda record: replace(record, paused=paused))
+
+    async def close(self, name: str, closed: bool) -> None:
+        """Take no more jobs in, or again; what waits is still run."""
+        await self._change_queue(name, lambda record: replace(record, draining=closed))
+
+    async def _change_queue(self, name: str, change: Callable[[QueueRecord], QueueRecord]) -> None:
+        key = keys.queue_settings(name)
+        for _ in range(TRIES):
+            record = change(self.queue(name))
+            revision = await self._write(key, records.encode(record), name not in self.records, len(self.records))
+            if revision is not None:
+                self.records[name] = record
+                self._revisions[key] = revision
+                self.on_queue_changed(name)
+                return
+        raise InternalError(f"queue {name!r} changed {TRIES} times while one change was tried")
+
+    async def set_owner(self, owner: int, settings: OwnerSettings) -> None:
+        """Replace the weight and the limits of an owner."""
+        key = keys.owner_settings(owner)
+        for _ in range(TRIES):
+            record = OwnerRecord(**asdict(settings))
+            new = owner not in self.owner_records
+            revision = await self._write(key, records.encode(record), new, len(self.owner_records))
+            if revision is not None:
+                self.owner_records[owner] = record
+                self._revisions[key] = revision
+                self.on_owner_changed(owner)
+                return
+        raise InternalError(f"the settings of uid {owner} changed {TRIES} times while one change was tried")
+
+    async def _write(self, key: bytes, value: bytes, new: bool, known: int) -> int | None:
+        """Write a record unless another write came first (None)."""
+        if new and known >= MAX_RECORDS:
+            raise InvalidRequest(f"settings are kept for {known} already", expected=f"at most {MAX_RECORDS}")
+        guard = ModRevisionIs(key, EQ, self._revisions.get(key, 0))
+        done = await self._consensus.propose(Txn((guard,), (Put(key, value),)))
+        check(done)
+        return done.revision if done.succeeded else None
+
+    # --- views ----------------------------------------------------------------------------------------------------
+
+    def view(self, name: str, usage: Usage) -> QueueView:
+        """Return a queue with its counts. A queue that nobody has set or used is as any other: empty."""
+        return QueueView(
+            name=name,
+            pending=self._pending.of_queue(name),
+            waiting=self._pending.waiting(name),
+            running=usage.of_queue(name),
+            **asdict(self.queue(name)),
+        )
+
+    def page(self, usage: Usage, *, limit: int, after: str | None) -> QueuePage:
+        """Return the queues that have settings or jobs, by name."""
+        names = sorted({*self.records, *self._pending.queues(), *usage.queues()})
+        rest = [name for name in names if after is None or name > after]
+        shown = rest[:limit]
+        return QueuePage(
+            queues=[self.view(name, usage) for name in shown],
+            next_cursor=shown[-1] if len(rest) > limit else None,
+        )
+
+    def owner_view(self, owner: int, usage: Usage) -> OwnerView:
+        return OwnerView(
+            uid=owner,
+            pending=self._pending.of_owner(owner),
+            running=usage.of_owner(owner),
+            **asdict(self.owner(owner)),
+        )
+
+
+def _add(counter: Counter, item: object, count: int) -> None:  # type: ignore[type-arg]
+    counter[item] += count
+    if not counter[item]:
+        del counter[item]
