@@ -19,6 +19,7 @@ import pytest
 
 from jobs.protocol import wire
 from jobs.protocol.model import Reason
+from jobs.workers.pressure import read_pressure
 from tests.support import processes
 from tests.support.nodepeer import STEP_S, NodePeer
 from tests.support.workerprocess import WorkerProcess
@@ -321,6 +322,34 @@ def test_heartbeats_come_as_often_as_the_node_asked(tmp_path: Path) -> None:
             for _ in range(3):
                 await made.node.heartbeat()
             assert time.monotonic() - started >= 0.28
+
+    run(scenario)
+
+
+def test_a_worker_says_what_it_has_and_what_presses_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        counts = {"JOBS_WORKERS__SHELL__RESOURCES": '{"gpu": 2}'}
+        # Any pressure at all is then too much
+        limits = {"JOBS_WORKERS__SHELL__PRESSURE__CPU_PERCENT": "0"}
+        async with worker(tmp_path, **counts, **limits) as made:
+            assert (await made.node.register(heartbeat_s=0.1)).resources == {"gpu": 2}
+            beat = await made.node.heartbeat()
+            assert set(beat.pressure) == set(read_pressure())
+            assert beat.pressed is (beat.pressure.get("cpu", 0.0) > 0.0)
+
+    run(scenario)
+
+
+def test_a_job_s_progress_reaches_the_node_before_its_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker(tmp_path) as made:
+            await made.node.register()
+            ref = made.node.assign(script='for i in 1 2 3; do echo "progress $i"; done >&3; echo "progress 99 x" >&3')
+            told = await made.node.expect(wire.Progress)
+            while told.percent < 99:
+                told = await made.node.expect(wire.Progress)
+            assert (told.job, told.attempt, told.message) == (ref.job, ref.attempt, "x")
+            assert (await made.node.expect(wire.Finished)).outcome.reason is None
 
     run(scenario)
 
