@@ -7,7 +7,7 @@ import sys
 from typing import Final
 
 from jobs.cli import exits
-from jobs.cli.command import Command, Parser
+from jobs.cli.command import Command, Parser, UsageError
 from jobs.cli.interrupts import Detached, Interrupts
 from jobs.cli.output import note, print_json
 from jobs.cli.submission import add_job_options, job_of
@@ -16,6 +16,12 @@ from jobs.protocol.model import JobState, JobView, LogEvent, Reason, Stream
 
 
 def submit(client: Client, options: argparse.Namespace) -> int:
+    if options.source is not None:
+        from jobs.cli.batch import submit_file
+
+        return submit_file(client, options)
+    if options.batch is not None:
+        raise UsageError("--batch names the jobs of --from FILE; for one job there is --idempotency-key")
     submitted = client.submit(job_of(options))
     if options.json:
         print_json({"id": submitted.job.id, "created": submitted.created, "state": submitted.job.state})
@@ -59,6 +65,16 @@ def write_out(event: LogEvent) -> None:
     out.buffer.flush()
 
 
+def _configure_submit(parser: Parser) -> None:
+    add_job_options(parser)
+    many = parser.add_argument_group("many jobs at once")
+    many.add_argument("--from", dest="source", metavar="FILE", help="submit every line, a job as JSON; - reads stdin")
+    many.add_argument(
+        "--batch", metavar="NAME", help="submit each line once for this name (default: by FILE's content)"
+    )
+    many.add_argument("--quiet", action="store_true", help="do not tell how far it is")
+
+
 def _configure_run(parser: Parser) -> None:
     add_job_options(parser)
     parser.add_argument(
@@ -67,7 +83,7 @@ def _configure_run(parser: Parser) -> None:
 
 
 COMMANDS: Final = (
-    Command("submit", submit, "Submit a command and print its job's id.", add_job_options),
+    Command("submit", submit, "Submit a command, or a file of jobs, and print the ids.", _configure_submit),
     Command(
         "run", run, "Submit a command, pass its output on, and end with its exit code.", _configure_run, exits.TABLE
     ),

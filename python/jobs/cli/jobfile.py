@@ -1,0 +1,206 @@
+"""A file of jobs, one a line as JSON: reading it twice within bounds, and finding every line that is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from graphlib import CycleError, TopologicalSorter
+from typing import IO, Final
+
+import msgspec
+from msgspec import Struct
+
+from jobs.cli.command import UsageError
+from jobs.client.batches import Cutter, keyed
+from jobs.client.requests import encode
+from jobs.errors import InvalidRequest, JobsError, PayloadTooLarge
+from jobs.invalid import Tagged, decode_json
+from jobs.protocol.ids import is_job_id
+from jobs.protocol.model import JobSubmit
+from jobs.validate import MAX_SPEC_BYTES, check_job, check_spec_size
+
+MAX_LINE_BYTES: Final = 6 * MAX_SPEC_BYTES
+"""The largest job with every character escaped."""
+SOME_BATCH: Final = "0" * 64
+"""As long as the name that a file gives its batch."""
+_decoder: Final = msgspec.json.Decoder(JobSubmit)
+_tags: Final = msgspec.json.Decoder(Tagged)
+
+OnBytes = Callable[[int], None]
+
+
+class Checked(Struct, frozen=True):
+    """A file whose every line is a job."""
+
+    jobs: int
+    sha256: str
+    """Of its content, in hexadecimal."""
+
+
+class WrongLine(Struct, frozen=True):
+    """What is wrong with one line."""
+
+    number: int
+    error: JobsError
+
+    def text(self, path: str) -> str:
+        field = f"{self.error.field}: " if self.error.field else ""
+        expected = f": expected {self.error.expected}" if self.error.expected else ""
+        return f"{path}:{self.number}: {field}{self.error.detail}{expected}"
+
+
+class WrongLines(Exception):
+    """A file cannot be submitted; the first lines that are wrong, and how many there are in all."""
+
+    def __init__(self, lines: list[WrongLine], total: int) -> None:
+        super().__init__(f"{total} lines are wrong")
+        self.lines = lines
+        self.total = total
+
+
+class JobFile:
+    """A file that is read from its start as often as need be, a line at a time."""
+
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        self.path = path
+        self._file = file
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def version(self) -> tuple[int, int]:
+        """Return what changes when somebody writes to the file."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def lines(self, on_bytes: OnBytes = lambda count: None) -> Iterator[tuple[int, bytes]]:
+        """Yield number and content of every line; of one that is too long, only its beginning."""
+        self._file.seek(0)
+        number = 0
+        while data := self._file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            yield number, data
+            while len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
+                data = self._file.readline(MAX_LINE_BYTES + 1)
+            on_bytes(self._file.tell())
+
+    def jobs(self) -> Iterator[tuple[int, JobSubmit]]:
+        """Yield the job of every line that is not blank. Raises the error of one that is wrong."""
+        for number, data in self.lines():
+            if not data.isspace():
+                yield number, job_of_line(data)
+
+    def check(self, batch: str | None, on_bytes: OnBytes, *, shown: int) -> Checked:
+        """Look at every line; raise WrongLines, naming the first `shown`, when there is something wrong with any."""
+        wrong: list[WrongLine] = []
+        total = 0
+        check = _Check(batch or SOME_BATCH)
+        for line in check.wrong(self.lines(on_bytes)):
+            total += 1
+            if len(wrong) < shown:
+                wrong.append(line)
+        if total:
+            raise WrongLines(sorted(wrong, key=lambda line: line.number), total)
+        return Checked(check.jobs, check.content.hexdigest())
+
+
+class _Check:
+    """The first pass over a file."""
+
+    def __init__(self, batch: str) -> None:
+        self._batch = batch
+        self.jobs = 0
+        self.content = hashlib.sha256()
+
+    def wrong(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[WrongLine]:
+        """Yield what is wrong, about in the order of the lines."""
+        cutter, lot = Cutter(), Lot()
+        for number, data in lines:
+            self.content.update(data)
+            if data.isspace():
+                continue
+            try:
+                job = keyed(job_of_line(data), self._batch, number)
+                size_bytes = len(encode(job))
+                check_spec_size(size_bytes)
+            except JobsError as error:
+                yield WrongLine(number, error)
+                continue
+            self.jobs += 1
+            if cutter.begins(size_bytes):
+                yield from lot.wrong()
+                lot = Lot()
+            lot.add(number, job)
+        yield from lot.wrong()
+
+
+class Lot:
+    """What the jobs of one request say of each other."""
+
+    def __init__(self) -> None:
+        self._refs: dict[str, int] = {}
+        self._parents: dict[int, list[str]] = {}
+        self._wrong: list[WrongLine] = []
+
+    def add(self, number: int, job: JobSubmit) -> None:
+        self._parents[number] = job.depends_on
+        if job.ref is not None and self._refs.setdefault(job.ref, number) != number:
+            detail = f"{job.ref!r} is the name of line {self._refs[job.ref]} too"
+            self._wrong.append(_wrong(number, detail, "$.ref", "a name of its own within a lot"))
+
+    def wrong(self) -> list[WrongLine]:
+        """Return what cannot be: names that nothing has, and lines that wait for each other."""
+        if not self._parents:
+            return []
+        wrong, where = list(self._wrong), f"lines {min(self._parents)} to {max(self._parents)}, sent together"
+        graph = TopologicalSorter[int]()
+        for number, parents in self._parents.items():
+            for index, parent in enumerate(parents):
+                if parent in self._refs:
+                    graph.add(number, self._refs[parent])
+                elif not is_job_id(parent):
+                    detail = f"{parent!r} is neither a job's id nor a ref"
+                    wrong.append(_wrong(number, detail, f"$.depends_on[{index}]", f"a ref of {where}"))
+        try:
+            graph.prepare()
+        except CycleError as error:
+            circle = list(reversed(error.args[1]))
+            detail = f"lines {' → '.join(map(str, circle))} wait for each other"
+            wrong.append(_wrong(min(circle), detail, "$.depends_on", "no circle"))
+        return wrong
+
+
+def _wrong(number: int, detail: str, field: str, expected: str) -> WrongLine:
+    return WrongLine(number, InvalidRequest(detail, field=field, expected=expected))
+
+
+def job_of_line(data: bytes) -> JobSubmit:
+    """Return the job that a line describes. Raises InvalidRequest and PayloadTooLarge."""
+    if len(data) > MAX_LINE_BYTES:
+        raise PayloadTooLarge("the line is too long for a job", expected=f"at most {MAX_LINE_BYTES} bytes")
+    job = decode_json("the line", data, _decoder, _tags)
+    check_job(job)
+    return job
+
+
+@contextmanager
+def opened(path: str) -> Iterator[JobFile]:
+    """Open a file of jobs, standard input for `-`; what cannot be read twice is copied first. Raises UsageError."""
+    with ExitStack() as stack:
+        try:
+            file = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+            if path == "-" or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                copy = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(file, copy, 1 << 20)
+                copy.flush()
+                file = copy
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+        yield JobFile("stdin" if path == "-" else path, file)
