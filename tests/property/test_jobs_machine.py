@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from msgspec.structs import replace
 
 from jobs import jobs, keys
 from jobs.jobs import TRANSITIONS, Refusal, Step
 from jobs.protocol.ids import Attempt, Incarnation, WorkerId, uuid7
 from jobs.protocol.model import JobState, Reason, Retry, ShellJob, ShellPayload, StreamInfo
 from jobs.protocol.wire import Outcome
+from jobs.records import JobRecord
 
 JOB = uuid7(1, 1)
 NOTHING = StreamInfo(bytes=0, stored_bytes=0, truncated=False)
@@ -23,13 +23,17 @@ class JobLife(RuleBasedStateMachine):
     @initialize(
         max_attempts=st.integers(1, 4),
         delay_s=st.sampled_from([0.0, 1.0]),
-        backoff=st.sampled_from(["fixed", "exponential"]),
+        backoff=st.sampled_from(["none", "fixed", "exponential"]),
+        not_before_ms=st.none() | st.integers(0, 5_000),
+        deadline_ms=st.none() | st.integers(0, 5_000),
+        on_failure=st.sampled_from(["fail", "run"]),
     )
-    def submit(self, max_attempts: int, delay_s: float, backoff: str) -> None:
+    def submit(self, max_attempts: int, delay_s: float, backoff: str, **times: object) -> None:
         job = ShellJob(
             payload=ShellPayload(argv=["true"]),
-            retry=Retry(max_attempts=max_attempts, delay_s=delay_s, backoff=backoff),
-        )  # type: ignore[arg-type]
+            retry=Retry(max_attempts=max_attempts, delay_s=delay_s, backoff=backoff),  # type: ignore[arg-type]
+            **times,  # type: ignore[arg-type]
+        )
         self.now_ms = 1_000
         self.record = jobs.on_submit(job, 1000, self.now_ms)
         self.given: list[tuple[Attempt, Incarnation]] = []
@@ -47,14 +51,39 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(life=st.sampled_from(LIVES))
     def assign(self, life: Incarnation) -> None:
-        ready = self.record.state is JobState.PENDING and not self.record.delayed
+        record = self.record
+        ready = record.state is JobState.PENDING and not record.delayed and record.waits_for == 0
         assert self.take(jobs.on_assigned(self.record, WorkerId("w"), life, self.now_ms)) == ready
         if ready:
             self.given.append((self.record.attempt, life))
 
+    @rule(later_ms=st.integers(0, 3_000))
+    def due(self, later_ms: int) -> None:
+        self.now_ms += later_ms
+        before = self.record
+        if self.take(jobs.on_due(before, self.now_ms)) and self.record.state is JobState.FAILED:
+            assert self.record.reason is Reason.DEADLINE
+            assert before.attempt == 0, "a deadline ended a job that had been started"
+
+    @rule(parents=st.integers(1, 3))
+    def depend(self, parents: int) -> None:
+        fresh = self.record.state is JobState.PENDING and self.record.attempt == 0
+        assert self.take(jobs.on_depends(self.record, parents)) == fresh
+
+    @rule(ended=st.sampled_from([JobState.COMPLETED, JobState.FAILED]))
+    def parent_ends(self, ended: JobState) -> None:
+        before = self.record
+        if self.take(jobs.on_parent_ended(before, JOB, ended, self.now_ms)):
+            fails = ended is JobState.FAILED and before.on_failure == "fail"
+            assert (self.record.reason is Reason.DEPENDENCY_FAILED) == fails
+            assert fails or self.record.waits_for == before.waits_for - 1
+
     @rule()
-    def due(self) -> None:
-        self.take(jobs.on_due(self.record))
+    def get_a_child(self) -> None:
+        before = self.record
+        taken = self.take(jobs.on_child(before))
+        assert taken != before.state.is_final
+        assert not taken or self.record.has_children
 
     @rule()
     def cancel(self) -> None:
@@ -95,19 +124,32 @@ class JobLife(RuleBasedStateMachine):
         assert (record.finished_ms is not None) == record.state.is_final
         assert record.reason is None or record.state is not JobState.COMPLETED
         assert record.state is not JobState.FAILED or record.reason is not None
-        expected = {
-            JobState.PENDING: keys.timer(record.ready_ms, JOB)
-            if record.delayed
-            else keys.queue(record.queue, jobs.demand_of(record).lane(), record.priority, record.ready_ms, JOB),
-            JobState.RUNNING: keys.running(WorkerId("w"), JOB),
-        }.get(record.state)
-        assert jobs.index_key(JOB, record) == expected
+        self.stands_where_it_should(record)
+
+    def stands_where_it_should(self, record: JobRecord) -> None:
+        """One place for what is to happen next with the job, and a timer whenever that is up to time."""
+        places = set(jobs.index_entries(JOB, record))
+        timers = {key for key in places if key.startswith(keys.TIMERS)}
+        assert len(timers) <= 1
+        assert bool(timers) == (jobs.next_moment_ms(record) is not None)
+        if record.state.is_final:
+            wanted = {keys.ended(record.finished_ms or 0, JOB)}
+            wanted |= {keys.parent_ended(JOB)} if record.has_children else set()
+            dead = record.state is JobState.FAILED and record.reason is not Reason.CANCELLED
+            wanted |= {keys.dead_letter(record.finished_ms or 0, JOB)} if dead else set()
+        elif record.state is JobState.RUNNING:
+            wanted = {keys.running(WorkerId("w"), JOB)}
+        elif jobs.is_ready(record):
+            wanted = {jobs.ready_key(JOB, record)}
+        else:
+            wanted = {keys.waiting(record.queue, record.owner, JOB)}
+        assert places - timers == wanted
 
     @invariant()
     def replaying_an_event_on_a_final_record_changes_nothing(self) -> None:
         if self.record.state.is_final:
             assert isinstance(jobs.on_cancel(self.record, self.now_ms), Refusal)
-            assert isinstance(jobs.on_due(replace(self.record)), Refusal)
+            assert isinstance(jobs.on_due(self.record, self.now_ms), Refusal)
 
 
 TestJobLife = JobLife.TestCase

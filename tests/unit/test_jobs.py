@@ -77,10 +77,12 @@ def test_a_failed_attempt_with_retries_waits_its_delay_and_comes_back() -> None:
     waiting = finish(running(retry), outcome(Reason.EXIT_CODE, exit_code=1))
     assert isinstance(waiting, JobRecord)
     assert (waiting.state, waiting.delayed, waiting.ready_ms) == (JobState.PENDING, True, 8_000)
-    assert jobs.index_key(JOB, waiting) == keys.timer(8_000, JOB)
-    ready = jobs.on_due(waiting)
+    assert set(jobs.index_entries(JOB, waiting)) == {keys.timer(8_000, JOB), keys.waiting("default", 1000, JOB)}
+    assert isinstance(jobs.on_due(waiting, 7_999), Refusal)
+    ready = jobs.on_due(waiting, 8_000)
     assert isinstance(ready, JobRecord)
-    assert jobs.index_key(JOB, ready) == keys.queue("default", jobs.demand_of(ready).lane(), 0, 8_000, JOB)
+    demand = jobs.demand_of(ready)
+    assert jobs.index_entries(JOB, ready) == {keys.queue("default", 1000, demand.lane(), 0, 8_000, JOB): demand}
     again = jobs.on_assigned(ready, WORKER, OTHER_LIFE, 9_000)
     assert isinstance(again, JobRecord)
     assert (again.attempt, again.reason) == (2, None)
@@ -104,9 +106,13 @@ def test_a_final_state_takes_no_event() -> None:
     for end in (outcome(), outcome(Reason.SIGNAL, None, 9)):
         done = finish(running(), end)
         assert isinstance(done, JobRecord)
-        assert jobs.index_key(JOB, done) is None
+        dead = {keys.dead_letter(3_000, JOB)} if done.state is JobState.FAILED else set()
+        assert set(jobs.index_entries(JOB, done)) == {keys.ended(3_000, JOB)} | dead
         for step in (
-            jobs.on_due(done),
+            jobs.on_due(done, 5_000),
+            jobs.on_depends(done, 1),
+            jobs.on_child(done),
+            jobs.on_parent_ended(done, JOB, JobState.COMPLETED, 5_000),
             jobs.on_assigned(done, WORKER, LIFE, 5_000),
             jobs.on_cancel(done, 5_000),
             finish(done, outcome()),
@@ -168,15 +174,15 @@ def test_records_survive_their_encoding_and_a_foreign_version_is_named() -> None
 
 
 def test_queue_keys_sort_by_priority_then_age_and_keep_queues_and_lanes_apart() -> None:
-    urgent = keys.queue("q", b"l", 10, 9_999, JOB)
-    old = keys.queue("q", b"l", 0, 1_000, JOB)
-    young = keys.queue("q", b"l", 0, 2_000, JOB)
-    low = keys.queue("q", b"l", -100, 1, JOB)
+    urgent = keys.queue("q", 7, b"l", 10, 9_999, JOB)
+    old = keys.queue("q", 7, b"l", 0, 1_000, JOB)
+    young = keys.queue("q", 7, b"l", 0, 2_000, JOB)
+    low = keys.queue("q", 7, b"l", -100, 1, JOB)
     assert sorted([low, young, old, urgent]) == [urgent, old, young, low]
     assert {keys.lane_of(key) for key in (urgent, old, young, low)} == {keys.lane_of(old)}
-    for other in (keys.queue("qq", b"l", 0, 1, JOB), keys.queue("q", b"ll", 0, 1, JOB)):
-        assert not other.startswith(keys.lane_of(old))
-    assert keys.job_of(old) == JOB
+    for other in (("qq", 7, b"l"), ("q", 7, b"ll"), ("q", 77, b"l")):
+        assert not keys.queue(*other, 0, 1, JOB).startswith(keys.lane_of(old))
+    assert (keys.job_of(old), keys.share_of(old), keys.ready_ms_of(old)) == (JOB, ("q", 7), 1_000)
 
 
 def test_equal_demands_share_a_lane_and_others_do_not() -> None:
@@ -184,7 +190,8 @@ def test_equal_demands_share_a_lane_and_others_do_not() -> None:
     same = Demand("shell", Requires(labels={"b": "2", "a": "1"}))
     others = [Demand("sql", Requires()), Demand("shell", Requires()), Demand("shell", Requires(cpu_milli=1))]
     assert one.lane() == same.lane()
-    assert len({demand.lane() for demand in [one, *others]}) == 4
+    others += [Demand("shell", Requires(), "key"), Demand("shell", Requires(), "key", 2)]
+    assert len({demand.lane() for demand in [one, *others]}) == 6
     assert b"\x00" not in one.lane()
 
 
