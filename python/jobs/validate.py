@@ -14,6 +14,8 @@ MAX_SPEC_BYTES: Final = (1 << 20) - 1
 MAX_ARGV_BYTES: Final = 128 << 10
 """The kernel's limit for one argument (MAX_ARG_STRLEN); the sum has to fit a quarter of the stack as well."""
 JOB_DIR: Final = PurePosixPath("/work")
+NODE_DIR: Final = PurePosixPath(".jobs")
+"""Below the job's directory: what the node adds."""
 
 
 def check_job(job: JobSubmit, where: str = "$") -> None:
@@ -64,6 +66,8 @@ def _check_files(payload: ShellPayload, where: str) -> None:
             raise InvalidRequest(
                 f"{name!r} is no place for a file", field=field, expected=f"a relative path below {JOB_DIR}, without .."
             )
+        if path.parts[0] == str(NODE_DIR):
+            raise InvalidRequest(f"{NODE_DIR} is kept for what the node adds", field=field, expected="another path")
         _check_text(name, field)
         if any(len(part.encode()) > 255 for part in path.parts) or len(name.encode()) > 1024:
             raise InvalidRequest("the path is too long", field=field, expected="at most 255 bytes a part, 1024 in all")

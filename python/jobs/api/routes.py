@@ -10,9 +10,11 @@ from aiohttp import web
 from msgspec import Struct
 
 from jobs import errors
-from jobs.api import handlers
 from jobs.api.call import Call, list_fields
-from jobs.api.handlers import Handlers, Query
+from jobs.api.handlers import Handlers
+from jobs.api.handlers import jobs as job_calls
+from jobs.api.handlers import kv as kv_calls
+from jobs.api.handlers.base import Query
 from jobs.invalid import Tagged
 from jobs.protocol import model
 
@@ -51,6 +53,7 @@ class Route(Struct, frozen=True, kw_only=True):
 
 
 ROUTES: Final = (
+    # --- jobs
     Route(
         method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
         answer=model.Submitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
@@ -62,11 +65,11 @@ ROUTES: Final = (
         summary="Submit several jobs, all or none",
     ),
     Route(
-        method="GET", path="/v1/jobs", handler=Handlers.list_jobs, query=handlers.ListQuery, answer=model.JobPage,
+        method="GET", path="/v1/jobs", handler=Handlers.list_jobs, query=job_calls.ListQuery, answer=model.JobPage,
         summary="List jobs, page by page",
     ),
     Route(
-        method="GET", path="/v1/jobs:watch", handler=Handlers.watch_jobs, query=handlers.JobsWatchQuery,
+        method="GET", path="/v1/jobs:watch", handler=Handlers.watch_jobs, query=job_calls.JobsWatchQuery,
         answer=model.JobEvent, streams=("text/event-stream",), errors=(errors.Compacted, *_POLL),
         summary="Follow the changes of jobs",
     ),
@@ -75,11 +78,11 @@ ROUTES: Final = (
         summary="Read a job and what was submitted",
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}/result", handler=Handlers.result, query=handlers.ResultQuery,
+        method="GET", path="/v1/jobs/{id}/result", handler=Handlers.result, query=job_calls.ResultQuery,
         answer=model.JobResult, errors=(*_READ, errors.NotFinished, *_POLL), summary="Read what came of a job",
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}/wait", handler=Handlers.wait, query=handlers.WaitQuery,
+        method="GET", path="/v1/jobs/{id}/wait", handler=Handlers.wait, query=job_calls.WaitQuery,
         answer=model.JobView, errors=(*_READ, *_POLL), summary="Wait for a job to end, or for the time to pass",
     ),
     Route(
@@ -87,15 +90,16 @@ ROUTES: Final = (
         summary="End a job",
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=handlers.LogsQuery,
+        method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=job_calls.LogsQuery,
         answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"), errors=(*_READ, *_POLL),
         summary="Read or follow what a job writes",
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}/watch", handler=Handlers.watch_job, query=handlers.WatchQuery,
+        method="GET", path="/v1/jobs/{id}/watch", handler=Handlers.watch_job, query=job_calls.WatchQuery,
         answer=model.JobEvent, streams=("text/event-stream",), errors=(*_READ, errors.Compacted, *_POLL),
         summary="Follow the changes of a job",
     ),
+    # --- workers
     Route(
         method="GET", path="/v1/workers", handler=Handlers.list_workers, answer=model.WorkerList,
         summary="List the workers",
@@ -104,16 +108,17 @@ ROUTES: Final = (
         method="POST", path="/v1/workers/{id}/drain", handler=Handlers.drain_worker, answer=model.WorkerView,
         errors=_READ, summary="Give a worker no more jobs",
     ),
+    # --- key-value
     Route(
-        method="GET", path="/v1/kv", handler=Handlers.kv_get, query=handlers.KvGetQuery, answer=model.KeyValue,
+        method="GET", path="/v1/kv", handler=Handlers.kv_get, query=kv_calls.KvGetQuery, answer=model.KeyValue,
         errors=(*_READ, errors.Compacted), summary="Read a key",
     ),
     Route(
-        method="GET", path="/v1/kv:scan", handler=Handlers.kv_scan, query=handlers.KvScanQuery, answer=model.KvPage,
+        method="GET", path="/v1/kv:scan", handler=Handlers.kv_scan, query=kv_calls.KvScanQuery, answer=model.KvPage,
         errors=(errors.Forbidden, errors.Compacted), summary="Read the keys with a prefix, page by page",
     ),
     Route(
-        method="GET", path="/v1/kv:watch", handler=Handlers.kv_watch, query=handlers.KvWatchQuery,
+        method="GET", path="/v1/kv:watch", handler=Handlers.kv_watch, query=kv_calls.KvWatchQuery,
         answer=model.KvEvent, streams=("text/event-stream",), errors=(errors.Forbidden, errors.Compacted, *_POLL),
         summary="Follow the changes of a key or prefix",
     ),
@@ -141,6 +146,7 @@ ROUTES: Final = (
         method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
     ),
+    # --- node
     Route(method="GET", path="/v1/health", handler=Handlers.health, answer=model.Health, summary="How the node is"),
     Route(
         method="GET", path="/v1/ready", handler=Handlers.ready, answer=model.Health,

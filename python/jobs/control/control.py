@@ -19,6 +19,7 @@ from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
+from jobs.control.newjobs import JobMaker
 from jobs.control.queries import Queries
 from jobs.control.queues import Queues
 from jobs.control.submission import Submission
@@ -89,7 +90,10 @@ class Control:
         )
         self._queues = Queues(consensus, store)
         self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
-        self._submission = Submission(consensus, store, transitions, self._dispatcher, max_pending=config.max_pending)
+        maker = JobMaker()
+        self._submission = Submission(
+            consensus, store, transitions, self._dispatcher, maker, max_pending=config.max_pending
+        )
         self._queries = Queries(consensus, store, transitions, self._hub)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(

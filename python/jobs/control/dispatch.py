@@ -11,7 +11,8 @@ from typing import Final
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.fleet import Fleet, Held, assignment
+from jobs.control.assignments import assignment
+from jobs.control.fleet import Fleet, Held
 from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.assignments import assignment
 from jobs.control.leases import Leases
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Transitions, check, scan
@@ -326,17 +327,3 @@ class Fleet:
 
 def _runs(record: JobRecord) -> bool:
     return record.state is jobs.RUNNING
-
-
-def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
-    """Return what a worker is told of a job it is given."""
-    spec = store.get(keys.spec(job))
-    assert spec is not None, f"job {job} has a state but no spec"
-    return Assignment(
-        job=job,
-        attempt=record.attempt,
-        payload=records.spec_payload(spec[1]),
-        timeout_s=record.timeout_s,
-        heartbeat_s=record.heartbeat_s,
-        owner=record.owner,
-    )

@@ -3,58 +3,61 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
 
-from jobs import jobs, keys, records
+from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.dispatch import Dispatcher
-from jobs.control.transitions import Change, Transitions, check, view, write_ops
+from jobs.control.newjobs import JobMaker, NewJob
+from jobs.control.transitions import Change, Transitions, check, view
 from jobs.errors import IdempotencyConflict, InternalError, QueueFull
-from jobs.protocol.ids import JobId, JobIdSource, Revision
+from jobs.protocol.ids import Revision
 from jobs.protocol.model import JobSubmit, Submitted
-from jobs.records import IdempotencyRecord, JobRecord
+from jobs.records import IdempotencyRecord
 from jobs.service import Caller
 from jobs.store import EQ, Compare, Op, Put, Store, Txn, VersionIs
-from jobs.validate import check_job, check_spec_size
 
 TRIES: Final = 16
 
 
 class _New(Struct, frozen=True):
-    """A job about to be stored."""
+    """A job of a request, and what its idempotency key stands for."""
 
     index: int
-    id: JobId
-    record: JobRecord
-    spec: bytes
+    job: NewJob
     idempotency_key: bytes | None
     body_sha256: bytes
 
     def ops(self) -> tuple[Op, ...]:
-        ops: tuple[Op, ...] = (Put(keys.spec(self.id), self.spec), *write_ops(self.id, None, self.record))
-        if self.idempotency_key is not None:
-            known = IdempotencyRecord(job=self.id, body_sha256=self.body_sha256)
-            ops += (Put(self.idempotency_key, records.encode(known)),)
-        return ops
+        if self.idempotency_key is None:
+            return self.job.ops()
+        known = IdempotencyRecord(job=self.job.id, body_sha256=self.body_sha256)
+        return (*self.job.ops(), Put(self.idempotency_key, records.encode(known)))
 
 
 class Submission:
     """The way in."""
 
     def __init__(
-        self, consensus: Consensus, store: Store, transitions: Transitions, dispatcher: Dispatcher, *, max_pending: int
+        self,
+        consensus: Consensus,
+        store: Store,
+        transitions: Transitions,
+        dispatcher: Dispatcher,
+        maker: JobMaker,
+        *,
+        max_pending: int,
     ) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
         self._dispatcher = dispatcher
         self._max_pending = max_pending
-        self._ids = JobIdSource()
+        self._maker = maker
         self.submitted_total = 0
 
     async def submit(self, caller: Caller, submitted: Sequence[JobSubmit]) -> list[Submitted]:
@@ -74,7 +77,7 @@ class Submission:
                 if known is not None:
                     answers[new.index] = known
                 else:
-                    fresh.setdefault(new.idempotency_key or new.id.encode(), new)
+                    fresh.setdefault(new.idempotency_key or new.job.id.encode(), new)
             if fresh and not await self._store_all(list(fresh.values()), answers):
                 continue
             for new in news:
@@ -86,16 +89,12 @@ class Submission:
         raise InternalError(f"idempotency keys changed {TRIES} times while the jobs were stored")
 
     def _prepare(self, index: int, job: JobSubmit, owner: int, now_ms: int, where: str) -> _New:
-        check_job(job, where)
-        spec = records.encode_spec(job)
-        check_spec_size(len(spec) - 1, where)
+        new = self._maker.make(job, owner, now_ms, where)
         return _New(
             index=index,
-            id=self._ids.next(now_ms, secrets.randbits(62)),
-            record=jobs.on_submit(job, owner, now_ms),
-            spec=spec,
+            job=new,
             idempotency_key=None if job.idempotency_key is None else keys.idempotency(owner, job.idempotency_key),
-            body_sha256=hashlib.sha256(spec).digest() if job.idempotency_key is not None else b"",
+            body_sha256=hashlib.sha256(new.spec).digest() if job.idempotency_key is not None else b"",
         )
 
     def _known(self, new: _New, fresh: dict[bytes, _New]) -> Submitted | None:
@@ -127,20 +126,20 @@ class Submission:
         compares: list[Compare] = []
         ops: list[Op] = []
         for new in news:
-            compares.append(VersionIs(keys.state(new.id), EQ, 0))
+            compares.append(new.job.compare())
             if new.idempotency_key is not None:
                 compares.append(VersionIs(new.idempotency_key, EQ, 0))
             ops += new.ops()
-        size_bytes = sum(len(new.spec) + 512 for new in news)
+        size_bytes = sum(new.job.size_bytes() for new in news)
         done = await self._consensus.propose(Txn(tuple(compares), tuple(ops)), size_bytes)
         check(done)
         if not done.succeeded:
             return False
         self.submitted_total += len(news)
         for new in news:
-            change = Change(new.id, None, new.record, Revision(done.revision))
-            self._dispatcher.on_change(change)
-            answers[new.index] = Submitted(job=view(new.id, new.record, done.revision), created=True)
+            job = new.job
+            self._dispatcher.on_change(Change(job.id, None, job.record, Revision(done.revision)))
+            answers[new.index] = Submitted(job=view(job.id, job.record, done.revision), created=True)
         return True
 
     def _check_room(self, count: int) -> None:

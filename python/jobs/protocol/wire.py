@@ -143,6 +143,10 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     owner: int
     heartbeat_s: float | None = None
     """Longest time that the attempt may say nothing of itself; then it ends as `timeout`."""
+    env: dict[str, str] = {}
+    """Variables that the node adds to those of the payload, and that win over them."""
+    files: dict[str, bytes] = {}
+    """Files that the node adds, by their path below `.jobs` in the job's directory."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

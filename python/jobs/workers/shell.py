@@ -17,7 +17,7 @@ from jobs.errors import InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
-from jobs.validate import MAX_SPEC_BYTES, check_shell
+from jobs.validate import MAX_SPEC_BYTES, NODE_DIR, check_shell
 from jobs.workers.executor import (
     Command,
     Credit,
@@ -187,10 +187,11 @@ def spawn_of(assignment: Assignment, config: ShellWorker, defaults: JobLimits) -
         attempt=assignment.attempt,
         argv=payload.argv or [],
         script=payload.script,
-        env=payload.env,
+        env={**payload.env, **assignment.env},
         cwd=payload.cwd,
         stdin=None if payload.stdin is None else content_bytes(payload.stdin, "$.stdin"),
-        files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in payload.files.items()},
+        files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in payload.files.items()}
+        | {str(NODE_DIR / path): content for path, content in assignment.files.items()},
         host_network=payload.network == "host",
         timeout_s=assignment.timeout_s,
         heartbeat_s=assignment.heartbeat_s,

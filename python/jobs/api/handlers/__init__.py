@@ -1,0 +1,11 @@
+"""What each route does: from a typed call to the service and back. One module a group of routes."""
+
+from __future__ import annotations
+
+from jobs.api.handlers.jobs import JobHandlers
+from jobs.api.handlers.kv import KvHandlers
+from jobs.api.handlers.node import NodeHandlers
+
+
+class Handlers(JobHandlers, KvHandlers, NodeHandlers):
+    """Every route's function; their names are the OpenAPI operation ids."""

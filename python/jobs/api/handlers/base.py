@@ -1,0 +1,81 @@
+"""What the functions of all routes share: the service, places for streams, answers, and the parts of a call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
+
+import msgspec
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from jobs.api.call import Call
+from jobs.api.config import ApiConfig
+from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, event, seen
+from jobs.errors import InvalidRequest
+from jobs.protocol.ids import JobId, is_job_id
+from jobs.service import Service
+
+_encode = msgspec.json.Encoder().encode
+
+AfterRevision = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Limit = Annotated[int, Meta(ge=1, le=1_000)]
+
+
+class Query(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every query; this one has no parameters."""
+
+
+class Base:
+    """What every group of handlers stands on."""
+
+    def __init__(self, service: Service, config: ApiConfig, slots: StreamSlots) -> None:
+        self._service = service
+        self._config = config
+        self._slots = slots
+
+    async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> web.StreamResponse:
+        """Send a watch; its first word comes at once, so that the head can wait for it."""
+        return await StreamAnswer(call.request, self._config, place, at_once=False).send(
+            _revisions(events), EVENT_STREAM
+        )
+
+    def _place(self, call: Call) -> AbstractContextManager[Place]:
+        return self._slots.take(call.caller.uid, call.gone)
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=_encode(body), content_type="application/json")
+
+
+def job_id(call: Call) -> JobId:
+    """Return the job in the path; raise InvalidRequest for what is no id."""
+    if not is_job_id(call.path):
+        raise InvalidRequest(f"{call.path!r} is no job id", field="id", expected="a UUIDv7 in lower case")
+    return JobId(call.path)
+
+
+def labels_of(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for label in given:
+        name, equals, value = label.partition("=")
+        if not equals or not name:
+            raise InvalidRequest(f"{label!r} is no label", field="label", expected="name=value")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+def last_event_id(call: Call, after_revision: int | None) -> int | None:
+    """Return where to go on: the header that a reconnecting client sends wins over the query."""
+    header = call.request.headers.get("Last-Event-ID")
+    if header is None:
+        return after_revision
+    if not (header.isascii() and header.isdigit() and len(header) <= 18):
+        raise InvalidRequest(f"{header!r} is no revision", field="Last-Event-ID", expected="the id of a former event")
+    return int(header)
+
+
+async def _revisions(events: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    async for item in events:
+        yield seen(str(item)) if isinstance(item, int) else event(item, str(item.revision))
