@@ -2,8 +2,8 @@
 
     python -m benchmarks.plan [--assignments 2000]
 
-Each line is one backlog behind one worker. A round is what happens in a node whenever a job ends: its room and its limits
-come free, a plan is made, one job is started. `peak` is the memory that the backlog took, by tracemalloc.
+Each line is one backlog behind one worker. A round is what happens in a node whenever a job ends: its room and its
+limits come free, a plan is made, one job is started. `peak` is the memory that the backlog took, by tracemalloc.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ class Bench:
         total = Amounts(slots=4, cpu_milli=1_000_000, memory_bytes=1 << 40)
         free = Amounts(slots=1, cpu_milli=1_000, memory_bytes=1 << 40)
         self.worker = Candidate(
-            worker=WorkerId("w"), incarnation=Incarnation("i"), type="shell", labels={}, open=True, total=total, free=free
+            worker=WorkerId("w"),
+            incarnation=Incarnation("i"),
+            type="shell",
+            labels={},
+            open=True,
+            total=total,
+            free=free,
         )
         self.full = replace(self.worker, free=replace(free, slots=0))
         self.stored: dict[bytes, list[bytes]] = {}

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.api.routes import ROUTES
 from jobs.node import STOP_GRACE_S
+from jobs.protocol.model import BATCH_JOBS
 from jobs.testing import EmbeddedNode
 from tests.support.api import job
 
@@ -147,12 +148,12 @@ def test_the_same_idempotency_key_is_the_same_job(api: Caller) -> None:
 
 
 def test_several_jobs_are_accepted_all_or_none(api: Caller) -> None:
-    jobs = [job("true", queue="batch", labels={"n": str(n)}) for n in range(250)]
-    assert len(api.ok("POST", "/v1/jobs:batch", {"jobs": jobs}, status=201)["jobs"]) == 250
+    jobs = [job("true", queue="batch", labels={"n": str(n)}) for n in range(BATCH_JOBS)]
+    assert len(api.ok("POST", "/v1/jobs:batch", {"jobs": jobs}, status=201)["jobs"]) == BATCH_JOBS
     before = len(api.ok("GET", "/v1/jobs?queue=batch&limit=1000")["jobs"])
     for wrong in ([*jobs, job()], [], [job(queue="batch"), {"type": "shell", "payload": {}}]):
         assert api.problem("POST", "/v1/jobs:batch", {"jobs": wrong}) == (400, "invalid_request")
-    assert len(api.ok("GET", "/v1/jobs?queue=batch&limit=1000")["jobs"]) == before == 250
+    assert len(api.ok("GET", "/v1/jobs?queue=batch&limit=1000")["jobs"]) == before == BATCH_JOBS
 
 
 def test_pages_hold_every_job_once_in_order_and_filters_hold(api: Caller) -> None:

@@ -114,20 +114,16 @@ def test_an_interrupted_file_goes_on_after_the_node_was_killed(tmp_path: Path) -
     assert running.returncode == 130
     assert f"the same command goes on: jobctl submit --from {path}" in said.decode()
     # When the node is back, the same command submits what is missing
-    with node:
-        with node.client() as client:
-            stored = numbers(client, "n")
-            assert stored == list(range(1, len(stored) + 1))
-            assert BATCH_JOBS <= len(stored) < LINES
-            assert len(stored) % BATCH_JOBS == 0, "a lot was stored in part"
-            done = submit(node, "--from", str(path))
-            # Then all are there once
-            assert (
-                done.stderr.decode()
-                == f"jobctl: {LINES} jobs: {LINES - len(stored)} new, {len(stored)} known already\n"
-            )
-            assert numbers(client, "n") == list(range(1, LINES + 1))
-            assert list(ids(done)) == [job.id for job in client.list(newest_first=False, page_size=1000)]
+    with node, node.client() as client:
+        stored = numbers(client, "n")
+        assert stored == list(range(1, len(stored) + 1))
+        assert BATCH_JOBS <= len(stored) < LINES
+        assert len(stored) % BATCH_JOBS == 0, "a lot was stored in part"
+        done = submit(node, "--from", str(path))
+        # Then all are there once
+        assert done.stderr.decode() == f"jobctl: {LINES} jobs: {LINES - len(stored)} new, {len(stored)} known already\n"
+        assert numbers(client, "n") == list(range(1, LINES + 1))
+        assert list(ids(done)) == [job.id for job in client.list(newest_first=False, page_size=1000)]
 
 
 def test_a_submission_outlives_its_node(tmp_path: Path) -> None:

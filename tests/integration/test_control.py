@@ -12,7 +12,7 @@ import pytest
 from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, QueueFull
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import JobState, JobView, Reason, Requires, Retry, Stream
+from jobs.protocol.model import BATCH_JOBS, JobState, JobView, Reason, Requires, Retry, Stream
 from jobs.service import JobFilter, LogPiece
 from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
@@ -301,6 +301,33 @@ def test_idempotency_keys(tmp_path: Path) -> None:
             assert sum(item[0].created for item in racing) == 1
             page = await control.list_jobs(ALICE, ANY, limit=100, cursor=None, newest_first=False)
             assert len(page.jobs) == 3
+
+    run(scenario())
+
+
+def test_as_many_jobs_as_a_request_may_hold_are_stored_whatever_is_said_of_each(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            later_ms = 253_402_300_799_999
+            many = [
+                shell(
+                    "true",
+                    idempotency_key=f"i{n}",
+                    unique_key=f"u{n}",
+                    not_before_ms=later_ms,
+                    deadline_ms=later_ms,
+                    labels={"n": str(n)},
+                )
+                for n in range(BATCH_JOBS)
+            ]
+            submitted = await plane.control.submit(ALICE, many)
+            assert [one.job.labels["n"] for one in submitted] == [str(n) for n in range(BATCH_JOBS)]
+            # And again they are the same
+            again = await plane.control.submit(ALICE, many)
+            assert [one.job.id for one in again] == [one.job.id for one in submitted]
+            assert len(
+                (await plane.control.list_jobs(ALICE, ANY, limit=1000, cursor=None, newest_first=True)).jobs
+            ) == (BATCH_JOBS)
 
     run(scenario())
 

@@ -187,8 +187,9 @@ JobSubmit = ShellJob
 """Every kind of job that can be submitted: a union tagged by `type` once there are more."""
 
 
-BATCH_JOBS: Final = 250
-"""Jobs of one request: they are stored by one transaction of at most 1,000 operations."""
+BATCH_JOBS: Final = 160
+"""Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
+place in the queue, timer, idempotency key, unique key)."""
 
 
 class Batch(_Model, frozen=True):
