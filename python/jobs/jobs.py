@@ -71,6 +71,7 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
         on_failure=job.on_failure,
         concurrency_key=job.concurrency_key,
         concurrency_limit=job.concurrency_limit,
+        unique_key=None if job.unique_key is None else keys.unique(owner, job.unique_key),
         retention=job.retention,
     )
 

@@ -21,6 +21,16 @@ NODE_DIR: Final = PurePosixPath(".jobs")
 def check_job(job: JobSubmit, where: str = "$") -> None:
     """Raise InvalidRequest when the job could never run as it is."""
     check_shell(job.payload, f"{where}.payload")
+    if job.deadline_ms is not None and job.not_before_ms is not None and job.deadline_ms <= job.not_before_ms:
+        raise InvalidRequest(
+            "the deadline has passed when the job may run", field=f"{where}.deadline_ms", expected="after not_before_ms"
+        )
+
+
+def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:
+    """Raise InvalidRequest when the job would fail at once because its deadline has passed."""
+    if job.deadline_ms is not None and job.deadline_ms <= now_ms:
+        raise InvalidRequest("the deadline has passed", field=f"{where}.deadline_ms", expected=f"after {now_ms}")
 
 
 def check_spec_size(size_bytes: int, where: str = "$") -> None:

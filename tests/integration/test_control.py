@@ -314,7 +314,8 @@ def test_as_many_jobs_as_a_request_may_hold_are_stored_whatever_is_said_of_each(
                     "true",
                     idempotency_key=f"i{n}",
                     unique_key=f"u{n}",
-                    not_before_ms=later_ms,
+                    queue=f"q{n}",
+                    not_before_ms=later_ms - 1,
                     deadline_ms=later_ms,
                     labels={"n": str(n)},
                 )

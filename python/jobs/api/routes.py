@@ -25,6 +25,7 @@ PLACEHOLDER: Final = "{id}"
 
 _READ: Final[Errors] = (errors.Forbidden, errors.NotFound)
 _WRITE: Final[Errors] = (errors.StorageFull,)
+_SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
 
@@ -56,12 +57,12 @@ ROUTES: Final = (
     # --- jobs
     Route(
         method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
-        answer=model.Submitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
+        answer=model.Submitted, status=201, errors=_SUBMIT,
         summary="Submit a job",
     ),
     Route(
         method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch, tags=_TaggedBatch,
-        answer=model.BatchSubmitted, status=201, errors=(*_WRITE, errors.IdempotencyConflict, errors.QueueFull),
+        answer=model.BatchSubmitted, status=201, errors=_SUBMIT,
         summary="Submit several jobs, all or none",
     ),
     Route(

@@ -90,10 +90,8 @@ class Control:
         )
         self._queues = Queues(consensus, store)
         self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
-        maker = JobMaker()
-        self._submission = Submission(
-            consensus, store, transitions, self._dispatcher, maker, max_pending=config.max_pending
-        )
+        maker = JobMaker(self._queues, max_pending=config.max_pending)
+        self._submission = Submission(consensus, store, transitions, maker)
         self._queries = Queries(consensus, store, transitions, self._hub)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(

@@ -8,8 +8,9 @@ accepted or started that was decided by the former settings.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, TypeAlias
 
 from msgspec.structs import asdict, replace
 
@@ -28,7 +29,8 @@ MAX_RECORDS: Final = 100_000
 """Queues, and owners, that settings may be kept for: they are all held in memory."""
 COUNT_LIMIT: Final = 1 << 62
 
-_Share = tuple[str, int]
+Share: TypeAlias = tuple[str, int]
+"""A queue and an owner."""
 
 
 class Pending:
@@ -36,7 +38,7 @@ class Pending:
 
     def __init__(self) -> None:
         self.total = 0
-        self._shares: Counter[_Share] = Counter()
+        self._shares: Counter[Share] = Counter()
         self._queues: Counter[str] = Counter()
         self._owners: Counter[int] = Counter()
         self._waiting: Counter[str] = Counter()
@@ -116,22 +118,36 @@ class Queues:
 
     # --- submissions and assignments ------------------------------------------------------------------------------
 
-    def check_submit(self, queue: str, owner: int, count: int = 1) -> None:
-        """Raise QueueClosed or QueueFull when so many more jobs are too many."""
-        record, owned, pending = self.queue(queue), self.owner(owner), self._pending
-        if record.draining:
-            raise QueueClosed(f"queue {queue!r} takes no jobs: it is being drained", expected="an open queue")
-        for what, now, limit in (
-            (f"in queue {queue!r}", pending.of_queue(queue), record.max_pending),
-            (f"of uid {owner} in queue {queue!r}", pending.of_share(queue, owner), record.max_pending_per_owner),
-            (f"of uid {owner}", pending.of_owner(owner), owned.max_pending),
-        ):
-            if limit is not None and now + count > limit:
-                raise QueueFull(
-                    f"{now} jobs {what} are pending; the limit is {limit}",
-                    expected="fewer jobs, or a later time",
-                    retry_after_s=RETRY_AFTER_S,
-                )
+    @contextmanager
+    def room(self, counts: Mapping[Share, int]) -> Iterator[None]:
+        """Hold room for so many more jobs of each queue and owner while they are stored.
+
+        What was stored is told to `on_change` before the end. Raises QueueClosed or QueueFull.
+        """
+        self._check_room(counts)
+        for (queue, owner), count in counts.items():
+            self._pending.add(queue, owner, count, waiting=False)
+        try:
+            yield
+        finally:
+            for (queue, owner), count in counts.items():
+                self._pending.add(queue, owner, -count, waiting=False)
+
+    def _check_room(self, counts: Mapping[Share, int]) -> None:
+        pending = self._pending
+        queues, owners = Counter[str](), Counter[int]()
+        for (queue, owner), count in counts.items():
+            queues[queue] += count
+            owners[owner] += count
+        for queue, count in queues.items():
+            if self.queue(queue).draining:
+                raise QueueClosed(f"queue {queue!r} takes no jobs: it is being drained", expected="an open queue")
+            _check_limit(f"in queue {queue!r}", pending.of_queue(queue), count, self.queue(queue).max_pending)
+        for (queue, owner), count in counts.items():
+            limit = self.queue(queue).max_pending_per_owner
+            _check_limit(f"of uid {owner} in queue {queue!r}", pending.of_share(queue, owner), count, limit)
+        for owner, count in owners.items():
+            _check_limit(f"of uid {owner}", pending.of_owner(owner), count, self.owner(owner).max_pending)
 
     def guards(self, queue: str, owner: int) -> tuple[Compare, ...]:
         """Return the compares that hold while the settings of both are as they are now."""
@@ -221,6 +237,15 @@ class Queues:
             pending=self._pending.of_owner(owner),
             running=usage.of_owner(owner),
             **asdict(self.owner(owner)),
+        )
+
+
+def _check_limit(what: str, now: int, more: int, limit: int | None) -> None:
+    if limit is not None and now + more > limit:
+        raise QueueFull(
+            f"{now} jobs {what} are pending; the limit is {limit}",
+            expected="fewer jobs, or a later time",
+            retry_after_s=RETRY_AFTER_S,
         )
 
 

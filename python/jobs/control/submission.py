@@ -1,4 +1,4 @@
-"""Takes jobs in: checks, bounds, idempotency keys, one transaction for all of a request."""
+"""Takes jobs in: checks, bounds, idempotency and unique keys, one transaction for all of a request."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from msgspec import Struct
 from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.dispatch import Dispatcher
 from jobs.control.newjobs import JobMaker, NewJob
 from jobs.control.transitions import Change, Transitions, check, view
-from jobs.errors import IdempotencyConflict, InternalError, QueueFull
-from jobs.protocol.ids import Revision
+from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest
+from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import JobSubmit, Submitted
-from jobs.records import IdempotencyRecord
+from jobs.records import IdempotencyRecord, UniqueRecord
 from jobs.service import Caller
-from jobs.store import EQ, Compare, Op, Put, Store, Txn, VersionIs
+from jobs.store import EQ, MAX_TXN_OPS, Compare, Op, Put, Store, Txn, VersionIs
+from jobs.validate import check_deadline
 
 TRIES: Final = 16
 
@@ -28,9 +28,14 @@ class _New(Struct, frozen=True):
     """A job of a request, and what its idempotency key stands for."""
 
     index: int
+    where: str
+    submitted: JobSubmit
     job: NewJob
     idempotency_key: bytes | None
     body_sha256: bytes
+
+    def compares(self) -> tuple[Compare, ...]:
+        return () if self.idempotency_key is None else (VersionIs(self.idempotency_key, EQ, 0),)
 
     def ops(self) -> tuple[Op, ...]:
         if self.idempotency_key is None:
@@ -39,30 +44,27 @@ class _New(Struct, frozen=True):
         return (*self.job.ops(), Put(self.idempotency_key, records.encode(known)))
 
 
+class _Request(Struct):
+    """What is found of a request's jobs: those that are there already, those to store, and twins of the latter."""
+
+    known: dict[int, Submitted]
+    fresh: list[_New]
+    twins: dict[int, int]
+    """Index of a job that an earlier one of the same request is the answer to, and the index of that."""
+
+
 class Submission:
     """The way in."""
 
-    def __init__(
-        self,
-        consensus: Consensus,
-        store: Store,
-        transitions: Transitions,
-        dispatcher: Dispatcher,
-        maker: JobMaker,
-        *,
-        max_pending: int,
-    ) -> None:
+    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, maker: JobMaker) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
-        self._dispatcher = dispatcher
-        self._max_pending = max_pending
         self._maker = maker
         self.submitted_total = 0
 
     async def submit(self, caller: Caller, submitted: Sequence[JobSubmit]) -> list[Submitted]:
-        """Store all jobs or none; those whose idempotency key is known already are answered with what it made."""
-        self._check_room(len(submitted))
+        """Store all jobs or none; those whose keys are known already are answered with the jobs that have them."""
         now_ms = wall_ms()
         one = len(submitted) == 1
         news = [
@@ -70,82 +72,102 @@ class Submission:
             for index, job in enumerate(submitted)
         ]
         for _ in range(TRIES):
-            answers: dict[int, Submitted] = {}
-            fresh: dict[bytes, _New] = {}
-            for new in news:
-                known = self._known(new, fresh)
-                if known is not None:
-                    answers[new.index] = known
-                else:
-                    fresh.setdefault(new.idempotency_key or new.job.id.encode(), new)
-            if fresh and not await self._store_all(list(fresh.values()), answers):
+            request = self._look_up(news)
+            for new in request.fresh:
+                check_deadline(new.submitted, now_ms, new.where)
+            answers = request.known
+            if request.fresh and not await self._store_all(request.fresh, answers):
                 continue
-            for new in news:
-                if new.index not in answers:
-                    assert new.idempotency_key is not None
-                    twin = answers[fresh[new.idempotency_key].index]
-                    answers[new.index] = Submitted(job=twin.job, created=False)
+            for index, twin in request.twins.items():
+                answers[index] = Submitted(job=answers[twin].job, created=False)
             return [answers[index] for index in range(len(submitted))]
-        raise InternalError(f"idempotency keys changed {TRIES} times while the jobs were stored")
+        raise InternalError(f"keys or queues changed {TRIES} times while the jobs were stored")
 
     def _prepare(self, index: int, job: JobSubmit, owner: int, now_ms: int, where: str) -> _New:
         new = self._maker.make(job, owner, now_ms, where)
         return _New(
             index=index,
+            where=where,
+            submitted=job,
             job=new,
             idempotency_key=None if job.idempotency_key is None else keys.idempotency(owner, job.idempotency_key),
             body_sha256=hashlib.sha256(new.spec).digest() if job.idempotency_key is not None else b"",
         )
 
-    def _known(self, new: _New, fresh: dict[bytes, _New]) -> Submitted | None:
-        """Return the job that the idempotency key made before. Raises IdempotencyConflict for another body."""
-        if new.idempotency_key is None:
-            return None
-        twin = fresh.get(new.idempotency_key)
-        if twin is not None:
-            self._check_same(twin.body_sha256, new, "earlier in this request")
-            return None
-        found = self._store.get(new.idempotency_key)
-        if found is None:
-            return None
-        known = records.decode(IdempotencyRecord, found[1])
-        self._check_same(known.body_sha256, new, f"for job {known.job}")
-        stored = self._transitions.read_existing(known.job)
-        return Submitted(job=view(known.job, stored.record, stored.revision), created=False)
-
-    def _check_same(self, body_sha256: bytes, new: _New, used: str) -> None:
-        if body_sha256 != new.body_sha256:
-            raise IdempotencyConflict(
-                f"the idempotency key was used {used} with another body",
-                field="$.idempotency_key",
-                expected="a key of its own for each job",
-            )
-
-    async def _store_all(self, news: list[_New], answers: dict[int, Submitted]) -> bool:
-        """Write the jobs in one transaction; False when one of the idempotency keys came to be known meanwhile."""
-        compares: list[Compare] = []
-        ops: list[Op] = []
+    def _look_up(self, news: Sequence[_New]) -> _Request:
+        """Find the jobs that have the keys of these already. Raises IdempotencyConflict for another body."""
+        request = _Request(known={}, fresh=[], twins={})
+        first_by_key: dict[bytes, _New] = {}
         for new in news:
-            compares.append(new.job.compare())
-            if new.idempotency_key is not None:
-                compares.append(VersionIs(new.idempotency_key, EQ, 0))
-            ops += new.ops()
-        size_bytes = sum(new.job.size_bytes() for new in news)
-        done = await self._consensus.propose(Txn(tuple(compares), tuple(ops)), size_bytes)
-        check(done)
-        if not done.succeeded:
-            return False
-        self.submitted_total += len(news)
+            twin = self._twin(new, first_by_key)
+            known = self._known(new) if twin is None else None
+            if twin is not None:
+                request.twins[new.index] = request.twins.get(twin.index, twin.index)
+            elif known is not None:
+                request.known[new.index] = known
+            else:
+                request.fresh.append(new)
+            for key in (new.idempotency_key, new.job.record.unique_key):
+                if key is not None:
+                    first_by_key.setdefault(key, new)
+        return request
+
+    def _twin(self, new: _New, first_by_key: dict[bytes, _New]) -> _New | None:
+        """Return the earlier job of the request that is the answer to this one as well."""
+        if new.idempotency_key is not None and (twin := first_by_key.get(new.idempotency_key)) is not None:
+            _check_same(twin.body_sha256, new, "earlier in this request")
+            return twin
+        unique_key = new.job.record.unique_key
+        return None if unique_key is None else first_by_key.get(unique_key)
+
+    def _known(self, new: _New) -> Submitted | None:
+        """Return the job that the idempotency key made before, or that holds the unique key."""
+        if new.idempotency_key is not None and (found := self._store.get(new.idempotency_key)) is not None:
+            known = records.decode(IdempotencyRecord, found[1])
+            _check_same(known.body_sha256, new, f"for job {known.job}")
+            return self._answer(known.job)
+        unique_key = new.job.record.unique_key
+        if unique_key is not None and (found := self._store.get(unique_key)) is not None:
+            return self._answer(records.decode(UniqueRecord, found[1]).job)
+        return None
+
+    def _answer(self, job: JobId) -> Submitted:
+        stored = self._transitions.read_existing(job)
+        return Submitted(job=view(job, stored.record, stored.revision), created=False)
+
+    async def _store_all(self, news: Sequence[_New], answers: dict[int, Submitted]) -> bool:
+        """Write the jobs in one transaction; False when a key was taken or a queue was changed meanwhile."""
+        jobs = [new.job for new in news]
+        with self._maker.admit(jobs) as guards:
+            compares = (*guards, *(compare for new in news for compare in new.compares()))
+            ops = tuple(op for new in news for op in new.ops())
+            _check_size(max(len(compares), len(ops)))
+            done = await self._consensus.propose(Txn(compares, ops), sum(job.size_bytes() for job in jobs))
+            check(done)
+            if not done.succeeded:
+                return False
+            self.submitted_total += len(news)
+            for job in jobs:
+                self._transitions.on_change(Change(job.id, None, job.record, Revision(done.revision)))
         for new in news:
-            job = new.job
-            self._dispatcher.on_change(Change(job.id, None, job.record, Revision(done.revision)))
-            answers[new.index] = Submitted(job=view(job.id, job.record, done.revision), created=True)
+            made = view(new.job.id, new.job.record, done.revision)
+            answers[new.index] = Submitted(job=made, created=True)
         return True
 
-    def _check_room(self, count: int) -> None:
-        if self._dispatcher.pending + count > self._max_pending:
-            raise QueueFull(
-                f"{self._dispatcher.pending} jobs wait; the limit is {self._max_pending}",
-                expected="fewer jobs, or a later time",
-                retry_after_s=5,
-            )
+
+def _check_same(body_sha256: bytes, new: _New, used: str) -> None:
+    if body_sha256 != new.body_sha256:
+        raise IdempotencyConflict(
+            f"the idempotency key was used {used} with another body",
+            field=f"{new.where}.idempotency_key",
+            expected="a key of its own for each job",
+        )
+
+
+def _check_size(operations: int) -> None:
+    if operations > MAX_TXN_OPS:
+        raise InvalidRequest(
+            f"the jobs together take {operations} operations of one transaction, which has at most {MAX_TXN_OPS}",
+            field="$.jobs",
+            expected="fewer jobs in a request; times, keys and dependencies take operations of their own",
+        )
