@@ -72,6 +72,10 @@ class QueueClosed(JobsError):
     code, status, title = "queue_closed", 409, "The queue takes no jobs"
 
 
+class WorkerStopping(JobsError):
+    code, status, title = "worker_stopping", 409, "The worker stops"
+
+
 class Compacted(JobsError):
     code, status, title = "compacted", 410, "That revision is no longer kept"
 

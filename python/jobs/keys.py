@@ -19,6 +19,7 @@ WAITING: Final = b"/waiting/"
 TIMERS: Final = b"/timers/"
 RUNNING: Final = b"/running/"
 WORKERS: Final = b"/workers/"
+DRAINED: Final = b"/drained/"
 QUEUES: Final = b"/queues/"
 OWNERS: Final = b"/owners/"
 RATES: Final = b"/rates/"
@@ -135,6 +136,21 @@ def running(worker: WorkerId, job: JobId) -> bytes:
 
 def worker(worker_id: WorkerId) -> bytes:
     return WORKERS + worker_id.encode()
+
+
+def drained(worker_id: WorkerId) -> bytes:
+    """A worker that an administrator has taken out of use; its lives come and go, this stays."""
+    return DRAINED + worker_id.encode()
+
+
+def queue_name_of(kind: bytes, key: bytes) -> bytes:
+    """Return the queue that a key names; `kind` is QUEUE, WAITING or QUEUES."""
+    return key[len(kind) :].partition(b"\x00")[0]
+
+
+def after_queue(kind: bytes, name: bytes) -> bytes:
+    """Return what comes after all keys of one queue, and before those of the next."""
+    return kind + name + b"\x01"
 
 
 def queue_settings(name: str) -> bytes:

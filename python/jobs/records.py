@@ -198,7 +198,8 @@ class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     memory_bytes: int
     sandbox: str
     registered_ms: int
-    draining: bool = False
+    stopping: bool = False
+    """It has said that it takes no more jobs, and goes when those it has are done."""
     resources: dict[str, int] = msgspec.field(default_factory=dict)
 
 

@@ -26,6 +26,13 @@ from jobs.protocol.model import (
     KvTxn,
     KvTxnResult,
     Lease,
+    OwnerChange,
+    OwnerSettings,
+    OwnerView,
+    QueueChange,
+    QueuePage,
+    QueueSettings,
+    QueueView,
     Stream,
     Submitted,
     WorkerView,
@@ -58,6 +65,28 @@ class LogPiece(Struct, frozen=True, kw_only=True):
     seq: int
     stream: Stream
     data: bytes
+
+
+class QueueService(Protocol):
+    """Queues and owners: anybody sees queues, an owner sees themselves, only admins change them or see other owners."""
+
+    async def page(self, caller: Caller, *, limit: int, cursor: str | None) -> QueuePage: ...
+
+    async def get(self, caller: Caller, name: str) -> QueueView: ...
+
+    async def put(self, caller: Caller, name: str, settings: QueueSettings) -> QueueView: ...
+
+    async def change(self, caller: Caller, name: str, change: QueueChange) -> QueueView: ...
+
+    async def pause(self, caller: Caller, name: str, *, paused: bool) -> QueueView: ...
+
+    async def drain(self, caller: Caller, name: str, *, draining: bool) -> QueueView: ...
+
+    async def get_owner(self, caller: Caller, uid: int) -> OwnerView: ...
+
+    async def put_owner(self, caller: Caller, uid: int, settings: OwnerSettings) -> OwnerView: ...
+
+    async def change_owner(self, caller: Caller, uid: int, change: OwnerChange) -> OwnerView: ...
 
 
 class Service(Protocol):
@@ -103,7 +132,13 @@ class Service(Protocol):
     async def workers(self, caller: Caller) -> list[WorkerView]: ...
 
     async def drain_worker(self, caller: Caller, worker: str) -> WorkerView:
-        """Admins only."""
+        """Give a worker, and its next lives, no more jobs. Admins only."""
+
+    async def resume_worker(self, caller: Caller, worker: str) -> WorkerView:
+        """Undo a drain. Admins only. Raises WorkerStopping for one that drains itself."""
+
+    @property
+    def queues(self) -> QueueService: ...
 
     async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None: ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, QueueFull
+from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, QueueFull, WorkerStopping
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import BATCH_JOBS, JobState, JobView, Reason, Requires, Retry, Stream
@@ -439,12 +439,74 @@ def test_a_draining_worker_gets_nothing_new(tmp_path: Path) -> None:
             draining, fresh = WorkerPeer("draining", slots=9), WorkerPeer("fresh")
             await draining.register(plane.worker_socket)
             assert (await plane.control.drain_worker(ADMIN, "draining")).state == "draining"
-            await draining.expect(wire.Drain)
             job = await submit(plane)
             await fresh.register(plane.worker_socket)
             assert (await fresh.assigned()).job == job.id
             with pytest.raises(NotFound):
                 await plane.control.drain_worker(ADMIN, "nobody")
+            # When that is undone, then the same process is given jobs again
+            second = await submit(plane)
+            assert (await plane.control.resume_worker(ADMIN, "draining")).state == "ready"
+            assert (await draining.assigned()).job == second.id
+            assert (await plane.control.resume_worker(ADMIN, "draining")).state == "ready"
+            with pytest.raises(NotFound):
+                await plane.control.resume_worker(ADMIN, "nobody")
+
+    run(scenario())
+
+
+def test_a_drained_worker_stays_so_over_its_own_restart_and_the_node_s(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            await WorkerPeer("w").register(plane.worker_socket)
+            await plane.control.drain_worker(ADMIN, "w")
+            next_life = WorkerPeer("w")
+            await next_life.register(plane.worker_socket)
+            (view,) = await plane.control.workers(ADMIN)
+            assert (view.incarnation, view.state, view.drained) == (next_life.incarnation, "draining", True)
+        async with Plane(tmp_path) as plane:
+            (view,) = await plane.control.workers(ADMIN)
+            assert (view.state, view.drained) == ("lost", True)
+            await next_life.register(plane.worker_socket)
+            job = await submit(plane)
+            assert (await plane.control.get(ALICE, job.id)).job.state is JobState.PENDING
+            await plane.control.resume_worker(ADMIN, "w")
+            assert (await next_life.assigned()).job == job.id
+
+    run(scenario())
+
+
+def test_a_worker_that_stops_by_itself_is_not_to_be_resumed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            worker = WorkerPeer("w")
+            await worker.register(plane.worker_socket)
+            worker.send(wire.Draining())
+            await worker.expect(wire.DrainConfirmed)
+            assert [view.state for view in await plane.control.workers(ADMIN)] == ["stopping"]
+            with pytest.raises(WorkerStopping):
+                await plane.control.resume_worker(ADMIN, "w")
+            job = await submit(plane)
+            fresh = WorkerPeer("w")
+            await fresh.register(plane.worker_socket)
+            assert (await fresh.assigned()).job == job.id
+
+    run(scenario())
+
+
+def test_jobs_assigned_before_a_worker_s_stop_are_sent_before_it_is_confirmed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            worker = WorkerPeer("w", slots=500)
+            await worker.register(plane.worker_socket)
+            jobs = [await submit(plane) for _ in range(20)]
+            worker.send(wire.Draining())
+            given: list[JobId] = []
+            while isinstance(frame := await worker.receive(), wire.Assign):
+                given += [item.job for item in frame.jobs]
+            assert isinstance(frame, wire.DrainConfirmed)
+            states = [(await plane.control.get(ALICE, job.id)).job.state for job in jobs]
+            assert states.count(JobState.RUNNING) == len(given)
 
     run(scenario())
 

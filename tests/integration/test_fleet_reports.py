@@ -83,7 +83,7 @@ def test_progress_of_another_worker_s_job_is_not_taken(tmp_path: Path) -> None:
             await stranger.register(plane.worker_socket)
             stranger.send(progress(item, 66))
             stranger.send(wire.Draining())
-            await stranger.expect(wire.Drain)
+            await stranger.expect(wire.DrainConfirmed)
             assert (await plane.control.get(ALICE, item.job)).progress is None
             assert owner.incarnation != Incarnation(stranger.incarnation)
 

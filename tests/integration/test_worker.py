@@ -418,7 +418,7 @@ def test_a_worker_that_is_stopped_lets_its_jobs_finish(tmp_path: Path) -> None:
             # An assignment that crossed the notice is still done: the worker waits for the node to confirm.
             await made.node.finished(ref)
             crossed = made.node.assign(argv=["echo", "crossed"])
-            made.node.send(wire.Drain())
+            made.node.send(wire.DrainConfirmed())
             _, stdout, _ = await made.node.finished(crossed)
             assert stdout == b"crossed\n"
             assert await made.exit_code() == 0
@@ -433,7 +433,7 @@ def test_jobs_that_outlast_the_drain_are_ended_and_reported(tmp_path: Path) -> N
             ref, gone = await start_sleeper(made)
             made.process.terminate()
             await made.node.expect(wire.Draining)
-            made.node.send(wire.Drain())
+            made.node.send(wire.DrainConfirmed())
             outcome, _, _ = await made.node.finished(ref)
             assert outcome.reason is Reason.WORKER_LOST
             assert await made.exit_code() == 0
@@ -452,16 +452,6 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
             made.process.terminate()
             assert await made.exit_code() == 1
             await gone.wait(END_S)
-
-    run(scenario)
-
-
-def test_a_node_can_ask_its_worker_to_drain(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with worker(tmp_path) as made:
-            await made.node.register()
-            made.node.send(wire.Drain())
-            assert await made.exit_code() == 0
 
     run(scenario)
 

@@ -24,7 +24,8 @@ class WorkerProcess:
 
     async def start(self, *arguments: str, **env: str) -> None:
         command = ["-m", "jobs.worker", "--type", "shell", "--embedded", str(self.directory), *arguments]
-        env = {"PATH": os.environ["PATH"], "JOBS_LOGGING__LEVEL": "debug", **env}
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        env = {**kept, "JOBS_LOGGING__LEVEL": "debug", **env}
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(sys.executable, *command, env=env, stderr=log)
 

@@ -238,15 +238,21 @@ def test_a_drain_ends_when_the_node_has_confirmed_it_and_every_report_is_acknowl
     end(session, "a")
     tell(session, wire.FinishedAck, "a", accepted=True)
     assert not session.is_drained, "an assignment may be on its way"
-    session.on_frame(wire.Drain(), 0.0, WALL_MS)
+    session.on_frame(wire.DrainConfirmed(), 0.0, WALL_MS)
     assert session.is_drained
+
+
+def test_a_node_that_confirms_what_was_not_said_is_no_honest_node() -> None:
+    session = registered()
+    with pytest.raises(ProtocolError):
+        session.on_frame(wire.DrainConfirmed(), 0.0, WALL_MS)
 
 
 def test_a_node_that_returns_is_told_of_the_drain_again() -> None:
     session = registered()
     assign(session, "a")
     session.drain()
-    session.on_frame(wire.Drain(), 0.0, WALL_MS)
+    session.on_frame(wire.DrainConfirmed(), 0.0, WALL_MS)
     session.on_disconnected()
     assert not session.is_drained
     session.take()
@@ -263,7 +269,7 @@ def test_a_node_that_returns_is_told_of_the_drain_again() -> None:
     "frame",
     [
         wire.Assign(jobs=[]),
-        wire.Drain(),
+        wire.DrainConfirmed(),
         wire.Registered(node="n", heartbeat_s=0, lease_ttl_s=1, fenced=[]),
         wire.Registered(node="n", heartbeat_s=2, lease_ttl_s=1, fenced=[]),
         wire.Registered(node="n", heartbeat_s=math.nan, lease_ttl_s=1, fenced=[]),

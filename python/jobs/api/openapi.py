@@ -11,12 +11,14 @@ from jobs._native import __version__
 from jobs.api.problem import CONTENT_TYPE
 from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
 from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
-from jobs.protocol.model import Problem
+from jobs.protocol.model import NAME_PATTERN, Problem
 
 _REF: Final = "#/components/schemas/{name}"
 _ID_PATTERNS: Final = {
     "jobs": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
     "workers": "^[^/]+$",
+    "queues": NAME_PATTERN,
+    "owners": "^[0-9]{1,10}$",
     "leases": "^[0-9]{1,18}$",
 }
 """What stands in a path's placeholder, by the path's beginning."""
@@ -72,7 +74,8 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
     if PLACEHOLDER not in route.path:
         return []
     kind = route.path.removeprefix("/v1/").partition("/")[0]
-    return [{"name": "id", "in": "path", "required": True, "schema": {"type": "string", "pattern": _ID_PATTERNS[kind]}}]
+    schema = _portable({"type": "string", "pattern": _ID_PATTERNS[kind]})
+    return [{"name": "id", "in": "path", "required": True, "schema": schema}]
 
 
 def _query_parameters(query: type[Struct], components: dict[str, Any]) -> list[dict[str, Any]]:

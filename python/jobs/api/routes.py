@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -14,6 +15,7 @@ from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
+from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers.base import Query
 from jobs.invalid import Tagged
 from jobs.protocol import model
@@ -22,8 +24,11 @@ Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[web.StreamResponse]]
 Errors: TypeAlias = tuple[type[errors.JobsError], ...]
 
 PLACEHOLDER: Final = "{id}"
+PLACE: Final = 3
+"""Which part of a path, split at its slashes, a placeholder is."""
 
 _READ: Final[Errors] = (errors.Forbidden, errors.NotFound)
+_ADMIN: Final[Errors] = (errors.Forbidden,)
 _WRITE: Final[Errors] = (errors.StorageFull,)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
@@ -109,6 +114,55 @@ ROUTES: Final = (
         method="POST", path="/v1/workers/{id}/drain", handler=Handlers.drain_worker, answer=model.WorkerView,
         errors=_READ, summary="Give a worker no more jobs",
     ),
+    Route(
+        method="POST", path="/v1/workers/{id}/resume", handler=Handlers.resume_worker, answer=model.WorkerView,
+        errors=(*_READ, errors.WorkerStopping), summary="Give a drained worker jobs again",
+    ),
+    # --- queues and owners
+    Route(
+        method="GET", path="/v1/queues", handler=Handlers.list_queues, query=queue_calls.QueuesQuery,
+        answer=model.QueuePage, summary="List the queues that have settings or jobs, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/queues/{id}", handler=Handlers.get_queue, answer=model.QueueView,
+        summary="Read a queue: its settings, and how many jobs are where",
+    ),
+    Route(
+        method="PUT", path="/v1/queues/{id}", handler=Handlers.put_queue, body=model.QueueSettings,
+        answer=model.QueueView, errors=_ADMIN, summary="Replace a queue's settings; what is left out is as by default",
+    ),
+    Route(
+        method="PATCH", path="/v1/queues/{id}", handler=Handlers.change_queue, body=model.QueueChange,
+        answer=model.QueueView, errors=_ADMIN, summary="Change some of a queue's settings",
+    ),
+    Route(
+        method="POST", path="/v1/queues/{id}/pause", handler=Handlers.pause_queue, answer=model.QueueView,
+        errors=_ADMIN, summary="Start nothing of a queue any more; what runs goes on",
+    ),
+    Route(
+        method="POST", path="/v1/queues/{id}/resume", handler=Handlers.resume_queue, answer=model.QueueView,
+        errors=_ADMIN, summary="Start jobs of a paused queue again",
+    ),
+    Route(
+        method="POST", path="/v1/queues/{id}/drain", handler=Handlers.drain_queue, answer=model.QueueView,
+        errors=_ADMIN, summary="Take no more jobs in; what waits is still run",
+    ),
+    Route(
+        method="POST", path="/v1/queues/{id}/open", handler=Handlers.open_queue, answer=model.QueueView,
+        errors=_ADMIN, summary="Take jobs in again",
+    ),
+    Route(
+        method="GET", path="/v1/owners/{id}", handler=Handlers.get_owner, answer=model.OwnerView, errors=_ADMIN,
+        summary="Read an owner's limits, and how many jobs are where",
+    ),
+    Route(
+        method="PUT", path="/v1/owners/{id}", handler=Handlers.put_owner, body=model.OwnerSettings,
+        answer=model.OwnerView, errors=_ADMIN, summary="Replace an owner's settings; what is left out is as by default",
+    ),
+    Route(
+        method="PATCH", path="/v1/owners/{id}", handler=Handlers.change_owner, body=model.OwnerChange,
+        answer=model.OwnerView, errors=_ADMIN, summary="Change some of an owner's settings",
+    ),
     # --- key-value
     Route(
         method="GET", path="/v1/kv", handler=Handlers.kv_get, query=kv_calls.KvGetQuery, answer=model.KeyValue,
@@ -169,34 +223,29 @@ class Router:
     """Finds the route of a method and a path by two look-ups: whole paths, and paths around their placeholder."""
 
     def __init__(self) -> None:
-        self._whole: dict[str, dict[str, Target]] = {}
-        self._around: dict[tuple[str, str], dict[str, Target]] = {}
+        self._whole: dict[tuple[str, ...], dict[str, Target]] = {}
+        self._around: dict[tuple[str, ...], dict[str, Target]] = {}
         for route in ROUTES:
             decoder = None if route.body is None else msgspec.json.Decoder(route.body)
             tags = None if route.tags is None else msgspec.json.Decoder(route.tags)
             target = Target(route, list_fields(route.query), decoder, tags)
-            if PLACEHOLDER in route.path:
-                before, after = route.path.split(PLACEHOLDER)
-                self._around.setdefault((before, after), {})[route.method] = target
-            else:
-                self._whole.setdefault(route.path, {})[route.method] = target
+            table = self._around if PLACEHOLDER in route.path else self._whole
+            table.setdefault(tuple(route.path.split("/")), {})[route.method] = target
 
-    def find(self, method: str, path: str) -> tuple[Target, str]:
-        """Return the target and what stands in the placeholder. Raises NotFound and MethodNotAllowed."""
-        methods, filled = self._whole.get(path), ""
+    def find(self, method: str, raw_path: str) -> tuple[Target, str]:
+        """Return the target of a path as it was sent, and what stands in the placeholder, decoded: an encoded slash is
+        part of it. Raises NotFound and MethodNotAllowed.
+        """
+        segments = tuple(raw_path.split("/"))
+        if "%" in raw_path:
+            segments = tuple(map(unquote, segments))
+        methods, filled = self._whole.get(segments), ""
+        if methods is None and len(segments) > PLACE and segments[PLACE]:
+            filled = segments[PLACE]
+            methods = self._around.get((*segments[:PLACE], PLACEHOLDER, *segments[PLACE + 1 :]))
         if methods is None:
-            methods, filled = self._find_around(path)
-        if methods is None:
-            raise errors.NotFound(f"there is nothing at {path}", expected="a path of /openapi.json")
+            raise errors.NotFound(f"there is nothing at {raw_path}", expected="a path of /openapi.json")
         target = methods.get(method)
         if target is None:
-            raise errors.MethodNotAllowed(f"{method} is not for {path}", expected=", ".join(sorted(methods)))
+            raise errors.MethodNotAllowed(f"{method} is not for {raw_path}", expected=", ".join(sorted(methods)))
         return target, filled
-
-    def _find_around(self, path: str) -> tuple[dict[str, Target] | None, str]:
-        parts = path.split("/", 4)
-        if len(parts) not in (4, 5) or not parts[3]:
-            return None, ""
-        before = f"/{parts[1]}/{parts[2]}/"
-        after = f"/{parts[4]}" if len(parts) == 5 else ""
-        return self._around.get((before, after)), parts[3]

@@ -108,7 +108,7 @@ class ApiServer(web.Server):
             special = self._special(request)
             if special is not None:
                 return special
-            target, filled = self._router.find(request.method, request.path)
+            target, filled = self._router.find(request.method, request.rel_url.raw_path)
             route, slow = target.route.path, target.route.handler.__name__ in _SLOW_ROUTES
             query = decode_query(target.route.query, target.lists, request)
             body = None

@@ -22,6 +22,7 @@ from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
 from jobs.control.queries import Queries
 from jobs.control.queues import Queues
+from jobs.control.queueservice import QueueOperations
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.transitions import Transitions, check, view
@@ -90,6 +91,7 @@ class Control:
         )
         self._queues = Queues(consensus, store)
         self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
+        self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker)
         self._queries = Queries(consensus, store, transitions, self._hub)
@@ -194,7 +196,12 @@ class Control:
     async def drain_worker(self, caller: Caller, worker: str) -> WorkerView:
         if not caller.admin:
             raise Forbidden("only admins drain workers", expected="a member of the admin group")
-        return await self._fleet.drain(WorkerId(worker))
+        return await self._fleet.drain(WorkerId(worker), caller)
+
+    async def resume_worker(self, caller: Caller, worker: str) -> WorkerView:
+        if not caller.admin:
+            raise Forbidden("only admins resume workers", expected="a member of the admin group")
+        return await self._fleet.undrain(WorkerId(worker), caller)
 
     # --- key-value ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -16,17 +16,19 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.assignments import assignment
+from jobs.control.audit import audit_entry
 from jobs.control.leases import Leases
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Transitions, check, scan
-from jobs.errors import NotFound
+from jobs.control.transitions import EMPTY, Transitions, check, scan
+from jobs.errors import NotFound, WorkerStopping
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
 from jobs.protocol.model import PressureKind, Requires, WorkerView
 from jobs.protocol.wire import Assignment, Heartbeat, JobRef, Register, Registered
 from jobs.records import JobRecord, RunningRecord, WorkerRecord
 from jobs.scheduler import Amounts, Candidate
-from jobs.store import LeaseGrant, Put, Store, Txn
+from jobs.service import Caller
+from jobs.store import Delete, LeaseGrant, Put, Store, Txn
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class Session(Protocol):
 
     def cancel(self, job: JobId, attempt: Attempt) -> None: ...
 
-    def drain(self) -> None: ...
+    def confirm_stop(self) -> None:
+        """Nothing more will be assigned to the worker, which has said that it stops."""
 
     def supersede(self) -> None:
         """Another life of the worker has registered: tell this one to end its jobs, and close."""
@@ -62,6 +65,21 @@ class Worker(Struct, kw_only=True):
     pressure: dict[PressureKind, float] = field(default_factory=dict)
     pressed: bool = False
     """Its machine has too much to do for more, by its last heartbeat."""
+    drained: bool = False
+    """An administrator has said that it is given no more jobs."""
+
+    def shut(self) -> str | None:
+        """Return why it is given no jobs at present, whatever is free; None when it may be."""
+        if self.session is None:
+            return "not connected"
+        if self.record.stopping:
+            return "stopping"
+        if self.drained:
+            return "draining"
+        if self.pressed:
+            over = ", ".join(f"{name} {percent:g} %" for name, percent in self.pressure.items())
+            return f"under pressure: {over}"
+        return None
 
     def candidate(self) -> Candidate:
         """Return the worker as the scheduler sees it."""
@@ -71,7 +89,7 @@ class Worker(Struct, kw_only=True):
             incarnation=record.incarnation,
             type=record.type,
             labels=record.labels,
-            open=self.session is not None and not record.draining and not self.pressed,
+            open=self.shut() is None,
             total=Amounts(
                 slots=record.slots,
                 cpu_milli=record.cpu_milli,
@@ -96,7 +114,7 @@ class Worker(Struct, kw_only=True):
             type=record.type,
             incarnation=record.incarnation,
             node=record.node,
-            state="lost" if self.session is None else "draining" if record.draining else "ready",
+            state=self._state(),
             slots=record.slots,
             running=len(self.held),
             labels=record.labels,
@@ -107,7 +125,13 @@ class Worker(Struct, kw_only=True):
             resources=record.resources,
             pressure=self.pressure,
             pressed=self.pressed,
+            drained=self.drained,
         )
+
+    def _state(self) -> Literal["ready", "draining", "stopping", "lost"]:
+        if self.session is None:
+            return "lost"
+        return "stopping" if self.record.stopping else "draining" if self.drained else "ready"
 
 
 class Fleet:
@@ -132,7 +156,10 @@ class Fleet:
         self._spawn = spawn
         self._lease_ttl_s = lease_ttl_s
         self._registering = asyncio.Lock()
+        self._draining = asyncio.Lock()
         self._workers: dict[WorkerId, Worker] = {}
+        self._drained: set[WorkerId] = set()
+        """Also workers that are not there at present."""
         self.on_room: Callable[[], None] = lambda: None
         """Called when a worker may take more than before."""
         self.lost_total = 0
@@ -140,10 +167,11 @@ class Fleet:
 
     def start(self) -> None:
         """Read the workers and what they hold from the store; each has the time of its lease to come back."""
+        self._drained = {WorkerId(row[0][len(keys.DRAINED) :].decode()) for row in scan(self._store, keys.DRAINED)}
         for key, value, _, _, _, lease in scan(self._store, keys.WORKERS):
             worker_id = WorkerId(key[len(keys.WORKERS) :].decode())
             record = records.decode(WorkerRecord, value)
-            self._workers[worker_id] = Worker(id=worker_id, record=record, lease=LeaseId(lease))
+            self._workers[worker_id] = self._worker(worker_id, record, LeaseId(lease))
         for key, value, *_ in scan(self._store, keys.RUNNING):
             worker_id = WorkerId(key[len(keys.RUNNING) : key.index(b"\x00")].decode())
             running = records.decode(RunningRecord, value)
@@ -252,9 +280,11 @@ class Fleet:
         grant = LeaseGrant(lease, int(self._lease_ttl_s * 1000))
         put = Put(keys.worker(frame.worker), records.encode(record), lease)
         check(await self._consensus.propose(Txn(then=(grant, put))))
-        worker = Worker(id=frame.worker, record=record, lease=lease)
-        self._workers[frame.worker] = worker
+        worker = self._workers[frame.worker] = self._worker(frame.worker, record, lease)
         return worker
+
+    def _worker(self, worker_id: WorkerId, record: WorkerRecord, lease: LeaseId) -> Worker:
+        return Worker(id=worker_id, record=record, lease=lease, drained=worker_id in self._drained)
 
     def heartbeat(self, worker: WorkerId, incarnation: Incarnation, beat: Heartbeat) -> bool:
         """Keep the worker's lease; False when this life of it is no longer registered."""
@@ -303,18 +333,57 @@ class Fleet:
         if not isinstance(done, Refusal):
             logger.warning("attempt lost with its worker", extra={"job": job, "attempt": attempt})
 
-    async def drain(self, worker_id: WorkerId) -> WorkerView:
-        """Give the worker no more jobs. Raises NotFound."""
+    async def drain(self, worker_id: WorkerId, caller: Caller) -> WorkerView:
+        """Give the worker, and its next lives, no more jobs until `undrain`. Raises NotFound."""
+        async with self._draining:
+            if not self._find(worker_id).drained:
+                # At once, so that nothing is assigned by a transaction after this one.
+                self._set_drained(worker_id, True)
+                try:
+                    entry = audit_entry(caller, "worker.drain", worker_id, wall_ms())
+                    check(await self._consensus.propose(Txn(then=(Put(keys.drained(worker_id), EMPTY), entry))))
+                except BaseException:
+                    self._set_drained(worker_id, False)
+                    raise
+            return self._find(worker_id).view()
+
+    async def undrain(self, worker_id: WorkerId, caller: Caller) -> WorkerView:
+        """Give the worker jobs again. Raises NotFound, and WorkerStopping for one that takes none by its own will."""
+        async with self._draining:
+            worker = self._find(worker_id)
+            if worker.record.stopping:
+                raise WorkerStopping(f"worker {worker_id} stops: it takes no more jobs", expected="its next life")
+            if worker.drained:
+                entry = audit_entry(caller, "worker.resume", worker_id, wall_ms())
+                check(await self._consensus.propose(Txn(then=(Delete(keys.drained(worker_id)), entry))))
+                self._set_drained(worker_id, False)
+                self.on_room()
+            return self._find(worker_id).view()
+
+    def _set_drained(self, worker_id: WorkerId, drained: bool) -> None:
+        (self._drained.add if drained else self._drained.discard)(worker_id)
+        worker = self._workers.get(worker_id)
+        if worker is not None:
+            worker.drained = drained
+
+    async def stops(self, worker_id: WorkerId, incarnation: Incarnation) -> None:
+        """The worker takes no more jobs and goes when it has none: confirm it once all it is given has been sent."""
+        worker = self.get(worker_id, incarnation)
+        if worker is None:
+            return
+        if not worker.record.stopping:
+            worker.record = replace(worker.record, stopping=True)
+            put = Put(keys.worker(worker_id), records.encode(worker.record), worker.lease)
+            # Whatever was assigned before is committed before this, and sent.
+            check(await self._consensus.propose(Txn(then=(put,))))
+        if worker.session is not None:
+            worker.session.confirm_stop()
+
+    def _find(self, worker_id: WorkerId) -> Worker:
         worker = self._workers.get(worker_id)
         if worker is None:
             raise NotFound(f"there is no worker {worker_id}")
-        if not worker.record.draining:
-            worker.record = replace(worker.record, draining=True)
-            put = Put(keys.worker(worker_id), records.encode(worker.record), worker.lease)
-            check(await self._consensus.propose(Txn(then=(put,))))
-        if worker.session is not None:
-            worker.session.drain()
-        return worker.view()
+        return worker
 
     def _on_lease_expired(self, lease: LeaseId) -> Coroutine[Any, Any, None] | None:
         worker = next((worker for worker in self._workers.values() if worker.lease == lease), None)

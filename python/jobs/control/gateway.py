@@ -186,8 +186,8 @@ class WorkerConnection(asyncio.Protocol):
     def cancel(self, job: JobId, attempt: Attempt) -> None:
         self._send(wire.Cancel(job=job, attempt=attempt))
 
-    def drain(self) -> None:
-        self._send(wire.Drain())
+    def confirm_stop(self) -> None:
+        self._send(wire.DrainConfirmed())
 
     def supersede(self) -> None:
         self._refuse("superseded", "this life of the worker is no longer registered")
@@ -213,7 +213,7 @@ class WorkerConnection(asyncio.Protocol):
         elif isinstance(frame, wire.Finished):
             self._in_order(frame.job, self._on_finished(frame, self._worker, self._incarnation))
         else:
-            self._gateway.spawn(self._on_draining(self._worker))
+            self._gateway.spawn(self._gateway.fleet.stops(self._worker, self._incarnation))
 
     def _in_order(self, job: JobId, work: Coroutine[Any, Any, None]) -> None:
         before = self._tails.get(job)
@@ -329,9 +329,6 @@ class WorkerConnection(asyncio.Protocol):
             logger.info("attempt ended", extra=fields)
         accepted = not isinstance(done, Refusal)
         self._send(wire.FinishedAck(job=frame.job, attempt=frame.attempt, accepted=accepted))
-
-    async def _on_draining(self, worker: WorkerId) -> None:
-        await self._gateway.fleet.drain(worker)
 
     # --- sending --------------------------------------------------------------------------------------------------
 

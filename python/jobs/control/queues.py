@@ -10,25 +10,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final, TypeAlias, TypeVar
 
-from msgspec.structs import asdict, replace
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from jobs import jobs, keys, records
+from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.audit import audit_entry
 from jobs.control.transitions import check, scan
 from jobs.errors import InternalError, InvalidRequest, QueueClosed, QueueFull
-from jobs.protocol.model import OwnerSettings, OwnerView, QueuePage, QueueSettings, QueueView
 from jobs.records import JobRecord, OwnerRecord, QueueRecord
-from jobs.scheduler.usage import Usage
-from jobs.store import EQ, Compare, ModRevisionIs, Put, Store, Txn, prefix_end
+from jobs.service import Caller
+from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, prefix_end
 
 TRIES: Final = 16
 RETRY_AFTER_S: Final = 5
 MAX_RECORDS: Final = 100_000
-"""Queues, and owners, that settings may be kept for: they are all held in memory."""
+"""Queues and owners that settings may be kept for: they are all held in memory."""
 COUNT_LIMIT: Final = 1 << 62
 
+K = TypeVar("K")
+R = TypeVar("R", bound=Struct)
 Share: TypeAlias = tuple[str, int]
 """A queue and an owner."""
 
@@ -85,6 +90,11 @@ class Queues:
     def pending(self) -> int:
         """Jobs that wait, for a worker, a time or other jobs."""
         return self._pending.total
+
+    @property
+    def counts(self) -> Pending:
+        """How many jobs are pending, by queue and owner."""
+        return self._pending
 
     def start(self) -> None:
         """Read the settings, and count what is pending without reading it."""
@@ -162,82 +172,58 @@ class Queues:
     def owner(self, owner: int) -> OwnerRecord:
         return self.owner_records.get(owner, OwnerRecord())
 
-    async def set_queue(self, name: str, settings: QueueSettings) -> None:
-        """Replace weight, limits and rate; whether it is paused or closed stays as it is."""
-        await self._change_queue(name, lambda record: replace(record, **asdict(settings)))
+    async def change_queue(
+        self, caller: Caller, action: str, name: str, change: Callable[[QueueRecord], QueueRecord]
+    ) -> None:
+        """Change what is said of a queue, with an entry in the audit trail; what changes nothing writes nothing."""
+        entry = partial(audit_entry, caller, action, name)
+        if await self._change(keys.queue_settings(name), self.records, name, QueueRecord(), change, entry):
+            self.on_queue_changed(name)
 
-    async def pause(self, name: str, paused: bool) -> None:
-        """Start nothing of a queue any more, or again; what runs is left alone."""
-        await self._change_queue(name, lambda record: replace(record, paused=paused))
+    async def change_owner(self, caller: Caller, owner: int, change: Callable[[OwnerRecord], OwnerRecord]) -> None:
+        """Change what is said of an owner of jobs, with an entry in the audit trail."""
+        entry = partial(audit_entry, caller, "owner.set", str(owner))
+        if await self._change(keys.owner_settings(owner), self.owner_records, owner, OwnerRecord(), change, entry):
+            self.on_owner_changed(owner)
 
-    async def close(self, name: str, closed: bool) -> None:
-        """Take no more jobs in, or again; what waits is still run."""
-        await self._change_queue(name, lambda record: replace(record, draining=closed))
-
-    async def _change_queue(self, name: str, change: Callable[[QueueRecord], QueueRecord]) -> None:
-        key = keys.queue_settings(name)
+    async def _change(
+        self,
+        key: bytes,
+        kept: dict[K, R],
+        name: K,
+        default: R,
+        change: Callable[[R], R],
+        entry: Callable[[int, str], Put],
+    ) -> bool:
+        """Write what `change` makes of a record; one that says nothing any more is deleted."""
         for _ in range(TRIES):
-            record = change(self.queue(name))
-            revision = await self._write(key, records.encode(record), name not in self.records, len(self.records))
-            if revision is not None:
-                self.records[name] = record
-                self._revisions[key] = revision
-                self.on_queue_changed(name)
-                return
-        raise InternalError(f"queue {name!r} changed {TRIES} times while one change was tried")
+            old = kept.get(name, default)
+            new = change(old)
+            if new == old:
+                return False
+            if old == default and len(self._revisions) >= MAX_RECORDS:
+                raise InvalidRequest(f"settings are kept for {MAX_RECORDS} queues and owners already", expected="fewer")
+            guard = ModRevisionIs(key, EQ, self._revisions.get(key, 0))
+            write: Op = Delete(key) if new == default else Put(key, records.encode(new))
+            done = await self._consensus.propose(Txn((guard,), (write, entry(wall_ms(), said(old, new)))))
+            check(done)
+            if not done.succeeded:
+                continue
+            if new == default:
+                kept.pop(name, None)
+                self._revisions.pop(key, None)
+            else:
+                kept[name] = new
+                self._revisions[key] = done.revision
+            return True
+        raise InternalError(f"{key.decode()} changed {TRIES} times while one change was tried")
 
-    async def set_owner(self, owner: int, settings: OwnerSettings) -> None:
-        """Replace the weight and the limits of an owner."""
-        key = keys.owner_settings(owner)
-        for _ in range(TRIES):
-            record = OwnerRecord(**asdict(settings))
-            new = owner not in self.owner_records
-            revision = await self._write(key, records.encode(record), new, len(self.owner_records))
-            if revision is not None:
-                self.owner_records[owner] = record
-                self._revisions[key] = revision
-                self.on_owner_changed(owner)
-                return
-        raise InternalError(f"the settings of uid {owner} changed {TRIES} times while one change was tried")
 
-    async def _write(self, key: bytes, value: bytes, new: bool, known: int) -> int | None:
-        """Write a record unless another write came first (None)."""
-        if new and known >= MAX_RECORDS:
-            raise InvalidRequest(f"settings are kept for {known} already", expected=f"at most {MAX_RECORDS}")
-        guard = ModRevisionIs(key, EQ, self._revisions.get(key, 0))
-        done = await self._consensus.propose(Txn((guard,), (Put(key, value),)))
-        check(done)
-        return done.revision if done.succeeded else None
-
-    # --- views ----------------------------------------------------------------------------------------------------
-
-    def view(self, name: str, usage: Usage) -> QueueView:
-        """Return a queue with its counts. A queue that nobody has set or used is as any other: empty."""
-        return QueueView(
-            name=name,
-            pending=self._pending.of_queue(name),
-            waiting=self._pending.waiting(name),
-            running=usage.of_queue(name),
-            **asdict(self.queue(name)),
-        )
-
-    def page(self, usage: Usage, *, limit: int, after: str | None) -> QueuePage:
-        """Return the queues that have settings or jobs, by name."""
-        names = sorted({*self.records, *self._pending.queues(), *usage.queues()})
-        rest = [name for name in names if after is None or name > after]
-        shown = rest[:limit]
-        return QueuePage(
-            queues=[self.view(name, usage) for name in shown],
-            next_cursor=shown[-1] if len(rest) > limit else None,
-        )
-
-    def owner_view(self, owner: int, usage: Usage) -> OwnerView:
-        return OwnerView(
-            uid=owner,
-            pending=self._pending.of_owner(owner),
-            running=usage.of_owner(owner),
-            **asdict(self.owner(owner)),
-        )
+def said(old: Struct, new: Struct) -> str:
+    """Return what is other than before, in words."""
+    before, after = asdict(old), asdict(new)
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    return ", ".join(f"{name}={'none' if value is None else value}" for name, value in changed.items())
 
 
 def _check_limit(what: str, now: int, more: int, limit: int | None) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z", description="A short name.")]
+NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z"
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="A short name.")]
 LabelValue = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[Name, LabelValue], Meta(max_length=64)]
 DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -344,7 +345,9 @@ class WorkerView(_Model, frozen=True):
     type: str
     incarnation: Incarnation
     node: str
-    state: Literal["ready", "draining", "lost"]
+    state: Literal["ready", "draining", "stopping", "lost"]
+    """`draining`: an administrator has said that it is given no more jobs; `stopping`: it has said so itself, and goes
+    when those it has are done; `lost`: it is not connected, and has until its lease ends."""
     slots: int
     running: int
     labels: dict[str, str]
@@ -358,6 +361,8 @@ class WorkerView(_Model, frozen=True):
     """Percent of the last ten seconds in which something on its machine waited for cpu, memory or io (`some avg10`)."""
     pressed: bool = False
     """That is more than its operator allows: it is given nothing more for now."""
+    drained: bool = False
+    """An administrator has said that it is given no more jobs; also its next lives, until that is undone."""
 
 
 class WorkerList(_Model, frozen=True):
@@ -368,6 +373,8 @@ class WorkerList(_Model, frozen=True):
 
 Weight = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Limit = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+RateCount = Annotated[int, Meta(ge=1, le=1_000_000)]
+RatePeriodS = Annotated[float, Meta(ge=0.001, le=31_536_000)]
 
 
 class QueueSettings(_Model, frozen=True):
@@ -379,9 +386,21 @@ class QueueSettings(_Model, frozen=True):
     max_pending_per_owner: Limit | None = None
     max_running: Limit | None = None
     max_running_per_owner: Limit | None = None
-    rate_count: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    rate_count: RateCount | None = None
     """So many starts, and as many at once, in each `rate_period_s`."""
-    rate_period_s: Annotated[float, Meta(ge=0.001, le=31_536_000)] = 1.0
+    rate_period_s: RatePeriodS = 1.0
+
+
+class QueueChange(_Model, frozen=True):
+    """What is to be other than before of a queue's settings; what is left out stays as it is."""
+
+    weight: Weight | UnsetType = UNSET
+    max_pending: Limit | UnsetType | None = UNSET
+    max_pending_per_owner: Limit | UnsetType | None = UNSET
+    max_running: Limit | UnsetType | None = UNSET
+    max_running_per_owner: Limit | UnsetType | None = UNSET
+    rate_count: RateCount | UnsetType | None = UNSET
+    rate_period_s: RatePeriodS | UnsetType = UNSET
 
 
 class QueueView(QueueSettings, frozen=True, kw_only=True):
@@ -410,6 +429,14 @@ class OwnerSettings(_Model, frozen=True):
     """Share of the workers among the owners that have jobs waiting in the same queue."""
     max_pending: Limit | None = None
     max_running: Limit | None = None
+
+
+class OwnerChange(_Model, frozen=True):
+    """What is to be other than before of an owner's settings; what is left out stays as it is."""
+
+    weight: Weight | UnsetType = UNSET
+    max_pending: Limit | UnsetType | None = UNSET
+    max_running: Limit | UnsetType | None = UNSET
 
 
 class OwnerView(OwnerSettings, frozen=True, kw_only=True):

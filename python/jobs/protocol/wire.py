@@ -112,7 +112,10 @@ class Progress(_Frame, frozen=True, tag="progress"):
 
 
 class Draining(_Frame, frozen=True, tag="draining"):
-    """The worker takes no more jobs, and goes when those it has are done."""
+    """The worker is about to stop: it takes no more jobs, and goes when those it has are done.
+
+    An operator who drains a worker does not make it stop: the node gives it nothing more, and that can be undone.
+    """
 
 
 WorkerFrame: TypeAlias = Register | Heartbeat | Output | Progress | Finished | Draining
@@ -183,11 +186,11 @@ class FinishedAck(_Frame, frozen=True, tag="finished_ack"):
     accepted: bool
 
 
-class Drain(_Frame, frozen=True, tag="drain"):
-    """The operator asks the worker to drain."""
+class DrainConfirmed(_Frame, frozen=True, tag="drain_confirmed"):
+    """The answer to `Draining`: whatever the worker will be given has been sent."""
 
 
-NodeFrame: TypeAlias = Registered | Refused | Assign | Cancel | Fence | OutputAck | FinishedAck | Drain
+NodeFrame: TypeAlias = Registered | Refused | Assign | Cancel | Fence | OutputAck | FinishedAck | DrainConfirmed
 
 _encoder = msgspec.msgpack.Encoder()
 decode_worker_frame = msgspec.msgpack.Decoder(WorkerFrame).decode

@@ -21,7 +21,7 @@ from jobs.protocol.wire import (
     Assign,
     Assignment,
     Cancel,
-    Drain,
+    DrainConfirmed,
     Draining,
     Fence,
     Finished,
@@ -229,7 +229,9 @@ class Session:
         self._contact_s = now_s
         self._on_order(frame, wall_ms)
 
-    def _on_order(self, frame: Assign | OutputAck | FinishedAck | Cancel | Fence | Drain, wall_ms: int) -> None:
+    def _on_order(
+        self, frame: Assign | OutputAck | FinishedAck | Cancel | Fence | DrainConfirmed, wall_ms: int
+    ) -> None:
         match frame:
             case Assign():
                 self._on_assign(frame)
@@ -243,8 +245,10 @@ class Session:
                     self._stop(key, self._held[key], Reason.CANCELLED, wall_ms, now=False)
             case Fence():
                 self._fence((frame.job, frame.attempt))
-            case Drain():
-                self.draining = self._drain_known = True
+            case DrainConfirmed():
+                if not self.draining:
+                    raise ProtocolError("DrainConfirmed without Draining")
+                self._drain_known = True
             case _:
                 assert_never(frame)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jobs.api.handlers.jobs import JobHandlers
 from jobs.api.handlers.kv import KvHandlers
 from jobs.api.handlers.node import NodeHandlers
+from jobs.api.handlers.queues import QueueHandlers
 
 
-class Handlers(JobHandlers, KvHandlers, NodeHandlers):
+class Handlers(JobHandlers, QueueHandlers, KvHandlers, NodeHandlers):
     """Every route's function; their names are the OpenAPI operation ids."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
@@ -15,8 +15,10 @@ from jobs.api.config import ApiConfig
 from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, event, seen
 from jobs.errors import InvalidRequest
 from jobs.protocol.ids import JobId, is_job_id
+from jobs.protocol.model import Name
 from jobs.service import Service
 
+NAME_EXPECTED: Final = "1 to 128 letters, digits and signs of _.:/@-, a letter, a digit or _ first"
 _encode = msgspec.json.Encoder().encode
 
 AfterRevision = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -54,6 +56,14 @@ def job_id(call: Call) -> JobId:
     if not is_job_id(call.path):
         raise InvalidRequest(f"{call.path!r} is no job id", field="id", expected="a UUIDv7 in lower case")
     return JobId(call.path)
+
+
+def name(call: Call) -> str:
+    """Return the name in the path, of a queue or whatever else is named so; raise InvalidRequest for what is none."""
+    try:
+        return msgspec.convert(call.path, Name)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"{call.path!r:.200} is no name", field="id", expected=NAME_EXPECTED) from error
 
 
 def labels_of(given: Sequence[str]) -> tuple[tuple[str, str], ...]:

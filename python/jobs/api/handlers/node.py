@@ -17,6 +17,9 @@ class NodeHandlers(Base):
     async def drain_worker(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.drain_worker(call.caller, call.path))
 
+    async def resume_worker(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.resume_worker(call.caller, call.path))
+
     async def health(self, call: Call) -> web.StreamResponse:
         return json_response(self._service.health())
 
