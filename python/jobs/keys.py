@@ -29,6 +29,7 @@ PARENT_ENDED: Final = b"/deps/ended/"
 ENDED: Final = b"/ended/"
 DEAD_LETTERS: Final = b"/dlq/"
 AUDIT: Final = b"/audit/"
+AUDITED: Final = b"/audited/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -201,6 +202,20 @@ def dead_letter(finished_ms: int, job: JobId) -> bytes:
 def audit(at_ms: int, number: int) -> bytes:
     """An entry of the audit trail; `number` tells apart those of one millisecond."""
     return b"%s%015d/%016x" % (AUDIT, at_ms, number)
+
+
+def audited_prefix(job: JobId) -> bytes:
+    return b"%s%s/" % (AUDITED, job.encode())
+
+
+def audited(job: JobId, audit_key: bytes) -> bytes:
+    """An entry of the audit trail that is about one job, its submission excepted."""
+    return audited_prefix(job) + audit_key[len(AUDIT) :]
+
+
+def audit_of(audited_key: bytes) -> bytes:
+    """Return the key of the entry that stands under a job."""
+    return AUDIT + audited_key[len(AUDITED) + 37 :]
 
 
 def time_of(prefix: bytes, key: bytes) -> int:

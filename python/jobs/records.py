@@ -184,6 +184,10 @@ class AuditRecord(Struct, frozen=True, kw_only=True, array_like=True):
     action: str
     subject: str
     detail: str | None = None
+    owner: int | None = None
+    """Whose the subject is, where it is somebody's: they may see the entry."""
+    last: JobId | None = None
+    """Last of several jobs in a row, of which `subject` is the first."""
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):

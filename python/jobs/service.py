@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import (
+    AuditPage,
     CancelOutcome,
     Health,
     JobDetail,
@@ -58,6 +59,19 @@ class JobFilter(Struct, frozen=True, kw_only=True):
     labels: tuple[tuple[str, str], ...] = ()
 
 
+class AuditFilter(Struct, frozen=True, kw_only=True):
+    """All that are given must match."""
+
+    job: JobId | None = None
+    uid: int | None = None
+    """Who did it."""
+    action: str = ""
+    """What it was, or how that begins."""
+    from_ms: int = 0
+    to_ms: int | None = None
+    """Before this."""
+
+
 class LogPiece(Struct, frozen=True, kw_only=True):
     """A piece of one stream; `seq` orders the pieces of an attempt and resumes a follower."""
 
@@ -87,6 +101,14 @@ class QueueService(Protocol):
     async def put_owner(self, caller: Caller, uid: int, settings: OwnerSettings) -> OwnerView: ...
 
     async def change_owner(self, caller: Caller, uid: int, change: OwnerChange) -> OwnerView: ...
+
+
+class AuditService(Protocol):
+    """The audit trail."""
+
+    async def page(self, caller: Caller, where: AuditFilter, *, limit: int, cursor: str | None) -> AuditPage:
+        """Entries, newest first: those that the caller made, or that are about their own; admins see all. A page may
+        hold fewer than `limit` and still have a next one."""
 
 
 class Service(Protocol):
@@ -161,6 +183,9 @@ class Service(Protocol):
     async def lease_keepalive(self, caller: Caller, lease: int) -> Lease: ...
 
     async def lease_revoke(self, caller: Caller, lease: int) -> None: ...
+
+    @property
+    def audit(self) -> AuditService: ...
 
     def health(self) -> Health: ...
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 from jobs import errors
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
+from jobs.api.handlers import audit as audit_calls
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
 from jobs.api.handlers import queues as queue_calls
@@ -162,6 +163,11 @@ ROUTES: Final = (
     Route(
         method="PATCH", path="/v1/owners/{id}", handler=Handlers.change_owner, body=model.OwnerChange,
         answer=model.OwnerView, errors=_ADMIN, summary="Change some of an owner's settings",
+    ),
+    # --- audit trail
+    Route(
+        method="GET", path="/v1/audit", handler=Handlers.audit, query=audit_calls.AuditQuery, answer=model.AuditPage,
+        errors=(errors.Forbidden,), summary="Read who did what, page by page",
     ),
     # --- key-value
     Route(

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from jobs.cli import exits, jobs, kv, node, run
+from jobs.cli import audit, exits, jobs, kv, node, run
 from jobs.cli.command import Parser, UsageError
 from jobs.cli.output import note
 from jobs.client import Client
 from jobs.errors import InvalidRequest, JobsError
 
-COMMANDS: Final = {command.name: command for command in (*run.COMMANDS, *jobs.COMMANDS, *kv.COMMANDS, *node.COMMANDS)}
+GROUPS: Final = (run, jobs, audit, kv, node)
+COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
 
 
 def parser(names: Iterable[str] = COMMANDS) -> Parser:

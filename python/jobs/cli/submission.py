@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
@@ -30,6 +31,20 @@ def duration(text: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; for example 30, 500ms, 10m, 2h")
     return float(found[1]) * _TIMES[found[2]]
+
+
+def past_ms(text: str) -> int:
+    """Parse a moment in ms since 1970: how long ago (2h), or date and time, local unless they name a zone."""
+    try:
+        return int((time.time() - duration(text)) * 1000)
+    except argparse.ArgumentTypeError:
+        pass
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no moment; for example 2h (ago), 2030-01-31T12:00") from None
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -16,12 +16,13 @@ from yarl import URL
 from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.failures import error_of, gone, unreachable
-from jobs.client.operations import JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.requests import Call, Feed, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    AuditEntry,
     BatchSubmitted,
     CancelOutcome,
     Health,
@@ -151,6 +152,17 @@ class AsyncClient:
         if job is not None:
             return self.events(operations.watch_job(job, after_revision))
         return self.events(operations.watch_jobs(where, after_revision))
+
+    async def audit(self, **where: Unpack[AuditOptions]) -> AsyncIterator[AuditEntry]:
+        """Yield who did what, newest first; see `Client`."""
+        cursor: str | None = None
+        while True:
+            page = await self.call(operations.audit(where, cursor))
+            for entry in page.entries:
+                yield entry
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     # --- workers and node ---------------------------------------------------------------------------------------
 

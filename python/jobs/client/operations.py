@@ -40,6 +40,20 @@ class ListOptions(JobFilter, total=False):
     page_size: int
 
 
+class AuditOptions(TypedDict, total=False):
+    """Which entries: all that is given, and not None, must match."""
+
+    job: str | None
+    """What was done to this job."""
+    uid: int | None
+    """What this user did."""
+    action: str | None
+    """What it was, or how that begins: `job.`"""
+    from_ms: int | None
+    to_ms: int | None
+    """Before this."""
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +140,13 @@ def ready() -> Call[model.Health]:
 
 
 METRICS: Final = Request(method="GET", target="/metrics", safe=True)
+
+
+# --- audit trail -----------------------------------------------------------------------------------------------------
+
+
+def audit(where: AuditOptions, cursor: str | None) -> Call[model.AuditPage]:
+    return get("/v1/audit", model.AuditPage, {**where, "limit": 1000, "cursor": cursor})
 
 
 # --- key-value store -------------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.connection import Connections
 from jobs.client.failures import error_of
-from jobs.client.operations import JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.requests import Call, Feed, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    AuditEntry,
     BatchSubmitted,
     CancelOutcome,
     Health,
@@ -168,6 +169,16 @@ class Client:
         if job is not None:
             return self._events(operations.watch_job(job, after_revision))
         return self._events(operations.watch_jobs(where, after_revision))
+
+    def audit(self, **where: Unpack[AuditOptions]) -> Iterator[AuditEntry]:
+        """Yield who did what, newest first: what you did, and what was done to your jobs; administrators see all."""
+        cursor: str | None = None
+        while True:
+            page = self.call(operations.audit(where, cursor))
+            yield from page.entries
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     # --- workers and node ---------------------------------------------------------------------------------------
 

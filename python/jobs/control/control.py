@@ -13,6 +13,7 @@ from jobs import _native
 from jobs import jobs as table
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.audit import job_entry
 from jobs.control.data import Data
 from jobs.control.dispatch import Dispatcher
 from jobs.control.fleet import Fleet
@@ -25,6 +26,7 @@ from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
+from jobs.control.trail import Trail
 from jobs.control.transitions import Transitions, check, view
 from jobs.errors import Forbidden, StorageFull
 from jobs.jobs import Refusal
@@ -95,6 +97,7 @@ class Control:
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker)
         self._queries = Queries(consensus, store, transitions, self._hub)
+        self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(
             node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
@@ -161,7 +164,11 @@ class Control:
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:
         await self._queries.read(caller, job)
         now_ms = wall_ms()
-        done = await self._transitions.apply(job, lambda record: table.on_cancel(record, now_ms))
+        done = await self._transitions.apply(
+            job,
+            lambda record: table.on_cancel(record, now_ms),
+            lambda record: job_entry(caller, "job.cancel", job, record.owner, now_ms),
+        )
         if isinstance(done, Refusal):
             stored = self._transitions.read_existing(job)
             return CancelOutcome(outcome="already_final", job=view(job, stored.record, stored.revision))

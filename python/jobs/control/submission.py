@@ -11,6 +11,7 @@ from msgspec import Struct
 from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.audit import submission_entry
 from jobs.control.newjobs import JobMaker, NewJob
 from jobs.control.transitions import Change, Transitions, check, view
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest
@@ -76,7 +77,7 @@ class Submission:
             for new in request.fresh:
                 check_deadline(new.submitted, now_ms, new.where)
             answers = request.known
-            if request.fresh and not await self._store_all(request.fresh, answers):
+            if request.fresh and not await self._store_all(caller, request.fresh, answers):
                 continue
             for index, twin in request.twins.items():
                 answers[index] = Submitted(job=answers[twin].job, created=False)
@@ -135,12 +136,13 @@ class Submission:
         stored = self._transitions.read_existing(job)
         return Submitted(job=view(job, stored.record, stored.revision), created=False)
 
-    async def _store_all(self, news: Sequence[_New], answers: dict[int, Submitted]) -> bool:
+    async def _store_all(self, caller: Caller, news: Sequence[_New], answers: dict[int, Submitted]) -> bool:
         """Write the jobs in one transaction; False when a key was taken or a queue was changed meanwhile."""
         jobs = [new.job for new in news]
         with self._maker.admit(jobs) as guards:
             compares = (*guards, *(compare for new in news for compare in new.compares()))
-            ops = tuple(op for new in news for op in new.ops())
+            entry = submission_entry(caller, [job.id for job in jobs])
+            ops = (*(op for new in news for op in new.ops()), entry)
             _check_size(max(len(compares), len(ops)))
             done = await self._consensus.propose(Txn(compares, ops), sum(job.size_bytes() for job in jobs))
             check(done)

@@ -47,6 +47,11 @@ class JobIdSource:
         return uuid7(self._unix_ms, self._counter << 62 | random_bits & (1 << 62) - 1)
 
 
+def job_time_ms(job: JobId) -> int:
+    """Return the time in ms that a job's id carries: that of its submission, or a little later."""
+    return int(job[:8] + job[9:13], 16)
+
+
 def is_job_id(text: str) -> bool:
     """Tell whether `text` is a UUIDv7 in canonical form."""
     return _JOB_ID.fullmatch(text) is not None

@@ -447,6 +447,31 @@ class OwnerView(OwnerSettings, frozen=True, kw_only=True):
     running: int
 
 
+# --- audit trail --------------------------------------------------------------------------------------------------
+
+
+class AuditEntry(_Model, frozen=True):
+    """Who did what to what."""
+
+    at_ms: int
+    uid: int
+    """Who."""
+    action: str
+    """Did what, such as `job.cancel`."""
+    subject: str
+    """To what: the id of a job, the name of a worker."""
+    last: str | None
+    """The last of several jobs, of which `subject` is the first."""
+    owner: int | None
+    """uid of the subject's owner."""
+    detail: str | None
+
+
+class AuditPage(_Model, frozen=True):
+    entries: list[AuditEntry]
+    next_cursor: str | None
+
+
 # --- key-value operations ------------------------------------------------------------------------------------------
 
 Key = Annotated[str, Meta(min_length=1, max_length=1024)]

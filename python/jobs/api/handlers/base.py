@@ -53,9 +53,14 @@ def json_response(body: Any, status: int = 200) -> web.Response:
 
 def job_id(call: Call) -> JobId:
     """Return the job in the path; raise InvalidRequest for what is no id."""
-    if not is_job_id(call.path):
-        raise InvalidRequest(f"{call.path!r} is no job id", field="id", expected="a UUIDv7 in lower case")
-    return JobId(call.path)
+    return checked_job_id(call.path, "id")
+
+
+def checked_job_id(text: str, field: str) -> JobId:
+    """Return what a path or a parameter gives as a job's id; raise InvalidRequest for what is none."""
+    if not is_job_id(text):
+        raise InvalidRequest(f"{text!r} is no job id", field=field, expected="a UUIDv7 in lower case")
+    return JobId(text)
 
 
 def name(call: Call) -> str:

@@ -1,0 +1,23 @@
+"""`jobctl` as a process, for a node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from jobs.testing import EmbeddedNode
+
+COMMAND = [sys.executable, "-m", "jobs.cli.main"]
+
+
+def jobctl(node: EmbeddedNode, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, "JOBS_SOCKET": str(node.socket)},
+    )
