@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from pathlib import Path
+
+import pytest
 
 from jobs.store import Compact, Txn
 from tests.support.api import Api, Raw, job, request, scenario
@@ -88,6 +91,28 @@ async def test_followed_logs_begin_before_there_is_output(api: Api) -> None:
         assert (await raw.head())[0] == 200
         await api.ask("POST", f"/v1/jobs/{job_id}/cancel")
         assert await raw.chunk() == b"", "a job that ended without output has an empty log, whole"
+
+
+def test_clients_that_leave_are_no_fault_of_the_node(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def leave(api: Api, data: bytes) -> None:
+        async with await api.connect() as raw:
+            await raw.send(data)
+
+    @scenario()
+    async def clients_leave(api: Api) -> None:
+        job_id = await api.submit()
+        async with await open_stream(api, f"/v1/jobs/{job_id}/logs?follow=true"):
+            pass
+        await leave(api, request("GET", f"/v1/jobs/{job_id}/wait?timeout_s=60"))
+        await leave(api, b"POST /v1/jobs HTTP/1.1\r\nHost: jobs\r\nContent-Length: 100\r\n\r\n{")
+        await leave(api, b"GET /v1/hea")
+        packed = b"POST /v1/jobs HTTP/1.1\r\nHost: jobs\r\nContent-Encoding: gzip\r\nContent-Length: 6\r\n\r\nno zip"
+        async with await api.connect() as raw:
+            await raw.send(packed)
+            (await raw.answer()).problem(415, "unsupported_media_type")
+
+    clients_leave(tmp_path)
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
 # --- long polls -------------------------------------------------------------------------------------------------------

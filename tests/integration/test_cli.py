@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from jobs.client import Client
-from jobs.protocol.model import JobState
+from jobs.protocol.model import JobState, Reason
 from jobs.testing import EmbeddedNode
 
 Jobctl = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -54,6 +55,7 @@ def test_run_passes_output_error_and_code_through_unchanged(jobctl: Jobctl) -> N
         (["--timeout", "200ms", "--", "sleep", "60"], 124),
         (["--", "no-such-command"], 127),
         (["--", "/etc/passwd"], 126),
+        (["--cwd", "/no/such/directory", "--", "true"], 125),
     ],
 )
 def test_run_ends_with_the_documented_code(jobctl: Jobctl, arguments: list[str], code: int) -> None:
@@ -159,6 +161,8 @@ def test_workers_health_doctor_completion_version(jobctl: Jobctl) -> None:
         (["submit", "--file", "../x=/etc/hostname", "--", "true"], 65, b"relative path"),
         (["submit", "--priority", "101", "--", "true"], 65, b"$.priority"),
         (["submit", "--file", "big=/dev/zero", "--", "true"], 2, b"all that a job can carry"),
+        (["submit", "--", "printf", "x" * 120_000, *["y" * 120_000] * 9], 65, b"the job takes"),
+        (["run", "--timeout", "-5", "--", "true"], 2, b"jobctl run: argument --timeout: '-5' is no duration"),
         (["status", "not-an-id"], 65, b"UUIDv7"),
         (["status", "01900000-0000-7000-8000-000000000000"], 1, b"there is no job"),
         (["logs", "01900000-0000-7000-8000-000000000000"], 1, b"there is no job"),
@@ -213,6 +217,55 @@ def test_ctrl_c_of_run_cancels_or_detaches(shared_node: EmbeddedNode, client: Cl
         client.cancel(job.id)
 
 
+def test_a_run_whose_terminal_is_closed_ends_its_job(shared_node: EmbeddedNode, client: Client) -> None:
+    # Given a run in a terminal of its own, whose job has begun to write
+    parent, child = pty.openpty()
+    running = subprocess.Popen(
+        ["setsid", "--ctty", *JOBCTL, "run", "--label", "terminal=closed", "--", "sh", "-c", "echo up; sleep 60"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "JOBS_SOCKET": str(shared_node.socket)},
+    )
+    os.close(child)
+    assert os.read(parent, 100) == b"up\r\n"
+    # When it is closed
+    os.close(parent)
+    # Then the job is ended, and run with it
+    assert running.wait(30) == 130
+    (job,) = client.list(labels={"terminal": "closed"})
+    assert client.wait(job.id, 10).reason is Reason.CANCELLED
+
+
+def test_a_run_that_is_to_ignore_hangups_does(shared_node: EmbeddedNode, client: Client) -> None:
+    running = subprocess.Popen(
+        ["nohup", *JOBCTL, "run", "--label", "hangup=ignored", "--", "sh", "-c", "echo up; sleep 60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JOBS_SOCKET": str(shared_node.socket)},
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    running.send_signal(signal.SIGHUP)
+    (job,) = client.list(labels={"hangup": "ignored"})
+    assert not client.get(job.id).job.cancel_requested
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 130
+    assert client.wait(job.id, 10).reason is Reason.CANCELLED
+
+
+@pytest.mark.parametrize("load", ["source <(cat)", 'eval "$(cat)"'])
+def test_the_completion_script_registers_itself_in_zsh(jobctl: Jobctl, load: str) -> None:
+    zsh = shutil.which("zsh")
+    script = jobctl("completion", "zsh").stdout
+    if zsh is None:  # then at least the line that decides it
+        assert b"if [[ $zsh_eval_context[-1] == (eval|file) ]]; then" in script
+        return
+    program = f"autoload -U compinit; compinit -D -u; {load}; print -- $_comps[jobctl]"
+    done = subprocess.run([zsh, "-f", "-c", program], input=script, capture_output=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == ([b"_shtab_jobctl"], b"")
+
+
 def test_ctrl_c_leaves_a_run_whose_node_never_answers(tmp_path: Path) -> None:
     # Given a node that takes a submission and says nothing
     path = tmp_path / "deaf.sock"
@@ -235,13 +288,18 @@ def test_ctrl_c_leaves_a_run_whose_node_never_answers(tmp_path: Path) -> None:
 
 def test_a_reader_that_stops_ends_run_quietly(shared_node: EmbeddedNode) -> None:
     piped = subprocess.run(
-        ["bash", "-c", f"'{sys.executable}' -m jobs.cli.main run -- yes | head -n 1; echo ${{PIPESTATUS[0]}}"],
+        [
+            "bash",
+            "-c",
+            f"'{sys.executable}' -m jobs.cli.main run --label reader=stops -- yes | head -n 1; echo ${{PIPESTATUS[0]}}",
+        ],
         capture_output=True,
         timeout=60,
         env={**os.environ, "JOBS_SOCKET": str(shared_node.socket)},
     )
     assert piped.stdout == b"y\n141\n"
     assert b"Traceback" not in piped.stderr
+    # And the job, which nobody reads any more, is ended as by Ctrl-C
     with shared_node.client() as client:
-        for job in client.list(state=JobState.RUNNING):
-            client.cancel(job.id)
+        (job,) = client.list(labels={"reader": "stops"})
+        assert client.wait(job.id, 30).reason is Reason.CANCELLED

@@ -180,6 +180,35 @@ def test_a_node_that_nobody_serves_is_reported_at_once(connect: Connect, tmp_pat
     assert not caught.value.sent
 
 
+def test_a_node_with_many_to_accept_is_waited_for(tmp_path: Path) -> None:
+    # Given a node whose queue of connections is full
+    path = tmp_path / "busy.sock"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        # When a client connects, and the node accepts only then
+        answers: list[str] = []
+        client = stack.enter_context(Client(str(path)))
+        asking = threading.Thread(target=lambda: answers.append(client.metrics()))
+        asking.start()
+        while True:
+            accepted, _ = listener.accept()
+            stack.enter_context(accepted)
+            accepted.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                if accepted.recv(1 << 16).startswith(b"GET /metrics "):
+                    break
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhere")
+        # Then it is served
+        asking.join(10)
+        assert answers == ["here"]
+
+
 def test_connections_that_ended_meanwhile_are_made_anew_for_writes_too(connect: Connect, tmp_path: Path) -> None:
     # Given a client that keeps a connection for the next request
     with EmbeddedNode(tmp_path / "node") as node:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from base64 import b64encode
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
 from jobs.client.operations import list_jobs, submit
 from jobs.client.requests import decode, post, segment
-from jobs.client.submission import shell_job, with_key
+from jobs.client.submission import shell_job, to_content, with_key
 from jobs.client.sync import Client, KeyValueClient
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest, QueueFull
 from jobs.protocol.model import Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
@@ -51,6 +53,19 @@ def test_a_command_becomes_a_job() -> None:
         labels={"k": "v"},
     )
     assert shell_job("echo a | cat").payload == ShellPayload(script="echo a | cat")
+
+
+def test_bytes_travel_in_the_shorter_form() -> None:
+    """A job of many control characters would be refused as too large for what JSON makes of them."""
+    for data in (b"\0" * 900, b"text\n\ttext " * 90, b"\x1b[1mbold\x1b[0m plain " * 90, b"\xff" * 9, b""):
+        content = to_content(data)
+        assert bytes(content) == data
+        forms = [Content(base64=b64encode(data).decode())]
+        with suppress(UnicodeDecodeError):
+            forms.append(Content(text=data.decode()))
+        assert len(msgspec.json.encode(content)) <= 1.1 * min(len(msgspec.json.encode(form)) for form in forms)
+    assert to_content(b"plain").text == "plain"
+    assert to_content("\0" * 900).text == "\0" * 900
 
 
 def test_an_option_that_does_not_exist_is_refused() -> None:

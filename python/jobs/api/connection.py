@@ -127,9 +127,11 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what aiohttp could not parse."""
+        """Answer what aiohttp could not parse, and a client that has gone, which is no fault."""
         error: JobsError
-        if isinstance(exc, LineTooLong) or (message or "").startswith(_TOO_MANY_FIELDS):
+        if isinstance(exc, ConnectionError):
+            error = RequestTimeout("the connection was lost before the request was answered")
+        elif isinstance(exc, LineTooLong) or (message or "").startswith(_TOO_MANY_FIELDS):
             error = HeadersTooLarge(
                 "the request's head is too large",
                 expected=f"at most {MAX_HEAD_FIELDS} lines of at most {MAX_HEAD_LINE_BYTES} bytes",

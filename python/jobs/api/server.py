@@ -51,6 +51,7 @@ class ApiServer(web.Server):
             self._handle,
             request_factory=self._make_request,
             access_log=None,
+            auto_decompress=False,
             keepalive_timeout=config.idle_timeout_s,
             max_line_size=MAX_HEAD_LINE_BYTES,
             max_field_size=MAX_HEAD_LINE_BYTES,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
+from jobs.cli import exits
 from jobs.client import Client
 
 Function = Callable[[Client, argparse.Namespace], int]
+SHORT_USAGE_LINES: Final = 3
 
 
 class UsageError(Exception):
@@ -52,10 +54,12 @@ class Parser(argparse.ArgumentParser):
         return self.add_subparsers(dest=name, metavar="COMMAND", required=True)
 
     def error(self, message: str) -> NoReturn:
-        """End with the usage and what is wrong."""
+        """End with what is wrong, and with the usage where it is short enough not to hide that."""
         if "unrecognized arguments" in message:
             message += " (a command to run goes after --)"
-        super().error(message)
+        usage = self.format_usage()
+        help_at = usage if usage.count("\n") <= SHORT_USAGE_LINES else f"see {self.prog} --help\n"
+        self.exit(exits.USAGE, f"{self.prog}: {message}\n{help_at}")
 
 
 def at_least(lowest: int) -> Callable[[str], int]:

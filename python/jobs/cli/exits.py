@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from jobs.client import ConnectionFailed
-from jobs.errors import Forbidden, JobsError, Unavailable
+from jobs.errors import Forbidden, InvalidRequest, JobsError, PayloadTooLarge, Unavailable
 from jobs.protocol.model import JobState, JobView, Reason
 
 OK: Final = 0
@@ -32,6 +32,9 @@ _BY_REASON: Final[dict[Reason, int]] = {
     Reason.INVALID_PAYLOAD: DATA,
     Reason.OOM: SIGNAL_BASE + 9,
 }
+_DIRECTORY: Final = "working directory: "
+_MISSING: Final = "no such file or directory"
+"""How the sandbox begins, and ends, what it says of a command that could not be started."""
 
 TABLE: Final = """exit codes of run:
   0..255  the command's own
@@ -50,12 +53,21 @@ def of_job(job: JobView) -> int:
     if job.reason is Reason.SIGNAL and job.signal is not None:
         return SIGNAL_BASE + job.signal
     if job.reason is Reason.SPAWN_FAILED:
-        return NOT_FOUND if "no such file" in (job.message or "").lower() else NOT_EXECUTABLE
+        return _of_spawn(job.message or "")
     return _BY_REASON.get(job.reason, NOT_RUN) if job.reason is not None else NOT_RUN
+
+
+def _of_spawn(message: str) -> int:
+    """Tell a missing command, one that cannot be executed, and a directory that cannot be entered apart."""
+    if message.startswith(_DIRECTORY):
+        return NOT_RUN
+    return NOT_FOUND if _MISSING in message else NOT_EXECUTABLE
 
 
 def of_error(error: JobsError) -> int:
     """Return the code of a command that could not be carried out."""
+    if isinstance(error, InvalidRequest | PayloadTooLarge):
+        return DATA
     if isinstance(error, ConnectionFailed | Unavailable):
         return UNAVAILABLE
     return FORBIDDEN if isinstance(error, Forbidden) else FAILED

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to `jobctl run`."""
+"""What ends `jobctl run` from outside: Ctrl-C, SIGTERM, a terminal that is closed, output that nobody takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.cli.output import note
 from jobs.client import Client
 from jobs.errors import JobsError
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Detached(Exception):
@@ -20,7 +20,8 @@ class Detached(Exception):
 class Interrupts:
     """Turns the first Ctrl-C into what was wished, `cancel` or `detach`, and the second into leaving.
 
-    One that comes before the job's id is known takes effect as soon as it is.
+    One that comes before the job's id is known takes effect as soon as it is. SIGTERM and SIGHUP are as Ctrl-C; a
+    signal that whoever started us has us ignore (`nohup`, a shell's background jobs) is none.
     """
 
     def __init__(self, socket_path: str, wish: str) -> None:
@@ -28,16 +29,18 @@ class Interrupts:
         self._wish = wish
         self._asked = False
         self._job: str | None = None
-        self._former: list[Any] = []
+        self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._former = [signal.signal(number, self._on_signal) for number in _SIGNALS]
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._former[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in zip(_SIGNALS, self._former, strict=True):
+        for number, handler in self._former.items():
             signal.signal(number, handler)
 
     def guard(self, job: str) -> None:
@@ -45,6 +48,11 @@ class Interrupts:
         self._job = job
         if self._asked:
             self._act(job)
+
+    def on_output_lost(self) -> None:
+        """Nobody takes the output any more: end the job, unless it is to be left alone."""
+        if self._job is not None and self._wish == "cancel":
+            self._cancel(self._job)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again, self._asked = self._asked, True
@@ -59,6 +67,9 @@ class Interrupts:
         if self._wish == "detach":
             raise Detached
         note("ending the job; once more leaves it alone")
+        self._cancel(job)
+
+    def _cancel(self, job: str) -> None:
         try:
             with Client(self._socket_path) as client:  # the other one may be in the middle of something
                 client.cancel(job)

@@ -12,7 +12,7 @@ from jobs.cli import audit, exits, jobs, kv, node, run
 from jobs.cli.command import Parser, UsageError
 from jobs.cli.output import note
 from jobs.client import Client
-from jobs.errors import InvalidRequest, JobsError
+from jobs.errors import JobsError
 
 GROUPS: Final = (run, jobs, audit, kv, node)
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exits.USAGE
     except JobsError as error:
         note(str(error))
-        return exits.DATA if isinstance(error, InvalidRequest) else exits.of_error(error)
+        return exits.of_error(error)
     except BrokenPipeError:
         _forget_output()
         return exits.SIGNAL_BASE + 13

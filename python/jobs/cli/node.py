@@ -113,7 +113,9 @@ def completion(client: Client, options: argparse.Namespace) -> int:
 
     from jobs.cli.main import parser
 
-    print(shtab.complete(parser(), options.shell))
+    script = shtab.complete(parser(), options.shell)
+    # shtab's script for zsh knows `eval` and $fpath; read with `source` it would run instead of being registered.
+    print(script.replace("$zsh_eval_context[-1] == eval ", "$zsh_eval_context[-1] == (eval|file) "))
     return exits.OK
 
 

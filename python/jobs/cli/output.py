@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -59,5 +60,6 @@ def moment(unix_ms: int | None) -> str | None:
 
 
 def note(text: str) -> None:
-    """Tell the person something without touching standard output."""
-    print(f"jobctl: {clean(text)}", file=sys.stderr, flush=True)
+    """Tell the person something without touching standard output; one whose terminal is gone is told nothing."""
+    with suppress(OSError):
+        print(f"jobctl: {clean(text)}", file=sys.stderr, flush=True)

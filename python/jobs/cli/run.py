@@ -46,6 +46,9 @@ def run(client: Client, options: argparse.Namespace) -> int:
             if job is not None:
                 note(f"lost sight of job {job}")
             raise
+        except OSError:  # of our output: the client names its own
+            interrupts.on_output_lost()
+            raise
     if ended.state is JobState.FAILED and ended.reason is not Reason.EXIT_CODE:
         note(f"job {job} failed: {ended.reason}" + (f": {ended.message}" if ended.message else ""))
     return exits.of_job(ended)
@@ -78,7 +81,10 @@ def _configure_submit(parser: Parser) -> None:
 def _configure_run(parser: Parser) -> None:
     add_job_options(parser)
     parser.add_argument(
-        "--on-interrupt", choices=("cancel", "detach"), default="cancel", help="what Ctrl-C does; a second one detaches"
+        "--on-interrupt",
+        choices=("cancel", "detach"),
+        default="cancel",
+        help="what Ctrl-C, SIGTERM, SIGHUP and a closed pipe do",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from jobs.client.requests import Request
 
 READ_BYTES: Final = 256 << 10
 MAX_IDLE: Final = 8
+CONNECT_TIMEOUT_S: Final = 30
 
 
 class Connections:
@@ -61,8 +63,10 @@ class Connections:
     def _connect(self, timeout_s: float) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.settimeout(timeout_s)
+            # A socket that does not block is refused when the node has many to accept; one that does waits its turn.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", CONNECT_TIMEOUT_S, 0))
             connection.connect(self.path)
+            connection.settimeout(timeout_s)
         except OSError as error:
             connection.close()
             raise unreachable(self.path, error) from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict, Unpack
+from typing import Final, Literal, TypedDict, Unpack
 
 from msgspec.structs import replace
 
 from jobs.content import content_of
 from jobs.protocol.model import Content, JobSubmit, Limits, Requires, Retry, ShellJob, ShellPayload
+
+_ESCAPED: Final = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
+"""What JSON writes with six bytes."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -54,7 +58,14 @@ def shell_job(command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> 
 
 
 def to_content(value: bytes | str) -> Content:
-    return Content(text=value) if isinstance(value, str) else content_of(value)
+    """Return what a job is given: bytes as text where they are UTF-8, unless JSON would escape so many of them that
+    base64 is shorter."""
+    if isinstance(value, str):
+        return Content(text=value)
+    escaped = len(value) - len(value.translate(None, _ESCAPED))
+    if 15 * escaped > len(value):  # base64 adds a third, an escape five bytes
+        return Content(base64=base64.b64encode(value).decode())
+    return content_of(value)
 
 
 def with_key(job: JobSubmit) -> JobSubmit:

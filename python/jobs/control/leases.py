@@ -63,7 +63,7 @@ class Leases:
             raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
 
     def remaining_s(self, lease: LeaseId) -> float:
-        return max(0.0, self._deadline[lease] - self._loop.time())
+        return min(self._ttl_s[lease], max(0.0, self._deadline[lease] - self._loop.time()))
 
     def ttl_s(self, lease: LeaseId) -> float:
         return self._ttl_s[lease]
