@@ -17,14 +17,11 @@ import uvloop
 
 from benchmarks import spawn_rate
 from benchmarks.load import ECHO, TRUE, Connection, closed_loop, percentiles, request
+from benchmarks.report import show
 from jobs.testing import EmbeddedNode
 
 SLOTS = 4
 BATCH = 250
-
-
-def show(name: str, value: str, against: str = "") -> None:
-    print(f"{name:<58} {value:>16}  {against}", flush=True)
 
 
 async def jobs_rate(node: EmbeddedNode, options: argparse.Namespace) -> None:

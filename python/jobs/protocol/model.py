@@ -65,7 +65,11 @@ class _Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """Base of every public type: immutable, keyword-only, closed."""
 
 
-class Content(_Model, frozen=True):
+class _Given(_Model, frozen=True, omit_defaults=True):
+    """Base of what clients give: carried, stored and shown without what they left as it is by default."""
+
+
+class Content(_Given, frozen=True):
     """Bytes in JSON: exactly one of `text` (UTF-8) and `base64`."""
 
     text: str | None = None
@@ -77,7 +81,7 @@ class Content(_Model, frozen=True):
         return content_bytes(self, "content")
 
 
-class Limits(_Model, frozen=True):
+class Limits(_Given, frozen=True):
     """Bounds of one execution; what is not given comes from the worker's configuration."""
 
     memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
@@ -89,7 +93,7 @@ class Limits(_Model, frozen=True):
     cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
 
 
-class ShellPayload(_Model, frozen=True):
+class ShellPayload(_Given, frozen=True):
     """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
 
     argv: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
@@ -107,7 +111,7 @@ class ShellPayload(_Model, frozen=True):
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
 
 
-class Retry(_Model, frozen=True):
+class Retry(_Given, frozen=True):
     """How often, when and for what a failed attempt is tried again."""
 
     max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
@@ -125,7 +129,7 @@ class Retry(_Model, frozen=True):
     """Attempts with these exit codes are not tried again."""
 
 
-class Requires(_Model, frozen=True):
+class Requires(_Given, frozen=True):
     """What a worker must have to be given the job."""
 
     labels: Labels = field(default_factory=dict)
@@ -139,7 +143,7 @@ class Requires(_Model, frozen=True):
     """Labels that decide among the workers that can take the job: the one with most of them is chosen."""
 
 
-class Retention(_Model, frozen=True):
+class Retention(_Given, frozen=True):
     """How long an ended job is kept; what is not given comes from the node's configuration."""
 
     keep_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
@@ -152,7 +156,7 @@ MAX_PARENTS: Final = 100
 """Jobs that one job may depend on."""
 
 
-class ShellJob(_Model, frozen=True, tag_field="type", tag="shell"):
+class ShellJob(_Given, frozen=True, tag_field="type", tag="shell"):
     """A job of type `shell` as a client submits it."""
 
     payload: ShellPayload
