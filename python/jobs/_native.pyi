@@ -96,6 +96,12 @@ class Store:
     @property
     def compact_revision(self) -> int: ...
     @property
+    def history_events(self) -> int:
+        """Changes that history holds, with those that are still to be given back."""
+    @property
+    def max_history_events(self) -> int:
+        """Bound of them; 0 for none."""
+    @property
     def snapshot_index(self) -> int:
         """Raft index of the newest durable snapshot file; the log must be kept from the entry after it."""
     def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]:
@@ -155,6 +161,12 @@ class MemoryStore:
     def revision(self) -> int: ...
     @property
     def compact_revision(self) -> int: ...
+    @property
+    def history_events(self) -> int:
+        """Changes that history holds, with those that are still to be given back."""
+    @property
+    def max_history_events(self) -> int:
+        """Bound of them; 0 for none."""
     def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]: ...
     def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
     def range(

@@ -104,7 +104,7 @@ def control_config(config: NodeConfig) -> ControlConfig:
         max_pending=config.queue.max_pending,
         worker_lease_s=config.workers.lease_s,
         worker_uids=frozenset(uids),
-        history_revisions=config.store.history_revisions,
+        history_events=config.store.history_events,
         max_store_bytes=config.store.max_bytes,
     )
 

@@ -60,7 +60,13 @@ class Compact(Struct, frozen=True, array_like=True, tag=5):
     revision: int
 
 
-Op: TypeAlias = Put | Delete | Get | LeaseGrant | LeaseRevoke | Compact
+class Keep(Struct, frozen=True, array_like=True, tag=6):
+    """Keep no more history than so many changes from now on (0: no bound); what is too much goes in bounded steps."""
+
+    events: int
+
+
+Op: TypeAlias = Put | Delete | Get | LeaseGrant | LeaseRevoke | Compact | Keep
 
 
 class VersionIs(Struct, frozen=True, array_like=True, tag=0):
@@ -115,7 +121,7 @@ class TxnResult(Struct, frozen=True, array_like=True):
     """What a transaction did.
 
     `error` is "" or the code for which nothing of it was applied ("lease_not_found", "limit: …"). `revision` is the
-    store's after it. `results`: one item an operation of the branch taken: None (put, compact), the number of keys
+    store's after it. `results`: one item an operation of the branch taken: None (put, compact, keep), the number of keys
     deleted (delete, lease_revoke; lease_grant 0), or the key-value found by a get as a list, or None.
     """
 
@@ -148,6 +154,10 @@ class Store(Protocol):
     def revision(self) -> int: ...
     @property
     def compact_revision(self) -> int: ...
+    @property
+    def history_events(self) -> int: ...
+    @property
+    def max_history_events(self) -> int: ...
     def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]: ...
     def get(self, key: bytes, revision: int = 0) -> tuple[bytes, bytes, int, int, int, int] | None: ...
     def range(

@@ -27,6 +27,7 @@ from jobs.store import (
     LeaseGrant,
     LeaseIs,
     LeaseRevoke,
+    Keep,
     ModRevisionIs,
     Op,
     Put,
@@ -56,6 +57,22 @@ class Model:
         self.states: dict[int, dict[bytes, Row]] = {0: {}}
         self.events: list[tuple[int, bytes, bytes | None, int, int, int]] = []
         self.leases: dict[int, int] = {}
+        self.kept: list[int] = []
+        """Revision of each event that has not been given back."""
+        self.max_events = 0
+
+    def command(self, txns: list[Txn]) -> list[TxnResult]:
+        """Apply transactions; then history is given back in a bounded step."""
+        before = len(self.events)
+        results = [self.apply(txn) for txn in txns]
+        written = [event[0] for event in self.events[before:]]
+        self.kept += written
+        surplus = max(0, len(self.kept) - self.max_events) if self.max_events else 0
+        for done in range(64 + 2 * len(written)):
+            if not self.kept or (self.kept[0] > self.compacted and done >= surplus):
+                break
+            self.compacted = max(self.compacted, self.kept.pop(0))
+        return results
 
     def holds(self, compare: Compare) -> bool:
         row = self.rows.get(compare.key)
@@ -101,6 +118,8 @@ class Model:
         elif isinstance(op, LeaseRevoke):
             self.leases.pop(op.id, None)
             return self.remove([key for key, row in self.rows.items() if row[5] == op.id])
+        elif isinstance(op, Keep):
+            self.max_events = op.events
         else:
             self.compacted = max(self.compacted, min(op.revision, self.revision))
         return None
@@ -158,18 +177,23 @@ class Machine(RuleBasedStateMachine):
     @rule(target=revisions, txns=st.lists(transactions(), min_size=1, max_size=3))
     def command(self, txns: list[Txn]) -> object:
         before = self.model.revision
-        expected = [self.model.apply(txn) for txn in txns]
+        expected = self.model.command(txns)
         entry = [(self.index + 1, 1, encode_command(txns))]
         self.index += 1
         for store in (self.store, self.memory):
             (results,) = store.apply(entry)
             assert decode_results(results) == expected
             assert store.apply(entry) == [b""], "an entry was applied twice"
+            assert (store.compact_revision, store.history_events) == (self.model.compacted, len(self.model.kept))
         return multiple(*range(before, self.model.revision + 1))
 
     @rule(revision=revisions)
     def compact(self, revision: int) -> None:
         self.command([Txn(then=(Compact(revision),))])
+
+    @rule(events=st.sampled_from([0, 1, 5, 20, 100]))
+    def keep(self, events: int) -> None:
+        self.command([Txn(then=(Keep(events),))])
 
     @rule(revision=revisions, key=KEYS)
     def get(self, revision: int, key: bytes) -> None:

@@ -102,8 +102,8 @@ class Store(_Section):
 
     max_bytes: Annotated[Bytes, Field(ge=16 << 20, le=1 << 44)] = ByteSize(32 << 30)
     """Above this nothing new is accepted (507); what is accepted already still finishes."""
-    history_revisions: Annotated[int, Field(ge=1_000, le=1_000_000_000)] = 200_000
-    """Revisions that reads and watches can go back; older history is dropped."""
+    history_events: Annotated[int, Field(ge=10_000, le=1_000_000_000)] = 500_000
+    """Changes of keys that reads and watches can go back; older history is dropped."""
 
 
 class Log(_Section):

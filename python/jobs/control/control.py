@@ -53,7 +53,7 @@ from jobs.protocol.model import (
     WorkerView,
 )
 from jobs.service import Caller, JobFilter, LogPiece
-from jobs.store import Compact, Store, Txn
+from jobs.store import Keep, Store, Txn
 
 WORKER_TYPES: Final = frozenset({"shell"})
 
@@ -67,8 +67,8 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Without a sign of life for this long a worker is lost."""
     worker_uids: frozenset[int] = frozenset()
     """Who may register workers."""
-    history_revisions: int = 200_000
-    """Revisions of the store that watches and reads can go back."""
+    history_events: int = 500_000
+    """Changes of keys that watches and reads can go back."""
     max_store_bytes: int = 32 << 30
     """Above this nothing new is accepted (507); what is accepted already still finishes."""
 
@@ -83,7 +83,6 @@ class Control:
         self._config = config
         self._started = time.monotonic()
         self._state = "starting"
-        self._compacting = False
         self._tasks = tasks = Tasks()
         self._transitions = transitions = Transitions(consensus, store)
         self._hub = Hub(store)
@@ -108,7 +107,8 @@ class Control:
 
     async def start(self, worker_socket: socket.socket) -> None:
         """Take up the work from the store and let workers in; consensus has been started."""
-        self._consensus.on_applied = self._on_applied
+        self._consensus.on_applied = self._hub.on_applied
+        await self._bound_history()
         self._leases.start()
         self._queues.start()
         self._fleet.start()
@@ -128,18 +128,10 @@ class Control:
         self._leases.stop()
         await self._tasks.stop()
 
-    def _on_applied(self) -> None:
-        self._hub.on_applied()
-        kept = self._store.revision - self._store.compact_revision
-        if kept > self._config.history_revisions * 5 // 4 and not self._compacting and self._consensus.is_leader:
-            self._compacting = True
-            self._tasks.spawn(self._compact(self._store.revision - self._config.history_revisions))
-
-    async def _compact(self, revision: int) -> None:
-        try:
-            check(await self._consensus.propose(Txn(then=(Compact(revision),))))
-        finally:
-            self._compacting = False
+    async def _bound_history(self) -> None:
+        """Have the store keep as much history as is configured."""
+        if self._store.max_history_events != self._config.history_events:
+            check(await self._consensus.propose(Txn(then=(Keep(self._config.history_events),))))
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 

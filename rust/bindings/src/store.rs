@@ -111,6 +111,16 @@ impl Store {
     }
 
     #[getter]
+    fn history_events(&self) -> u64 {
+        self.read().meta().events
+    }
+
+    #[getter]
+    fn max_history_events(&self) -> u64 {
+        self.read().meta().max_events
+    }
+
+    #[getter]
     fn snapshot_index(&self) -> u64 {
         self.read().snapshot_index()
     }
@@ -304,6 +314,16 @@ impl MemoryStore {
     #[getter]
     fn compact_revision(&self) -> u64 {
         lock(&self.inner).meta.compact_revision
+    }
+
+    #[getter]
+    fn history_events(&self) -> u64 {
+        lock(&self.inner).meta.events
+    }
+
+    #[getter]
+    fn max_history_events(&self) -> u64 {
+        lock(&self.inner).meta.max_events
     }
 
     fn apply(&self, py: Python<'_>, entries: Vec<(u64, u64, Vec<u8>)>) -> PyResult<Vec<Py<PyBytes>>> {

@@ -103,6 +103,11 @@ pub enum Op<'a> {
         /// Oldest revision that is kept.
         revision: u64,
     },
+    /// Keep no more history than so many changes, from this command on.
+    Keep {
+        /// Changes; 0 sets no bound.
+        events: u64,
+    },
 }
 
 /// What one operation did.
@@ -271,7 +276,7 @@ impl<'a> Reader<'a> {
         let wanted = match tag {
             0 => 4,
             1 | 3 => 3,
-            2 | 4 | 5 => 2,
+            2 | 4 | 5 | 6 => 2,
             other => return Err(format!("operation {other} is not known")),
         };
         if count != wanted {
@@ -293,9 +298,10 @@ impl<'a> Reader<'a> {
                 ttl_ms: self.number()?,
             },
             4 => Op::LeaseRevoke { id: self.number()? },
-            _ => Op::Compact {
+            5 => Op::Compact {
                 revision: self.number()?,
             },
+            _ => Op::Keep { events: self.number()? },
         })
     }
 

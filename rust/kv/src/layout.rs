@@ -36,6 +36,10 @@ pub struct Meta {
     pub revision: u64,
     /// Oldest revision that can be read.
     pub compact_revision: u64,
+    /// Changes in history, those included that compaction has yet to give back.
+    pub events: u64,
+    /// Bound of `events`; 0 for none.
+    pub max_events: u64,
 }
 
 /// A place in history: a revision and the number of the change within it.
@@ -109,7 +113,14 @@ fn joined(parts: &[&[u8]]) -> Vec<u8> {
 impl Meta {
     pub(crate) fn encode(self) -> Vec<u8> {
         let mut out = vec![FORMAT_VERSION];
-        for field in [self.index, self.term, self.revision, self.compact_revision] {
+        for field in [
+            self.index,
+            self.term,
+            self.revision,
+            self.compact_revision,
+            self.events,
+            self.max_events,
+        ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         out
@@ -133,6 +144,8 @@ impl Meta {
             term,
             revision: reader.u64()?,
             compact_revision: reader.u64()?,
+            events: reader.u64()?,
+            max_events: reader.u64()?,
         })
     }
 }

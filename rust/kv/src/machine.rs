@@ -213,6 +213,10 @@ impl<B: Backend> Machine<'_, B> {
                 self.meta.compact_revision = self.meta.compact_revision.max(revision.min(self.meta.revision));
                 Ok(OpResult::Nothing)
             }
+            Op::Keep { events } => {
+                self.meta.max_events = events;
+                Ok(OpResult::Nothing)
+            }
         }
     }
 
@@ -304,30 +308,48 @@ impl<B: Backend> Machine<'_, B> {
 
     fn record(&mut self, at: Point, change: &Change) -> Outcome<(), B> {
         self.events += 1;
+        self.meta.events += 1;
         self.number += 1;
         self.backend
             .put(&event_key(at), &change.encode())
             .map_err(KvError::Backend)
     }
 
-    /// Give back up to `limit` events that compaction has made unreadable, oldest first.
+    /// Give back up to `limit` events, oldest first: those that compaction has made unreadable, and what history has
+    /// more of than it may.
     fn forget(&mut self, limit: usize) -> Outcome<(), B> {
-        let end = event_key(Point {
-            revision: self.meta.compact_revision.saturating_add(1),
-            number: 0,
-        });
+        let max_events = self.meta.max_events;
+        let surplus = if max_events == 0 {
+            0
+        } else {
+            self.meta.events.saturating_sub(max_events)
+        };
+        let mut compact_revision = self.meta.compact_revision;
         let mut gone: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let mut problem = None;
         let visit = &mut |key: &[u8], data: &[u8]| {
-            gone.push((key.to_vec(), data.to_vec()));
-            if gone.len() < limit {
+            match Point::of_event_key::<B::Error>(key) {
+                Ok(at) if at.revision <= compact_revision || (gone.len() as u64) < surplus => {
+                    compact_revision = compact_revision.max(at.revision);
+                    gone.push((key.to_vec(), data.to_vec()));
+                }
+                Ok(_) => return ControlFlow::Break(()),
+                Err(error) => problem = Some(error),
+            }
+            if gone.len() < limit && problem.is_none() {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
             }
         };
         self.backend
-            .scan(&[EVENTS], &end, false, visit)
+            .scan(&[EVENTS], &next_table(EVENTS), false, visit)
             .map_err(KvError::Backend)?;
+        if let Some(problem) = problem {
+            return Err(problem);
+        }
+        self.meta.compact_revision = compact_revision;
+        self.meta.events = self.meta.events.saturating_sub(gone.len() as u64);
         for (key, data) in gone {
             let change = Change::decode(&data)?;
             if change.after == After::Deleted {
