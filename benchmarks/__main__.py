@@ -21,7 +21,7 @@ from benchmarks.report import show
 from jobs.testing import EmbeddedNode
 
 SLOTS = 4
-BATCH = 250
+BATCH = 160
 
 
 async def jobs_rate(node: EmbeddedNode, options: argparse.Namespace) -> None:

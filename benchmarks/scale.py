@@ -23,7 +23,7 @@ from benchmarks.load import Connection, percentiles, request
 from benchmarks.report import show
 from jobs.testing import EmbeddedNode
 
-BATCH = 250
+BATCH = 160
 FEW = 1_000
 WARM = 200
 STARTED = 1_000
@@ -105,10 +105,9 @@ async def fill(node: EmbeddedNode, count: int) -> tuple[list[str], Cost]:
     batch = request("POST", "/v1/jobs:batch", {"jobs": [JOB] * BATCH})
     connection = await Connection().open(node.socket)
     ids: list[str] = []
-    measured = min(count, 20_000)
-    meter = Meter(node.pid)
-    for done in range(0, count, BATCH):
-        if done == count - measured:
+    measured = min(count, 20_000) // BATCH * BATCH
+    for left in range(count // BATCH * BATCH, 0, -BATCH):
+        if left == measured:
             meter = Meter(node.pid)
         answer: Any = await connection.send(batch)
         if len(ids) < WARM + STARTED:
@@ -129,8 +128,9 @@ async def start_cost(node: EmbeddedNode, ids: list[str]) -> Cost:
 
 def measure(directory: Path, count: int, seconds: float) -> Figures:
     with EmbeddedNode(directory) as node:
-        # Two batches more than are left pending when starts have been measured.
+        # So many are left when starts have been measured.
         ids, batch = uvloop.run(fill(node, count + 2 * STARTED))
+        os.sync()  # the kernel still writes out what the filling left
         single, _ = uvloop.run(repeat(node, request("POST", "/v1/jobs", JOB), seconds))
         node.kill()
         began = time.perf_counter()
@@ -140,7 +140,7 @@ def measure(directory: Path, count: int, seconds: float) -> Figures:
         reads = {
             name: uvloop.run(repeat(node, request("GET", target), seconds / 4))[0] for name, target in READS.items()
         }
-        stored = sum(file.stat().st_blocks * 512 for file in (directory / "store").rglob("*") if file.is_file())
+        stored = sum(file.stat().st_blocks * 512 for file in directory.rglob("data.mdb") if file.is_file())
     with EmbeddedNode(directory, env=ABLE) as node:
         start = uvloop.run(start_cost(node, ids))
         node.kill()
