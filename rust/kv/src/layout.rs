@@ -1,5 +1,5 @@
 //! How the machine's tables lie in one ordered map, and their records as bytes. Numbers in keys are big-endian, so that
-//! their order is the keys' order.
+//! their order is the keys' order; those in values are MessagePack's, which take a byte each where they are small.
 //!
 //! | key | value |
 //! |---|---|
@@ -10,10 +10,13 @@
 //! | `l` lease | time to live in ms |
 //! | `a` lease, key | (nothing): the key is attached |
 
+use rmp::decode::read_int;
+use rmp::encode::write_uint;
+
 use crate::error::KvError;
 
 /// Version of everything in this file.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
 
 pub(crate) const META: &[u8] = b"m";
 pub(crate) const LATEST: u8 = b'k';
@@ -121,7 +124,7 @@ impl Meta {
             self.events,
             self.max_events,
         ] {
-            out.extend_from_slice(&field.to_le_bytes());
+            put_number(&mut out, field);
         }
         out
     }
@@ -138,22 +141,22 @@ impl Meta {
                 "format version {version}; this build knows {FORMAT_VERSION}"
             )));
         }
-        let (index, term) = (reader.u64()?, reader.u64()?);
+        let (index, term) = (reader.number()?, reader.number()?);
         Ok(Self {
             index,
             term,
-            revision: reader.u64()?,
-            compact_revision: reader.u64()?,
-            events: reader.u64()?,
-            max_events: reader.u64()?,
+            revision: reader.number()?,
+            compact_revision: reader.number()?,
+            events: reader.number()?,
+            max_events: reader.number()?,
         })
     }
 }
 
 impl Point {
     fn encode_to(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.revision.to_le_bytes());
-        out.extend_from_slice(&self.number.to_le_bytes());
+        put_number(out, self.revision);
+        put_number(out, self.number.into());
     }
 
     pub(crate) fn encode(self) -> Vec<u8> {
@@ -179,15 +182,15 @@ impl Point {
 
 impl Version {
     fn encode_to(self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.puts.to_le_bytes());
-        out.extend_from_slice(&self.created.to_le_bytes());
+        put_number(out, self.puts);
+        put_number(out, self.created);
         self.at.encode_to(out);
-        out.extend_from_slice(&self.lease.to_le_bytes());
+        put_number(out, self.lease);
     }
 
     /// The record of a key's newest version.
     pub(crate) fn encode_with(self, value: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(36 + value.len());
+        let mut out = Vec::with_capacity(24 + value.len());
         self.encode_to(&mut out);
         out.extend_from_slice(value);
         out
@@ -250,12 +253,12 @@ impl Change {
     }
 }
 
+fn put_number(out: &mut Vec<u8>, number: u64) {
+    write_uint(out, number).expect("a vector takes everything");
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(
-        &u32::try_from(bytes.len())
-            .expect("keys and values are bounded")
-            .to_le_bytes(),
-    );
+    put_number(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
@@ -268,38 +271,34 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn take<const N: usize, E>(&mut self) -> Result<[u8; N], KvError<E>> {
-        let (head, rest) = self.data.split_first_chunk::<N>().ok_or_else(damaged)?;
-        self.data = rest;
-        Ok(*head)
-    }
-
     fn byte<E>(&mut self) -> Result<u8, KvError<E>> {
-        Ok(self.take::<1, E>()?[0])
+        let (first, rest) = self.data.split_first().ok_or_else(damaged)?;
+        self.data = rest;
+        Ok(*first)
     }
 
-    fn u64<E>(&mut self) -> Result<u64, KvError<E>> {
-        self.take().map(u64::from_le_bytes)
+    fn number<E>(&mut self) -> Result<u64, KvError<E>> {
+        read_int(&mut self.data).map_err(|_| damaged())
     }
 
     fn point<E>(&mut self) -> Result<Point, KvError<E>> {
         Ok(Point {
-            revision: self.u64()?,
-            number: self.take().map(u32::from_le_bytes)?,
+            revision: self.number()?,
+            number: u32::try_from(self.number()?).map_err(|_| damaged())?,
         })
     }
 
     fn version<E>(&mut self) -> Result<Version, KvError<E>> {
         Ok(Version {
-            puts: self.u64()?,
-            created: self.u64()?,
+            puts: self.number()?,
+            created: self.number()?,
             at: self.point()?,
-            lease: self.u64()?,
+            lease: self.number()?,
         })
     }
 
     fn bytes<E>(&mut self) -> Result<&'a [u8], KvError<E>> {
-        let len = self.take().map(u32::from_le_bytes)? as usize;
+        let len = usize::try_from(self.number()?).map_err(|_| damaged())?;
         let (head, rest) = self.data.split_at_checked(len).ok_or_else(damaged)?;
         self.data = rest;
         Ok(head)
