@@ -25,6 +25,13 @@ pub(crate) const EVENTS: u8 = b'e';
 pub(crate) const LEASES: u8 = b'l';
 pub(crate) const ATTACHED: u8 = b'a';
 
+/// Whether a key is one of history: such rows are only ever put behind all others of their kind, and no range that is
+/// scanned holds both these and others.
+#[must_use]
+pub fn is_history(key: &[u8]) -> bool {
+    key.first() == Some(&EVENTS)
+}
+
 /// Values up to this size are kept in the event of their put; larger ones are found through the key.
 pub(crate) const INLINE_BYTES: usize = 4 << 10;
 

@@ -21,7 +21,7 @@ pub mod read;
 
 pub use backend::{Backend, Memory, Read};
 pub use error::KvError;
-pub use layout::Meta;
+pub use layout::{Meta, is_history};
 pub use machine::apply;
 pub use read::{Event, KeyValue, Page, RangeOptions};
 

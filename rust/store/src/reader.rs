@@ -6,12 +6,12 @@ use jobs_kv::machine::load;
 use jobs_kv::read::{Page, RangeOptions, get, range};
 use jobs_kv::{KeyValue, Meta};
 
-use crate::env::{Lmdb, Reading, Table, open_read_only};
+use crate::env::{Lmdb, Reading, Tables, open_read_only};
 use crate::error::{Result, StoreError};
 
 /// A store's directory, opened for reading while another process may be writing.
 pub struct StoreReader {
-    opened: Option<(Lmdb, Table)>,
+    opened: Option<(Lmdb, Tables)>,
 }
 
 impl StoreReader {
@@ -63,10 +63,10 @@ impl StoreReader {
     }
 
     fn with<T>(&self, read: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
-        let (env, table) = self.opened.as_ref().ok_or(StoreError::Closed)?;
+        let (env, tables) = self.opened.as_ref().ok_or(StoreError::Closed)?;
         let txn = env.read_txn()?;
         let reading = Reading {
-            table: *table,
+            tables: *tables,
             txn: &txn,
         };
         let meta = load(&reading)?;

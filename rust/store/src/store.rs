@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jobs_kv::command::{TxnResult, encode_results};
 use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
-use jobs_kv::{Backend, KeyValue, KvError, Meta, Read};
+use jobs_kv::{KeyValue, KvError, Meta, Read};
 
-use crate::env::{DATA_FILE, Lmdb, Reading, Table, Writing, open};
+use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open};
 use crate::error::{Result, StoreError};
 use crate::marker::{self, LastRun, boot_id, replace, sync_directory};
 use crate::snapshot;
@@ -42,7 +42,7 @@ impl Default for Options {
 
 struct Open {
     env: Lmdb,
-    table: Table,
+    tables: Tables,
 }
 
 /// The state machine on disk. Reads may run beside [`Store::apply`] on other threads.
@@ -73,16 +73,16 @@ impl Store {
         let max_bytes = options.max_bytes.next_multiple_of(PAGE_BYTES);
         let (recovered, snapshots) = Self::recover(directory, &boot_id, max_bytes)?;
         marker::write(directory, &boot_id, false)?;
-        let (env, table) = open(directory, max_bytes)?;
+        let (env, tables) = open(directory, max_bytes)?;
         let meta = {
             let txn = env.read_txn()?;
-            load(&Reading { table, txn: &txn })?
+            load(&Reading { tables, txn: &txn })?
         };
         let store = Self {
             directory: directory.to_owned(),
             boot_id,
             recovered,
-            open: Some(Open { env, table }),
+            open: Some(Open { env, tables }),
             meta: Mutex::new(meta),
             writing: Mutex::new(()),
             snapshot_index: Mutex::new(snapshots.first().map_or(0, |newest| newest.0)),
@@ -151,11 +151,11 @@ impl Store {
     /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
     pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
         let _alone = lock(&self.writing);
-        let Open { env, table } = self.opened()?;
+        let Open { env, tables } = self.opened()?;
         let mut meta = self.meta();
         let mut txn = env.write_txn()?;
         let mut writing = Writing {
-            table: *table,
+            tables: *tables,
             txn: &mut txn,
         };
         let mut results = Vec::with_capacity(entries.len());
@@ -246,11 +246,15 @@ impl Store {
     pub fn used_bytes(&self) -> Result<u64> {
         let mut used = lock(&self.used);
         if used.0 >= MEASURE_EVERY {
-            let Open { env, table } = self.opened()?;
+            let Open { env, tables } = self.opened()?;
             let txn = env.read_txn()?;
-            let stat = table.stat(&txn)?;
-            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-            *used = (0, pages as u64 * u64::from(stat.page_size));
+            let mut bytes = 0;
+            for table in tables.all() {
+                let stat = table.stat(&txn)?;
+                let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+                bytes += pages as u64 * u64::from(stat.page_size);
+            }
+            *used = (0, bytes);
         }
         Ok(used.1)
     }
@@ -261,10 +265,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; the former snapshots are still there then.
     pub fn snapshot(&self) -> Result<u64> {
-        let Open { env, table } = self.opened()?;
+        let Open { env, tables } = self.opened()?;
         let txn = env.read_txn()?;
         let meta = load(&Reading {
-            table: *table,
+            tables: *tables,
             txn: &txn,
         })?;
         if meta.index == 0 || meta.index == self.snapshot_index() {
@@ -273,26 +277,24 @@ impl Store {
         let mut failed = None;
         replace(&self.directory, &snapshot::file_name(meta.index), |file| {
             let mut writer = snapshot::Writer::new(file, meta.index, meta.term)?;
-            match table.iter(&txn) {
-                Ok(rows) => {
-                    for row in rows {
-                        match row {
-                            Ok((key, value)) => writer.row(key, value)?,
-                            Err(error) => {
-                                failed = Some(error);
-                                return Err(std::io::ErrorKind::Other.into());
-                            }
-                        }
+            let mut write_rows = || -> Result<()> {
+                for table in tables.all() {
+                    for row in table.iter(&txn)? {
+                        let (key, value) = row?;
+                        writer
+                            .row(key, value)
+                            .map_err(StoreError::io("write", &self.directory))?;
                     }
                 }
-                Err(error) => {
-                    failed = Some(error);
-                    return Err(std::io::ErrorKind::Other.into());
-                }
+                Ok(())
+            };
+            if let Err(error) = write_rows() {
+                failed = Some(error);
+                return Err(std::io::ErrorKind::Other.into());
             }
             writer.finish()
         })
-        .map_err(|error| failed.map_or(error, StoreError::Lmdb))?;
+        .map_err(|error| failed.unwrap_or(error))?;
         for (index, path) in snapshot::list(&self.directory)? {
             if index < meta.index {
                 fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
@@ -320,10 +322,10 @@ impl Store {
     }
 
     fn reading<T>(&self, work: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
-        let Open { env, table } = self.opened()?;
+        let Open { env, tables } = self.opened()?;
         let txn = env.read_txn()?;
         let reading = Reading {
-            table: *table,
+            tables: *tables,
             txn: &txn,
         };
         // Of the same transaction: `apply` may commit at any moment.
@@ -366,8 +368,8 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     let beside = directory.join(RESTORE_DIRECTORY);
     let _ = fs::remove_dir_all(&beside);
     fs::create_dir(&beside).map_err(StoreError::io("create", &beside))?;
-    let (env, table) = open(&beside, max_bytes)?;
-    let loaded = load_rows(&env, table, path);
+    let (env, tables) = open(&beside, max_bytes)?;
+    let loaded = load_rows(&env, tables, path);
     let synced = loaded.and_then(|()| Ok(env.force_sync()?));
     env.prepare_for_closing().wait();
     if let Err(error) = synced {
@@ -381,12 +383,12 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     sync_directory(directory)
 }
 
-fn load_rows(env: &Lmdb, table: Table, path: &Path) -> Result<()> {
+fn load_rows(env: &Lmdb, tables: Tables, path: &Path) -> Result<()> {
     let mut txn = Some(env.write_txn()?);
     let mut rows = 0;
     snapshot::read(path, &mut |key, value| {
         let open = txn.as_mut().expect("there is always one");
-        Writing { table, txn: open }.put(key, value)?;
+        Writing { tables, txn: open }.append(key, value)?;
         rows += 1;
         if rows % RESTORE_ROWS == 0 {
             txn.take().expect("there is always one").commit()?;
