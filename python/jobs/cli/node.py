@@ -11,6 +11,7 @@ from jobs.cli.command import Command, Parser
 from jobs.cli.output import ago, print_fields, print_json, print_table
 from jobs.client import Client
 from jobs.errors import JobsError
+from jobs.protocol.model import WorkerView
 
 
 def workers(client: Client, options: argparse.Namespace) -> int:
@@ -25,7 +26,7 @@ def workers(client: Client, options: argparse.Namespace) -> int:
             (
                 worker.id,
                 worker.type,
-                f"{worker.state}, pressed" if worker.pressed else worker.state,
+                state_of(worker),
                 worker.running,
                 worker.slots,
                 worker.node,
@@ -41,16 +42,22 @@ def workers(client: Client, options: argparse.Namespace) -> int:
     return exits.OK
 
 
+def state_of(worker: WorkerView) -> str:
+    """Return a worker's state with what else keeps jobs from it."""
+    more = ["drained"] if worker.drained and worker.state != "draining" else []
+    return ", ".join([worker.state, *more, *(["pressed"] if worker.pressed else [])])
+
+
 def pairs(items: Iterable[tuple[str, object]]) -> str:
     return ",".join(f"{name}={value}" for name, value in items) or "-"
 
 
 def drain(client: Client, options: argparse.Namespace) -> int:
-    worker = client.drain(options.worker)
+    worker = client.undrain(options.worker) if options.undo else client.drain(options.worker)
     if options.json:
         print_json(worker)
     else:
-        print(f"{worker.id} {worker.state}, {worker.running} jobs left")
+        print(f"{worker.id} {worker.state}, {worker.running} jobs running")
     return exits.OK
 
 
@@ -123,9 +130,14 @@ def _configure_completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh"))
 
 
+def _configure_drain(parser: Parser) -> None:
+    parser.add_argument("worker")
+    parser.add_argument("--undo", action="store_true", help="give it jobs again")
+
+
 COMMANDS: Final = (
     Command("workers", workers, "List the workers."),
-    Command("drain", drain, "Give a worker no more jobs.", lambda parser: parser.add_argument("worker")),
+    Command("drain", drain, "Give a worker, and its next lives, no more jobs until that is undone.", _configure_drain),
     Command("health", health, "Show how the node is."),
     Command("doctor", doctor, "Look at what this machine has, what is missing, and how to mend it."),
     Command(

@@ -18,6 +18,7 @@ from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.failures import error_of, gone, unreachable
 from jobs.client.operations import AuditOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
+from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
@@ -57,6 +58,8 @@ class AsyncClient:
         self._met = False
         self._session: aiohttp.ClientSession | None = None
         self.kv = AsyncKeyValueClient(self)
+        self.queues = AsyncQueuesClient(self)
+        self.owners = AsyncOwnersClient(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -171,8 +174,12 @@ class AsyncClient:
         return (await self.call(operations.list_workers())).workers
 
     async def drain(self, worker: str) -> WorkerView:
-        """Give a worker no more jobs; those it has go on. Administrators only."""
+        """Give a worker, and its next lives, no more jobs; those it has go on. Administrators only."""
         return await self.call(operations.drain(worker))
+
+    async def undrain(self, worker: str) -> WorkerView:
+        """Give a drained worker jobs again; raises WorkerStopping for one that stops by itself. Administrators only."""
+        return await self.call(operations.undrain(worker))
 
     async def health(self) -> Health:
         """Return how the node is."""

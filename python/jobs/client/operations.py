@@ -131,6 +131,10 @@ def drain(worker: str) -> Call[model.WorkerView]:
     return post(f"/v1/workers/{segment(worker)}/drain", model.WorkerView, safe=True)
 
 
+def undrain(worker: str) -> Call[model.WorkerView]:
+    return post(f"/v1/workers/{segment(worker)}/resume", model.WorkerView, safe=True)
+
+
 def health() -> Call[model.Health]:
     return get("/v1/health", model.Health)
 

@@ -78,10 +78,15 @@ def get(path: str, answer: type[T], query: Mapping[str, Any] | None = None, *, w
 
 def post(path: str, answer: type[T], body: Any = None, *, safe: bool = False) -> Call[T]:
     """Return a write. Raises InvalidRequest for text that JSON cannot carry."""
+    return write("POST", path, answer, body, safe=safe)
+
+
+def write(method: str, path: str, answer: type[T], body: Any = None, *, safe: bool = False) -> Call[T]:
+    """Return a write by any method. Raises InvalidRequest for text that JSON cannot carry."""
     if body is None:
-        return Call(Request(method="POST", target=path, body=b"", safe=safe), answer)
+        return Call(Request(method=method, target=path, body=b"", safe=safe), answer)
     headers = {"Content-Type": "application/json"}
-    return Call(Request(method="POST", target=path, headers=headers, body=encode(body), safe=safe), answer)
+    return Call(Request(method=method, target=path, headers=headers, body=encode(body), safe=safe), answer)
 
 
 def encode(body: Any) -> bytes:

@@ -15,6 +15,7 @@ from jobs.client.connection import Connections
 from jobs.client.failures import error_of
 from jobs.client.operations import AuditOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
+from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
@@ -58,6 +59,8 @@ class Client:
         self._connections = Connections(socket_path or operations.default_socket())
         self._patience_s = patience_s
         self.kv = KeyValueClient(self)
+        self.queues = QueuesClient(self)
+        self.owners = OwnersClient(self)
 
     @property
     def socket_path(self) -> str:
@@ -187,8 +190,12 @@ class Client:
         return self.call(operations.list_workers()).workers
 
     def drain(self, worker: str) -> WorkerView:
-        """Give a worker no more jobs; those it has go on. Administrators only."""
+        """Give a worker, and its next lives, no more jobs; those it has go on. Administrators only."""
         return self.call(operations.drain(worker))
+
+    def undrain(self, worker: str) -> WorkerView:
+        """Give a drained worker jobs again; raises WorkerStopping for one that stops by itself. Administrators only."""
+        return self.call(operations.undrain(worker))
 
     def health(self) -> Health:
         """Return how the node is."""
