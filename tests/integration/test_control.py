@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, QueueFull, WorkerStopping
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import BATCH_JOBS, JobState, JobView, Reason, Requires, Retry, Stream
+from jobs.protocol.model import BATCH_JOBS, JobState, JobSubmit, JobView, Reason, Requires, Retry, Stream
 from jobs.service import JobFilter, LogPiece
 from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
@@ -276,6 +277,9 @@ def test_idempotency_keys(tmp_path: Path) -> None:
             (first,) = await control.submit(ALICE, [shell("a", idempotency_key="k")])
             (again,) = await control.submit(ALICE, [shell("a", idempotency_key="k")])
             assert (first.created, again.created, again.job.id) == (True, False, first.job.id)
+            spelled_out = b'{"type":"shell","payload":{"argv":["a"]},"idempotency_key":"k","queue":"default","retry":{"delay_s":1}}'
+            (same,) = await control.submit(ALICE, [msgspec.json.decode(spelled_out, type=JobSubmit)])
+            assert (same.created, same.job.id) == (False, first.job.id)
             with pytest.raises(IdempotencyConflict):
                 await control.submit(ALICE, [shell("b", idempotency_key="k")])
             (others,) = await control.submit(BOB, [shell("b", idempotency_key="k")])

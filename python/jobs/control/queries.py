@@ -33,6 +33,8 @@ INLINE_BYTES: Final = 64 << 10
 """Output of one stream that a result carries."""
 PAGE_SCAN_ROWS: Final = 10_000
 """Jobs that are looked at for one page, whether they match or not."""
+TURN_ROWS: Final = 256
+"""Of them, those that are looked at without a pause."""
 LOG_CHUNKS: Final = 16
 SEGMENT_BITS: Final = 20
 """A piece's number is its chunk's number and, in this many bits, its place in the chunk."""
@@ -91,7 +93,9 @@ class Queries:
         scanned = 0
         more = True
         while more and len(found) < limit and scanned < PAGE_SCAN_ROWS:
-            rows, more = self._store.range(start, end, limit=min(PAGE_SCAN_ROWS, 4 * limit), reverse=newest_first)
+            if scanned:
+                await asyncio.sleep(0)  # others have their turn
+            rows, more = self._store.range(start, end, limit=min(TURN_ROWS, 4 * limit), reverse=newest_first)
             for row in rows:
                 last, scanned = row[0], scanned + 1
                 record = records.decode(JobRecord, row[1])

@@ -116,7 +116,7 @@ class Submission:
     def _twin(self, new: _New, first_by_key: dict[bytes, _New]) -> _New | None:
         """Return the earlier job of the request that is the answer to this one as well."""
         if new.idempotency_key is not None and (twin := first_by_key.get(new.idempotency_key)) is not None:
-            _check_same(twin.body_sha256, new, "earlier in this request")
+            _check_same(new, twin.body_sha256, twin.job.spec, "earlier in this request")
             return twin
         unique_key = new.job.record.unique_key
         return None if unique_key is None else first_by_key.get(unique_key)
@@ -125,7 +125,8 @@ class Submission:
         """Return the job that the idempotency key made before, or that holds the unique key."""
         if new.idempotency_key is not None and (found := self._store.get(new.idempotency_key)) is not None:
             known = records.decode(IdempotencyRecord, found[1])
-            _check_same(known.body_sha256, new, f"for job {known.job}")
+            spec = self._store.get(keys.spec(known.job))
+            _check_same(new, known.body_sha256, None if spec is None else spec[1], f"for job {known.job}")
             return self._answer(known.job)
         unique_key = new.job.record.unique_key
         if unique_key is not None and (found := self._store.get(unique_key)) is not None:
@@ -157,8 +158,14 @@ class Submission:
         return True
 
 
-def _check_same(body_sha256: bytes, new: _New, used: str) -> None:
-    if body_sha256 != new.body_sha256:
+def _check_same(new: _New, body_sha256: bytes, spec: bytes | None, used: str) -> None:
+    """Raise IdempotencyConflict unless this is the body that came before with the key.
+
+    A client may spell out a default that another leaves out, so bodies that differ as bytes are compared as values.
+    """
+    if body_sha256 == new.body_sha256:
+        return
+    if spec is None or records.decode_spec(spec) != records.decode_spec(new.job.spec):
         raise IdempotencyConflict(
             f"the idempotency key was used {used} with another body",
             field=f"{new.where}.idempotency_key",
