@@ -121,8 +121,8 @@ class TxnResult(Struct, frozen=True, array_like=True):
     """What a transaction did.
 
     `error` is "" or the code for which nothing of it was applied ("lease_not_found", "limit: …"). `revision` is the
-    store's after it. `results`: one item an operation of the branch taken: None (put, compact, keep), the number of keys
-    deleted (delete, lease_revoke; lease_grant 0), or the key-value found by a get as a list, or None.
+    store's after it. `results`: one item an operation of the branch taken: None (put, compact, keep), the number of
+    keys deleted (delete, lease_revoke; lease_grant 0), or the key-value found by a get as a list, or None.
     """
 
     error: str

@@ -277,7 +277,10 @@ def test_idempotency_keys(tmp_path: Path) -> None:
             (first,) = await control.submit(ALICE, [shell("a", idempotency_key="k")])
             (again,) = await control.submit(ALICE, [shell("a", idempotency_key="k")])
             assert (first.created, again.created, again.job.id) == (True, False, first.job.id)
-            spelled_out = b'{"type":"shell","payload":{"argv":["a"]},"idempotency_key":"k","queue":"default","retry":{"delay_s":1}}'
+            spelled_out = (
+                b'{"type":"shell","payload":{"argv":["a"]},"idempotency_key":"k",'
+                b'"queue":"default","retry":{"delay_s":1}}'
+            )
             (same,) = await control.submit(ALICE, [msgspec.json.decode(spelled_out, type=JobSubmit)])
             assert (same.created, same.job.id) == (False, first.job.id)
             with pytest.raises(IdempotencyConflict):
