@@ -10,7 +10,9 @@ from msgspec import Struct
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import (
     AuditPage,
+    CancelMany,
     CancelOutcome,
+    CancelPage,
     Health,
     JobDetail,
     JobEvent,
@@ -56,6 +58,8 @@ class JobFilter(Struct, frozen=True, kw_only=True):
     queue: str | None = None
     owner: int | None = None
     worker: str | None = None
+    schedule: str | None = None
+    """Made by this schedule."""
     labels: tuple[tuple[str, str], ...] = ()
 
 
@@ -131,6 +135,9 @@ class Service(Protocol):
         """Return as soon as the job is final, or as it is after `timeout_s`."""
 
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome: ...
+
+    async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
+        """End the jobs of a selection, page by page; the work for a page is bounded."""
 
     def logs(
         self,

@@ -97,6 +97,10 @@ ROUTES: Final = (
         summary="End a job",
     ),
     Route(
+        method="POST", path="/v1/jobs:cancel", handler=Handlers.cancel_jobs, body=model.CancelMany,
+        answer=model.CancelPage, errors=(errors.Forbidden,), summary="End the jobs of a selection, page by page",
+    ),
+    Route(
         method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=job_calls.LogsQuery,
         answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"), errors=(*_READ, *_POLL),
         summary="Read or follow what a job writes",

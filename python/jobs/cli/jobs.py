@@ -11,11 +11,12 @@ from typing import Final
 import msgspec
 
 from jobs.cli import exits
-from jobs.cli.command import Command, Parser, at_least
+from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.run import write_out
 from jobs.cli.submission import duration, pair
 from jobs.client import Client
+from jobs.client.operations import CancelOptions
 from jobs.protocol.model import JobResult, JobState, JobView, Progress, Stream
 
 
@@ -158,6 +159,25 @@ def wait(client: Client, options: argparse.Namespace) -> int:
 
 
 def cancel(client: Client, options: argparse.Namespace) -> int:
+    where: CancelOptions = {
+        "labels": dict(options.label),
+        "state": [JobState(state) for state in options.state],
+        "queue": options.queue,
+        "type": options.type,
+        "owner": options.owner,
+        "worker": options.worker,
+        "schedule": options.schedule,
+        "all": options.all,
+    }
+    if (options.owner is not None or any(where.values())) == bool(options.id):
+        raise UsageError("give either ids, or which jobs to end: --label, --queue, --state, …; --all for every job")
+    if not options.id:
+        counts = client.cancel_many(**where)
+        if options.json:
+            print_json(counts)
+        else:
+            print(f"{counts.cancelled} cancelled, {counts.requested} requested, {counts.already_final} already_final")
+        return exits.OK
     for job in options.id:
         done = client.cancel(job)
         if options.json:
@@ -171,13 +191,24 @@ def _add_ids(parser: Parser) -> None:
     parser.add_argument("id", nargs="+")
 
 
-def _configure_list(parser: Parser) -> None:
+def _add_filters(parser: Parser) -> None:
     parser.add_argument("--state", choices=[state.value for state in JobState], action="append", default=[])
     parser.add_argument("--type")
     parser.add_argument("--queue")
     parser.add_argument("--owner", type=at_least(0), metavar="UID")
     parser.add_argument("--worker")
     parser.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE")
+
+
+def _configure_cancel(parser: Parser) -> None:
+    parser.add_argument("id", nargs="*")
+    _add_filters(parser)
+    parser.add_argument("--schedule", metavar="NAME", help="those that this schedule made")
+    parser.add_argument("--all", action="store_true", help="every job that you may end")
+
+
+def _configure_list(parser: Parser) -> None:
+    _add_filters(parser)
     parser.add_argument("--oldest-first", action="store_true")
     parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="0 lists all")
 
@@ -211,5 +242,5 @@ COMMANDS: Final = (
         "Wait for jobs to end: 0 when all completed, 1 when one failed, 124 on a timeout.",
         _configure_wait,
     ),
-    Command("cancel", cancel, "End jobs.", _add_ids),
+    Command("cancel", cancel, "End jobs: by their ids, or all that match.", _configure_cancel),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import TypeVar, Unpack
@@ -16,15 +16,16 @@ from yarl import URL
 from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.failures import error_of, gone, unreachable
-from jobs.client.operations import AuditOptions, JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
-from jobs.client.requests import Call, Feed, Request, decode
+from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
     AuditEntry,
     BatchSubmitted,
+    CancelCounts,
     CancelOutcome,
     Health,
     JobDetail,
@@ -45,6 +46,7 @@ from jobs.protocol.model import (
 )
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Page)
 _BASE = "http://localhost"
 
 
@@ -111,14 +113,9 @@ class AsyncClient:
 
     async def list(self, **options: Unpack[ListOptions]) -> AsyncIterator[JobView]:
         """Yield jobs, newest first unless told otherwise, fetching page after page."""
-        cursor: str | None = None
-        while True:
-            page = await self.call(operations.list_jobs(options, cursor))
+        async for page in self.pages(lambda cursor: operations.list_jobs(options, cursor)):
             for job in page.jobs:
                 yield job
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     async def wait(self, job: str, timeout_s: float | None = None) -> JobView:
         """Return the job as soon as it is final, or as it is after `timeout_s` (None: wait for ever)."""
@@ -142,6 +139,11 @@ class AsyncClient:
         """End a job; asking again changes nothing."""
         return await self.call(operations.cancel(job))
 
+    async def cancel_many(self, **where: Unpack[CancelOptions]) -> CancelCounts:
+        """End all jobs that match; return what that did. See `Client`."""
+        pages = self.pages(lambda cursor: operations.cancel_many(where, cursor))
+        return operations.cancelled([page async for page in pages])
+
     def logs(
         self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False
     ) -> AsyncIterator[LogEvent]:
@@ -158,14 +160,9 @@ class AsyncClient:
 
     async def audit(self, **where: Unpack[AuditOptions]) -> AsyncIterator[AuditEntry]:
         """Yield who did what, newest first; see `Client`."""
-        cursor: str | None = None
-        while True:
-            page = await self.call(operations.audit(where, cursor))
+        async for page in self.pages(lambda cursor: operations.audit(where, cursor)):
             for entry in page.entries:
                 yield entry
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     # --- workers and node ---------------------------------------------------------------------------------------
 
@@ -198,6 +195,16 @@ class AsyncClient:
     async def call(self, call: Call[T]) -> T:
         """Send a request and return its typed answer."""
         return decode(call.answer, await self.send(call.request))
+
+    async def pages(self, call: Callable[[str | None], Call[P]]) -> AsyncIterator[P]:
+        """Yield page after page of what `call` asks for with the cursor of the page before."""
+        cursor: str | None = None
+        while True:
+            page = await self.call(call(cursor))
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def send(self, request: Request) -> bytes:
         """Send a request and return its answer's body, trying again where that is safe and may help."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
 from msgspec import Raw
@@ -38,6 +38,15 @@ class ListOptions(JobFilter, total=False):
     worker: str | None
     newest_first: bool
     page_size: int
+
+
+class CancelOptions(JobFilter, total=False):
+    """Which jobs; `all` without anything else is every job that may be ended."""
+
+    owner: int | None
+    worker: str | None
+    schedule: str | None
+    all: bool
 
 
 class AuditOptions(TypedDict, total=False):
@@ -97,6 +106,31 @@ def cancel(job: str) -> Call[model.CancelOutcome]:
     return post(f"/v1/jobs/{segment(job)}/cancel", model.CancelOutcome, safe=True)
 
 
+def cancel_many(where: CancelOptions, cursor: str | None) -> Call[model.CancelPage]:
+    wanted = model.CancelMany(
+        labels=dict(where.get("labels", {})),
+        queue=where.get("queue"),
+        states=_states(where),
+        type=where.get("type"),
+        owner=where.get("owner"),
+        worker=where.get("worker"),
+        schedule=where.get("schedule"),
+        all=where.get("all", False),
+        cursor=cursor,
+    )
+    return post("/v1/jobs:cancel", model.CancelPage, wanted, safe=True)
+
+
+def cancelled(pages: Iterable[model.CancelPage]) -> model.CancelCounts:
+    """Return what all pages of a cancellation did together."""
+    cancelled = requested = already_final = 0
+    for page in pages:
+        cancelled += page.cancelled
+        requested += page.requested
+        already_final += page.already_final
+    return model.CancelCounts(cancelled=cancelled, requested=requested, already_final=already_final)
+
+
 def logs(job: str, streams: Sequence[Stream], attempt: int | None, follow: bool) -> Feed[model.LogEvent]:
     query = {"stream": list(streams), "attempt": attempt, "follow": follow}
     return Feed(f"/v1/jobs/{segment(job)}/logs", query, model.LogEvent)
@@ -111,13 +145,17 @@ def watch_jobs(where: JobFilter, after_revision: int | None) -> Feed[model.JobEv
 
 
 def _filter(where: JobFilter) -> dict[str, Any]:
-    state = where.get("state", ())
     return {
-        "state": [state] if isinstance(state, str) else list(state),
+        "state": _states(where),
         "type": where.get("type"),
         "queue": where.get("queue"),
         "label": [f"{name}={value}" for name, value in where.get("labels", {}).items()],
     }
+
+
+def _states(where: JobFilter) -> list[JobState]:
+    state = where.get("state", ())
+    return [JobState(state)] if isinstance(state, str) else list(state)
 
 
 # --- workers and node ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -32,6 +32,13 @@ class Request(Struct, frozen=True, kw_only=True):
     waits_for_room: bool = True
     """Whether it is sent again when the node refused it as too much."""
     timeout_s: float = TIMEOUT_S
+
+
+class Page(Protocol):
+    """An answer that may go on."""
+
+    @property
+    def next_cursor(self) -> str | None: ...
 
 
 class Call(Struct, Generic[T], frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import TypeVar, Unpack
@@ -13,15 +13,16 @@ from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.connection import Connections
 from jobs.client.failures import error_of
-from jobs.client.operations import AuditOptions, JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
-from jobs.client.requests import Call, Feed, Request, decode
+from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
     AuditEntry,
     BatchSubmitted,
+    CancelCounts,
     CancelOutcome,
     Health,
     JobDetail,
@@ -42,6 +43,7 @@ from jobs.protocol.model import (
 )
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Page)
 
 
 class Client:
@@ -123,13 +125,8 @@ class Client:
 
     def list(self, **options: Unpack[ListOptions]) -> Iterator[JobView]:
         """Yield jobs, newest first unless told otherwise, fetching page after page."""
-        cursor: str | None = None
-        while True:
-            page = self.call(operations.list_jobs(options, cursor))
+        for page in self.pages(lambda cursor: operations.list_jobs(options, cursor)):
             yield from page.jobs
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     def wait(self, job: str, timeout_s: float | None = None) -> JobView:
         """Return the job as soon as it is final, or as it is after `timeout_s` (None: wait for ever)."""
@@ -153,6 +150,13 @@ class Client:
         """End a job; asking again changes nothing."""
         return self.call(operations.cancel(job))
 
+    def cancel_many(self, **where: Unpack[CancelOptions]) -> CancelCounts:
+        """End all jobs that match; return what that did. Something has to be given: `all=True` for every job.
+
+        They are ended page by page; jobs submitted meanwhile may be among them. Asking again changes nothing.
+        """
+        return operations.cancelled(self.pages(lambda cursor: operations.cancel_many(where, cursor)))
+
     def logs(
         self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False
     ) -> Iterator[LogEvent]:
@@ -175,13 +179,8 @@ class Client:
 
     def audit(self, **where: Unpack[AuditOptions]) -> Iterator[AuditEntry]:
         """Yield who did what, newest first: what you did, and what was done to your jobs; administrators see all."""
-        cursor: str | None = None
-        while True:
-            page = self.call(operations.audit(where, cursor))
+        for page in self.pages(lambda cursor: operations.audit(where, cursor)):
             yield from page.entries
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     # --- workers and node ---------------------------------------------------------------------------------------
 
@@ -214,6 +213,16 @@ class Client:
     def call(self, call: Call[T]) -> T:
         """Send a request and return its typed answer."""
         return decode(call.answer, self.send(call.request))
+
+    def pages(self, call: Callable[[str | None], Call[P]]) -> Iterator[P]:
+        """Yield page after page of what `call` asks for with the cursor of the page before."""
+        cursor: str | None = None
+        while True:
+            page = self.call(call(cursor))
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     def send(self, request: Request) -> bytes:
         """Send a request and return its answer's body, trying again where that is safe and may help."""

@@ -10,10 +10,8 @@ from typing import Final
 from msgspec import Struct
 
 from jobs import _native
-from jobs import jobs as table
-from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.audit import job_entry
+from jobs.control.cancels import Cancels
 from jobs.control.data import Data
 from jobs.control.dispatch import Dispatcher
 from jobs.control.fleet import Fleet
@@ -27,12 +25,13 @@ from jobs.control.queueservice import QueueOperations
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
-from jobs.control.transitions import Transitions, check, view
+from jobs.control.transitions import Transitions, check
 from jobs.errors import Forbidden, StorageFull
-from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
 from jobs.protocol.model import (
+    CancelMany,
     CancelOutcome,
+    CancelPage,
     Health,
     JobDetail,
     JobEvent,
@@ -96,6 +95,7 @@ class Control:
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker)
         self._queries = Queries(consensus, store, transitions, self._hub)
+        self._cancels = Cancels(consensus, store, transitions)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(
@@ -155,19 +155,10 @@ class Control:
 
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:
         await self._queries.read(caller, job)
-        now_ms = wall_ms()
-        done = await self._transitions.apply(
-            job,
-            lambda record: table.on_cancel(record, now_ms),
-            lambda record: job_entry(caller, "job.cancel", job, record.owner, now_ms),
-        )
-        if isinstance(done, Refusal):
-            stored = self._transitions.read_existing(job)
-            return CancelOutcome(outcome="already_final", job=view(job, stored.record, stored.revision))
-        return CancelOutcome(
-            outcome="cancelled" if done.new.state.is_final else "requested",
-            job=view(job, done.new, done.revision),
-        )
+        return await self._cancels.one(caller, job)
+
+    async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
+        return await self._cancels.many(caller, wanted)
 
     def logs(
         self,

@@ -255,6 +255,7 @@ def matches(where: JobFilter, record: JobRecord) -> bool:
         and (where.queue is None or record.queue == where.queue)
         and (where.owner is None or record.owner == where.owner)
         and (where.worker is None or record.worker == where.worker)
+        and (where.schedule is None or record.schedule == where.schedule)
         and all(record.labels.get(name) == value for name, value in where.labels)
     )
 
@@ -263,14 +264,14 @@ def encode_cursor(key: bytes) -> str:
     return base64.urlsafe_b64encode(key).decode()
 
 
-def decode_cursor(cursor: str, prefix: bytes) -> bytes:
+def decode_cursor(cursor: str, prefix: bytes, field: str = "cursor") -> bytes:
     """Return the key in a cursor of ours; raises InvalidRequest for anything else."""
     try:
         key = base64.b64decode(cursor, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         key = b""
     if not key.startswith(prefix) or len(key) > 1024:
-        raise InvalidRequest("the cursor is not one of ours", field="cursor", expected="next_cursor of a former page")
+        raise InvalidRequest("the cursor is not one of ours", field=field, expected="next_cursor of a former page")
     return key
 
 

@@ -323,6 +323,39 @@ class CancelOutcome(_Model, frozen=True):
     job: JobView
 
 
+class CancelMany(_Model, frozen=True):
+    """Which jobs to end: all that is given must match, and something has to be given. Others' jobs only for admins."""
+
+    labels: Labels = field(default_factory=dict)
+    queue: Name | None = None
+    states: Annotated[list[JobState], Meta(max_length=4)] = field(default_factory=list)
+    """One of these."""
+    type: str | None = None
+    owner: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    worker: str | None = None
+    schedule: Name | None = None
+    """Those that this schedule made."""
+    all: bool = False
+    """Without anything else: every job that the caller may end."""
+    cursor: str | None = None
+    """`next_cursor` of the answer before."""
+
+
+class CancelCounts(_Model, frozen=True):
+    """What a cancellation of many jobs did: ended at once, asked of the worker, or nothing."""
+
+    cancelled: int
+    requested: int
+    already_final: int
+
+
+class CancelPage(CancelCounts, frozen=True):
+    """What one page of a cancellation did."""
+
+    next_cursor: str | None
+    """To go on with; null when every job was looked at."""
+
+
 class LogEvent(_Model, frozen=True):
     """A piece of output, in the order in which the worker read it."""
 

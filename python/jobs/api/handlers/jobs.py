@@ -121,6 +121,9 @@ class JobHandlers(Base):
     async def cancel(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.cancel(call.caller, job_id(call)))
 
+    async def cancel_jobs(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.cancel_many(call.caller, call.body))
+
     async def logs(self, call: Call) -> web.StreamResponse:
         query: LogsQuery = call.query
         events = EVENT_STREAM in call.request.headers.get("Accept", "")
