@@ -68,6 +68,10 @@ class NotFinished(JobsError):
     code, status, title = "not_finished", 409, "The job has not finished"
 
 
+class AlreadyStarted(JobsError):
+    code, status, title = "already_started", 409, "The job has started or ended"
+
+
 class QueueClosed(JobsError):
     code, status, title = "queue_closed", 409, "The queue takes no jobs"
 

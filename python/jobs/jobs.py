@@ -73,6 +73,7 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
         concurrency_limit=job.concurrency_limit,
         unique_key=None if job.unique_key is None else keys.unique(owner, job.unique_key),
         retention=job.retention,
+        ref=job.ref,
     )
 
 
@@ -85,6 +86,7 @@ def on_due(record: JobRecord, now_ms: int) -> Step:
             record,
             FAILED,
             delayed=False,
+            waits_for=0,
             reason=Reason.DEADLINE,
             message="not started by its deadline",
             finished_ms=now_ms,

@@ -26,6 +26,8 @@ RATES: Final = b"/rates/"
 CHILDREN: Final = b"/deps/children/"
 PARENTS: Final = b"/deps/parents/"
 PARENT_ENDED: Final = b"/deps/ended/"
+DEPENDENCIES_ADDED: Final = b"/deps/added"
+"""Changes whenever a job that is there already comes to depend on others: a search for circles holds until then."""
 ENDED: Final = b"/ended/"
 DEAD_LETTERS: Final = b"/dlq/"
 AUDIT: Final = b"/audit/"
@@ -172,17 +174,13 @@ def children_prefix(parent: JobId) -> bytes:
 
 
 def child(parent: JobId, child_id: JobId) -> bytes:
-    """A job that waits for another's end; gone once that has been told."""
+    """A job that depends on another, and whether it has been told of its end; kept for as long as both are."""
     return children_prefix(parent) + child_id.encode()
 
 
-def parents_prefix(child_id: JobId) -> bytes:
-    return PARENTS + child_id.encode() + b"\x00"
-
-
-def parent(child_id: JobId, parent_id: JobId) -> bytes:
-    """A job that another depends on; kept for as long as the other is."""
-    return parents_prefix(child_id) + parent_id.encode()
+def parents(child_id: JobId) -> bytes:
+    """The jobs that a job depends on; kept for as long as it is itself."""
+    return PARENTS + child_id.encode()
 
 
 def parent_ended(parent_id: JobId) -> bytes:

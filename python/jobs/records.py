@@ -64,6 +64,8 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """The schedule that made it."""
     nominal_ms: int | None = None
     """The moment of the schedule that it was made for."""
+    ref: str | None = None
+    """Its name among the jobs of its request."""
 
 
 class Demand(Struct, frozen=True, array_like=True):
@@ -157,6 +159,18 @@ class UniqueRecord(Struct, frozen=True, array_like=True):
     """Which job holds a unique key."""
 
     job: JobId
+
+
+class ParentsRecord(Struct, frozen=True, array_like=True):
+    """The jobs that a job depends on, in the order in which they were named."""
+
+    jobs: list[JobId]
+
+
+class ChildRecord(Struct, frozen=True, array_like=True):
+    """Whether a job that depends on another has been told of its end, or does not have to be."""
+
+    told: bool
 
 
 class EndedRecord(Struct, frozen=True, array_like=True):

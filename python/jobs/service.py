@@ -16,6 +16,7 @@ from jobs.protocol.model import (
     Health,
     JobDetail,
     JobEvent,
+    JobGraph,
     JobPage,
     JobResult,
     JobState,
@@ -138,6 +139,12 @@ class Service(Protocol):
 
     async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
         """End the jobs of a selection, page by page; the work for a page is bounded."""
+
+    async def depend(self, caller: Caller, job: JobId, depends_on: Sequence[JobId]) -> JobView:
+        """Let a job wait for others of its owner as well; raises AlreadyStarted."""
+
+    async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
+        """What a job depends on and what depends on it, the nearest first."""
 
     def logs(
         self,

@@ -7,6 +7,7 @@ from typing import Final
 
 from jobs.content import content_bytes
 from jobs.errors import InvalidRequest, PayloadTooLarge
+from jobs.protocol.ids import is_job_id
 from jobs.protocol.model import JobSubmit, ShellPayload
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
@@ -25,6 +26,8 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
         raise InvalidRequest(
             "the deadline has passed when the job may run", field=f"{where}.deadline_ms", expected="after not_before_ms"
         )
+    if job.ref is not None and is_job_id(job.ref):
+        raise InvalidRequest(f"{job.ref!r} is a job's id", field=f"{where}.ref", expected="a name that is none")
 
 
 def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:

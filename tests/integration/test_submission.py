@@ -15,7 +15,7 @@ from jobs.protocol import wire
 from jobs.protocol.model import JobSubmit, OwnerSettings, QueueSettings, Submitted
 from jobs.service import JobFilter
 from tests.support.peer import WorkerPeer
-from tests.support.plane import ALICE, BOB, Plane, shell
+from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
 LATER_MS = 253_402_300_799_998
 
@@ -124,9 +124,9 @@ def test_a_submission_made_again_after_its_deadline_is_answered_with_its_job(tmp
 def test_limits_of_queues_and_owners_hold_exactly_under_a_rush(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Plane(tmp_path) as plane:
-            queues = plane.control._queues
-            await queues.set_queue("narrow", QueueSettings(max_pending=7, max_pending_per_owner=5))
-            await queues.set_owner(ALICE.uid, OwnerSettings(max_pending=8))
+            queues = plane.control.queues
+            await queues.put(ADMIN, "narrow", QueueSettings(max_pending=7, max_pending_per_owner=5))
+            await queues.put_owner(ADMIN, ALICE.uid, OwnerSettings(max_pending=8))
 
             async def accepted(jobs: list[JobSubmit]) -> int:
                 try:
@@ -163,7 +163,7 @@ def test_a_job_that_is_there_is_the_answer_however_full_its_queue_is(tmp_path: P
 def test_a_closed_queue_takes_nothing_and_the_request_names_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Plane(tmp_path) as plane:
-            await plane.control._queues.close("shut", True)
+            await plane.control.queues.drain(ADMIN, "shut", draining=True)
             with pytest.raises(QueueClosed, match="'shut'"):
                 await plane.control.submit(ALICE, [shell(), shell("true", queue="shut")])
             assert await stored(plane) == 0
@@ -173,7 +173,7 @@ def test_a_closed_queue_takes_nothing_and_the_request_names_it(tmp_path: Path) -
                 return_exceptions=True,
             )
             await asyncio.sleep(0)
-            await plane.control._queues.close("soon", True)
+            await plane.control.queues.drain(ADMIN, "soon", draining=True)
             accepted = await stored(plane)
             made = [one for one in await racing if not isinstance(one, BaseException)]
             assert len(made) == accepted == await stored(plane)

@@ -14,6 +14,7 @@ from jobs import errors
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
+from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
 from jobs.api.handlers import queues as queue_calls
@@ -109,6 +110,16 @@ ROUTES: Final = (
         method="GET", path="/v1/jobs/{id}/watch", handler=Handlers.watch_job, query=job_calls.WatchQuery,
         answer=model.JobEvent, streams=("text/event-stream",), errors=(*_READ, errors.Compacted, *_POLL),
         summary="Follow the changes of a job",
+    ),
+    # --- dependencies
+    Route(
+        method="POST", path="/v1/jobs/{id}/dependencies", handler=Handlers.depend, body=model.Depend,
+        answer=model.JobView, errors=(*_READ, *_WRITE, errors.AlreadyStarted),
+        summary="Let a job that has not started wait for others",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/graph", handler=Handlers.graph, query=dependency_calls.GraphQuery,
+        answer=model.JobGraph, errors=_READ, summary="Read what a job depends on, and what depends on it",
     ),
     # --- workers
     Route(

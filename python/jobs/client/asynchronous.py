@@ -30,6 +30,7 @@ from jobs.protocol.model import (
     Health,
     JobDetail,
     JobEvent,
+    JobGraph,
     JobResult,
     JobSubmit,
     JobView,
@@ -143,6 +144,14 @@ class AsyncClient:
         """End all jobs that match; return what that did. See `Client`."""
         pages = self.pages(lambda cursor: operations.cancel_many(where, cursor))
         return operations.cancelled([page async for page in pages])
+
+    async def depend(self, job: str, on: Sequence[str]) -> JobView:
+        """Let a job that has not started wait for others, on top of what it waits for; raises AlreadyStarted."""
+        return await self.call(operations.depend(job, on))
+
+    async def graph(self, job: str, *, limit: int | None = None) -> JobGraph:
+        """Return what a job depends on and what depends on it, directly or not: at most `limit` jobs, nearest first."""
+        return await self.call(operations.graph(job, limit))
 
     def logs(
         self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False

@@ -131,6 +131,14 @@ def cancelled(pages: Iterable[model.CancelPage]) -> model.CancelCounts:
     return model.CancelCounts(cancelled=cancelled, requested=requested, already_final=already_final)
 
 
+def depend(job: str, on: Sequence[str]) -> Call[model.JobView]:
+    return post(f"/v1/jobs/{segment(job)}/dependencies", model.JobView, {"depends_on": list(on)}, safe=True)
+
+
+def graph(job: str, limit: int | None) -> Call[model.JobGraph]:
+    return get(f"/v1/jobs/{segment(job)}/graph", model.JobGraph, {"limit": limit})
+
+
 def logs(job: str, streams: Sequence[Stream], attempt: int | None, follow: bool) -> Feed[model.LogEvent]:
     query = {"stream": list(streams), "attempt": attempt, "follow": follow}
     return Feed(f"/v1/jobs/{segment(job)}/logs", query, model.LogEvent)

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypedDict, Unpack
 from msgspec.structs import replace
 
 from jobs.content import content_of
-from jobs.protocol.model import Content, JobSubmit, Limits, Requires, Retry, ShellJob, ShellPayload
+from jobs.protocol.model import Content, JobSubmit, Limits, Requires, Retention, Retry, ShellJob, ShellPayload
 
 _ESCAPED: Final = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
 """What JSON writes with six bytes."""
@@ -27,6 +27,15 @@ class JobOptions(TypedDict, total=False):
     retry: Retry
     labels: dict[str, str]
     idempotency_key: str | None
+    unique_key: str | None
+    not_before_ms: int | None
+    deadline_ms: int | None
+    depends_on: list[str]
+    on_failure: Literal["fail", "run"]
+    ref: str | None
+    concurrency_key: str | None
+    concurrency_limit: int
+    retention: Retention
 
 
 class ShellOptions(JobOptions, total=False):

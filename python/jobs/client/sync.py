@@ -27,6 +27,7 @@ from jobs.protocol.model import (
     Health,
     JobDetail,
     JobEvent,
+    JobGraph,
     JobResult,
     JobSubmit,
     JobView,
@@ -156,6 +157,14 @@ class Client:
         They are ended page by page; jobs submitted meanwhile may be among them. Asking again changes nothing.
         """
         return operations.cancelled(self.pages(lambda cursor: operations.cancel_many(where, cursor)))
+
+    def depend(self, job: str, on: Sequence[str]) -> JobView:
+        """Let a job that has not started wait for others, on top of what it waits for; raises AlreadyStarted."""
+        return self.call(operations.depend(job, on))
+
+    def graph(self, job: str, *, limit: int | None = None) -> JobGraph:
+        """Return what a job depends on and what depends on it, directly or not: at most `limit` jobs, nearest first."""
+        return self.call(operations.graph(job, limit))
 
     def logs(
         self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False

@@ -13,9 +13,11 @@ from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
+from jobs.control.dependencies import Dependencies
 from jobs.control.dispatch import Dispatcher
 from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
+from jobs.control.graph import Graphs
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
@@ -25,7 +27,7 @@ from jobs.control.queueservice import QueueOperations
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
-from jobs.control.transitions import Transitions, check
+from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import Forbidden, StorageFull
 from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
 from jobs.protocol.model import (
@@ -35,6 +37,7 @@ from jobs.protocol.model import (
     Health,
     JobDetail,
     JobEvent,
+    JobGraph,
     JobPage,
     JobResult,
     JobSubmit,
@@ -92,8 +95,10 @@ class Control:
         self._queues = Queues(consensus, store)
         self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
         self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
+        self._dependencies = Dependencies(consensus, store, transitions, tasks.spawn)
         maker = JobMaker(self._queues, max_pending=config.max_pending)
-        self._submission = Submission(consensus, store, transitions, maker)
+        self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
+        self._graphs = Graphs(store, transitions)
         self._queries = Queries(consensus, store, transitions, self._hub)
         self._cancels = Cancels(consensus, store, transitions)
         self.audit = Trail(consensus, store, transitions)
@@ -101,7 +106,7 @@ class Control:
         self._gateway = Gateway(
             node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
         )
-        transitions.on_change = self._dispatcher.on_change
+        transitions.on_change = self._on_change
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -113,6 +118,7 @@ class Control:
         self._queues.start()
         self._fleet.start()
         self._dispatcher.start()
+        self._dependencies.start()
         await self._gateway.start(worker_socket)
         self._state = "ok"
 
@@ -132,6 +138,10 @@ class Control:
         """Have the store keep as much history as is configured."""
         if self._store.max_history_events != self._config.history_events:
             check(await self._consensus.propose(Txn(then=(Keep(self._config.history_events),))))
+
+    def _on_change(self, change: Change) -> None:
+        self._dispatcher.on_change(change)
+        self._dependencies.on_change(change)
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
@@ -159,6 +169,15 @@ class Control:
 
     async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
         return await self._cancels.many(caller, wanted)
+
+    async def depend(self, caller: Caller, job: JobId, depends_on: Sequence[JobId]) -> JobView:
+        self._check_space()
+        await self._queries.read(caller, job)
+        return await self._dependencies.add(caller, job, depends_on)
+
+    async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
+        await self._queries.read(caller, job)
+        return self._graphs.around(job, limit)
 
     def logs(
         self,

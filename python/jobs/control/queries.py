@@ -11,6 +11,7 @@ from typing import Final
 from jobs import keys, records
 from jobs.consensus import Consensus
 from jobs.content import content_of
+from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
 from jobs.control.transitions import Stored, Transitions, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
@@ -67,6 +68,7 @@ class Queries:
             job=view(job, stored.record, stored.revision),
             spec=records.decode_spec(spec[1]),
             progress=self._progress(job, stored.record),
+            parents=parents_of(self._store, job),
         )
 
     def _progress(self, job: JobId, record: JobRecord) -> Progress | None:

@@ -12,10 +12,11 @@ from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import submission_entry
+from jobs.control.dependencies import Dependencies, Linked, Wanted
 from jobs.control.newjobs import JobMaker, NewJob
-from jobs.control.transitions import Change, Transitions, check, view
+from jobs.control.transitions import Transitions, check, view
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest
-from jobs.protocol.ids import JobId, Revision
+from jobs.protocol.ids import JobId, Revision, is_job_id
 from jobs.protocol.model import JobSubmit, Submitted
 from jobs.records import IdempotencyRecord, UniqueRecord
 from jobs.service import Caller
@@ -23,6 +24,8 @@ from jobs.store import EQ, MAX_TXN_OPS, Compare, Op, Put, Store, Txn, VersionIs
 from jobs.validate import check_deadline
 
 TRIES: Final = 16
+OP_BYTES: Final = 256
+"""About what an edge between two jobs takes in a command."""
 
 
 class _New(Struct, frozen=True):
@@ -40,9 +43,9 @@ class _New(Struct, frozen=True):
 
     def ops(self) -> tuple[Op, ...]:
         if self.idempotency_key is None:
-            return self.job.ops()
+            return ()
         known = IdempotencyRecord(job=self.job.id, body_sha256=self.body_sha256)
-        return (*self.job.ops(), Put(self.idempotency_key, records.encode(known)))
+        return (Put(self.idempotency_key, records.encode(known)),)
 
 
 class _Request(Struct):
@@ -53,15 +56,28 @@ class _Request(Struct):
     twins: dict[int, int]
     """Index of a job that an earlier one of the same request is the answer to, and the index of that."""
 
+    def job_at(self, index: int, news: Sequence[_New]) -> JobId:
+        """Return the job that the one at an index of the request is or comes to be."""
+        index = self.twins.get(index, index)
+        return self.known[index].job.id if index in self.known else news[index].job.id
+
 
 class Submission:
     """The way in."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, maker: JobMaker) -> None:
+    def __init__(
+        self,
+        consensus: Consensus,
+        store: Store,
+        transitions: Transitions,
+        maker: JobMaker,
+        dependencies: Dependencies,
+    ) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
         self._maker = maker
+        self._dependencies = dependencies
         self.submitted_total = 0
 
     async def submit(self, caller: Caller, submitted: Sequence[JobSubmit]) -> list[Submitted]:
@@ -72,13 +88,17 @@ class Submission:
             self._prepare(index, job, caller.uid, now_ms, "$" if one else f"$.jobs[{index}]")
             for index, job in enumerate(submitted)
         ]
+        references = _references(news)
         for _ in range(TRIES):
             request = self._look_up(news)
             for new in request.fresh:
                 check_deadline(new.submitted, now_ms, new.where)
             answers = request.known
-            if request.fresh and not await self._store_all(caller, request.fresh, answers):
-                continue
+            if request.fresh:
+                wanted = _wanted(request, news, references)
+                linked = self._dependencies.link(caller.uid, [new.job for new in request.fresh], wanted, now_ms)
+                if not await self._store_all(caller, request.fresh, linked, answers):
+                    continue
             for index, twin in request.twins.items():
                 answers[index] = Submitted(job=answers[twin].job, created=False)
             return [answers[index] for index in range(len(submitted))]
@@ -137,25 +157,70 @@ class Submission:
         stored = self._transitions.read_existing(job)
         return Submitted(job=view(job, stored.record, stored.revision), created=False)
 
-    async def _store_all(self, caller: Caller, news: Sequence[_New], answers: dict[int, Submitted]) -> bool:
-        """Write the jobs in one transaction; False when a key was taken or a queue was changed meanwhile."""
-        jobs = [new.job for new in news]
-        with self._maker.admit(jobs) as guards:
-            compares = (*guards, *(compare for new in news for compare in new.compares()))
-            entry = submission_entry(caller, [job.id for job in jobs])
-            ops = (*(op for new in news for op in new.ops()), entry)
+    async def _store_all(
+        self, caller: Caller, news: Sequence[_New], linked: Linked, answers: dict[int, Submitted]
+    ) -> bool:
+        """Write the jobs in one transaction; False when what it was decided on has changed meanwhile."""
+        with self._maker.admit(linked.news) as guards:
+            compares = (*guards, *linked.compares, *(compare for new in news for compare in new.compares()))
+            ops = (
+                *(op for job in linked.news for op in job.ops()),
+                *linked.ops,
+                *(op for new in news for op in new.ops()),
+                submission_entry(caller, [job.id for job in linked.news]),
+            )
             _check_size(max(len(compares), len(ops)))
-            done = await self._consensus.propose(Txn(compares, ops), sum(job.size_bytes() for job in jobs))
+            size_bytes = sum(job.size_bytes() for job in linked.news) + OP_BYTES * len(linked.ops)
+            done = await self._consensus.propose(Txn(compares, ops), size_bytes)
             check(done)
             if not done.succeeded:
                 return False
             self.submitted_total += len(news)
-            for job in jobs:
-                self._transitions.on_change(Change(job.id, None, job.record, Revision(done.revision)))
-        for new in news:
-            made = view(new.job.id, new.job.record, done.revision)
-            answers[new.index] = Submitted(job=made, created=True)
+            for change in linked.changes(Revision(done.revision)):
+                self._transitions.on_change(change)
+        for new, job in zip(news, linked.news, strict=True):
+            answers[new.index] = Submitted(job=view(job.id, job.record, done.revision), created=True)
         return True
+
+
+def _references(news: Sequence[_New]) -> dict[str, int]:
+    """Return which job of the request has which ref.
+
+    Raises InvalidRequest for a ref that two have, and for a dependency on something that is neither id nor ref.
+    """
+    found: dict[str, int] = {}
+    for new in news:
+        ref = new.submitted.ref
+        if ref is not None and found.setdefault(ref, new.index) != new.index:
+            raise InvalidRequest(
+                f"{ref!r} is the ref of {news[found[ref]].where} too",
+                field=f"{new.where}.ref",
+                expected="a ref of its own for each job",
+            )
+    for new in news:
+        for index, parent in enumerate(new.submitted.depends_on):
+            if parent not in found and not is_job_id(parent):
+                raise InvalidRequest(
+                    f"{parent!r} is neither a job's id nor a ref of this request",
+                    field=f"{new.where}.depends_on[{index}]",
+                    expected="a UUIDv7 in lower case, or the ref of another job of the request",
+                )
+    return found
+
+
+def _wanted(request: _Request, news: Sequence[_New], references: dict[str, int]) -> dict[JobId, list[Wanted]]:
+    """Return the jobs that those to store depend on."""
+    return {
+        new.job.id: [
+            Wanted(
+                request.job_at(references[parent], news) if parent in references else JobId(parent),
+                f"{new.where}.depends_on[{index}]",
+            )
+            for index, parent in enumerate(new.submitted.depends_on)
+        ]
+        for new in request.fresh
+        if new.submitted.depends_on
+    }
 
 
 def _check_same(new: _New, body_sha256: bytes, spec: bytes | None, used: str) -> None:

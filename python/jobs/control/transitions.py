@@ -160,5 +160,6 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         waits_for=record.waits_for,
         concurrency_key=record.concurrency_key,
         redrive_of=record.redrive_of,
+        ref=record.ref,
         revision=Revision(revision),
     )

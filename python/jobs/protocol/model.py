@@ -20,6 +20,7 @@ DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
 TimeMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since 1970, until the end of the year 9999."""
 ExitCode = Annotated[int, Meta(ge=1, le=255)]
+JobIdText = Annotated[JobId, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z")]
 IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
@@ -234,6 +235,8 @@ class JobView(_Model, frozen=True):
     concurrency_key: str | None
     redrive_of: JobId | None
     """The failed job that this one repeats."""
+    ref: str | None
+    """Its name among the jobs that were submitted with it."""
     revision: Revision
     """Revision of the store at which this was so; a watch can go on from it."""
 
@@ -253,6 +256,42 @@ class JobDetail(_Model, frozen=True):
     spec: JobSubmit
     progress: Progress | None = None
     """Of the present or last attempt."""
+    parents: list[JobId] = field(default_factory=list)
+    """The jobs that it depends on."""
+
+
+class Depend(_Model, frozen=True):
+    """What a job that has not started is to wait for, on top of what it waits for already."""
+
+    depends_on: Annotated[list[JobIdText], Meta(min_length=1, max_length=MAX_PARENTS)]
+    """Jobs of the same owner."""
+
+
+class GraphNode(_Model, frozen=True):
+    """A job in a graph."""
+
+    id: JobId
+    ref: str | None
+    state: JobState | None
+    """None for a job that is no longer kept."""
+    reason: Reason | None
+
+
+class GraphEdge(_Model, frozen=True):
+    """`child` depends on `parent`."""
+
+    parent: JobId
+    child: JobId
+
+
+class JobGraph(_Model, frozen=True):
+    """A job, what it depends on and what depends on it, directly or not, and all dependencies between these jobs."""
+
+    job: JobId
+    nodes: list[GraphNode]
+    edges: list[GraphEdge]
+    truncated: bool
+    """There are more; those nearest to the job are shown."""
 
 
 class Submitted(_Model, frozen=True):
@@ -314,6 +353,27 @@ class JobResult(_Model, frozen=True):
     stderr: Content
     execution: Execution | None
     """None when the job ended without ever running."""
+
+
+class ParentResult(_Model, frozen=True):
+    """What came of a job that another depends on, as the other finds it in its directory."""
+
+    id: JobId
+    ref: str | None
+    state: JobState | None
+    """None for a job that is no longer kept; then nothing else is known of it."""
+    reason: Reason | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout: Content = Content(text="")
+    stderr: Content = Content(text="")
+    stdout_truncated: bool = False
+    """`stdout` holds only the beginning of what the job wrote."""
+    stderr_truncated: bool = False
+    file_truncated: bool = False
+    """The file `stdout` beside this one holds only the beginning, too."""
+    execution: Execution | None = None
 
 
 class CancelOutcome(_Model, frozen=True):

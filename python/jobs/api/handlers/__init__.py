@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from jobs.api.handlers.audit import AuditHandlers
+from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
 from jobs.api.handlers.kv import KvHandlers
 from jobs.api.handlers.node import NodeHandlers
 from jobs.api.handlers.queues import QueueHandlers
 
 
-class Handlers(AuditHandlers, JobHandlers, QueueHandlers, KvHandlers, NodeHandlers):
+class Handlers(AuditHandlers, JobHandlers, DependencyHandlers, QueueHandlers, KvHandlers, NodeHandlers):
     """Every route's function; their names are the OpenAPI operation ids."""

@@ -1,0 +1,22 @@
+"""Jobs that wait for others: one more dependency, and the graph around a job."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from jobs.api.call import Call
+from jobs.api.handlers.base import Base, Limit, Query, job_id, json_response
+
+
+class GraphQuery(Query, frozen=True):
+    limit: Limit = 500
+    """Jobs; those nearest to the job are shown."""
+
+
+class DependencyHandlers(Base):
+    async def depend(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.depend(call.caller, job_id(call), call.body.depends_on))
+
+    async def graph(self, call: Call) -> web.StreamResponse:
+        query: GraphQuery = call.query
+        return json_response(await self._service.graph(call.caller, job_id(call), limit=query.limit))
