@@ -13,11 +13,11 @@ from jobs.consensus import Consensus
 from jobs.content import content_of
 from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
+from jobs.control.output import INLINE_BYTES, beginning, pieces_after
 from jobs.control.transitions import Stored, Transitions, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
 from jobs.protocol.model import (
-    Content,
     JobDetail,
     JobEvent,
     JobPage,
@@ -26,20 +26,14 @@ from jobs.protocol.model import (
     Progress,
     Stream,
 )
-from jobs.records import JobRecord, LogChunk, ProgressRecord, ResultRecord
+from jobs.records import JobRecord, ProgressRecord, ResultRecord
 from jobs.service import Caller, JobFilter, LogPiece
 from jobs.store import Store, prefix_end
 
-INLINE_BYTES: Final = 64 << 10
-"""Output of one stream that a result carries."""
 PAGE_SCAN_ROWS: Final = 10_000
 """Jobs that are looked at for one page, whether they match or not."""
 TURN_ROWS: Final = 256
 """Of them, those that are looked at without a pause."""
-LOG_CHUNKS: Final = 16
-SEGMENT_BITS: Final = 20
-"""A piece's number is its chunk's number and, in this many bits, its place in the chunk."""
-_STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
 
 
 class Queries:
@@ -119,7 +113,10 @@ class Queries:
                 raise NotFinished(f"job {job} is {record.state}", expected="a job that is completed or failed")
             attempt = record.attempt
         found = self._store.get(keys.result(job, attempt))
-        stdout, stderr = self._inline_output(job, attempt)
+        stdout, stderr = (
+            content_of(beginning(self._store, job, attempt, stream, INLINE_BYTES))
+            for stream in (Stream.STDOUT, Stream.STDERR)
+        )
         if found is not None:
             ended = records.decode(ResultRecord, found[1])
             return JobResult(
@@ -172,7 +169,7 @@ class Queries:
         with self._hub.waiter(keys.LOG + job.encode()) as output, self._hub.waiter(keys.state(job)) as state:
             while True:
                 stored = await self.read(caller, job)
-                pieces = self._pieces(job, current, streams, after_seq)
+                pieces = pieces_after(self._store, job, current, streams, after_seq)
                 for piece in pieces:
                     after_seq = piece.seq
                     yield piece
@@ -202,48 +199,6 @@ class Queries:
                 record = records.decode(JobRecord, value)
                 if may_see(caller, record) and matches(where, record):
                     yield JobEvent(revision=Revision(revision), job=view(keys.job_of(key), record, revision))
-
-    def _pieces(self, job: JobId, attempt: Attempt, streams: Sequence[Stream], after_seq: int) -> list[LogPiece]:
-        """Return the next pieces after a number, a bounded lot; empty at the end of what there is.
-
-        Chunks without anything for these streams are passed over.
-        """
-        prefix = keys.log_prefix(job, attempt)
-        chunk = max(after_seq, 0) >> SEGMENT_BITS
-        start, more = keys.log(job, attempt, chunk), True
-        while more:
-            rows, more = self._store.range(start, prefix_end(prefix), limit=LOG_CHUNKS)
-            pieces = [
-                LogPiece(attempt=attempt, seq=seq, stream=_STREAMS[number], data=data)
-                for row in rows
-                for index, (number, data) in enumerate(records.decode(LogChunk, row[1]).segments)
-                if (seq := int(row[0][len(prefix) :]) << SEGMENT_BITS | index) > after_seq
-                and _STREAMS[number] in streams
-            ]
-            if pieces:
-                return pieces
-            if rows:
-                start = rows[-1][0] + b"\x00"
-        return []
-
-    def _inline_output(self, job: JobId, attempt: Attempt) -> tuple[Content, Content]:
-        """Return the beginning of both streams."""
-        return (
-            self._beginning(job, attempt, Stream.STDOUT),
-            self._beginning(job, attempt, Stream.STDERR),
-        )
-
-    def _beginning(self, job: JobId, attempt: Attempt, stream: Stream) -> Content:
-        data = bytearray()
-        after_seq = -1
-        while len(data) < INLINE_BYTES:
-            pieces = self._pieces(job, attempt, (stream,), after_seq)
-            if not pieces:
-                break
-            for piece in pieces:
-                data += piece.data
-            after_seq = pieces[-1].seq
-        return content_of(bytes(data[:INLINE_BYTES]))
 
 
 def may_see(caller: Caller, record: JobRecord) -> bool:

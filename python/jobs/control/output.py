@@ -1,0 +1,59 @@
+"""Reads what jobs wrote out of the store, a bounded lot at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from jobs import keys, records
+from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.model import Stream
+from jobs.records import LogChunk
+from jobs.service import LogPiece
+from jobs.store import Store, prefix_end
+
+INLINE_BYTES: Final = 64 << 10
+"""Output of one stream that a result carries."""
+LOG_CHUNKS: Final = 16
+SEGMENT_BITS: Final = 20
+"""A piece's number is its chunk's number and, in this many bits, its place in the chunk."""
+_STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
+
+
+def pieces_after(
+    store: Store, job: JobId, attempt: Attempt, streams: Sequence[Stream], after_seq: int
+) -> list[LogPiece]:
+    """Return the next pieces after a number, a bounded lot; empty at the end of what there is.
+
+    Chunks without anything for these streams are passed over.
+    """
+    prefix = keys.log_prefix(job, attempt)
+    chunk = max(after_seq, 0) >> SEGMENT_BITS
+    start, more = keys.log(job, attempt, chunk), True
+    while more:
+        rows, more = store.range(start, prefix_end(prefix), limit=LOG_CHUNKS)
+        pieces = [
+            LogPiece(attempt=attempt, seq=seq, stream=_STREAMS[number], data=data)
+            for row in rows
+            for index, (number, data) in enumerate(records.decode(LogChunk, row[1]).segments)
+            if (seq := int(row[0][len(prefix) :]) << SEGMENT_BITS | index) > after_seq and _STREAMS[number] in streams
+        ]
+        if pieces:
+            return pieces
+        if rows:
+            start = rows[-1][0] + b"\x00"
+    return []
+
+
+def beginning(store: Store, job: JobId, attempt: Attempt, stream: Stream, limit_bytes: int) -> bytes:
+    """Return the beginning of one stream."""
+    data = bytearray()
+    after_seq = -1
+    while len(data) < limit_bytes:
+        pieces = pieces_after(store, job, attempt, (stream,), after_seq)
+        if not pieces:
+            break
+        for piece in pieces:
+            data += piece.data
+        after_seq = pieces[-1].seq
+    return bytes(data[:limit_bytes])
