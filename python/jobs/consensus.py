@@ -197,7 +197,10 @@ class _Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     def _SyncObj__applyLogEntries(self) -> bool:
         while self._SyncObj__raftLastApplied < self._SyncObj__raftCommitIndex:
             first = self._SyncObj__raftLastApplied + 1
-            self._SyncObj__raftLastApplied = self._apply(first, self._SyncObj__raftCommitIndex - first + 1)
+            last = self._apply(first, self._SyncObj__raftCommitIndex - first + 1)
+            if last < first:  # not now; the next tick tries again
+                break
+            self._SyncObj__raftLastApplied = last
         return False
 
     def take_waiters(self, index: int) -> Sequence[tuple[int, Callable[[object, int], None]]]:
@@ -240,6 +243,8 @@ class Consensus:
         self._timer: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
         self._failure: BaseException | None = None
+        self._no_room: str | None = None
+        """Why the store cannot take what is committed."""
         self._ready: asyncio.Future[None] | None = None
         self._raft: _Raft | None = None
         self.on_applied: Callable[[], None] = lambda: None
@@ -289,6 +294,11 @@ class Consensus:
     # --- what others use ----------------------------------------------------------------------------------------
 
     @property
+    def no_room(self) -> str | None:
+        """Why committed entries wait to be applied: the store's disk is full. Nothing more is accepted meanwhile."""
+        return self._no_room
+
+    @property
     def is_leader(self) -> bool:
         return self._raft is not None and self._failure is None and bool(self._raft._isLeader())
 
@@ -312,6 +322,8 @@ class Consensus:
             done.set_exception(Unavailable(f"the node cannot write: {self._failure}"))
         elif not self.is_leader:
             done.set_exception(Unavailable("this node does not lead the cluster", retry_after_s=1))
+        elif self._no_room is not None:
+            done.set_exception(_storage_full(self._no_room))
         elif len(self._queue) >= MAX_PENDING_TXNS:
             done.set_exception(Unavailable(f"{MAX_PENDING_TXNS} writes wait already", retry_after_s=1))
         else:
@@ -363,7 +375,8 @@ class Consensus:
         raft = self._raft
         assert raft is not None
         try:
-            self._append_command(raft)
+            if self._no_room is None:
+                self._append_command(raft)
             raft.doTick(0)
             if self._log.durable_index == self._log.last_index:
                 return
@@ -377,7 +390,7 @@ class Consensus:
             self._after_sync(time.monotonic() - started)
         except DiskFullError as error:
             # The log found no room before it changed anything: only this command is refused.
-            self._refuse(StorageFull(f"the disk of the log is full: {error}", expected="more room", retry_after_s=5))
+            self._refuse(f"the disk of the log is full: {error}")
         except Exception as error:
             self._fail(error)
 
@@ -425,14 +438,23 @@ class Consensus:
             logger.exception("snapshot failed; the log keeps growing until one succeeds")
 
     def _apply(self, first: int, count: int) -> int:
-        """Apply up to `count` committed entries from `first` on; return the index of the last one applied."""
+        """Apply up to `count` committed entries from `first` on; return the index of the last one applied, `first - 1`
+        while the store's disk is full."""
         raft = self._raft
         assert raft is not None
         assert self._ready is not None
         entries = self._log.entries(first, min(count, APPLY_ENTRIES), APPLY_BYTES)
         if not entries:
             raise ConsensusError(f"committed entry {first} is not in the log")
-        results = self._store.apply([(index, term, _command_of(payload, index)) for payload, index, term in entries])
+        commands = [(index, term, _command_of(payload, index)) for payload, index, term in entries]
+        try:
+            results = self._store.apply(commands)
+        except DiskFullError as error:
+            self._wait_for_room(f"the disk of the store is full: {error}")
+            return first - 1
+        if self._no_room is not None:
+            self._no_room = None
+            logger.warning("the store's disk has room again")
         for (_, index, term), result in zip(entries, results, strict=True):
             for proposed_term, callback in raft.take_waiters(index):
                 callback(result if proposed_term == term else None, int(proposed_term != term))
@@ -445,10 +467,7 @@ class Consensus:
     def _on_committed(self, batch: list[_Proposal], results: bytes | None, error: int) -> None:
         self._in_flight = []
         if results is None:
-            failure = Unavailable(f"the command was not accepted (code {error})", retry_after_s=1)
-            for proposal in batch:
-                if not proposal.done.done():
-                    proposal.done.set_exception(failure)
+            _fail_all(batch, Unavailable(f"the command was not accepted (code {error})", retry_after_s=1))
             return
         for proposal, result in zip(batch, decode_results(results), strict=True):
             if not proposal.done.done():
@@ -483,20 +502,35 @@ class Consensus:
             self._ready.set_exception(ConsensusError(str(error)))
         self.on_failure(error)
 
-    def _refuse(self, error: StorageFull) -> None:
-        logger.error("a command is refused: %s", error)
+    def _refuse(self, why: str) -> None:
+        """The command in flight was not taken in."""
+        logger.error("a command is refused: %s", why)
         refused, self._in_flight = self._in_flight, []
-        for proposal in refused:
-            if not proposal.done.done():
-                proposal.done.set_exception(error)
+        _fail_all(refused, _storage_full(why))
         if self._queue:
             self._schedule()
 
+    def _wait_for_room(self, why: str) -> None:
+        """What is committed will be applied, so it is not refused: its proposals wait. What is not is."""
+        if self._no_room is None:
+            logger.error("nothing more is accepted, and what was accepted waits: %s", why)
+        self._no_room = why
+        refused, self._queue = self._queue, []
+        _fail_all(refused, _storage_full(why))
+
     def _fail_waiting(self, error: BaseException) -> None:
         waiting, self._queue = self._queue, []
-        for proposal in [*self._in_flight, *waiting]:
-            if not proposal.done.done():
-                proposal.done.set_exception(error)
+        _fail_all([*self._in_flight, *waiting], error)
+
+
+def _fail_all(proposals: Sequence[_Proposal], error: BaseException) -> None:
+    for proposal in proposals:
+        if not proposal.done.done():
+            proposal.done.set_exception(error)
+
+
+def _storage_full(why: str) -> StorageFull:
+    return StorageFull(why, expected="more room", retry_after_s=5)
 
 
 def _command_of(payload: bytes, index: int) -> bytes:

@@ -84,7 +84,10 @@ class Node:
         if self.consensus is not None:
             await self.consensus.stop()
         if self._store is not None:
-            self._store.close()
+            try:
+                self._store.close()
+            except NativeError as error:
+                logger.warning("the store could not be marked as closed: %s", error)
         if self._log is not None:
             self._log.close()
 

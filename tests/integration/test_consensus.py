@@ -185,6 +185,42 @@ def test_a_full_disk_refuses_commands_and_they_go_on_when_there_is_room(tmp_path
         subprocess.run(["umount", str(tmp_path / "log")], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_what_a_full_store_could_not_apply_is_applied_and_answered_when_there_is_room(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Member(tmp_path) as member:
+            large = Txn(then=(Put(b"k", b"x" * 500_000),))
+            written = 0
+            while member.consensus.no_room is None:
+                accepted = member.consensus.propose(large, 500_000)
+                await asyncio.wait([accepted], timeout=0.2)
+                written += 1
+                assert written < 200
+            # Given an entry that is committed and that the store has no room for, it is neither refused nor answered
+            assert not accepted.done()
+            # When more comes, that is refused, and changes nothing
+            for _ in range(3):
+                with pytest.raises(StorageFull, match="store"):
+                    await member.consensus.propose(large)
+            assert member.log.last_index == member.store.applied_index + 1
+            # Then there is room again: the entry is applied and answered, and others follow
+            (tmp_path / "store" / "filler").unlink()
+            async with asyncio.timeout(10):
+                assert (await accepted).revision == written
+            assert member.consensus.no_room is None
+            assert await member.put("after") == written + 1
+        async with Member(tmp_path) as member:
+            assert member.store.revision == written + 1
+
+    (tmp_path / "store").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path / "store")], check=True)
+    try:
+        (tmp_path / "store" / "filler").write_bytes(bytes(8 << 20))
+        asyncio.run(scenario())
+    finally:
+        subprocess.run(["umount", str(tmp_path / "store")], check=True)
+
+
 WRITER = """
     import asyncio, sys
     from jobs._native import Log, Store

@@ -251,9 +251,10 @@ class Control:
     # --- node ---------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        leader = self._consensus.is_leader
+        leader, no_room = self._consensus.is_leader, self._consensus.no_room
+        works = leader and no_room is None
         return Health(
-            status="failing" if self._state == "ok" and not leader else self._state,  # type: ignore[arg-type]
+            status="failing" if self._state == "ok" and not works else self._state,  # type: ignore[arg-type]
             node=self._node,
             version=_native.__version__,
             leader=leader,
@@ -261,7 +262,7 @@ class Control:
             applied_index=self._store.applied_index,
             uptime_s=time.monotonic() - self._started,
             checks={
-                "consensus": "leading" if leader else "no leader",
+                "consensus": "no leader" if not leader else no_room or "leading",
                 "store": f"{self._store.used_bytes()} of {self._config.max_store_bytes} bytes used",
                 "workers": f"{len(self._fleet.views())} registered",
             },

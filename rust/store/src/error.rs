@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use jobs_kv::KvError;
 use thiserror::Error;
 
+const EIO: i32 = 5;
+
 /// Result of a store operation.
 pub type Result<T> = std::result::Result<T, StoreError>;
 
@@ -38,6 +40,9 @@ pub enum StoreError {
         /// What is wrong there.
         problem: String,
     },
+    /// The disk was full in the middle of a write.
+    #[error("store: no room for all of a write in {}", .0.display())]
+    Full(PathBuf),
     /// The store is closed.
     #[error("store: it is closed")]
     Closed,
@@ -62,15 +67,23 @@ impl StoreError {
         }
     }
 
+    /// Whether LMDB had to break off a write: it calls that an input/output error, also when the disk just filled up.
+    pub(crate) fn may_be_short_write(&self) -> bool {
+        matches!(self, Self::Lmdb(heed::Error::Io(source)) if source.raw_os_error() == Some(EIO))
+    }
+
     /// Whether the cause is that there is no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Lmdb(heed::Error::Mdb(heed::MdbError::MapFull)) => true,
-            Self::Lmdb(heed::Error::Io(source)) | Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Full(_) | Self::Lmdb(heed::Error::Mdb(heed::MdbError::MapFull)) => true,
+            Self::Lmdb(heed::Error::Io(source)) | Self::Io { source, .. } => no_room(source),
             _ => false,
         }
     }
+}
+
+/// Whether the system says that there is no room.
+pub(crate) fn no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -10,7 +10,7 @@ use jobs_kv::read::{self, Event, Page, RangeOptions};
 use jobs_kv::{KeyValue, KvError, Meta, Read};
 
 use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open};
-use crate::error::{Result, StoreError};
+use crate::error::{Result, StoreError, no_room};
 use crate::marker::{self, LastRun, boot_id, replace, sync_directory};
 use crate::snapshot;
 
@@ -18,6 +18,9 @@ const LOCK_FILE: &str = "lock.mdb";
 const RESTORE_DIRECTORY: &str = "restore";
 /// LMDB wants the map's size as whole pages.
 const PAGE_BYTES: usize = 1 << 16;
+/// Written to find out whether there is room; more than what a write that was broken off can have left.
+const PROBE_FILE: &str = "room.probe";
+const PROBE_BYTES: usize = 1 << 16;
 const RESTORE_ROWS: usize = 100_000;
 /// Commits between two looks at how many pages are used.
 const MEASURE_EVERY: u32 = 64;
@@ -151,6 +154,16 @@ impl Store {
     /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
     pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
         let _alone = lock(&self.writing);
+        self.apply_all(entries).map_err(|error| {
+            if error.may_be_short_write() && !has_room(&self.directory) {
+                StoreError::Full(self.directory.clone())
+            } else {
+                error
+            }
+        })
+    }
+
+    fn apply_all(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
         let Open { env, tables } = self.opened()?;
         let mut meta = self.meta();
         let mut txn = env.write_txn()?;
@@ -332,6 +345,15 @@ impl Store {
         let meta = load(&reading)?;
         work(&reading, &meta)
     }
+}
+
+/// Try whether a directory's disk takes anything more.
+fn has_room(directory: &Path) -> bool {
+    let probe = directory.join(PROBE_FILE);
+    let written = fs::write(&probe, [0; PROBE_BYTES]);
+    // What is left of it is overwritten by the next one.
+    let _ = fs::remove_file(&probe);
+    !matches!(written, Err(error) if no_room(&error))
 }
 
 /// BLAKE3 of everything that replicas must agree on at one revision.
