@@ -350,7 +350,7 @@ impl Store {
 /// Try whether a directory's disk takes anything more.
 fn has_room(directory: &Path) -> bool {
     let probe = directory.join(PROBE_FILE);
-    let written = fs::write(&probe, [0; PROBE_BYTES]);
+    let written = fs::write(&probe, vec![0; PROBE_BYTES]);
     // What is left of it is overwritten by the next one.
     let _ = fs::remove_file(&probe);
     !matches!(written, Err(error) if no_room(&error))
