@@ -84,6 +84,14 @@ class Compacted(JobsError):
     code, status, title = "compacted", 410, "That revision is no longer kept"
 
 
+class Gone(JobsError):
+    code, status, title = "gone", 410, "No longer kept"
+
+
+class LogsGone(Gone):
+    code, title = "logs_gone", "The output is no longer kept"
+
+
 class PayloadTooLarge(JobsError):
     code, status, title = "payload_too_large", 413, "Too large"
 

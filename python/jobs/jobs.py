@@ -35,6 +35,11 @@ it; running → pending: the attempt failed and is tried again."""
 
 MESSAGE_LIMIT: Final = 1024
 
+JOB_BYTES: Final = 1_024
+"""About what an ended job takes in the store, without its submission, results and output."""
+ATTEMPT_BYTES: Final = 512
+"""About what an attempt takes, without its output."""
+
 NOT_RETRIED: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE, Reason.DEPENDENCY_FAILED, Reason.INVALID_PAYLOAD})
 """Reasons that a repetition does not mend; one that a job names in its `retry.reasons` is tried again all the same."""
 NOT_DEAD: Final = frozenset({Reason.CANCELLED})
@@ -176,6 +181,8 @@ def on_finished(
     stale = _stale(record, attempt, incarnation)
     if stale is not None:
         return stale
+    log_bytes = outcome.stdout.stored_bytes + outcome.stderr.stored_bytes
+    record = _with_attempt(record, log_bytes)
     if outcome.reason is None:
         return _to(
             record,
@@ -190,11 +197,14 @@ def on_finished(
     return replace(ended, exit_code=outcome.exit_code, signal=outcome.signal)
 
 
-def on_worker_lost(record: JobRecord, attempt: Attempt, incarnation: Incarnation, now_ms: int, chance: float) -> Step:
-    """The worker that has the job is gone, and with it whatever it ran."""
+def on_worker_lost(
+    record: JobRecord, attempt: Attempt, incarnation: Incarnation, now_ms: int, chance: float, log_bytes: int = 0
+) -> Step:
+    """The worker that has the job is gone, and with it whatever it ran; about `log_bytes` of output are stored."""
     stale = _stale(record, attempt, incarnation)
     if stale is not None:
         return stale
+    record = _with_attempt(record, log_bytes)
     return _failed_attempt(record, Reason.WORKER_LOST, f"worker {record.worker} was lost", now_ms, chance)
 
 
@@ -311,6 +321,15 @@ def _failed_attempt(
         incarnation=None,
         delayed=delay_ms > 0,
         ready_ms=now_ms + delay_ms,
+    )
+
+
+def _with_attempt(record: JobRecord, log_bytes: int) -> JobRecord:
+    """Return the record with what another attempt has stored."""
+    return replace(
+        record,
+        stored_bytes=record.stored_bytes + ATTEMPT_BYTES + log_bytes,
+        log_bytes=record.log_bytes + log_bytes,
     )
 
 

@@ -52,6 +52,15 @@ def result(job: JobId, attempt: Attempt) -> bytes:
     return b"%s%s/%06d" % (RESULT, job.encode(), attempt)
 
 
+def results_prefix(job: JobId) -> bytes:
+    return b"%s%s/" % (RESULT, job.encode())
+
+
+def attempt_of(result_key: bytes) -> Attempt:
+    """Return the attempt that the key of a result names."""
+    return Attempt(int(result_key[-6:]))
+
+
 def log_prefix(job: JobId, attempt: Attempt) -> bytes:
     return b"%s%s/%06d/" % (LOG, job.encode(), attempt)
 
@@ -59,6 +68,11 @@ def log_prefix(job: JobId, attempt: Attempt) -> bytes:
 def log(job: JobId, attempt: Attempt, seq: int) -> bytes:
     """One chunk of output."""
     return b"%s%s/%06d/%08d" % (LOG, job.encode(), attempt, seq)
+
+
+def log_seq_of(key: bytes) -> int:
+    """Return the number of the chunk that a key of output names."""
+    return int(key[-8:])
 
 
 def idempotency(owner: int, key: str) -> bytes:

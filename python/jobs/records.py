@@ -64,6 +64,12 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """The schedule that made it."""
     nominal_ms: int | None = None
     """The moment of the schedule that it was made for."""
+    stored_bytes: int = 0
+    """About what it takes in the store: its submission, results and output."""
+    log_bytes: int = 0
+    """The output among them."""
+    logs_gone: bool = False
+    """Its output is no longer kept; where there still is some (`log_bytes`), that is about to go."""
     ref: str | None = None
     """Its name among the jobs of its request."""
 
@@ -100,6 +106,10 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     reason: Reason | None
     message: str | None
     execution: Execution | None
+    worker: WorkerId | None = None
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    """Of an attempt that no worker told the end of; of others `execution` has them."""
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):

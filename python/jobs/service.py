@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import (
+    AttemptList,
     AuditPage,
     CancelMany,
     CancelOutcome,
@@ -75,6 +76,28 @@ class AuditFilter(Struct, frozen=True, kw_only=True):
     from_ms: int = 0
     to_ms: int | None = None
     """Before this."""
+
+
+class LogPosition(Struct, frozen=True):
+    """After which piece of an attempt; None is the first of those asked for, -1 before its first piece."""
+
+    attempt: Attempt | None
+    seq: int
+
+
+class LogsWanted(Struct, frozen=True, kw_only=True):
+    """What of a job's output, and from where on."""
+
+    attempt: Attempt | Literal["all"] | None = None
+    """None: the last one, and with `follow` also those that come after it."""
+    streams: tuple[Stream, ...] = tuple(Stream)
+    follow: bool = False
+    """Go on until the job has ended, or the attempt that was asked for."""
+    after: LogPosition | None = None
+    tail_lines: int | None = None
+    """From the last so many lines on, in the order in which the output was read; `after` wins over it."""
+    tail_bytes: int | None = None
+    """From the last so many bytes on: 0 is from now on."""
 
 
 class LogPiece(Struct, frozen=True, kw_only=True):
@@ -146,18 +169,12 @@ class Service(Protocol):
     async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
         """What a job depends on and what depends on it, the nearest first."""
 
-    def logs(
-        self,
-        caller: Caller,
-        job: JobId,
-        *,
-        attempt: Attempt | None,
-        streams: Sequence[Stream],
-        follow: bool,
-        after_seq: int,
-    ) -> AsyncIterator[LogPiece]:
-        """Pieces after `after_seq` (-1: from the start). With `follow` it goes on until the job is final; without an
-        attempt it shows the last attempt, and with `follow` also those that come after."""
+    def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
+        """Pieces of output, attempt by attempt; the first one is empty and tells the position before the others.
+        Raises LogsGone, also in the middle."""
+
+    async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
+        """Every attempt, the first one first."""
 
     def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None

@@ -14,7 +14,7 @@ from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinis
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import BATCH_JOBS, JobState, JobSubmit, JobView, Reason, Requires, Retry, Stream
-from jobs.service import JobFilter, LogPiece
+from jobs.service import JobFilter, LogPiece, LogPosition, LogsWanted
 from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
@@ -121,8 +121,8 @@ def test_a_late_report_is_refused_and_the_result_recorded_once(tmp_path: Path) -
             assert not (await new.expect(wire.FinishedAck)).accepted
             result = await plane.control.result(ALICE, job.id, None)
             assert (result.state, result.stdout.text) == (JobState.COMPLETED, "fresh")
-            with pytest.raises(NotFound):
-                await plane.control.result(ALICE, job.id, Attempt(1))
+            lost = await plane.control.result(ALICE, job.id, Attempt(1))
+            assert (lost.state, lost.reason, lost.execution) == (JobState.FAILED, Reason.WORKER_LOST, None)
 
     run(scenario())
 
@@ -233,11 +233,11 @@ def test_logs_are_followed_live_and_resumed(tmp_path: Path) -> None:
             worker = WorkerPeer()
             await worker.register(plane.worker_socket)
             job = await submit(plane)
-            both = (Stream.STDOUT, Stream.STDERR)
-            follower = plane.control.logs(ALICE, job.id, attempt=None, streams=both, follow=True, after_seq=-1)
+            follower = plane.control.logs(ALICE, job.id, LogsWanted(follow=True))
             item = await worker.assigned()
             worker.output(item, 0, (1, b"one "), (2, b"err "))
-            pieces = [await anext(follower), await anext(follower)]
+            start, *pieces = [await anext(follower) for _ in range(3)]
+            assert (start.attempt, start.seq, start.data) == (1, -1, b"")
             assert [(piece.stream, piece.data) for piece in pieces] == [
                 (Stream.STDOUT, b"one "),
                 (Stream.STDERR, b"err "),
@@ -246,10 +246,9 @@ def test_logs_are_followed_live_and_resumed(tmp_path: Path) -> None:
             worker.output(item, 1, (1, b"two "))
             worker.finish(item, seq=2, segments=[(1, b"three")])
             assert [piece.data async for piece in follower] == [b"two ", b"three"]
-            logs = plane.control.logs
-            whole = logs(ALICE, job.id, attempt=None, streams=(Stream.STDOUT,), follow=False, after_seq=-1)
+            whole = plane.control.logs(ALICE, job.id, LogsWanted(streams=(Stream.STDOUT,)))
             assert await collect(whole) == b"one two three"
-            rest = logs(ALICE, job.id, attempt=Attempt(1), streams=both, follow=False, after_seq=pieces[0].seq)
+            rest = plane.control.logs(ALICE, job.id, LogsWanted(after=LogPosition(Attempt(1), pieces[0].seq)))
             assert await collect(rest) == b"err two three"
 
     run(scenario())
@@ -350,7 +349,7 @@ def test_owners_see_their_own_and_admins_all(tmp_path: Path) -> None:
                 control.cancel(BOB, job.id),
                 control.result(BOB, job.id, None),
                 control.wait(BOB, job.id, 1),
-                collect(control.logs(BOB, job.id, attempt=None, streams=(Stream.STDOUT,), follow=False, after_seq=-1)),
+                collect(control.logs(BOB, job.id, LogsWanted())),
                 control.drain_worker(BOB, "shell-0"),
             ):
                 with pytest.raises(Forbidden):

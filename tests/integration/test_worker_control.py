@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import JobResult, JobState, JobView, Reason, Retry, Stream
-from jobs.service import JobFilter
+from jobs.service import JobFilter, LogsWanted
 from tests.support import processes
 from tests.support.plane import ADMIN, ALICE, Plane, shell
 from tests.support.workerprocess import worker_process
@@ -43,7 +43,7 @@ async def result(plane: Plane, job: JobId) -> JobResult:
 async def until_output(plane: Plane, job: JobId, text: bytes) -> None:
     """Follow the job's output until it holds `text`."""
     async with asyncio.timeout(STEP_S):
-        pieces = plane.control.logs(ALICE, job, attempt=None, streams=[Stream.STDOUT], follow=True, after_seq=-1)
+        pieces = plane.control.logs(ALICE, job, LogsWanted(streams=(Stream.STDOUT,), follow=True))
         async for piece in pieces:
             if text in piece.data:
                 return
@@ -182,7 +182,7 @@ def test_output_larger_than_every_window_arrives_whole(tmp_path: Path) -> None:
             got = await result(plane, job)
             assert got.execution is not None
             assert got.execution.stdout.stored_bytes == size
-            pieces = plane.control.logs(ALICE, job, attempt=None, streams=[Stream.STDOUT], follow=False, after_seq=-1)
+            pieces = plane.control.logs(ALICE, job, LogsWanted(streams=(Stream.STDOUT,)))
             digest = hashlib.sha256()
             async for piece in pieces:
                 digest.update(piece.data)

@@ -29,7 +29,7 @@ PLACEHOLDER: Final = "{id}"
 PLACE: Final = 3
 """Which part of a path, split at its slashes, a placeholder is."""
 
-_READ: Final[Errors] = (errors.Forbidden, errors.NotFound)
+_READ: Final[Errors] = (errors.Forbidden, errors.NotFound, errors.Gone)
 _ADMIN: Final[Errors] = (errors.Forbidden,)
 _WRITE: Final[Errors] = (errors.StorageFull,)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
@@ -102,8 +102,13 @@ ROUTES: Final = (
         answer=model.CancelPage, errors=(errors.Forbidden,), summary="End the jobs of a selection, page by page",
     ),
     Route(
+        method="GET", path="/v1/jobs/{id}/attempts", handler=Handlers.attempts, answer=model.AttemptList, errors=_READ,
+        summary="Read how each attempt of a job ended",
+    ),
+    Route(
         method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=job_calls.LogsQuery,
-        answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"), errors=(*_READ, *_POLL),
+        answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"),
+        errors=(*_READ, errors.LogsGone, *_POLL),
         summary="Read or follow what a job writes",
     ),
     Route(

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from itertools import islice
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,7 +17,7 @@ from jobs.cli.run import write_out
 from jobs.cli.submission import duration, pair
 from jobs.client import Client
 from jobs.client.operations import CancelOptions
-from jobs.protocol.model import JobResult, JobState, JobView, Progress, Stream
+from jobs.protocol.model import AttemptView, JobResult, JobState, JobView, Progress, Stream
 
 
 def status(client: Client, options: argparse.Namespace) -> int:
@@ -91,13 +91,53 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
 
 
 def logs(client: Client, options: argparse.Namespace) -> int:
-    streams = (Stream(options.stream),) if options.stream else ()
-    for event in client.logs(options.id, streams=streams, attempt=options.attempt, follow=options.follow):
+    if options.from_now and options.tail is not None:
+        raise UsageError("--from-now shows nothing of what there is, --tail some of it: give one of them")
+    if options.all_attempts and options.attempt not in (None, "all"):
+        raise UsageError("give either --all-attempts or --attempt N")
+    found = client.logs(
+        options.id,
+        streams=(Stream(options.stream),) if options.stream else (),
+        attempt="all" if options.all_attempts else options.attempt,
+        follow=options.follow or options.from_now,
+        tail_lines=options.tail,
+        tail_bytes=0 if options.from_now else None,
+    )
+    for event in found:
         if options.json:
             print_json(event)
         else:
             write_out(event)
     return exits.OK
+
+
+def attempts(client: Client, options: argparse.Namespace) -> int:
+    found = client.attempts(options.id)
+    if options.json:
+        for attempt in found:
+            print_json(attempt)
+    else:
+        head = ("ATTEMPT", "STATE", "REASON", "EXIT", "WORKER", "STARTED", "RAN", "OUTPUT", "MESSAGE")
+        print_table(head, map(_attempt_row, found))
+    return exits.OK
+
+
+def _attempt_row(attempt: AttemptView) -> tuple[object, ...]:
+    run = attempt.execution
+    code: object = None
+    if run is not None:
+        code = run.exit_code if run.signal is None else f"signal {run.signal}"
+    return (
+        attempt.attempt,
+        attempt.state,
+        attempt.reason,
+        code,
+        attempt.worker,
+        moment(attempt.started_ms),
+        None if run is None else f"{run.wall_s:.3f} s",
+        None if run is None else f"{run.stdout.stored_bytes + run.stderr.stored_bytes} bytes",
+        attempt.message or "",
+    )
 
 
 def result(client: Client, options: argparse.Namespace) -> int:
@@ -132,6 +172,8 @@ def print_result(found: JobResult) -> None:
             fields.append(
                 (name, f"{stream.bytes} bytes" + (f", {stream.stored_bytes} kept" if stream.truncated else ""))
             )
+    if found.logs_gone:
+        fields.append(("output", "no longer kept"))
     print_fields(fields)
     for name, content in (("stdout", found.stdout), ("stderr", found.stderr)):
         data = bytes(content)
@@ -217,7 +259,16 @@ def _configure_logs(parser: Parser) -> None:
     parser.add_argument("id")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
     parser.add_argument("--stream", choices=[stream.value for stream in Stream], help="only this one")
-    parser.add_argument("--attempt", type=at_least(1), metavar="N", help="of this attempt instead of the last")
+    parser.add_argument("--tail", type=at_least(0), metavar="N", help="only the last N lines of what there is")
+    parser.add_argument("--from-now", action="store_true", help="follow, and show nothing of what there is")
+    parser.add_argument(
+        "--attempt", type=_attempt_number, metavar="N", help="of this attempt instead of the last; all: of every one"
+    )
+    parser.add_argument("--all-attempts", action="store_true", help="of every attempt, one after the other")
+
+
+def _attempt_number(text: str) -> int | Literal["all"]:
+    return "all" if text == "all" else at_least(1)(text)
 
 
 def _configure_result(parser: Parser) -> None:
@@ -235,6 +286,7 @@ COMMANDS: Final = (
     Command("status", status, "Show jobs.", _add_ids),
     Command("list", list_jobs, "List jobs, newest first.", _configure_list),
     Command("logs", logs, "Print what a job wrote.", _configure_logs),
+    Command("attempts", attempts, "List the attempts of a job.", lambda parser: parser.add_argument("id")),
     Command("result", result, "Show what came of a job: its output, and how it ended.", _configure_result),
     Command(
         "wait",

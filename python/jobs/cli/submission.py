@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
-from jobs.protocol.model import Limits, Requires, Retry, ShellJob
+from jobs.protocol.model import Limits, Reason, Requires, Retry, ShellJob
 from jobs.validate import MAX_SPEC_BYTES
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -55,6 +55,14 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def exit_codes(text: str) -> list[int]:
+    """Parse exit codes such as 1,75."""
+    codes = [int(part) for part in text.split(",") if part.isascii() and part.isdigit()]
+    if len(codes) != text.count(",") + 1 or not all(1 <= code <= 255 for code in codes):
+        raise argparse.ArgumentTypeError(f"{text!r} are no exit codes; for example 75 or 1,75, each from 1 to 255")
+    return codes
+
+
 def add_job_options(parser: Parser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("argv", nargs="*", metavar="ARGV", help="the command and its arguments, after --")
@@ -78,7 +86,25 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
     how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
     how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
-    how.add_argument("--backoff", choices=("exponential", "fixed"), default="exponential", help="how that wait grows")
+    how.add_argument(
+        "--backoff", choices=("exponential", "fixed", "none"), default="exponential", help="how that wait grows"
+    )
+    how.add_argument(
+        "--retry-on",
+        choices=[reason.value for reason in Reason],
+        action="append",
+        metavar="REASON",
+        help="try again only what failed for this reason",
+    )
+    how.add_argument(
+        "--retry-exit-codes",
+        type=exit_codes,
+        metavar="N,…",
+        help="of other exit codes than these nothing is tried again",
+    )
+    how.add_argument(
+        "--no-retry-exit-codes", type=exit_codes, default=[], metavar="N,…", help="these are not tried again"
+    )
     how.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE", help="label the job")
     how.add_argument(
         "--require",
@@ -119,7 +145,14 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         priority=options.priority,
         timeout_s=options.timeout,
         heartbeat_s=options.heartbeat,
-        retry=Retry(max_attempts=options.retries + 1, delay_s=options.retry_delay, backoff=options.backoff),
+        retry=Retry(
+            max_attempts=options.retries + 1,
+            delay_s=options.retry_delay,
+            backoff=options.backoff,
+            reasons=None if options.retry_on is None else [Reason(reason) for reason in options.retry_on],
+            exit_codes=options.retry_exit_codes,
+            except_exit_codes=options.no_retry_exit_codes,
+        ),
         labels=dict(options.label),
         requires=Requires(
             labels=dict(options.require), cpu_milli=round(1000 * options.cpu), memory_bytes=options.reserve_memory

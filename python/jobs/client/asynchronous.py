@@ -16,13 +16,14 @@ from yarl import URL
 from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.failures import error_of, gone, unreachable
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    AttemptView,
     AuditEntry,
     BatchSubmitted,
     CancelCounts,
@@ -41,7 +42,6 @@ from jobs.protocol.model import (
     KvTxnResult,
     Lease,
     LogEvent,
-    Stream,
     Submitted,
     WorkerView,
 )
@@ -153,11 +153,13 @@ class AsyncClient:
         """Return what a job depends on and what depends on it, directly or not: at most `limit` jobs, nearest first."""
         return await self.call(operations.graph(job, limit))
 
-    def logs(
-        self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False
-    ) -> AsyncIterator[LogEvent]:
+    async def attempts(self, job: str) -> Sequence[AttemptView]:
+        """Return every attempt of a job, the first one first: how it ended, or that it runs."""
+        return (await self.call(operations.attempts(job))).attempts
+
+    def logs(self, job: str, **options: Unpack[LogOptions]) -> AsyncIterator[LogEvent]:
         """Yield pieces of output, with `follow` until the job is final; goes on after a lost connection."""
-        return self.events(operations.logs(job, streams, attempt, follow))
+        return self.events(operations.logs(job, options))
 
     def watch(
         self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[JobFilter]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -139,8 +139,32 @@ def graph(job: str, limit: int | None) -> Call[model.JobGraph]:
     return get(f"/v1/jobs/{segment(job)}/graph", model.JobGraph, {"limit": limit})
 
 
-def logs(job: str, streams: Sequence[Stream], attempt: int | None, follow: bool) -> Feed[model.LogEvent]:
-    query = {"stream": list(streams), "attempt": attempt, "follow": follow}
+class LogOptions(TypedDict, total=False):
+    """What of a job's output, and from where on."""
+
+    streams: Sequence[Stream]
+    attempt: int | Literal["all"] | None
+    """By default the last one, with `follow` also those to come; `all`: one after the other."""
+    follow: bool
+    """Go on until the job has ended, or the attempt that was asked for."""
+    tail_lines: int | None
+    """From the last so many lines on."""
+    tail_bytes: int | None
+    """From the last so many bytes on: 0 is from now on."""
+
+
+def attempts(job: str) -> Call[model.AttemptList]:
+    return get(f"/v1/jobs/{segment(job)}/attempts", model.AttemptList)
+
+
+def logs(job: str, options: LogOptions) -> Feed[model.LogEvent]:
+    query = {
+        "stream": list(options.get("streams", ())),
+        "attempt": options.get("attempt"),
+        "follow": options.get("follow", False),
+        "tail_lines": options.get("tail_lines"),
+        "tail_bytes": options.get("tail_bytes"),
+    }
     return Feed(f"/v1/jobs/{segment(job)}/logs", query, model.LogEvent)
 
 

@@ -13,13 +13,14 @@ from jobs.client import operations
 from jobs.client.batches import OnProgress, Tally, lots
 from jobs.client.connection import Connections
 from jobs.client.failures import error_of
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    AttemptView,
     AuditEntry,
     BatchSubmitted,
     CancelCounts,
@@ -38,7 +39,6 @@ from jobs.protocol.model import (
     KvTxnResult,
     Lease,
     LogEvent,
-    Stream,
     Submitted,
     WorkerView,
 )
@@ -166,14 +166,16 @@ class Client:
         """Return what a job depends on and what depends on it, directly or not: at most `limit` jobs, nearest first."""
         return self.call(operations.graph(job, limit))
 
-    def logs(
-        self, job: str, *, streams: Sequence[Stream] = (), attempt: int | None = None, follow: bool = False
-    ) -> Iterator[LogEvent]:
+    def attempts(self, job: str) -> Sequence[AttemptView]:
+        """Return every attempt of a job, the first one first: how it ended, or that it runs."""
+        return self.call(operations.attempts(job)).attempts
+
+    def logs(self, job: str, **options: Unpack[LogOptions]) -> Iterator[LogEvent]:
         """Yield pieces of output, with `follow` until the job is final; `bytes(event.data)` are the job's bytes.
 
-        A lost connection is made anew, and the output goes on where it was.
+        A lost connection is made anew, and the output goes on where it was. Raises LogsGone once it is no longer kept.
         """
-        return self._events(operations.logs(job, streams, attempt, follow))
+        return self._events(operations.logs(job, options))
 
     def watch(
         self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[JobFilter]

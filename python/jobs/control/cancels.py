@@ -9,7 +9,7 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import job_entry
-from jobs.control.queries import PAGE_SCAN_ROWS, decode_cursor, encode_cursor, matches, may_see
+from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, decode_cursor, encode_cursor, matches, may_see
 from jobs.control.transitions import Transitions, view
 from jobs.errors import Forbidden, InvalidRequest
 from jobs.jobs import Refusal
@@ -21,8 +21,6 @@ from jobs.store import Store, prefix_end
 
 PAGE_JOBS: Final = 256
 """Jobs that one page ends."""
-STEP_ROWS: Final = 1_000
-"""Jobs that are looked at before others have their turn."""
 
 
 class Cancels:
@@ -63,7 +61,7 @@ class Cancels:
         final = scanned = 0
         more = True
         while more and scanned < PAGE_SCAN_ROWS and len(found) < PAGE_JOBS:
-            rows, more = self._store.range(start, prefix_end(keys.STATE), limit=STEP_ROWS)
+            rows, more = self._store.range(start, prefix_end(keys.STATE), limit=TURN_ROWS)
             for key, value, *_ in rows:
                 record = records.decode(JobRecord, value)
                 start, scanned = key + b"\x00", scanned + 1

@@ -31,6 +31,7 @@ from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import Forbidden, StorageFull
 from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
 from jobs.protocol.model import (
+    AttemptList,
     CancelMany,
     CancelOutcome,
     CancelPage,
@@ -50,11 +51,10 @@ from jobs.protocol.model import (
     KvTxn,
     KvTxnResult,
     Lease,
-    Stream,
     Submitted,
     WorkerView,
 )
-from jobs.service import Caller, JobFilter, LogPiece
+from jobs.service import Caller, JobFilter, LogPiece, LogsWanted
 from jobs.store import Keep, Store, Txn
 
 WORKER_TYPES: Final = frozenset({"shell"})
@@ -179,17 +179,11 @@ class Control:
         await self._queries.read(caller, job)
         return self._graphs.around(job, limit)
 
-    def logs(
-        self,
-        caller: Caller,
-        job: JobId,
-        *,
-        attempt: Attempt | None,
-        streams: Sequence[Stream],
-        follow: bool,
-        after_seq: int,
-    ) -> AsyncIterator[LogPiece]:
-        return self._queries.logs(caller, job, attempt=attempt, streams=streams, follow=follow, after_seq=after_seq)
+    def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
+        return self._queries.logs(caller, job, wanted)
+
+    async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
+        return await self._queries.attempts(caller, job)
 
     def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None

@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from msgspec import Struct, field
 from msgspec.structs import replace
@@ -25,12 +25,16 @@ from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
 from jobs.protocol.model import PressureKind, Requires, WorkerView
 from jobs.protocol.wire import Assignment, Heartbeat, JobRef, Register, Registered
-from jobs.records import JobRecord, RunningRecord, WorkerRecord
+from jobs.records import JobRecord, ResultRecord, RunningRecord, WorkerRecord
 from jobs.scheduler import Amounts, Candidate
 from jobs.service import Caller
-from jobs.store import Delete, LeaseGrant, Put, Store, Txn
+from jobs.store import Delete, LeaseGrant, Op, Put, Store, Txn, prefix_end
 
 logger = logging.getLogger(__name__)
+
+LOST_CHUNK_BYTES: Final = 1_024
+"""What a chunk of output is taken to hold where no worker has told how much it was."""
+MAX_LOST_CHUNKS: Final = 100_000
 
 
 class Session(Protocol):
@@ -327,9 +331,28 @@ class Fleet:
     async def end_attempt(self, job: JobId, attempt: Attempt, incarnation: Incarnation) -> None:
         """The worker that had the attempt is gone; an attempt that is over already stays as it ended."""
         now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter
-        done = await self._transitions.apply(
-            job, lambda record: jobs.on_worker_lost(record, attempt, incarnation, now_ms, chance)
-        )
+        output = keys.log_prefix(job, attempt)
+        log_bytes = LOST_CHUNK_BYTES * self._store.count(output, prefix_end(output), limit=MAX_LOST_CHUNKS)
+        worker: WorkerId | None = None
+
+        def decide(record: JobRecord) -> jobs.Step:
+            nonlocal worker
+            worker = record.worker
+            return jobs.on_worker_lost(record, attempt, incarnation, now_ms, chance, log_bytes)
+
+        def extra(record: JobRecord) -> tuple[Op, ...]:
+            result = ResultRecord(
+                state=jobs.FAILED,
+                reason=record.reason,
+                message=record.message,
+                execution=None,
+                worker=worker,
+                started_ms=record.started_ms,
+                finished_ms=now_ms,
+            )
+            return (Put(keys.result(job, attempt), records.encode(result)),)
+
+        done = await self._transitions.apply(job, decide, extra)
         if not isinstance(done, Refusal):
             logger.warning("attempt lost with its worker", extra={"job": job, "attempt": attempt})
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jobs import jobs, keys, records
 from jobs.control.queues import RETRY_AFTER_S, Queues
@@ -56,7 +57,8 @@ class JobMaker:
         check_job(job, where)
         spec = records.encode_spec(job)
         check_spec_size(len(spec) - 1, where)
-        return NewJob(self._ids.next(now_ms, secrets.randbits(62)), jobs.on_submit(job, owner, now_ms), spec)
+        record = replace(jobs.on_submit(job, owner, now_ms), stored_bytes=jobs.JOB_BYTES + len(spec))
+        return NewJob(self._ids.next(now_ms, secrets.randbits(62)), record, spec)
 
     @contextmanager
     def admit(self, news: Sequence[NewJob]) -> Iterator[tuple[Compare, ...]]:

@@ -33,16 +33,26 @@ def pieces_after(
     while more:
         rows, more = store.range(start, prefix_end(prefix), limit=LOG_CHUNKS)
         pieces = [
-            LogPiece(attempt=attempt, seq=seq, stream=_STREAMS[number], data=data)
-            for row in rows
-            for index, (number, data) in enumerate(records.decode(LogChunk, row[1]).segments)
-            if (seq := int(row[0][len(prefix) :]) << SEGMENT_BITS | index) > after_seq and _STREAMS[number] in streams
+            piece
+            for key, value, *_ in rows
+            for piece in pieces_of(attempt, key, value, streams)
+            if piece.seq > after_seq
         ]
         if pieces:
             return pieces
         if rows:
             start = rows[-1][0] + b"\x00"
     return []
+
+
+def pieces_of(attempt: Attempt, key: bytes, value: bytes, streams: Sequence[Stream]) -> list[LogPiece]:
+    """Return the pieces of one chunk."""
+    first = keys.log_seq_of(key) << SEGMENT_BITS
+    return [
+        LogPiece(attempt=attempt, seq=first | index, stream=_STREAMS[number], data=data)
+        for index, (number, data) in enumerate(records.decode(LogChunk, value).segments)
+        if _STREAMS[number] in streams
+    ]
 
 
 def beginning(store: Store, job: JobId, attempt: Attempt, stream: Stream, limit_bytes: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
 
 from jobs import keys, records
@@ -13,21 +13,26 @@ from jobs.consensus import Consensus
 from jobs.content import content_of
 from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
-from jobs.control.output import INLINE_BYTES, beginning, pieces_after
+from jobs.control.logs import Logs
+from jobs.control.output import INLINE_BYTES, beginning
 from jobs.control.transitions import Stored, Transitions, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
 from jobs.protocol.model import (
+    MAX_ATTEMPTS,
+    AttemptList,
+    AttemptView,
     JobDetail,
     JobEvent,
     JobPage,
     JobResult,
+    JobState,
     JobView,
     Progress,
     Stream,
 )
 from jobs.records import JobRecord, ProgressRecord, ResultRecord
-from jobs.service import Caller, JobFilter, LogPiece
+from jobs.service import Caller, JobFilter, LogPiece, LogsWanted
 from jobs.store import Store, prefix_end
 
 PAGE_SCAN_ROWS: Final = 10_000
@@ -44,6 +49,7 @@ class Queries:
         self._store = store
         self._transitions = transitions
         self._hub = hub
+        self._logs = Logs(consensus, store, transitions, hub)
 
     async def read(self, caller: Caller, job: JobId) -> Stored:
         """Return the job's record; raises NotFound, and Forbidden for another owner's."""
@@ -127,6 +133,7 @@ class Queries:
                 stdout=stdout,
                 stderr=stderr,
                 execution=ended.execution,
+                logs_gone=record.logs_gone,
             )
         if attempt != record.attempt:
             raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")
@@ -152,36 +159,30 @@ class Queries:
                     stored = await self.read(caller, job)
                     return view(job, stored.record, stored.revision)
 
-    async def logs(
-        self,
-        caller: Caller,
-        job: JobId,
-        *,
-        attempt: Attempt | None,
-        streams: Sequence[Stream],
-        follow: bool,
-        after_seq: int,
-    ) -> AsyncIterator[LogPiece]:
-        stored = await self.read(caller, job)
-        current = attempt if attempt is not None else Attempt(max(stored.record.attempt, 1 if follow else 0))
-        if attempt is not None and attempt > stored.record.attempt and not follow:
-            raise NotFound(f"job {job} has no attempt {attempt}; it is at attempt {stored.record.attempt}")
-        with self._hub.waiter(keys.LOG + job.encode()) as output, self._hub.waiter(keys.state(job)) as state:
-            while True:
-                stored = await self.read(caller, job)
-                pieces = pieces_after(self._store, job, current, streams, after_seq)
-                for piece in pieces:
-                    after_seq = piece.seq
-                    yield piece
-                if pieces:
-                    continue
-                over = stored.record.state.is_final or stored.record.attempt > current
-                if follow and attempt is None and stored.record.attempt > current:
-                    current, after_seq = Attempt(current + 1), -1
-                elif over or not follow:
-                    return
-                else:
-                    await _either(output.wait(None), state.wait(None))
+    async def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
+        await self.read(caller, job)
+        async for piece in self._logs.follow(job, wanted):
+            yield piece
+
+    async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
+        record = (await self.read(caller, job)).record
+        prefix = keys.results_prefix(job)
+        rows, _ = self._store.range(prefix, prefix_end(prefix), limit=MAX_ATTEMPTS)
+        found = [_attempt(keys.attempt_of(key), records.decode(ResultRecord, value)) for key, value, *_ in rows]
+        if record.state is JobState.RUNNING:
+            found.append(
+                AttemptView(
+                    attempt=record.attempt,
+                    state=record.state,
+                    reason=None,
+                    message=None,
+                    worker=record.worker,
+                    started_ms=record.started_ms,
+                    finished_ms=None,
+                    execution=None,
+                )
+            )
+        return AttemptList(attempts=found, logs_gone=record.logs_gone)
 
     async def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
@@ -232,11 +233,15 @@ def decode_cursor(cursor: str, prefix: bytes, field: str = "cursor") -> bytes:
     return key
 
 
-async def _either(*waits: object) -> None:
-    """Return when the first of the awaitables is done; the others are given up."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
+def _attempt(attempt: Attempt, result: ResultRecord) -> AttemptView:
+    execution = result.execution
+    return AttemptView(
+        attempt=attempt,
+        state=result.state,
+        reason=result.reason,
+        message=result.message,
+        worker=result.worker if execution is None else execution.worker,
+        started_ms=result.started_ms if execution is None else execution.started_ms,
+        finished_ms=result.finished_ms if execution is None else execution.finished_ms,
+        execution=execution,
+    )

@@ -8,7 +8,7 @@ from typing import Final
 from jobs import keys, records
 from jobs.consensus import Consensus
 from jobs.control.audit import SUBMIT
-from jobs.control.queries import PAGE_SCAN_ROWS, decode_cursor, encode_cursor, may_see
+from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, decode_cursor, encode_cursor, may_see
 from jobs.control.transitions import Transitions
 from jobs.errors import Forbidden
 from jobs.protocol.ids import JobId, job_time_ms
@@ -17,8 +17,6 @@ from jobs.records import AuditRecord, JobRecord
 from jobs.service import AuditFilter, Caller
 from jobs.store import Store, prefix_end
 
-STEP_ROWS: Final = 1_000
-"""Entries that are looked at before others have their turn."""
 REQUEST_MS: Final = 1_000
 """The ids of one request's jobs are not further apart than this."""
 
@@ -45,7 +43,7 @@ class Trail:
         found: list[AuditEntry] = []
         scanned, more = 0, start < end
         while more and scanned < PAGE_SCAN_ROWS:
-            rows, more = self._store.range(start, end, limit=STEP_ROWS, reverse=True)
+            rows, more = self._store.range(start, end, limit=TURN_ROWS, reverse=True)
             for key, value, *_ in rows:
                 end, scanned = key, scanned + 1
                 record = records.decode(AuditRecord, value)

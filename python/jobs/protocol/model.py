@@ -112,10 +112,14 @@ class ShellPayload(_Given, frozen=True):
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
 
 
+MAX_ATTEMPTS: Final = 1_000
+"""Of one job."""
+
+
 class Retry(_Given, frozen=True):
     """How often, when and for what a failed attempt is tried again."""
 
-    max_attempts: Annotated[int, Meta(ge=1, le=1000)] = 1
+    max_attempts: Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] = 1
     backoff: Literal["none", "fixed", "exponential"] = "exponential"
     """`none` tries again at once."""
     delay_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
@@ -352,7 +356,9 @@ class JobResult(_Model, frozen=True):
     stdout: Content
     stderr: Content
     execution: Execution | None
-    """None when the job ended without ever running."""
+    """None when the job ended without ever running, or its worker was lost."""
+    logs_gone: bool = False
+    """The output is no longer kept: that is why `stdout` and `stderr` are empty."""
 
 
 class ParentResult(_Model, frozen=True):
@@ -374,6 +380,26 @@ class ParentResult(_Model, frozen=True):
     file_truncated: bool = False
     """The file `stdout` beside this one holds only the beginning, too."""
     execution: Execution | None = None
+
+
+class AttemptView(_Model, frozen=True):
+    """One attempt: how it ended, or that it runs."""
+
+    attempt: Attempt
+    state: JobState
+    reason: Reason | None
+    message: str | None
+    worker: WorkerId | None
+    started_ms: int | None
+    finished_ms: int | None
+    execution: Execution | None
+    """None while it runs, and when its worker was lost."""
+
+
+class AttemptList(_Model, frozen=True):
+    attempts: list[AttemptView]
+    logs_gone: bool
+    """Their output is no longer kept."""
 
 
 class CancelOutcome(_Model, frozen=True):
@@ -414,6 +440,10 @@ class CancelPage(CancelCounts, frozen=True):
 
     next_cursor: str | None
     """To go on with; null when every job was looked at."""
+
+
+MAX_TAIL_BYTES: Final = 16 << 20
+"""The last part of a job's output is not longer than this, however long its lines are."""
 
 
 class LogEvent(_Model, frozen=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from aiohttp import web
 from msgspec import Meta
@@ -19,14 +20,15 @@ from jobs.api.handlers.base import (
     labels_of,
     last_event_id,
 )
-from jobs.api.streams import EVENT_STREAM, StreamAnswer, event
+from jobs.api.streams import EVENT_STREAM, StreamAnswer, event, seen
 from jobs.content import content_of
 from jobs.errors import InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import BatchSubmitted, JobState, LogEvent, Stream, Submitted
-from jobs.service import JobFilter
+from jobs.protocol.model import MAX_TAIL_BYTES, BatchSubmitted, JobState, LogEvent, Stream, Submitted
+from jobs.service import JobFilter, LogPiece, LogPosition, LogsWanted
 
 WaitS = Annotated[float, Meta(ge=0, le=300)]
+_LOG_EVENT_ID: Final = re.compile(r"([1-9][0-9]{0,6})\.(-1|[0-9]{1,18})")
 AttemptNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
@@ -55,9 +57,13 @@ class WaitQuery(Query, frozen=True):
 
 class LogsQuery(Query, frozen=True):
     stream: tuple[Stream, ...] = ()
-    attempt: AttemptNumber | None = None
+    attempt: AttemptNumber | Literal["all"] | None = None
+    """`all`: one after the other. By default the last one, with `follow` also those to come."""
     follow: bool = False
-    after_seq: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    after_seq: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] | None = None
+    tail_lines: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    tail_bytes: Annotated[int, Meta(ge=0, le=MAX_TAIL_BYTES)] | None = None
+    """0: from now on."""
 
 
 class JobsWatchQuery(Query, frozen=True):
@@ -124,23 +130,26 @@ class JobHandlers(Base):
     async def cancel_jobs(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.cancel_many(call.caller, call.body))
 
+    async def attempts(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.attempts(call.caller, job_id(call)))
+
     async def logs(self, call: Call) -> web.StreamResponse:
         query: LogsQuery = call.query
         events = EVENT_STREAM in call.request.headers.get("Accept", "")
-        attempt, after_seq = _resume_logs(call, query) if events else (query.attempt, query.after_seq)
+        after = _log_position(call) if events else None
+        if after is None and query.after_seq is not None:
+            after = LogPosition(None, query.after_seq)
+        wanted = LogsWanted(
+            attempt=query.attempt if query.attempt is None or query.attempt == "all" else Attempt(query.attempt),
+            streams=query.stream or tuple(Stream),
+            follow=query.follow,
+            after=after,
+            tail_lines=query.tail_lines,
+            tail_bytes=query.tail_bytes,
+        )
         with self._place(call) as place:
-            if query.follow:
-                # The head is sent before there is anything to tell, so what speaks against it has to be known now.
-                await self._service.wait(call.caller, job_id(call), 0)
-            pieces = self._service.logs(
-                call.caller,
-                job_id(call),
-                attempt=None if attempt is None else Attempt(attempt),
-                streams=query.stream or tuple(Stream),
-                follow=query.follow,
-                after_seq=after_seq,
-            )
-            stream = StreamAnswer(call.request, self._config, place, at_once=query.follow)
+            pieces = self._service.logs(call.caller, job_id(call), wanted)
+            stream = StreamAnswer(call.request, self._config, place, at_once=False)
             if events:
                 return await stream.send(_log_events(pieces), EVENT_STREAM)
             return await stream.send((piece.data async for piece in pieces), "application/octet-stream")
@@ -169,17 +178,22 @@ def _submitted(submitted: Submitted) -> web.Response:
     return response
 
 
-def _resume_logs(call: Call, query: LogsQuery) -> tuple[int | None, int]:
+def _log_position(call: Call) -> LogPosition | None:
+    """Return where a reconnecting client goes on."""
     header = call.request.headers.get("Last-Event-ID")
     if header is None:
-        return query.attempt, query.after_seq
-    attempt, dot, seq = header.partition(".")
-    if not (dot and attempt.isdigit() and seq.isdigit() and header.isascii() and len(header) <= 32):
+        return None
+    found = _LOG_EVENT_ID.fullmatch(header)
+    if found is None:
         raise InvalidRequest(f"{header!r} is no event", field="Last-Event-ID", expected="the id of a former event")
-    return int(attempt), int(seq)
+    return LogPosition(Attempt(int(found[1])), int(found[2]))
 
 
-async def _log_events(pieces: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+async def _log_events(pieces: AsyncIterator[LogPiece]) -> AsyncIterator[bytes]:
     async for piece in pieces:
-        log = LogEvent(attempt=piece.attempt, seq=piece.seq, stream=piece.stream, data=content_of(piece.data))
-        yield event(log, f"{piece.attempt}.{piece.seq}")
+        position = f"{piece.attempt}.{piece.seq}"
+        if piece.data:
+            data = content_of(piece.data)
+            yield event(LogEvent(attempt=piece.attempt, seq=piece.seq, stream=piece.stream, data=data), position)
+        else:
+            yield seen(position)
