@@ -7,8 +7,9 @@ A graph is given as each node's parents: those that have to come first.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
+SWEEPS: Final = 4
 N = TypeVar("N", bound=Hashable)
 
 
@@ -73,3 +74,40 @@ def layers(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
     if sum(map(len, made)) != len(parents):
         raise ValueError("the graph has a circle")
     return made
+
+
+def untangled(parents: Mapping[N, Sequence[N]]) -> list[list[N]]:
+    """Return the layers with each node near its parents and children, so that few edges cross.
+
+    Layer by layer, down and up again, nodes are put in the order of the mean place of those that they are joined to.
+    """
+    made = layers(parents)
+    children: dict[N, list[N]] = {node: [] for node in parents}
+    for node, above in parents.items():
+        for parent in above:
+            if parent in children:
+                children[parent].append(node)
+    places: dict[N, float] = {}
+    for layer in made:
+        _place(layer, places)
+    for _ in range(SWEEPS):
+        for layer in made:
+            _sort(layer, parents, places)
+        for layer in reversed(made):
+            _sort(layer, children, places)
+    return made
+
+
+def _sort(layer: list[N], joined: Mapping[N, Sequence[N]], places: dict[N, float]) -> None:
+    def wish(node: N) -> float:
+        near = [places[other] for other in joined[node] if other in places]
+        return sum(near) / len(near) if near else places[node]
+
+    layer.sort(key=wish)
+    _place(layer, places)
+
+
+def _place(layer: Sequence[N], places: dict[N, float]) -> None:
+    """Give every layer the same width, so that places in different layers can be compared."""
+    for index, node in enumerate(layer):
+        places[node] = (index + 0.5) / len(layer)

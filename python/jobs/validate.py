@@ -36,6 +36,13 @@ def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:
         raise InvalidRequest("the deadline has passed", field=f"{where}.deadline_ms", expected=f"after {now_ms}")
 
 
+def operations_of(job: JobSubmit) -> int:
+    """Return how many operations of a transaction storing the job takes at most."""
+    timer = job.not_before_ms is not None or job.deadline_ms is not None
+    # Spec, state, place in the queue, idempotency key; for a parent an edge, and a change of one that is there already.
+    return 4 + timer + (job.unique_key is not None) + bool(job.depends_on) + 2 * len(job.depends_on)
+
+
 def check_spec_size(size_bytes: int, where: str = "$") -> None:
     """Raise PayloadTooLarge when the encoded job does not fit the store."""
     if size_bytes > MAX_SPEC_BYTES:

@@ -189,3 +189,31 @@ def test_a_terminal_shows_a_bar(shared_node: EmbeddedNode, tmp_path: Path) -> No
     text = shown.decode()
     assert "submitting █" in text
     assert text.endswith(f"\r\x1b[Kjobctl: {10 * BATCH_JOBS} jobs: {10 * BATCH_JOBS} new, 0 known already\r\n")
+
+
+def test_lines_depend_on_lines_of_other_lots_also_after_the_node_was_killed(tmp_path: Path) -> None:
+    # Given a chain of lines behind one that never runs, and at its end a line that waits for the first, too
+    lines = [{"ref": "0", "not_before_ms": 253_402_300_799_999}]
+    lines += [{"ref": str(n), "depends_on": [str(n - 1)]} for n in range(1, LINES)]
+    lines[-1]["depends_on"] = [str(LINES - 2), "0"]
+    path = tmp_path / "chain.jsonl"
+    shell = {"type": "shell", "payload": {"argv": ["true"]}}
+    path.write_text("".join(json.dumps({**shell, **line}) + "\n" for line in lines))
+    node = EmbeddedNode(tmp_path / "node").start()
+    running = start(node, path)
+    node.kill()
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    with node, node.client() as client:
+        # When the same file is submitted again
+        done = submit(node, "--from", str(path))
+        assert done.returncode == 0, done.stderr
+        found = ids(done)
+        assert len(set(found)) == LINES
+        # Then each job waits for the one before it, over the borders of lots
+        jobs = [client.get(job) for job in found[:: LINES // 50]]
+        assert [job.parents for job in jobs[1:]] == [
+            [found[number - 1]] for number in range(LINES // 50, LINES, LINES // 50)
+        ]
+        assert client.get(found[-1]).parents == [found[-2], found[0]]
+        assert sum(job.waits_for for job in client.list(page_size=1000)) == LINES

@@ -10,23 +10,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import SubmitProgress, shell_job
-from jobs.client.batches import KEY_ROOM_BYTES, LOT_BYTES, Cutter, Tally, lots
+from jobs.client.batches import KEY_ROOM_BYTES, LOT_BYTES, Cutter, Lots, Tally
 from jobs.client.operations import submit_batch
+from jobs.control.transitions import view
 from jobs.errors import InvalidRequest, QueueFull, Unavailable
-from jobs.protocol.model import BATCH_JOBS, Batch, JobSubmit
+from jobs.jobs import on_submit
+from jobs.protocol.ids import JobId, uuid7
+from jobs.protocol.model import BATCH_JOBS, BATCH_OPERATIONS, MAX_PARENTS, Batch, JobSubmit, Submitted
+from jobs.validate import operations_of
 
 MAX_BODY_BYTES = 10 << 20
 
 
 def cut(jobs: list[JobSubmit], batch: str | None = None) -> list[list[JobSubmit]]:
     """Return the lots as a node would read them, having checked that it would."""
-    found = []
-    for lot in lots(jobs, batch):
+    found: list[list[JobSubmit]] = []
+    lots = Lots(jobs, batch)
+    for lot in lots:
         body = submit_batch(lot).request.body
         assert body is not None
         assert len(body) <= MAX_BODY_BYTES
         found.append(msgspec.json.decode(body, type=Batch).jobs)
+        assert sum(map(operations_of, found[-1])) <= BATCH_OPERATIONS
+        first = sum(map(len, found[:-1]))
+        lots.on_answer([answer(first + index) for index in range(len(found[-1]))])
     return found
+
+
+def answer(number: int) -> Submitted:
+    """Return what a node says to the job of this number, from 0 on."""
+    record = on_submit(shell_job(["true"]), 1000, 1)
+    return Submitted(job=view(id_of(number), record, 1), created=True)
+
+
+def id_of(number: int) -> JobId:
+    return uuid7(number, number)
 
 
 def test_lots_hold_as_many_jobs_as_a_request_takes() -> None:
@@ -46,12 +64,55 @@ def test_a_cutter_neither_overfills_a_lot_nor_ends_it_early(sizes: list[int]) ->
     cutter = Cutter()
     cuts: list[list[int]] = []
     for size in sizes:
-        if cutter.begins(size):
+        if cutter.begins(size, 1):
             cuts.append([])
         cuts[-1].append(size + KEY_ROOM_BYTES)
     assert all(len(lot) <= BATCH_JOBS and sum(lot) <= LOT_BYTES for lot in cuts)
     for lot, after in itertools.pairwise(cuts):
         assert len(lot) == BATCH_JOBS or sum(lot) + after[0] > LOT_BYTES
+
+
+def test_a_lot_of_jobs_with_many_parents_fits_a_transaction() -> None:
+    parents = [f"r{number}" for number in range(MAX_PARENTS)]
+    jobs = [shell_job(["true"], ref=ref) for ref in parents]
+    jobs += [shell_job(["true"], depends_on=parents, unique_key=str(n), deadline_ms=1) for n in range(9)]
+    found = cut(jobs)
+    assert [len(lot) for lot in found] == [MAX_PARENTS + 2, 4, 3]
+    assert found[0][-1].depends_on == parents
+
+
+def test_refs_of_former_lots_become_ids_the_same_ones_each_time() -> None:
+    # Given a chain over three lots, and a job that depends on the first of all
+    count = 2 * BATCH_JOBS + 2
+    jobs = [shell_job(["true"], ref=str(n), depends_on=[str(n - 1)] if n else []) for n in range(count)]
+    jobs.append(shell_job(["true"], depends_on=["0", id_of(7), str(count - 1)]))
+    found = cut(jobs, "night")
+    flat = [job for lot in found for job in lot]
+    # Then only what crosses a lot's border is replaced
+    firsts = {0, *itertools.accumulate(len(lot) for lot in found)}
+    assert len(firsts) > 3
+    for number, job in enumerate(flat[1:-1], 1):
+        assert job.depends_on == [id_of(number - 1) if number in firsts else str(number - 1)]
+    assert flat[-1].depends_on == [id_of(0), id_of(7), str(count - 1)]
+    assert cut(jobs, "night") == found
+
+
+@pytest.mark.parametrize(
+    ("jobs", "field", "said"),
+    [
+        (
+            [shell_job(["true"], depends_on=["late"]), shell_job(["true"], ref="late")],
+            "$.depends_on[0]",
+            "job 1: 'late'",
+        ),
+        ([shell_job(["true"], ref="a", depends_on=["a"])], "$.depends_on[0]", "job 1: 'a' is neither"),
+        ([shell_job(["true"], ref="a")] * 2, "$.ref", "job 2: 'a' is the ref of job 1 too"),
+    ],
+)
+def test_a_job_that_depends_on_none_before_it_is_named(jobs: list[JobSubmit], field: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        cut(jobs)
+    assert (caught.value.field, said in caught.value.detail) == (field, True)
 
 
 def test_jobs_of_a_batch_are_known_by_its_name_and_their_number() -> None:
@@ -76,12 +137,12 @@ def test_lots_are_cut_alike_whatever_the_batch_is_called() -> None:
 @pytest.mark.parametrize("name", ["", "x" * 201, "é" * 101, "a\nb"])
 def test_a_name_that_makes_no_key_is_refused_before_anything_is_sent(name: str) -> None:
     with pytest.raises(InvalidRequest, match="batch"):
-        next(lots([shell_job(["true"])], name))
+        Lots([shell_job(["true"])], name)
 
 
 def test_text_that_json_cannot_carry_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="Unicode"):
-        next(lots([shell_job(["\udcff"])], None))
+        cut([shell_job(["\udcff"])])
 
 
 def test_a_refusal_is_told_and_waited_out_only_where_the_node_says_how_long() -> None:

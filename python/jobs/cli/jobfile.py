@@ -10,18 +10,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from graphlib import CycleError, TopologicalSorter
 from typing import IO, Final
 
 import msgspec
 from msgspec import Struct
 
 from jobs.cli.command import UsageError
-from jobs.client.batches import Cutter, keyed
+from jobs.client.batches import Refs, growth_bytes, keyed
 from jobs.client.requests import encode
-from jobs.errors import InvalidRequest, JobsError, PayloadTooLarge
+from jobs.errors import JobsError, PayloadTooLarge
 from jobs.invalid import Tagged, decode_json
-from jobs.protocol.ids import is_job_id
 from jobs.protocol.model import JobSubmit
 from jobs.validate import MAX_SPEC_BYTES, check_job, check_spec_size
 
@@ -107,7 +105,7 @@ class JobFile:
             if len(wrong) < shown:
                 wrong.append(line)
         if total:
-            raise WrongLines(sorted(wrong, key=lambda line: line.number), total)
+            raise WrongLines(wrong, total)
         return Checked(check.jobs, check.content.hexdigest())
 
 
@@ -120,65 +118,20 @@ class _Check:
         self.content = hashlib.sha256()
 
     def wrong(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[WrongLine]:
-        """Yield what is wrong, about in the order of the lines."""
-        cutter, lot = Cutter(), Lot()
+        """Yield what is wrong, in the order of the lines."""
+        refs = Refs("line")
         for number, data in lines:
             self.content.update(data)
             if data.isspace():
                 continue
             try:
                 job = keyed(job_of_line(data), self._batch, number)
-                size_bytes = len(encode(job))
-                check_spec_size(size_bytes)
+                check_spec_size(len(encode(job)) + growth_bytes(job))
             except JobsError as error:
                 yield WrongLine(number, error)
                 continue
             self.jobs += 1
-            if cutter.begins(size_bytes):
-                yield from lot.wrong()
-                lot = Lot()
-            lot.add(number, job)
-        yield from lot.wrong()
-
-
-class Lot:
-    """What the jobs of one request say of each other."""
-
-    def __init__(self) -> None:
-        self._refs: dict[str, int] = {}
-        self._parents: dict[int, list[str]] = {}
-        self._wrong: list[WrongLine] = []
-
-    def add(self, number: int, job: JobSubmit) -> None:
-        self._parents[number] = job.depends_on
-        if job.ref is not None and self._refs.setdefault(job.ref, number) != number:
-            detail = f"{job.ref!r} is the name of line {self._refs[job.ref]} too"
-            self._wrong.append(_wrong(number, detail, "$.ref", "a name of its own within a lot"))
-
-    def wrong(self) -> list[WrongLine]:
-        """Return what cannot be: names that nothing has, and lines that wait for each other."""
-        if not self._parents:
-            return []
-        wrong, where = list(self._wrong), f"lines {min(self._parents)} to {max(self._parents)}, sent together"
-        graph = TopologicalSorter[int]()
-        for number, parents in self._parents.items():
-            for index, parent in enumerate(parents):
-                if parent in self._refs:
-                    graph.add(number, self._refs[parent])
-                elif not is_job_id(parent):
-                    detail = f"{parent!r} is neither a job's id nor a ref"
-                    wrong.append(_wrong(number, detail, f"$.depends_on[{index}]", f"a ref of {where}"))
-        try:
-            graph.prepare()
-        except CycleError as error:
-            circle = list(reversed(error.args[1]))
-            detail = f"lines {' → '.join(map(str, circle))} wait for each other"
-            wrong.append(_wrong(min(circle), detail, "$.depends_on", "no circle"))
-        return wrong
-
-
-def _wrong(number: int, detail: str, field: str, expected: str) -> WrongLine:
-    return WrongLine(number, InvalidRequest(detail, field=field, expected=expected))
+            yield from (WrongLine(number, error) for error in refs.wrong(number, job))
 
 
 def job_of_line(data: bytes) -> JobSubmit:

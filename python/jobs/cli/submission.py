@@ -121,7 +121,14 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
     how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
     how.add_argument("--network", choices=("none", "host"), default="none", help="host only where a worker allows it")
+    how.add_argument(
+        "--depends-on", action="append", default=[], metavar="ID", help="wait for this job to end; may be repeated"
+    )
+    how.add_argument(
+        "--on-failure", choices=("fail", "run"), default="fail", help="what to do when a job that is waited for fails"
+    )
     how.add_argument("--idempotency-key", metavar="KEY", help="the same key makes the same job only once")
+    how.add_argument("--unique-key", metavar="KEY", help="no other job while one with this key has not ended")
 
 
 def job_of(options: argparse.Namespace) -> ShellJob:
@@ -157,7 +164,10 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         requires=Requires(
             labels=dict(options.require), cpu_milli=round(1000 * options.cpu), memory_bytes=options.reserve_memory
         ),
+        depends_on=options.depends_on,
+        on_failure=options.on_failure,
         idempotency_key=options.idempotency_key,
+        unique_key=options.unique_key,
     )
 
 

@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from jobs.client import operations
-from jobs.client.batches import OnProgress, Tally, lots
+from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.failures import error_of, gone, unreachable
 from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
@@ -88,9 +88,11 @@ class AsyncClient:
         self, jobs: Iterable[JobSubmit], *, batch: str | None = None, on_progress: OnProgress | None = None
     ) -> AsyncIterator[Submitted]:
         """Yield what became of each job, in order; nothing is sent before it is asked for. See `Client`."""
-        tally = Tally(on_progress)
-        for lot in lots(jobs, batch):
-            for one in await self._submit_lot(operations.submit_batch(lot), tally):
+        tally, lots = Tally(on_progress), Lots(jobs, batch)
+        for lot in lots:
+            submitted = await self._submit_lot(operations.submit_batch(lot), tally)
+            lots.on_answer(submitted)
+            for one in submitted:
                 yield one
 
     async def _submit_lot(self, call: Call[BatchSubmitted], tally: Tally) -> Sequence[Submitted]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TypeVar, Unpack
 
 from jobs.client import operations
-from jobs.client.batches import OnProgress, Tally, lots
+from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.connection import Connections
 from jobs.client.failures import error_of
 from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
@@ -97,13 +97,15 @@ class Client:
         """Yield what became of each job, in order. Nothing is sent before it is asked for: iterate to the end.
 
         The jobs go in lots of up to `BATCH_JOBS` and 10 MiB, each of which is accepted whole or not at all; a job can
-        depend by `ref` only on jobs of its own lot. While the node takes no more (429) it is waited for, for as long
-        as that may be; `on_progress` is told so, and after each lot how far it is. With the name of a `batch`, jobs
-        are known by it and their number: the same call made again submits only what is missing.
+        depend by `ref` on any before it. While the node takes no more (429) it is waited for, for as long as that may
+        be; `on_progress` is told so, and after each lot how far it is. With the name of a `batch`, jobs are known by it
+        and their number: the same call made again submits only what is missing.
         """
-        tally = Tally(on_progress)
-        for lot in lots(jobs, batch):
-            yield from self._submit_lot(operations.submit_batch(lot), tally)
+        tally, lots = Tally(on_progress), Lots(jobs, batch)
+        for lot in lots:
+            submitted = self._submit_lot(operations.submit_batch(lot), tally)
+            lots.on_answer(submitted)
+            yield from submitted
 
     def _submit_lot(self, call: Call[BatchSubmitted], tally: Tally) -> Sequence[Submitted]:
         while True:

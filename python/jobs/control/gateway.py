@@ -176,11 +176,12 @@ class WorkerConnection(asyncio.Protocol):
         batch: list[wire.Assignment] = []
         size = 0
         for item in assignments:
-            if batch and size + len(item.payload) > wire.MAX_FRAME_BYTES // 2:
+            item_bytes = len(item.payload) + sum(map(len, item.files.values()))
+            if batch and size + item_bytes > wire.MAX_FRAME_BYTES // 2:
                 self._send(wire.Assign(jobs=batch))
                 batch, size = [], 0
             batch.append(item)
-            size += len(item.payload)
+            size += item_bytes
         self._send(wire.Assign(jobs=batch))
 
     def cancel(self, job: JobId, attempt: Attempt) -> None:

@@ -14,7 +14,7 @@ from jobs.content import content_of
 from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
 from jobs.control.logs import Logs
-from jobs.control.output import INLINE_BYTES, beginning
+from jobs.control.output import INLINE_BYTES, beginnings
 from jobs.control.transitions import Stored, Transitions, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
@@ -119,10 +119,8 @@ class Queries:
                 raise NotFinished(f"job {job} is {record.state}", expected="a job that is completed or failed")
             attempt = record.attempt
         found = self._store.get(keys.result(job, attempt))
-        stdout, stderr = (
-            content_of(beginning(self._store, job, attempt, stream, INLINE_BYTES))
-            for stream in (Stream.STDOUT, Stream.STDERR)
-        )
+        output = beginnings(self._store, job, attempt, dict.fromkeys(Stream, INLINE_BYTES))
+        stdout, stderr = content_of(output[Stream.STDOUT]), content_of(output[Stream.STDERR])
         if found is not None:
             ended = records.decode(ResultRecord, found[1])
             return JobResult(

@@ -14,6 +14,7 @@ from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="A short name.")]
+Ref = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}\Z", description="A name without slashes.")]
 LabelValue = Annotated[str, Meta(max_length=256)]
 Labels = Annotated[dict[Name, LabelValue], Meta(max_length=64)]
 DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -185,7 +186,7 @@ class ShellJob(_Given, frozen=True, tag_field="type", tag="shell"):
     """Jobs that have to end first: ids, or `ref`s of jobs in the same request."""
     on_failure: Literal["fail", "run"] = "fail"
     """When one that it depends on fails, the job fails as `dependency_failed`, or runs all the same."""
-    ref: Name | None = None
+    ref: Ref | None = None
     """Name by which jobs of the same request can depend on this one."""
     concurrency_key: Name | None = None
     """At most `concurrency_limit` jobs with this key run at a time, whoever owns them and wherever they wait."""
@@ -200,6 +201,8 @@ JobSubmit = ShellJob
 BATCH_JOBS: Final = 160
 """Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
 place in the queue, timer, idempotency key, unique key)."""
+BATCH_OPERATIONS: Final = 999
+"""Of a request: what is left of the 1,000 beside the entry in the audit trail; see `validate.operations_of`."""
 
 
 class Batch(_Model, frozen=True):
