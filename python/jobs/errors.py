@@ -72,6 +72,10 @@ class AlreadyStarted(JobsError):
     code, status, title = "already_started", 409, "The job has started or ended"
 
 
+class NotRedrivable(JobsError):
+    code, status, title = "not_redrivable", 409, "The job cannot be redriven"
+
+
 class QueueClosed(JobsError):
     code, status, title = "queue_closed", 409, "The queue takes no jobs"
 

@@ -208,6 +208,20 @@ def on_worker_lost(
     return _failed_attempt(record, Reason.WORKER_LOST, f"worker {record.worker} was lost", now_ms, chance)
 
 
+def on_redriven(record: JobRecord, successor: JobId) -> Step:
+    """Another job repeats this one, which failed: it stays as it is, and is a dead letter no more."""
+    if record.state is not FAILED:
+        return Refusal(f"the job is {record.state}; only what failed is redriven")
+    if record.redriven_as is not None:
+        return Refusal(f"it was redriven as job {record.redriven_as} already")
+    return replace(record, settled=True, redriven_as=successor)
+
+
+def on_purged(record: JobRecord) -> Step:
+    """Somebody has looked at the dead letter and wants to see it no more; the job stays as it is."""
+    return replace(record, settled=True) if is_dead_letter(record) else Refusal("the job is no dead letter")
+
+
 def is_current(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> bool:
     """Tell whether a report of this attempt and worker life is about the job as it now runs."""
     return _stale(record, attempt, incarnation) is None
@@ -239,6 +253,11 @@ def retry_delay_ms(retry: Retry, failed_attempts: int, chance: float) -> int:
 def is_ready(record: JobRecord) -> bool:
     """Tell whether nothing but a worker is missing."""
     return record.state is PENDING and not record.delayed and record.waits_for == 0
+
+
+def is_dead_letter(record: JobRecord) -> bool:
+    """Tell whether the job failed for good and nobody has dealt with that yet."""
+    return record.state is FAILED and record.reason not in NOT_DEAD and not record.settled
 
 
 def demand_of(record: JobRecord) -> Demand:
@@ -284,7 +303,8 @@ def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
         entries[keys.ended(record.finished_ms, job)] = EndedRecord(record.owner, record.queue, record.retention)
         if record.has_children:
             entries[keys.parent_ended(job)] = None
-        if record.state is FAILED and record.reason is not None and record.reason not in NOT_DEAD:
+        if is_dead_letter(record):
+            assert record.reason is not None
             entries[keys.dead_letter(record.finished_ms, job)] = DeadLetterRecord(
                 owner=record.owner, queue=record.queue, reason=record.reason, message=record.message
             )

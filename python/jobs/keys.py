@@ -211,6 +211,11 @@ def dead_letter(finished_ms: int, job: JobId) -> bytes:
     return b"%s%015d/%s" % (DEAD_LETTERS, finished_ms, job.encode())
 
 
+def dead_letters_before(finished_ms: int) -> bytes:
+    """Return the end of the keys of dead letters that are older."""
+    return b"%s%015d/" % (DEAD_LETTERS, finished_ms)
+
+
 def audit(at_ms: int, number: int) -> bytes:
     """An entry of the audit trail; `number` tells apart those of one millisecond."""
     return b"%s%015d/%016x" % (AUDIT, at_ms, number)

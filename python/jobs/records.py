@@ -68,6 +68,10 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """About what it takes in the store: its submission, results and output."""
     log_bytes: int = 0
     """The output among them."""
+    settled: bool = False
+    """Its dead letter has been dealt with: redriven or purged."""
+    redriven_as: JobId | None = None
+    """The job that repeats it."""
     logs_gone: bool = False
     """Its output is no longer kept; where there still is some (`log_bytes`), that is about to go."""
     ref: str | None = None

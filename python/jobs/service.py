@@ -14,6 +14,8 @@ from jobs.protocol.model import (
     CancelMany,
     CancelOutcome,
     CancelPage,
+    DeadLetterPage,
+    DeadLetterSelection,
     Health,
     JobDetail,
     JobEvent,
@@ -34,10 +36,13 @@ from jobs.protocol.model import (
     OwnerChange,
     OwnerSettings,
     OwnerView,
+    PurgeOutcome,
+    PurgePage,
     QueueChange,
     QueuePage,
     QueueSettings,
     QueueView,
+    RedrivePage,
     Stream,
     Submitted,
     WorkerView,
@@ -131,6 +136,25 @@ class QueueService(Protocol):
     async def change_owner(self, caller: Caller, uid: int, change: OwnerChange) -> OwnerView: ...
 
 
+class DeadLetterService(Protocol):
+    """Jobs that failed for good: an owner deals with their own, admins with all."""
+
+    async def page(
+        self, caller: Caller, where: DeadLetterSelection, *, limit: int, cursor: str | None
+    ) -> DeadLetterPage:
+        """Newest first. A page may hold fewer than `limit` and still have a next one."""
+
+    async def redrive(self, caller: Caller, job: JobId) -> Submitted:
+        """Repeat a failed job as a new one; asking again gives the same. Raises NotRedrivable, and as `submit`."""
+
+    async def redrive_many(self, caller: Caller, where: DeadLetterSelection) -> RedrivePage:
+        """Oldest first, so that what others depend on comes before them; a bounded number of them."""
+
+    async def purge(self, caller: Caller, job: JobId) -> PurgeOutcome: ...
+
+    async def purge_many(self, caller: Caller, where: DeadLetterSelection) -> PurgePage: ...
+
+
 class AuditService(Protocol):
     """The audit trail."""
 
@@ -214,6 +238,9 @@ class Service(Protocol):
     async def lease_keepalive(self, caller: Caller, lease: int) -> Lease: ...
 
     async def lease_revoke(self, caller: Caller, lease: int) -> None: ...
+
+    @property
+    def dead_letters(self) -> DeadLetterService: ...
 
     @property
     def audit(self) -> AuditService: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from jobs import jobs, keys
 from jobs.jobs import TRANSITIONS, Refusal, Step
@@ -116,6 +117,27 @@ class JobLife(RuleBasedStateMachine):
             if self.take(jobs.on_worker_lost(self.record, attempt, life, self.now_ms, chance)):
                 self.recorded.append(attempt)
 
+    @rule(successor=st.integers(1, 3))
+    def redrive(self, successor: int) -> None:
+        """Whoever asks first is the one; the end stays what it was."""
+        before = self.record
+        step = jobs.on_redriven(before, uuid7(2, successor))
+        if isinstance(step, Refusal):
+            assert before.state is not JobState.FAILED or before.redriven_as is not None
+            return
+        self.record = step
+        assert not jobs.is_dead_letter(step)
+        assert replace(step, settled=before.settled, redriven_as=None) == before
+
+    @rule()
+    def purge(self) -> None:
+        before = self.record
+        step = jobs.on_purged(before)
+        assert isinstance(step, Refusal) != jobs.is_dead_letter(before)
+        if not isinstance(step, Refusal):
+            self.record = step
+            assert replace(step, settled=False) == before
+
     @invariant()
     def promises(self) -> None:
         record = self.record
@@ -135,7 +157,7 @@ class JobLife(RuleBasedStateMachine):
         if record.state.is_final:
             wanted = {keys.ended(record.finished_ms or 0, JOB)}
             wanted |= {keys.parent_ended(JOB)} if record.has_children else set()
-            dead = record.state is JobState.FAILED and record.reason is not Reason.CANCELLED
+            dead = record.state is JobState.FAILED and record.reason is not Reason.CANCELLED and not record.settled
             wanted |= {keys.dead_letter(record.finished_ms or 0, JOB)} if dead else set()
         elif record.state is JobState.RUNNING:
             wanted = {keys.running(WorkerId("w"), JOB)}

@@ -14,9 +14,11 @@ from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
 from jobs.protocol.model import NAME_PATTERN, Problem
 
 _REF: Final = "#/components/schemas/{name}"
+_JOB_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 _ID_PATTERNS: Final = {
-    "jobs": "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$",
+    "jobs": _JOB_PATTERN,
     "workers": "^[^/]+$",
+    "dead-letters": _JOB_PATTERN,
     "queues": NAME_PATTERN,
     "owners": "^[0-9]{1,10}$",
     "leases": "^[0-9]{1,18}$",
@@ -102,8 +104,8 @@ def _responses(route: Route, schema_of: dict[int, Any]) -> dict[str, Any]:
     elif route.answer is not None:
         success["content"] = {"application/json": {"schema": schema_of[id(route.answer)]}}
     responses = {str(route.status): success}
-    if route.handler.__name__ == "submit":
-        responses["200"] = {**success, "description": "The idempotency key was known: the job it made"}
+    if route.again is not None:
+        responses["200"] = {**success, "description": route.again}
     possible: tuple[type[JobsError], ...] = (*ALWAYS, *route.errors, *(_BODY_ERRORS if route.body is not None else ()))
     for error in sorted(possible, key=lambda kind: kind.status):
         response = responses.setdefault(

@@ -14,6 +14,7 @@ from jobs import errors
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
+from jobs.api.handlers import deadletters as dead_letter_calls
 from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
@@ -32,6 +33,7 @@ PLACE: Final = 3
 _READ: Final[Errors] = (errors.Forbidden, errors.NotFound, errors.Gone)
 _ADMIN: Final[Errors] = (errors.Forbidden,)
 _WRITE: Final[Errors] = (errors.StorageFull,)
+_REDRIVE: Final[Errors] = (*_WRITE, errors.QueueClosed, errors.QueueFull)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
@@ -55,6 +57,8 @@ class Route(Struct, frozen=True, kw_only=True):
     answer: Any = None
     """Type of the body of a success; None for an empty one."""
     status: int = 200
+    again: str | None = None
+    """What it means when the status is 200 instead."""
     streams: tuple[str, ...] = ()
     """Content types of a success that goes on, instead of `answer`."""
     errors: Errors = ()
@@ -64,7 +68,7 @@ ROUTES: Final = (
     # --- jobs
     Route(
         method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
-        answer=model.Submitted, status=201, errors=_SUBMIT,
+        answer=model.Submitted, status=201, again="The idempotency key was known: the job it made", errors=_SUBMIT,
         summary="Submit a job",
     ),
     Route(
@@ -183,6 +187,31 @@ ROUTES: Final = (
     Route(
         method="PATCH", path="/v1/owners/{id}", handler=Handlers.change_owner, body=model.OwnerChange,
         answer=model.OwnerView, errors=_ADMIN, summary="Change some of an owner's settings",
+    ),
+    # --- dead letters
+    Route(
+        method="GET", path="/v1/dead-letters", handler=Handlers.list_dead_letters,
+        query=dead_letter_calls.DeadLettersQuery, answer=model.DeadLetterPage,
+        summary="List the jobs that failed for good, page by page",
+    ),
+    Route(
+        method="POST", path="/v1/jobs/{id}/redrive", handler=Handlers.redrive, answer=model.Submitted, status=201,
+        again="It was redriven before: the job that repeats it", errors=(*_READ, *_REDRIVE, errors.NotRedrivable),
+        summary="Repeat a failed job as a new one",
+    ),
+    Route(
+        method="POST", path="/v1/dead-letters:redrive", handler=Handlers.redrive_dead_letters,
+        body=model.DeadLetterSelection, answer=model.RedrivePage, errors=(errors.Forbidden, *_REDRIVE),
+        summary="Repeat the jobs of a selection of dead letters, page by page",
+    ),
+    Route(
+        method="DELETE", path="/v1/dead-letters/{id}", handler=Handlers.purge, answer=model.PurgeOutcome, errors=_READ,
+        summary="Put a dead letter away; the job is kept as any other is",
+    ),
+    Route(
+        method="POST", path="/v1/dead-letters:purge", handler=Handlers.purge_dead_letters,
+        body=model.DeadLetterSelection, answer=model.PurgePage, errors=(errors.Forbidden,),
+        summary="Put the dead letters of a selection away, page by page",
     ),
     # --- audit trail
     Route(

@@ -52,6 +52,8 @@ def print_job(job: JobView) -> None:
             ("submitted", moment(job.submitted_ms)),
             ("started", moment(job.started_ms)),
             ("finished", moment(job.finished_ms)),
+            ("repeats", job.redrive_of),
+            ("repeated by", job.redriven_as),
             ("labels", ", ".join(f"{name}={value}" for name, value in job.labels.items())),
         ]
     )

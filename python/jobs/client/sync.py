@@ -12,6 +12,7 @@ from typing import TypeVar, Unpack
 from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.connection import Connections
+from jobs.client.deadletters import DeadLettersClient
 from jobs.client.failures import error_of
 from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
@@ -61,6 +62,7 @@ class Client:
         """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
         self._connections = Connections(socket_path or operations.default_socket())
         self._patience_s = patience_s
+        self.dead_letters = DeadLettersClient(self)
         self.kv = KeyValueClient(self)
         self.queues = QueuesClient(self)
         self.owners = OwnersClient(self)

@@ -27,12 +27,23 @@ def audit_entry(caller: Caller, action: str, subject: str, now_ms: int, detail: 
 
 
 def job_entry(
-    caller: Caller, action: str, job: JobId, owner: int, now_ms: int, detail: str | None = None
-) -> tuple[Put, Put]:
-    """Return what stores that `caller` did `action` (such as `job.cancel`) to a job of `owner`."""
+    caller: Caller,
+    action: str,
+    job: JobId,
+    owner: int,
+    now_ms: int,
+    detail: str | None = None,
+    *,
+    made: JobId | None = None,
+) -> tuple[Put, ...]:
+    """Return what stores that `caller` did `action` (such as `job.cancel`) to a job of `owner`.
+
+    It is found under that job, and under the other one that this has `made`.
+    """
     record = AuditRecord(at_ms=now_ms, uid=caller.uid, action=action, subject=job, detail=detail, owner=owner)
     entry = _put(record)
-    return entry, Put(keys.audited(job, entry.key), records.VERSION_ONLY)
+    about = [job] if made is None else [job, made]
+    return entry, *(Put(keys.audited(one, entry.key), records.VERSION_ONLY) for one in about)
 
 
 def submission_entry(caller: Caller, jobs: Sequence[JobId]) -> Put:

@@ -13,6 +13,7 @@ from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
+from jobs.control.deadletters import DeadLetters
 from jobs.control.dependencies import Dependencies
 from jobs.control.dispatch import Dispatcher
 from jobs.control.fleet import Fleet
@@ -100,6 +101,9 @@ class Control:
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
         self._graphs = Graphs(store, transitions)
         self._queries = Queries(consensus, store, transitions, self._hub)
+        self.dead_letters = DeadLetters(
+            consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
+        )
         self._cancels = Cancels(consensus, store, transitions)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)

@@ -160,6 +160,7 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         waits_for=record.waits_for,
         concurrency_key=record.concurrency_key,
         redrive_of=record.redrive_of,
+        redriven_as=record.redriven_as,
         ref=record.ref,
         revision=Revision(revision),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.api.handlers.audit import AuditHandlers
+from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
 from jobs.api.handlers.kv import KvHandlers
@@ -10,5 +11,7 @@ from jobs.api.handlers.node import NodeHandlers
 from jobs.api.handlers.queues import QueueHandlers
 
 
-class Handlers(AuditHandlers, JobHandlers, DependencyHandlers, QueueHandlers, KvHandlers, NodeHandlers):
+class Handlers(
+    AuditHandlers, DeadLetterHandlers, JobHandlers, DependencyHandlers, QueueHandlers, KvHandlers, NodeHandlers
+):
     """Every route's function; their names are the OpenAPI operation ids."""

@@ -15,7 +15,7 @@ from jobs.api.config import ApiConfig
 from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, event, seen
 from jobs.errors import InvalidRequest
 from jobs.protocol.ids import JobId, is_job_id
-from jobs.protocol.model import Name
+from jobs.protocol.model import Name, Submitted
 from jobs.service import Service
 
 NAME_EXPECTED: Final = "1 to 128 letters, digits and signs of _.:/@-, a letter, a digit or _ first"
@@ -49,6 +49,13 @@ class Base:
 
 def json_response(body: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=_encode(body), content_type="application/json")
+
+
+def submitted_response(submitted: Submitted) -> web.Response:
+    """Return the answer to what makes a job: 201, or 200 when it was there already."""
+    response = json_response(submitted, 201 if submitted.created else 200)
+    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
+    return response
 
 
 def job_id(call: Call) -> JobId:

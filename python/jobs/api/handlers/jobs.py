@@ -19,12 +19,13 @@ from jobs.api.handlers.base import (
     json_response,
     labels_of,
     last_event_id,
+    submitted_response,
 )
 from jobs.api.streams import EVENT_STREAM, StreamAnswer, event, seen
 from jobs.content import content_of
 from jobs.errors import InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import MAX_TAIL_BYTES, BatchSubmitted, JobState, LogEvent, Stream, Submitted
+from jobs.protocol.model import MAX_TAIL_BYTES, BatchSubmitted, JobState, LogEvent, Stream
 from jobs.service import JobFilter, LogPiece, LogPosition, LogsWanted
 
 WaitS = Annotated[float, Meta(ge=0, le=300)]
@@ -81,7 +82,7 @@ class WatchQuery(Query, frozen=True):
 class JobHandlers(Base):
     async def submit(self, call: Call) -> web.StreamResponse:
         (submitted,) = await self._service.submit(call.caller, [call.body])
-        return _submitted(submitted)
+        return submitted_response(submitted)
 
     async def submit_batch(self, call: Call) -> web.StreamResponse:
         submitted = await self._service.submit(call.caller, call.body.jobs)
@@ -170,12 +171,6 @@ class JobHandlers(Base):
         events = self._service.watch_jobs(call.caller, where, after_revision=after, job=job)
         with self._place(call) as place:
             return await self._send_revisions(call, place, events)
-
-
-def _submitted(submitted: Submitted) -> web.Response:
-    response = json_response(submitted, 201 if submitted.created else 200)
-    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
-    return response
 
 
 def _log_position(call: Call) -> LogPosition | None:
