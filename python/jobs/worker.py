@@ -18,6 +18,7 @@ from jobs.config import ConfigError, NodeConfig, WorkerSettings, load_config
 from jobs.protocol.ids import Incarnation, WorkerId
 from jobs.workers import EXECUTORS
 from jobs.workers.executor import Executor, ExecutorError
+from jobs.workers.former import lock_path, tag, take_lock
 from jobs.workers.pressure import Gauge
 from jobs.workers.runner import EXIT_CONFIG, EXIT_FAILED, Runner
 from jobs.workers.session import Identity, Session
@@ -48,7 +49,9 @@ def work(options: argparse.Namespace, config: NodeConfig, name: WorkerId) -> int
             logger.critical("the parent process %d is gone", options.die_with_parent)
             return EXIT_FAILED
     try:
-        executor = EXECUTORS[options.type](config)
+        lock = lock_path(name, config.node.run_dir)
+        take_lock(lock)
+        executor = EXECUTORS[options.type](config, tag(lock))
     except ExecutorError as error:
         logger.critical("cannot run jobs here: %s", error)
         return EXIT_FAILED

@@ -470,6 +470,46 @@ def test_nothing_runs_on_after_the_worker_is_killed(tmp_path: Path) -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_the_next_life_begins_when_nothing_of_the_former_one_runs(tmp_path: Path, how: signal.Signals) -> None:
+    async def scenario() -> None:
+        async with worker(tmp_path) as made:
+            me = await made.node.register()
+            for _ in range(2):
+                await start_sleeper(made)
+            launcher = made.launcher()
+            left = [launcher, *processes.descendants(launcher)]
+            assert len(left) >= 7, "two first processes, each with a shell and a sleep, and the launcher"
+            # Given a launcher that is killed with its worker, or that cannot end the jobs when its worker is
+            os.kill(launcher, how)
+            made.process.kill()
+            # When the next life is started at once
+            await made.start()
+            # Then nothing runs any more when it asks for work
+            again = await made.node.accept()
+            assert [pid for pid in left if processes.is_alive(pid)] == []
+            assert (again.running, again.incarnation != me.incarnation) == ([], True)
+
+    run(scenario)
+
+
+def test_a_second_life_beside_the_first_waits_for_its_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker(tmp_path) as made:
+            first = await made.node.register()
+            process = made.process
+            await made.start()
+            second = made.process.pid
+            _, stdout, _ = await made.node.finished(made.node.assign(argv=["echo", "undisturbed"]))
+            assert stdout == b"undisturbed\n"
+            process.kill()
+            again = await made.node.accept()
+            assert (first.pid, again.pid) == (process.pid, second)
+            await process.wait()
+
+    run(scenario)
+
+
 def test_a_worker_without_its_launcher_ends(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with worker(tmp_path) as made:

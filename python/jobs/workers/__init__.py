@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from jobs.workers.executor import Executor
 
 
-def _shell(config: NodeConfig) -> Executor:
+def _shell(config: NodeConfig, tag: str) -> Executor:
     from jobs.workers.shell import ShellExecutor
 
-    return ShellExecutor(config.workers.shell)
+    return ShellExecutor(config.workers.shell, tag)
 
 
-EXECUTORS: Final[dict[str, Callable[[NodeConfig], Executor]]] = {"shell": _shell}
-"""Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type."""
+EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell}
+"""Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type. The
+text is the name that its processes bear, so that the next life of the worker finds those that this one leaves."""

@@ -210,6 +210,8 @@ class EventDecoder:
 
 _PROGRAM: Final = """\
 import sys
+with open("/proc/self/comm", "w") as comm:  # inherited by the first process of every job
+    comm.write(sys.argv[3])
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 loader = ExtensionFileLoader("jobs._native", sys.argv[1])
 native = loader.create_module(ModuleSpec("jobs._native", loader, origin=sys.argv[1]))
@@ -240,20 +242,21 @@ class Launcher:
         cls,
         config: Configure,
         *,
+        tag: str = "jobs-launcher",
         python: Sequence[str] = (sys.executable,),
         extension: str = _native.__file__,
         timeout_s: float = 30.0,
     ) -> Launcher:
         """Start the process and wait until it is ready to take jobs.
 
-        `python` is the interpreter, with whatever is to run before it (`setpriv …`). To be called before the calling
-        process has threads, or at least while none of them forks. Raises LauncherError with the launcher's own words
-        when it cannot work on this host.
+        `tag` is the name of its processes, up to 15 bytes. `python` is the interpreter, with whatever is to run before
+        it (`setpriv …`). To be called before the calling process has threads, or at least while none of them forks.
+        Raises LauncherError with the launcher's own words when it cannot work on this host.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             process = subprocess.Popen(
-                [*python, "-I", "-S", "-c", _PROGRAM, extension, str(theirs.fileno())],
+                [*python, "-I", "-S", "-c", _PROGRAM, extension, str(theirs.fileno()), tag],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
@@ -30,6 +31,7 @@ from jobs.workers.executor import (
     Stop,
     never_ran,
 )
+from jobs.workers.former import clear
 from jobs.workers.notes import read_lines
 from jobs.workers.sandbox import (
     Ack,
@@ -61,12 +63,16 @@ class ShellExecutor:
 
     type: Final = "shell"
 
-    def __init__(self, config: ShellWorker) -> None:
-        """Start the launcher. Raises ExecutorError when it cannot work on this host."""
+    def __init__(self, config: ShellWorker, tag: str) -> None:
+        """End what bears the tag of an earlier life's processes, then start the launcher.
+
+        Raises ExecutorError when either cannot be done on this host.
+        """
         self._config = config
         self._limits = JobLimits(**config.limits.model_dump())
+        clear(tag, lambda uid: is_ours(uid, config))
         try:
-            self._launcher = Launcher.start(launcher_config(config))
+            self._launcher = Launcher.start(launcher_config(config), tag=tag)
         except LauncherError as error:
             raise ExecutorError(str(error)) from error
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,6 +167,11 @@ class ShellExecutor:
             self._loop.remove_reader(self._launcher.fileno())
             self._loop.remove_writer(self._launcher.fileno())
             self._loop = None
+
+
+def is_ours(uid: int, config: ShellWorker) -> bool:
+    """Tell whether processes of this worker's launcher and jobs can have the uid."""
+    return uid == os.geteuid() or (os.geteuid() == 0 and 0 <= uid - config.uid_base < config.uid_count)
 
 
 def launcher_config(config: ShellWorker) -> Configure:
