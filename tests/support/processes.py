@@ -30,6 +30,14 @@ def name_of(pid: int) -> str:
         return ""
 
 
+def session_of(pid: int) -> int:
+    """Return the session that a process is in, 0 when it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process is there, and not over and waiting to be reaped."""
     try:

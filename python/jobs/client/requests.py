@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -65,16 +65,17 @@ class Feed(Generic[T]):
             headers["Last-Event-ID"] = self.position
         return Request(method="GET", target=self._target, headers=headers, safe=True)
 
-    def feed(self, data: bytes) -> list[T]:
-        """Return what is now complete. Raises the error with which the node ended the stream."""
-        items: list[T] = []
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Yield what is now complete, and then raise the error with which the node ended the stream, if it did.
+
+        One by one, so that the position is never beyond what the caller was given.
+        """
         for event in self._parser.feed(data):
             if event.kind == "problem":
                 raise error_of(0, event.data, None)
             if event.data:
-                items.append(decode(self._kind, event.data))
+                yield decode(self._kind, event.data)
             self.position = event.id or self.position
-        return items
 
 
 def get(path: str, answer: type[T], query: Mapping[str, Any] | None = None, *, wait_s: float = 0.0) -> Call[T]:
