@@ -49,7 +49,7 @@ def state(job: JobId) -> bytes:
 
 
 def result(job: JobId, attempt: Attempt) -> bytes:
-    return b"%s%s/%06d" % (RESULT, job.encode(), attempt)
+    return b"%s%06d" % (results_prefix(job), attempt)
 
 
 def results_prefix(job: JobId) -> bytes:

@@ -16,6 +16,7 @@ from jobs.protocol.model import (
     CancelPage,
     DeadLetterPage,
     DeadLetterSelection,
+    Explanation,
     Health,
     JobDetail,
     JobEvent,
@@ -196,6 +197,9 @@ class Service(Protocol):
     def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
         """Pieces of output, attempt by attempt; the first one is empty and tells the position before the others.
         Raises LogsGone, also in the middle."""
+
+    async def explain(self, caller: Caller, job: JobId) -> Explanation:
+        """Why the job is where it is."""
 
     async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
         """Every attempt, the first one first."""

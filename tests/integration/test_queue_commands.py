@@ -17,7 +17,7 @@ import pytest
 
 from jobs import AsyncClient, Client, shell_job
 from jobs.errors import InvalidRequest, QueueClosed, QueueFull
-from jobs.protocol.model import BATCH_JOBS, JobState, OwnerSettings, QueueSettings
+from jobs.protocol.model import BATCH_JOBS, JobState, OwnerSettings, QueueSettings, Requires, Retry
 from jobs.testing import EmbeddedNode
 from tests.support.api import job
 
@@ -147,9 +147,40 @@ def test_a_drain_is_undone_and_the_same_process_takes_jobs_again(jobctl: Jobctl,
     assert client.workers()[0].incarnation == before.incarnation
 
 
+def test_a_job_is_explained_by_jobctl_and_by_both_clients(node: EmbeddedNode, jobctl: Jobctl, client: Client) -> None:
+    hopeless = client.shell(["true"], requires=Requires(labels={"zone": "a"}, resources={"gpu": 1})).job.id
+    found = client.explain(hopeless)
+    assert [obstacle.kind for obstacle in found.obstacles] == ["unsuitable"]
+
+    async def scenario() -> None:
+        async with AsyncClient(str(node.socket)) as other:
+            assert await other.explain(hopeless) == found
+
+    asyncio.run(scenario())
+    told = jobctl("explain", hopeless).stdout
+    assert "why    the only registered worker can never take it; it stays pending until one comes that can" in told
+    assert "no     label zone=a wanted, has none; gpu 1 wanted, none" in told
+    client.queues.pause("held")
+    held = client.shell(["true"], queue="held", concurrency_key="k").job.id
+    told = jobctl("explain", held).stdout
+    assert "why    queue held is paused" in told
+    assert "ahead  0 of the same owner" in told
+    client.queues.resume("held")
+    failed = client.shell("exit 3", retry=Retry(max_attempts=2, delay_s=0)).job.id
+    client.wait(failed, 30)
+    one, two = map(json.loads, jobctl("explain", "--json", hopeless, failed).stdout.splitlines())
+    assert (one["obstacles"][0]["kind"], two["obstacles"]) == ("unsuitable", [])
+    told = jobctl("explain", failed).stdout
+    assert "its command ended with exit code 3; attempt 2 of 2" in told
+    assert [line.split()[:2] for line in told.splitlines()[-2:]] == [["2", "exit_code"], ["1", "exit_code"]]
+    client.cancel(hopeless)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
+        (["explain", "nothing"], 65, "UUIDv7"),
+        (["explain", "01900000-0000-7000-8000-000000000000"], 1, "there is no job"),
         (["queue", "set", "q"], 2, "nothing is to be set"),
         (["queue", "set", "q", "--rate", "fast"], 2, "is no rate"),
         (["queue", "set", "q", "--rate", "0/1s"], 65, "$.rate_count"),

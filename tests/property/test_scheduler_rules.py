@@ -8,110 +8,14 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from jobs import keys
-from jobs.protocol.ids import WorkerId
-from jobs.protocol.model import Requires
-from jobs.records import Demand
 from jobs.scheduler import RESERVE_AFTER_MS
 from jobs.scheduler.rooms import Shape, fits
 from tests.support.scheduling import SHELL, Arrival, Cluster, asks, key, simulate, worker
+from tests.support.stories import Machine, steps, workers
 
 SCALE = int(os.environ.get("JOBS_TEST_SCALE", "1"))
-QUEUES = ("a", "b", "c")
-OWNERS = (1, 2, 3)
-
-labels = st.dictionaries(st.sampled_from(["zone", "disk"]), st.sampled_from(["x", "y"]), max_size=2)
-requires = st.builds(
-    Requires,
-    labels=labels,
-    cpu_milli=st.sampled_from([0, 0, 500, 1_000, 4_000]),
-    memory_bytes=st.sampled_from([0, 0, 1 << 28, 1 << 30]),
-    resources=st.sampled_from([{}, {}, {"gpu": 1}, {"gpu": 2}]),
-    prefer=labels,
-)
-demands = st.builds(
-    Demand,
-    type=st.sampled_from(["shell", "shell", "sql"]),
-    requires=requires,
-    concurrency_key=st.sampled_from([None, None, "k", "l"]),
-    concurrency_limit=st.integers(1, 2),
-)
-jobs = st.tuples(demands, st.sampled_from(QUEUES), st.sampled_from(OWNERS), st.integers(-1, 1))
-workers = st.lists(
-    st.tuples(st.integers(0, 4), st.sampled_from([1_000, 4_000]), labels, st.sampled_from([{}, {"gpu": 2}])),
-    min_size=1,
-    max_size=4,
-)
-limits = st.none() | st.integers(0, 3)
-queue_limits = st.fixed_dictionaries(
-    {},
-    optional={
-        "paused": st.booleans(),
-        "weight": st.sampled_from([0.5, 1.0, 3.0]),
-        "max_running": limits,
-        "max_running_per_owner": limits,
-        "rate_count": st.none() | st.integers(1, 5),
-    },
-)
-owner_limits = st.fixed_dictionaries({}, optional={"weight": st.sampled_from([0.5, 1.0]), "max_running": limits})
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.lists(jobs, min_size=1, max_size=6)),
-        st.tuples(st.just("end"), st.integers(0, 50)),
-        st.tuples(st.just("withdraw"), st.integers(0, 50)),
-        st.tuples(st.just("wait"), st.sampled_from([1, 300, RESERVE_AFTER_MS, 60_000])),
-        st.tuples(st.just("toggle"), st.integers(0, 3)),
-        st.tuples(st.just("queue"), st.tuples(st.sampled_from(QUEUES), queue_limits)),
-        st.tuples(st.just("owner"), st.tuples(st.sampled_from(OWNERS), owner_limits)),
-    ),
-    min_size=1,
-    max_size=30,
-)
-
-
-class Machine:
-    """A cluster to which things happen, one after the other."""
-
-    def __init__(self, described: list) -> None:  # type: ignore[type-arg]
-        self.cluster = Cluster(
-            *(
-                worker(f"w{number}", slots, cpu=cpu, labels=has, resources=resources)
-                for number, (slots, cpu, has, resources) in enumerate(described)
-            )
-        )
-        self.count = 0
-        self.starts: list[tuple[int, str]] = []
-
-    def do(self, step: str, argument) -> list[tuple[str, bytes]]:  # type: ignore[no-untyped-def]
-        cluster = self.cluster
-        if step == "add":
-            for demand, queue, owner, priority in argument:
-                self.count += 1
-                made = key(self.count, demand, queue=queue, owner=owner, priority=priority, at_ms=cluster.now_ms)
-                cluster.add((made, demand))
-        elif step == "end" and cluster.running:
-            runs = sorted(cluster.running)
-            cluster.end(cluster.running[runs[argument % len(runs)]][2].queue_key)
-        elif step == "withdraw" and cluster.waiting:
-            waits = sorted(cluster.waiting)
-            withdrawn = waits[argument % len(waits)]
-            del cluster.waiting[withdrawn]
-            cluster.backlog.remove(withdrawn)
-        elif step == "wait":
-            cluster.now_ms += argument
-        elif step == "toggle":
-            name = WorkerId(f"w{argument}")
-            if name in cluster.workers:
-                cluster.workers[name] = replace(cluster.workers[name], open=not cluster.workers[name].open)
-        elif step == "queue":
-            cluster.set_queue(argument[0], **argument[1])
-        elif step == "owner":
-            cluster.set_owner(argument[0], **argument[1])
-        made = cluster.plan(limit=1_000)
-        self.starts += [(cluster.now_ms, item.queue) for item in made]
-        return [(item.worker, item.queue_key) for item in made]
 
 
 def nothing_is_overcommitted(cluster: Cluster, before: set[str]) -> None:

@@ -83,15 +83,19 @@ class Cluster:
         """Make plans until one has nothing more to do at once; return what was assigned."""
         made: list[Assignment] = []
         while True:
-            self.last = plan(self.backlog, self.workers.values(), self.now_ms, limit)
-            for item in self.last.assignments:
-                demand = self.waiting.pop(item.queue_key)
-                self._hold(item.worker, demand, -1)
-                assert item.job not in self.running
-                self.running[item.job] = (item.worker, demand, item)
-            made += self.last.assignments
+            made += self.plan_once(limit)
             if self.last.wake_ms is None or self.last.wake_ms > self.now_ms or len(made) >= limit:
                 return made
+
+    def plan_once(self, limit: int = 100) -> list[Assignment]:
+        """Make one plan; return what was assigned."""
+        self.last = plan(self.backlog, self.workers.values(), self.now_ms, limit)
+        for item in self.last.assignments:
+            demand = self.waiting.pop(item.queue_key)
+            self._hold(item.worker, demand, -1)
+            assert item.job not in self.running
+            self.running[item.job] = (item.worker, demand, item)
+        return self.last.assignments
 
     def started(self, limit: int = 100) -> list[bytes]:
         return [item.queue_key for item in self.plan(limit)]

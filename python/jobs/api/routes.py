@@ -110,6 +110,10 @@ ROUTES: Final = (
         summary="Read how each attempt of a job ended",
     ),
     Route(
+        method="GET", path="/v1/jobs/{id}/explain", handler=Handlers.explain, answer=model.Explanation, errors=_READ,
+        summary="Say why a job is where it is",
+    ),
+    Route(
         method="GET", path="/v1/jobs/{id}/logs", handler=Handlers.logs, query=job_calls.LogsQuery,
         answer=model.LogEvent, streams=("application/octet-stream", "text/event-stream"),
         errors=(*_READ, errors.LogsGone, *_POLL),

@@ -29,6 +29,7 @@ from jobs.protocol.model import (
     BatchSubmitted,
     CancelCounts,
     CancelOutcome,
+    Explanation,
     Health,
     JobDetail,
     JobEvent,
@@ -139,6 +140,10 @@ class AsyncClient:
             except NotFinished:
                 if deadline.is_over(time.monotonic()):
                     raise
+
+    async def explain(self, job: str) -> Explanation:
+        """Say why a job is where it is: what a pending one waits for, what each worker lacks, how it ended."""
+        return await self.call(operations.explain(job))
 
     async def cancel(self, job: str) -> CancelOutcome:
         """End a job; asking again changes nothing."""

@@ -157,6 +157,10 @@ def attempts(job: str) -> Call[model.AttemptList]:
     return get(f"/v1/jobs/{segment(job)}/attempts", model.AttemptList)
 
 
+def explain(job: str) -> Call[model.Explanation]:
+    return get(f"/v1/jobs/{segment(job)}/explain", model.Explanation)
+
+
 def logs(job: str, options: LogOptions) -> Feed[model.LogEvent]:
     query = {
         "stream": list(options.get("streams", ())),

@@ -26,6 +26,7 @@ from jobs.protocol.model import (
     BatchSubmitted,
     CancelCounts,
     CancelOutcome,
+    Explanation,
     Health,
     JobDetail,
     JobEvent,
@@ -150,6 +151,10 @@ class Client:
             except NotFinished:
                 if deadline.is_over(time.monotonic()):
                     raise
+
+    def explain(self, job: str) -> Explanation:
+        """Say why a job is where it is: what a pending one waits for, what each worker lacks, how it ended."""
+        return self.call(operations.explain(job))
 
     def cancel(self, job: str) -> CancelOutcome:
         """End a job; asking again changes nothing."""

@@ -16,6 +16,7 @@ from jobs.control.data import Data
 from jobs.control.deadletters import DeadLetters
 from jobs.control.dependencies import Dependencies
 from jobs.control.dispatch import Dispatcher
+from jobs.control.explain import Explanations
 from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
 from jobs.control.graph import Graphs
@@ -36,6 +37,7 @@ from jobs.protocol.model import (
     CancelMany,
     CancelOutcome,
     CancelPage,
+    Explanation,
     Health,
     JobDetail,
     JobEvent,
@@ -104,6 +106,7 @@ class Control:
         self.dead_letters = DeadLetters(
             consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
         )
+        self._explanations = Explanations(store, transitions, self._queries, self._dispatcher, self._fleet)
         self._cancels = Cancels(consensus, store, transitions)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)
@@ -185,6 +188,9 @@ class Control:
 
     def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
         return self._queries.logs(caller, job, wanted)
+
+    async def explain(self, caller: Caller, job: JobId) -> Explanation:
+        return await self._explanations.explain(caller, job)
 
     async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
         return await self._queries.attempts(caller, job)

@@ -190,6 +190,10 @@ class Fleet:
     def candidates(self) -> list[Candidate]:
         return [worker.candidate() for worker in self._workers.values()]
 
+    def shut(self) -> dict[WorkerId, str]:
+        """Return why workers are given no jobs at present, of those that are not."""
+        return {worker.id: why for worker in self._workers.values() if (why := worker.shut()) is not None}
+
     def views(self) -> list[WorkerView]:
         return [worker.view() for worker in self._workers.values()]
 

@@ -166,7 +166,7 @@ class Queries:
         record = (await self.read(caller, job)).record
         prefix = keys.results_prefix(job)
         rows, _ = self._store.range(prefix, prefix_end(prefix), limit=MAX_ATTEMPTS)
-        found = [_attempt(keys.attempt_of(key), records.decode(ResultRecord, value)) for key, value, *_ in rows]
+        found = [attempt_view(keys.attempt_of(key), records.decode(ResultRecord, value)) for key, value, *_ in rows]
         if record.state is JobState.RUNNING:
             found.append(
                 AttemptView(
@@ -231,7 +231,8 @@ def decode_cursor(cursor: str, prefix: bytes, field: str = "cursor") -> bytes:
     return key
 
 
-def _attempt(attempt: Attempt, result: ResultRecord) -> AttemptView:
+def attempt_view(attempt: Attempt, result: ResultRecord) -> AttemptView:
+    """Return an attempt that has ended as a client sees it."""
     execution = result.execution
     return AttemptView(
         attempt=attempt,

@@ -131,6 +131,9 @@ class JobHandlers(Base):
     async def cancel_jobs(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.cancel_many(call.caller, call.body))
 
+    async def explain(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.explain(call.caller, job_id(call)))
+
     async def attempts(self, call: Call) -> web.StreamResponse:
         return json_response(await self._service.attempts(call.caller, job_id(call)))
 
