@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs import keys
-from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, array_id, task_index
 from jobs.protocol.model import JobState, JobSubmit, Reason, Retry
 from jobs.protocol.wire import Outcome
 from jobs.records import DeadLetterRecord, Demand, EndedRecord, JobRecord, RunningRecord, UniqueRecord
@@ -31,9 +31,11 @@ TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 }
 """From each state, the states that may follow; a final state has none. pending → pending: its time came,
 or another job that it waited for ended; running → running: cancellation was asked for, or another job began to wait for
-it; running → pending: the attempt failed and is tried again."""
+it; running → pending: the attempt failed and is tried again. An array runs from its first task split off to the end of
+its last one, and is never pending again."""
 
 MESSAGE_LIMIT: Final = 1024
+NOT_STARTED: Final = "not started by its deadline"
 
 JOB_BYTES: Final = 1_024
 """About what an ended job takes in the store, without its submission, results and output."""
@@ -55,8 +57,8 @@ class Refusal(Struct, frozen=True):
 Step: TypeAlias = JobRecord | Refusal
 
 
-def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
-    """Return the first record of a job, before anything is said of what it depends on."""
+def on_submit(job: JobSubmit, owner: int, now_ms: int, tasks: int = 0) -> JobRecord:
+    """Return the first record of a job, or an array of `tasks`, before anything is said of what it depends on."""
     ready_ms = max(now_ms, job.not_before_ms or 0)
     return JobRecord(
         type=type(job).__struct_config__.tag,  # type: ignore[arg-type]
@@ -79,11 +81,17 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int) -> JobRecord:
         unique_key=None if job.unique_key is None else keys.unique(owner, job.unique_key),
         retention=job.retention,
         ref=job.ref,
+        tasks=tasks,
     )
 
 
 def on_due(record: JobRecord, now_ms: int) -> Step:
-    """A time that a pending job waits for has come: its deadline, or the one before which it must not run."""
+    """A time that a pending job waits for has come: its deadline, or the one before which it must not run.
+
+    An array that runs at its deadline begins no more tasks.
+    """
+    if record.state is RUNNING and _ends_at_deadline(record, now_ms):
+        return _to(record, RUNNING, reason=Reason.DEADLINE, message=NOT_STARTED)
     if record.state is not PENDING:
         return Refusal(f"the job is {record.state} and waits for no time")
     if record.deadline_ms is not None and record.attempt == 0 and record.deadline_ms <= now_ms:
@@ -93,7 +101,7 @@ def on_due(record: JobRecord, now_ms: int) -> Step:
             delayed=False,
             waits_for=0,
             reason=Reason.DEADLINE,
-            message="not started by its deadline",
+            message=NOT_STARTED,
             finished_ms=now_ms,
         )
     if not record.delayed or record.ready_ms > now_ms:
@@ -153,6 +161,34 @@ def on_assigned(record: JobRecord, worker: WorkerId, incarnation: Incarnation, n
         message=None,
         exit_code=None,
         signal=None,
+    )
+
+
+def on_split(record: JobRecord, now_ms: int) -> Step:
+    """Tasks of the array become jobs of their own; the first ones begin it."""
+    if record.state is PENDING and may_split(record):
+        return _to(record, RUNNING, started_ms=now_ms)
+    return record if may_split(record) else Refusal(f"the array is {record.state} and begins no tasks now")
+
+
+def on_tasks_ended(
+    record: JobRecord, reason: Reason | None, message: str | None, stored_bytes: int, now_ms: int
+) -> Step:
+    """Every task of the array has ended; `reason` is why it failed as a whole, if it did.
+
+    They take `stored_bytes` in the store.
+    """
+    if record.state.is_final:
+        return Refusal(f"the array is {record.state} already")
+    return _to(
+        record,
+        COMPLETED if reason is None else FAILED,
+        delayed=False,
+        waits_for=0,
+        reason=reason,
+        message=message,
+        finished_ms=now_ms,
+        stored_bytes=record.stored_bytes + stored_bytes,
     )
 
 
@@ -251,13 +287,30 @@ def retry_delay_ms(retry: Retry, failed_attempts: int, chance: float) -> int:
 
 
 def is_ready(record: JobRecord) -> bool:
-    """Tell whether nothing but a worker is missing."""
-    return record.state is PENDING and not record.delayed and record.waits_for == 0
+    """Tell whether nothing but a worker is missing; an array never goes to one."""
+    return record.state is PENDING and not record.delayed and record.waits_for == 0 and not record.tasks
+
+
+def may_split(record: JobRecord) -> bool:
+    """Tell whether more tasks of an array may become jobs of their own."""
+    if not record.tasks or record.state.is_final or rest_of(record) is not None:
+        return False
+    return record.state is RUNNING or (not record.delayed and record.waits_for == 0)
+
+
+def rest_of(record: JobRecord) -> Reason | None:
+    """Return why the tasks of an array that are no jobs of their own yet will never be; None while they may.
+
+    Of an array that ended while it ran its record of tasks tells.
+    """
+    if record.state is FAILED or record.reason is Reason.DEADLINE:
+        return record.reason
+    return Reason.CANCELLED if record.cancel_requested else None
 
 
 def is_dead_letter(record: JobRecord) -> bool:
     """Tell whether the job failed for good and nobody has dealt with that yet."""
-    return record.state is FAILED and record.reason not in NOT_DEAD and not record.settled
+    return record.state is FAILED and record.reason not in NOT_DEAD and not record.settled and not record.is_task
 
 
 def demand_of(record: JobRecord) -> Demand:
@@ -267,6 +320,8 @@ def demand_of(record: JobRecord) -> Demand:
 
 def next_moment_ms(record: JobRecord) -> int | None:
     """Return when time by itself next changes the job."""
+    if record.state is RUNNING and record.tasks and rest_of(record) is None:
+        return record.deadline_ms
     if record.state is not PENDING:
         return None
     moments = [record.ready_ms] if record.delayed and record.waits_for == 0 else []
@@ -283,34 +338,60 @@ def ready_key(job: JobId, record: JobRecord) -> bytes:
 
 def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
     """Return the index keys that a job stands under as it is, and what stands there (None: nothing needs to)."""
-    entries: dict[bytes, Struct | None] = {}
-    if record.state is PENDING:
-        if is_ready(record):
-            entries[ready_key(job, record)] = demand_of(record)
-        else:
-            entries[keys.waiting(record.queue, record.owner, job)] = None
-        moment_ms = next_moment_ms(record)
-        if moment_ms is not None:
-            entries[keys.timer(moment_ms, job)] = None
-    elif record.state is RUNNING:
+    entries = _end_entries(job, record) if record.state.is_final else _turn_entries(job, record)
+    moment_ms = next_moment_ms(record)
+    if moment_ms is not None:
+        entries[keys.timer(moment_ms, job)] = None
+    if record.is_task and record.state is not COMPLETED:
+        entries[keys.numbered(_task_kind(record), array_id(job), task_index(job))] = None
+    if record.has_children and record.state.is_final:
+        entries[keys.parent_ended(job)] = None
+    if record.unique_key is not None and not record.state.is_final:
+        entries[record.unique_key] = UniqueRecord(job)
+    return entries
+
+
+def _turn_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
+    """Return where a job stands by what comes next for it."""
+    entries: dict[bytes, Struct | None] = {keys.array_open(job): None} if record.tasks else {}
+    if is_ready(record):
+        entries[ready_key(job, record)] = demand_of(record)
+    elif record.state is PENDING:
+        entries[keys.waiting(record.queue, record.owner, job)] = None
+    elif not record.tasks:
         assert record.worker is not None
         assert record.incarnation is not None
         entries[keys.running(record.worker, job)] = RunningRecord(
             record.attempt, record.incarnation, record.requires, record.queue, record.owner, record.concurrency_key
         )
-    else:
-        assert record.finished_ms is not None
-        entries[keys.ended(record.finished_ms, job)] = EndedRecord(record.owner, record.queue, record.retention)
-        if record.has_children:
-            entries[keys.parent_ended(job)] = None
-        if is_dead_letter(record):
-            assert record.reason is not None
-            entries[keys.dead_letter(record.finished_ms, job)] = DeadLetterRecord(
-                owner=record.owner, queue=record.queue, reason=record.reason, message=record.message
-            )
-    if record.unique_key is not None and not record.state.is_final:
-        entries[record.unique_key] = UniqueRecord(job)
     return entries
+
+
+def _end_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
+    """Return where an ended job stands; a task nowhere, for what its array stands under says it."""
+    if record.is_task:
+        return {}
+    assert record.finished_ms is not None
+    entries: dict[bytes, Struct | None] = {
+        keys.ended(record.finished_ms, job): EndedRecord(record.owner, record.queue, record.retention)
+    }
+    if is_dead_letter(record):
+        assert record.reason is not None
+        entries[keys.dead_letter(record.finished_ms, job)] = DeadLetterRecord(
+            owner=record.owner, queue=record.queue, reason=record.reason, message=record.message
+        )
+    return entries
+
+
+def _task_kind(record: JobRecord) -> bytes:
+    if not record.state.is_final:
+        return keys.TASKS_ACTIVE
+    return keys.TASKS_CANCELLED if record.reason is Reason.CANCELLED else keys.TASKS_FAILED
+
+
+def _ends_at_deadline(record: JobRecord, now_ms: int) -> bool:
+    moment_ms = next_moment_ms(record)
+    return moment_ms is not None and moment_ms <= now_ms
 
 
 def _stale(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> Refusal | None:

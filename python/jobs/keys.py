@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from jobs.protocol.ids import Attempt, JobId, WorkerId
+from jobs.protocol.ids import TASK_DIGITS, Attempt, JobId, WorkerId
 
 SPEC: Final = b"/jobs/spec/"
 STATE: Final = b"/jobs/state/"
@@ -30,6 +30,14 @@ DEPENDENCIES_ADDED: Final = b"/deps/added"
 """Changes whenever a job that is there already comes to depend on others: a search for circles holds until then."""
 ENDED: Final = b"/ended/"
 DEAD_LETTERS: Final = b"/dlq/"
+ARRAYS: Final = b"/arrays/state/"
+ARRAYS_OPEN: Final = b"/arrays/open/"
+ARRAY_ITEMS: Final = b"/arrays/items/"
+ARRAY_MEMBERS: Final = b"/arrays/members/"
+ARRAY_WITHDRAWN: Final = b"/arrays/withdrawn/"
+TASKS_ACTIVE: Final = b"/arrays/active/"
+TASKS_FAILED: Final = b"/arrays/failed/"
+TASKS_CANCELLED: Final = b"/arrays/cancelled/"
 AUDIT: Final = b"/audit/"
 AUDITED: Final = b"/audited/"
 DATA: Final = b"/data/"
@@ -46,6 +54,11 @@ def spec(job: JobId) -> bytes:
 def state(job: JobId) -> bytes:
     """State record of a job: small and hot."""
     return STATE + job.encode()
+
+
+def state_of_tasks(array_id: JobId) -> bytes:
+    """Return a prefix that the state keys of an array and its tasks have, and those of no other job."""
+    return STATE + array_id[:-TASK_DIGITS].encode()
 
 
 def result(job: JobId, attempt: Attempt) -> bytes:
@@ -214,6 +227,31 @@ def dead_letter(finished_ms: int, job: JobId) -> bytes:
 def dead_letters_before(finished_ms: int) -> bytes:
     """Return the end of the keys of dead letters that are older."""
     return b"%s%015d/" % (DEAD_LETTERS, finished_ms)
+
+
+def array(array_id: JobId) -> bytes:
+    """What makes an array's tasks, and how far it has got with that."""
+    return ARRAYS + array_id.encode()
+
+
+def array_open(array_id: JobId) -> bytes:
+    """An array that has not ended."""
+    return ARRAYS_OPEN + array_id.encode()
+
+
+def of_array(kind: bytes, array_id: JobId) -> bytes:
+    """Return the prefix of one kind of keys of an array; `numbered` makes the keys."""
+    return kind + array_id.encode() + b"\x00"
+
+
+def numbered(kind: bytes, array_id: JobId, number: int) -> bytes:
+    """ARRAY_ITEMS: items from this index on; ARRAY_MEMBERS, ARRAY_WITHDRAWN: a chunk of indices; TASKS_…: a task."""
+    return b"%s%s\x00%07d" % (kind, array_id.encode(), number)
+
+
+def number_of(key: bytes) -> int:
+    """Return the number that a key of `numbered` ends with."""
+    return int(key[-7:])
 
 
 def audit(at_ms: int, number: int) -> bytes:

@@ -76,6 +76,10 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Its output is no longer kept; where there still is some (`log_bytes`), that is about to go."""
     ref: str | None = None
     """Its name among the jobs of its request."""
+    tasks: int = 0
+    """Tasks of an array; 0 for any other job."""
+    is_task: bool = False
+    """One of an array's tasks: its id tells which."""
 
 
 class Demand(Struct, frozen=True, array_like=True):
@@ -167,6 +171,33 @@ class RateRecord(Struct, frozen=True, array_like=True):
     """How far the starts of a rate-limited queue have got: the theoretical arrival time of `scheduler.rate`."""
 
     arrival_us: int
+
+
+class ArrayRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """What makes the tasks of an array, and how many of them have been split off as jobs of their own."""
+
+    source: Literal["range", "lines", "items"]
+    size: int
+    """Indices are below this."""
+    start: int = 0
+    step: int = 1
+    """Of a range."""
+    is_subset: bool = False
+    """Only the indices that are stored as its members are tasks."""
+    max_running: int | None = None
+    next: int = 0
+    """No index below this is still to be split off."""
+    split: int = 0
+    """Tasks that were split off."""
+    withdrawn: int = 0
+    """Tasks that were cancelled before they were split off."""
+    failed: int = 0
+    cancelled: int = 0
+    """At its end: what became of the tasks that were split off; the others of them completed."""
+    rest: Reason | None = None
+    """At its end: why the others never were, apart from those withdrawn."""
+    stored_bytes: int = 0
+    """About what its tasks took in the store when it was last written."""
 
 
 class UniqueRecord(Struct, frozen=True, array_like=True):

@@ -7,8 +7,10 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.ids import MAX_TASKS, Attempt, JobId
 from jobs.protocol.model import (
+    ArrayRetry,
+    ArrayView,
     AttemptList,
     AuditPage,
     CancelMany,
@@ -69,6 +71,10 @@ class JobFilter(Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     """Made by this schedule."""
     labels: tuple[tuple[str, str], ...] = ()
+    array: JobId | None = None
+    """Tasks of this array; without it no job that is one of an array's tasks matches."""
+    indices: tuple[int, int] = (0, MAX_TASKS - 1)
+    """Of its tasks, those from the first to the second."""
 
 
 class AuditFilter(Struct, frozen=True, kw_only=True):
@@ -154,6 +160,22 @@ class DeadLetterService(Protocol):
     async def purge(self, caller: Caller, job: JobId) -> PurgeOutcome: ...
 
     async def purge_many(self, caller: Caller, where: DeadLetterSelection) -> PurgePage: ...
+
+
+class ArrayService(Protocol):
+    """What only arrays have; everything else is done with them as with any job. Raises NotFound for other jobs."""
+
+    async def view(self, caller: Caller, array: JobId) -> ArrayView:
+        """How far it is."""
+
+    def follow(self, caller: Caller, array: JobId) -> AsyncIterator[ArrayView]:
+        """How far it is, whenever that has changed, at most once a second, until it has ended."""
+
+    async def cancel(self, caller: Caller, array: JobId, indices: str) -> CancelOutcome:
+        """End some of its tasks."""
+
+    async def retry(self, caller: Caller, array: JobId, wanted: ArrayRetry) -> Submitted:
+        """Repeat tasks of an ended array that did not complete, as a new array. Raises NotFinished."""
 
 
 class AuditService(Protocol):
@@ -245,6 +267,9 @@ class Service(Protocol):
 
     @property
     def dead_letters(self) -> DeadLetterService: ...
+
+    @property
+    def arrays(self) -> ArrayService: ...
 
     @property
     def audit(self) -> AuditService: ...

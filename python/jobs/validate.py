@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Final
 
+import msgspec
+
 from jobs.content import content_bytes
 from jobs.errors import InvalidRequest, PayloadTooLarge
-from jobs.protocol.ids import is_job_id
-from jobs.protocol.model import JobSubmit, ShellPayload
+from jobs.protocol.ids import MAX_TASKS, is_job_id
+from jobs.protocol.model import MAX_ITEM_BYTES, ArraySpec, JobSubmit, ShellPayload
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
@@ -17,17 +19,74 @@ MAX_ARGV_BYTES: Final = 128 << 10
 JOB_DIR: Final = PurePosixPath("/work")
 NODE_DIR: Final = PurePosixPath(".jobs")
 """Below the job's directory: what the node adds."""
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
 def check_job(job: JobSubmit, where: str = "$") -> None:
     """Raise InvalidRequest when the job could never run as it is."""
     check_shell(job.payload, f"{where}.payload")
+    if job.array is not None:
+        _check_array(job, job.array, f"{where}.array")
     if job.deadline_ms is not None and job.not_before_ms is not None and job.deadline_ms <= job.not_before_ms:
         raise InvalidRequest(
             "the deadline has passed when the job may run", field=f"{where}.deadline_ms", expected="after not_before_ms"
         )
     if job.ref is not None and is_job_id(job.ref):
         raise InvalidRequest(f"{job.ref!r} is a job's id", field=f"{where}.ref", expected="a name that is none")
+
+
+def _check_array(job: JobSubmit, array: ArraySpec, where: str) -> None:
+    if sum(given is not None for given in (array.range, array.lines, array.items)) != 1:
+        raise InvalidRequest("none or several of range, lines and items are given", field=where, expected="exactly one")
+    if not 1 <= array_size(array) <= MAX_TASKS:
+        raise InvalidRequest(
+            f"the range has {array_size(array)} numbers", field=f"{where}.range", expected=f"1 to {MAX_TASKS}"
+        )
+    if array.max_running is not None and job.concurrency_key is not None:
+        raise InvalidRequest(
+            "the job has a concurrency key, whose limit holds for its tasks",
+            field=f"{where}.max_running",
+            expected="either this or concurrency_key",
+        )
+
+
+def array_size(array: ArraySpec) -> int:
+    """Return how many tasks an array has."""
+    if array.range is not None:
+        return len(range(array.range.start, array.range.stop, array.range.step))
+    return len(array.lines or array.items or ())
+
+
+def array_items(array: ArraySpec, where: str = "$.array") -> bytes | None:
+    """Return the items of a list, one a line; None for a range. Raises InvalidRequest for one that cannot be given.
+
+    All of them are looked at together, as a million of them one by one would hold up the node.
+    """
+    if array.lines is not None:
+        try:
+            data = "\n".join(array.lines).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"not valid Unicode: {error}", field=f"{where}.lines", expected="UTF-8") from error
+        name, count = f"{where}.lines", len(array.lines)
+    elif array.items is not None:
+        data = _encode_lines(array.items)[:-1]
+        name, count = f"{where}.items", len(array.items)
+    else:
+        return None
+    if b"\x00" in data or data.count(b"\n") != count - 1:
+        wrong = next(n for n, line in enumerate(array.lines or ()) if "\n" in line or "\x00" in line)
+        raise InvalidRequest(
+            "the line holds an end of line or a zero byte", field=f"{name}[{wrong}]", expected="neither of them"
+        )
+    sizes = list(map(len, data.split(b"\n")))
+    longest = max(sizes)
+    if longest > MAX_ITEM_BYTES:
+        raise InvalidRequest(
+            f"the item has {longest} bytes",
+            field=f"{name}[{sizes.index(longest)}]",
+            expected=f"at most {MAX_ITEM_BYTES} bytes",
+        )
+    return data
 
 
 def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:

@@ -134,6 +134,26 @@ ROUTES: Final = (
         method="GET", path="/v1/jobs/{id}/graph", handler=Handlers.graph, query=dependency_calls.GraphQuery,
         answer=model.JobGraph, errors=_READ, summary="Read what a job depends on, and what depends on it",
     ),
+    # --- arrays
+    Route(
+        method="GET", path="/v1/jobs/{id}/array", handler=Handlers.get_array, answer=model.ArrayView, errors=_READ,
+        summary="Read how far an array is",
+    ),
+    Route(
+        method="GET", path="/v1/jobs/{id}/array/watch", handler=Handlers.watch_array, answer=model.ArrayView,
+        streams=("text/event-stream",), errors=(*_READ, *_POLL),
+        summary="Follow how far an array is, at most once a second, until it has ended",
+    ),
+    Route(
+        method="POST", path="/v1/jobs/{id}/array/cancel", handler=Handlers.cancel_tasks, body=model.TasksCancel,
+        answer=model.CancelOutcome, errors=_READ, summary="End some of an array's tasks",
+    ),
+    Route(
+        method="POST", path="/v1/jobs/{id}/retry", handler=Handlers.retry_array, body=model.ArrayRetry,
+        answer=model.Submitted, status=201, again="They were repeated so before: the array that does",
+        errors=(*_READ, *_SUBMIT, errors.NotRedrivable),
+        summary="Repeat the tasks of an ended array that did not complete, as a new array",
+    ),
     # --- workers
     Route(
         method="GET", path="/v1/workers", handler=Handlers.list_workers, answer=model.WorkerList,

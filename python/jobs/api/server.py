@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 RESERVED_DESCRIPTORS: Final = 256
 """For files, workers, peers, and connections that are told that there are too many."""
 _UNROUTED: Final = "(none)"
-_SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_job", "watch_jobs", "kv_watch")
+_SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_array", "watch_job", "watch_jobs", "kv_watch")
 
 
 async def serve(service: Service, socket_path: str, config: ApiConfig) -> ApiServer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from jobs import keys, records
+from jobs import records
+from jobs.control.arraystore import environment, spec_key
 from jobs.control.dependencies import parents_of
 from jobs.control.parents import PARENTS_DIR, parent_files
-from jobs.protocol.ids import JobId
+from jobs.protocol.ids import JobId, array_id
 from jobs.protocol.wire import Assignment
 from jobs.records import JobRecord
 from jobs.store import Store
@@ -19,9 +20,10 @@ PARENTS_PATH: Final = str(JOB_DIR / NODE_DIR / PARENTS_DIR)
 
 def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
     """Return the assignment of a job that runs."""
-    spec = store.get(keys.spec(job))
+    spec = store.get(spec_key(job, record))
     assert spec is not None, f"job {job} has a state but no spec"
-    files = parent_files(store, parents_of(store, job))
+    files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
+    env = environment(store, job) if record.is_task else {}
     return Assignment(
         job=job,
         attempt=record.attempt,
@@ -29,6 +31,6 @@ def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
         timeout_s=record.timeout_s,
         heartbeat_s=record.heartbeat_s,
         owner=record.owner,
-        env={PARENTS_VARIABLE: PARENTS_PATH} if files else {},
+        env=env | ({PARENTS_VARIABLE: PARENTS_PATH} if files else {}),
         files=files,
     )

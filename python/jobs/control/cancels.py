@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from jobs import jobs, keys, records
+from jobs import jobs, keys
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.arrays import Arrays
 from jobs.control.audit import job_entry
+from jobs.control.listing import jobs_in_order
 from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, decode_cursor, encode_cursor, matches, may_see
 from jobs.control.transitions import Transitions, view
 from jobs.errors import Forbidden, InvalidRequest
@@ -17,7 +19,7 @@ from jobs.protocol.ids import JobId
 from jobs.protocol.model import CancelMany, CancelOutcome, CancelPage
 from jobs.records import JobRecord
 from jobs.service import Caller, JobFilter
-from jobs.store import Store, prefix_end
+from jobs.store import Store
 
 PAGE_JOBS: Final = 256
 """Jobs that one page ends."""
@@ -26,13 +28,18 @@ PAGE_JOBS: Final = 256
 class Cancels:
     """Every cancellation is a transition of its job, with an entry in the audit trail."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions) -> None:
+    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, arrays: Arrays) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
+        self._arrays = arrays
 
-    async def one(self, caller: Caller, job: JobId) -> CancelOutcome:
-        """End a job that the caller may see."""
+    async def one(self, caller: Caller, job: JobId, record: JobRecord) -> CancelOutcome:
+        """End a job that the caller may see, and that stands so."""
+        if record.tasks:
+            return await self._arrays.cancel(caller, job)
+        if record.is_task and self._transitions.read(job) is None:
+            return await self._arrays.cancel_unsplit(caller, job)
         now_ms = wall_ms()
         done = await self._transitions.apply(
             job,
@@ -54,34 +61,30 @@ class Cancels:
         """
         where = _filter(caller, wanted)
         await self._consensus.barrier()
-        start = keys.STATE
-        if wanted.cursor is not None:
-            start = decode_cursor(wanted.cursor, keys.STATE, "$.cursor") + b"\x00"
-        found: list[JobId] = []
-        final = scanned = 0
-        more = True
-        while more and scanned < PAGE_SCAN_ROWS and len(found) < PAGE_JOBS:
-            rows, more = self._store.range(start, prefix_end(keys.STATE), limit=TURN_ROWS)
-            for key, value, *_ in rows:
-                record = records.decode(JobRecord, value)
-                start, scanned = key + b"\x00", scanned + 1
-                if not (may_see(caller, record) and matches(where, record)):
-                    continue
+        after = None if wanted.cursor is None else decode_cursor(wanted.cursor, keys.STATE, "$.cursor")
+        found: dict[JobId, JobRecord] = {}
+        last: bytes | None = None
+        final = 0
+        more = False
+        for looked, (key, record, _) in enumerate(jobs_in_order(self._store, where, after, False, TURN_ROWS)):
+            if len(found) == PAGE_JOBS or looked == PAGE_SCAN_ROWS:
+                more = True
+                break
+            if looked % TURN_ROWS == TURN_ROWS - 1:
+                await asyncio.sleep(0)
+            last = key
+            if may_see(caller, record) and matches(where, record):
                 if record.state.is_final:
                     final += 1
-                    continue
-                found.append(keys.job_of(key))
-                if len(found) == PAGE_JOBS:
-                    more = more or key != rows[-1][0]
-                    break
-            await asyncio.sleep(0)
-        done = await asyncio.gather(*(self.one(caller, job) for job in found))
+                else:
+                    found[keys.job_of(key)] = record
+        done = await asyncio.gather(*(self.one(caller, job, record) for job, record in found.items()))
         outcomes = [outcome.outcome for outcome in done]
         return CancelPage(
             cancelled=outcomes.count("cancelled"),
             requested=outcomes.count("requested"),
             already_final=final + outcomes.count("already_final"),
-            next_cursor=encode_cursor(start[:-1]) if more else None,
+            next_cursor=encode_cursor(last) if more and last is not None else None,
         )
 
 

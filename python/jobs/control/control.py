@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from jobs import _native
 from jobs.consensus import Consensus
+from jobs.control.arrays import Arrays
+from jobs.control.arrayservice import ArrayOperations
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
 from jobs.control.deadletters import DeadLetters
@@ -102,18 +104,24 @@ class Control:
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
         self._graphs = Graphs(store, transitions)
-        self._queries = Queries(consensus, store, transitions, self._hub)
+        self._arrays = Arrays(consensus, store, transitions, self._queues, tasks.spawn)
+        self._queries = Queries(consensus, store, transitions, self._hub, self._arrays)
         self.dead_letters = DeadLetters(
             consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
         )
         self._explanations = Explanations(store, transitions, self._queries, self._dispatcher, self._fleet)
-        self._cancels = Cancels(consensus, store, transitions)
+        self.arrays = ArrayOperations(
+            store, self._arrays, self._queries, self._submission, self.dead_letters, maker, self._check_space
+        )
+        self._cancels = Cancels(consensus, store, transitions, self._arrays)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(
             node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
         )
         transitions.on_change = self._on_change
+        self._dispatcher.on_assigned = self._arrays.on_change
+        self._queues.on_queue_changed = self._on_queue_changed
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -126,6 +134,7 @@ class Control:
         self._fleet.start()
         self._dispatcher.start()
         self._dependencies.start()
+        self._arrays.start()
         await self._gateway.start(worker_socket)
         self._state = "ok"
 
@@ -138,17 +147,23 @@ class Control:
         self.on_stopping()
         await self._gateway.stop()
         self._dispatcher.stop()
+        self._arrays.stop()
         self._leases.stop()
         await self._tasks.stop()
+
+    def _on_change(self, change: Change) -> None:
+        self._dispatcher.on_change(change)
+        self._arrays.on_change(change)
+        self._dependencies.on_change(change)
+
+    def _on_queue_changed(self, name: str) -> None:
+        self._dispatcher.on_queue_changed(name)
+        self._arrays.on_queue_changed(name)
 
     async def _bound_history(self) -> None:
         """Have the store keep as much history as is configured."""
         if self._store.max_history_events != self._config.history_events:
             check(await self._consensus.propose(Txn(then=(Keep(self._config.history_events),))))
-
-    def _on_change(self, change: Change) -> None:
-        self._dispatcher.on_change(change)
-        self._dependencies.on_change(change)
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
@@ -171,8 +186,8 @@ class Control:
         return await self._queries.wait(caller, job, timeout_s)
 
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:
-        await self._queries.read(caller, job)
-        return await self._cancels.one(caller, job)
+        stored = await self._queries.read(caller, job)
+        return await self._cancels.one(caller, job, stored.record)
 
     async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
         return await self._cancels.many(caller, wanted)
@@ -277,6 +292,7 @@ class Control:
         store, consensus = self._store, self._consensus
         return {
             "jobs_pending": ("Jobs that wait, for a worker or for a time", self._dispatcher.pending),
+            "jobs_arrays_open": ("Arrays that have not ended", self._arrays.open),
             "jobs_running": ("Attempts that workers have", sum(worker.running for worker in workers)),
             "jobs_submitted_total": ("Jobs accepted", self._submission.submitted_total),
             "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned_total),

@@ -20,6 +20,7 @@ from jobs.control.audit import job_entry
 from jobs.control.dependencies import Dependencies, Linked, Wanted
 from jobs.control.newjobs import JobMaker
 from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, Queries, decode_cursor, encode_cursor
+from jobs.control.repetition import repeat_tasks, uncompleted
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, view, write_ops
 from jobs.errors import Forbidden, Gone, InternalError, InvalidRequest, JobsError, NotRedrivable, QueueFull
 from jobs.jobs import Refusal
@@ -142,7 +143,7 @@ class DeadLetters:
         """Store the new job, and in the old one that there is one; None when something has changed meanwhile."""
         now_ms, old = wall_ms(), stored.record
         self._check_redrivable(job, old)
-        linked = self._prepare(job, old, now_ms)
+        linked = await self._prepare(job, old, now_ms)
         (new,) = linked.news
         settled = jobs.on_redriven(old, new.id)
         assert isinstance(settled, JobRecord)
@@ -163,15 +164,22 @@ class DeadLetters:
     def _check_redrivable(self, job: JobId, record: JobRecord) -> None:
         if record.state is not jobs.FAILED:
             raise NotRedrivable(f"job {job} is {record.state}", expected="a job that failed")
+        if record.is_task:
+            raise NotRedrivable(f"job {job} is a task of an array", expected="a retry of its array, with its index")
         if record.unique_key is not None and (found := self._store.get(record.unique_key)) is not None:
             holder = records.decode(UniqueRecord, found[1]).job
             raise NotRedrivable(f"job {holder} has the unique key of job {job}", expected="the end of that job")
 
-    def _prepare(self, job: JobId, old: JobRecord, now_ms: int) -> Linked:
+    async def _prepare(self, job: JobId, old: JobRecord, now_ms: int) -> Linked:
         """Return the new job, which depends on what the old one did: on the repetition of what was redriven."""
         spec = self._store.get(keys.spec(job))
         assert spec is not None, f"job {job} has a state but no spec"
-        new = self._maker.make(_again(records.decode_spec(spec[1]), now_ms), old.owner, now_ms)
+        again = _again(records.decode_spec(spec[1]), now_ms)
+        if old.tasks:
+            chosen = await uncompleted(self._store, job)
+            new = repeat_tasks(self._store, self._maker, job, again, chosen, now_ms)
+        else:
+            new = self._maker.make(again, old.owner, now_ms)
         record = replace(new.record, redrive_of=job, schedule=old.schedule, nominal_ms=old.nominal_ms)
         new = replace(new, record=record)
         parents = [Wanted(parent, "depends_on") for parent in self._parents(job, old)]

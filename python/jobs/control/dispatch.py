@@ -6,6 +6,7 @@ Everything here follows from the store and from events; nothing polls. `start` r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from jobs import jobs, keys, records
@@ -18,7 +19,7 @@ from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan, write_ops
 from jobs.jobs import Refusal
-from jobs.protocol.ids import Attempt, Incarnation, WorkerId
+from jobs.protocol.ids import Attempt, Incarnation, Revision, WorkerId
 from jobs.protocol.wire import Assignment
 from jobs.records import Demand, JobRecord, RateRecord, RunningRecord
 from jobs.scheduler import Assignment as Planned
@@ -55,6 +56,8 @@ class Dispatcher:
         self._plan_scheduled = False
         self._alarm: asyncio.TimerHandle | None = None
         self.assigned_total = 0
+        self.on_assigned: Callable[[Change], None] = lambda change: None
+        """Called for every committed assignment."""
 
     @property
     def pending(self) -> int:
@@ -65,7 +68,6 @@ class Dispatcher:
         """Read the heads of the queues, what runs, and how far rates have got."""
         self._loop = asyncio.get_running_loop()
         self._fleet.on_room = self.wake
-        self._queues.on_queue_changed = self._on_queue_changed
         self._queues.on_owner_changed = self._on_owner_changed
         self.backlog.set_limits(self._queues.records, self._queues.owner_records)
         for key, value, *_ in scan(self._store, keys.RATES):
@@ -120,7 +122,8 @@ class Dispatcher:
             self._fleet.cancel(job, new)
         self.wake()
 
-    def _on_queue_changed(self, name: str) -> None:
+    def on_queue_changed(self, name: str) -> None:
+        """The settings of a queue are other than before."""
         self.backlog.queue_changed(name)
         self.wake()
 
@@ -192,6 +195,7 @@ class Dispatcher:
             check(result)
             if result.succeeded:
                 self._queues.on_change(old, new)
+                self.on_assigned(Change(item.job, old, new, Revision(result.revision)))
                 self.assigned_total += 1
                 told = outgoing.setdefault((item.worker, item.incarnation), [])
                 told.append(assignment(self._store, item.job, new))

@@ -176,7 +176,8 @@ class WorkerConnection(asyncio.Protocol):
         batch: list[wire.Assignment] = []
         size = 0
         for item in assignments:
-            item_bytes = len(item.payload) + sum(map(len, item.files.values()))
+            added = sum(map(len, item.files.values())) + sum(len(value.encode()) for value in item.env.values())
+            item_bytes = len(item.payload) + added
             if batch and size + item_bytes > wire.MAX_FRAME_BYTES // 2:
                 self._send(wire.Assign(jobs=batch))
                 batch, size = [], 0

@@ -61,21 +61,26 @@ class Hub:
         self._seen = store.revision
 
     @contextmanager
-    def waiter(self, prefix: bytes) -> Iterator[Waiter]:
-        """Ring the yielded waiter at every change of a key with this prefix."""
+    def waiter(self, *prefixes: bytes) -> Iterator[Waiter]:
+        """Ring the yielded waiter at every change of a key with one of these prefixes."""
         waiter = Waiter()
         if not self._waiters:
             self._seen = self._store.revision
-        self._waiters.setdefault(len(prefix), {}).setdefault(prefix, set()).add(waiter)
+        for prefix in prefixes:
+            self._waiters.setdefault(len(prefix), {}).setdefault(prefix, set()).add(waiter)
         try:
             yield waiter
         finally:
-            by_prefix = self._waiters[len(prefix)]
-            by_prefix[prefix].discard(waiter)
-            if not by_prefix[prefix]:
-                del by_prefix[prefix]
-            if not by_prefix:
-                del self._waiters[len(prefix)]
+            for prefix in prefixes:
+                self._forget(prefix, waiter)
+
+    def _forget(self, prefix: bytes, waiter: Waiter) -> None:
+        by_prefix = self._waiters[len(prefix)]
+        by_prefix[prefix].discard(waiter)
+        if not by_prefix[prefix]:
+            del by_prefix[prefix]
+        if not by_prefix:
+            del self._waiters[len(prefix)]
 
     def on_applied(self) -> None:
         """Ring everyone whose prefix changed since the last call."""

@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from jobs import jobs, keys
 from jobs.consensus import Consensus
+from jobs.control.arraystore import find, watched
 from jobs.control.hub import Hub
 from jobs.control.output import LOG_CHUNKS, pieces_after, pieces_of
-from jobs.control.transitions import Transitions
 from jobs.errors import InvalidRequest, LogsGone, NotFound
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import MAX_TAIL_BYTES, Stream
@@ -31,10 +31,9 @@ class _Start(Struct, frozen=True):
 class Logs:
     """Reads the output of jobs that the caller may see."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, hub: Hub) -> None:
+    def __init__(self, consensus: Consensus, store: Store, hub: Hub) -> None:
         self._consensus = consensus
         self._store = store
-        self._transitions = transitions
         self._hub = hub
 
     async def follow(self, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
@@ -47,7 +46,7 @@ class Logs:
         start = await self._start(job, first, record, wanted)
         attempt, seq, skip_bytes = start.attempt, start.after_seq, start.skip_bytes
         yield LogPiece(attempt=attempt, seq=seq, stream=Stream.STDOUT, data=b"")
-        with self._hub.waiter(keys.LOG + job.encode()) as output, self._hub.waiter(keys.state(job)) as state:
+        with self._hub.waiter(keys.LOG + job.encode(), *watched(job, record)) as waiter:
             while True:
                 record = await self._read_kept(job)
                 pieces = pieces_after(self._store, job, attempt, wanted.streams, seq)
@@ -62,14 +61,17 @@ class Logs:
                 elif record.state.is_final or not wanted.follow or (attempt == last and _is_over(record, attempt)):
                     return
                 else:
-                    await _either(output.wait(None), state.wait(None))
+                    await waiter.wait(None)
 
     # --- where to begin -------------------------------------------------------------------------------------------
 
     async def _read_kept(self, job: JobId) -> JobRecord:
         """Return the job's record; raises LogsGone when its output is no longer kept."""
         await self._consensus.barrier()
-        record = self._transitions.read_existing(job).record
+        stored = find(self._store, job)
+        if stored is None:
+            raise NotFound(f"there is no job {job}")
+        record = stored.record
         if record.logs_gone:
             raise LogsGone(f"the output of job {job} is no longer kept", expected="a longer retention.logs_s")
         return record
@@ -161,13 +163,3 @@ def _attempts(job: JobId, record: JobRecord, wanted: LogsWanted) -> tuple[Attemp
 
 def _is_over(record: JobRecord, attempt: Attempt) -> bool:
     return record.attempt > attempt or (record.attempt == attempt and record.state is jobs.PENDING)
-
-
-async def _either(*waits: object) -> None:
-    """Return when the first of the awaitables is done; the others are given up."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

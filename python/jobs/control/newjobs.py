@@ -5,31 +5,35 @@ Whoever makes jobs, makes them here: a submission, a schedule, an array, a repet
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jobs import jobs, keys, records
+from jobs import arrays, indices, jobs, keys, records
 from jobs.control.queues import RETRY_AFTER_S, Queues
 from jobs.control.transitions import write_ops
 from jobs.errors import QueueFull
-from jobs.protocol.ids import JobId, JobIdSource
-from jobs.protocol.model import JobSubmit
-from jobs.records import JobRecord
+from jobs.indices import Indices
+from jobs.protocol.ids import JobId, JobIdSource, array_id
+from jobs.protocol.model import ArraySpec, JobSubmit
+from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
-from jobs.validate import check_job, check_spec_size
+from jobs.validate import array_items, array_size, check_job, check_spec_size
 
 
 class NewJob(Struct, frozen=True):
-    """Its id, its first record, and the encoded spec."""
+    """Its id, its first record, the encoded spec, and what stores the tasks of an array."""
 
     id: JobId
     record: JobRecord
     spec: bytes
+    tasks: tuple[Put, ...] = ()
+    """The array's record first."""
 
     def compares(self) -> tuple[Compare, ...]:
         """Return what holds while the id is free, and the unique key is if the job has one."""
@@ -37,11 +41,18 @@ class NewJob(Struct, frozen=True):
         return tuple(VersionIs(key, EQ, 0) for key in taken if key is not None)
 
     def ops(self) -> tuple[Op, ...]:
-        return (Put(keys.spec(self.id), self.spec), *write_ops(self.id, None, self.record))
+        return (Put(keys.spec(self.id), self.spec), *write_ops(self.id, None, self.record), *self.tasks)
 
     def size_bytes(self) -> int:
         """Return about what its operations take in a command."""
-        return len(self.spec) + 512
+        return len(self.spec) + 512 + sum(len(put.value) for put in self.tasks)
+
+    def body_sha256(self) -> bytes:
+        """Return the hash of what was submitted, and behind it that of the list that the spec leaves out, if any."""
+        listed = hashlib.sha256()
+        for put in self.tasks[1:]:
+            listed.update(put.value + b"\n")
+        return hashlib.sha256(self.spec).digest() + (listed.digest() if self.tasks[1:] else b"")
 
 
 class JobMaker:
@@ -55,10 +66,46 @@ class JobMaker:
     def make(self, job: JobSubmit, owner: int, now_ms: int, where: str = "$") -> NewJob:
         """Return the job. Raises InvalidRequest, with fields below `where`, for one that could never run."""
         check_job(job, where)
-        spec = records.encode_spec(job)
-        check_spec_size(len(spec) - 1, where)
-        record = replace(jobs.on_submit(job, owner, now_ms), stored_bytes=jobs.JOB_BYTES + len(spec))
-        return NewJob(self._ids.next(now_ms, secrets.randbits(62)), record, spec)
+        if job.array is not None:
+            return self._make_array(job, job.array, owner, now_ms, where)
+        return _sized(NewJob(self._next_id(now_ms), jobs.on_submit(job, owner, now_ms), _encoded(job, where)))
+
+    def _make_array(self, job: JobSubmit, array: ArraySpec, owner: int, now_ms: int, where: str) -> NewJob:
+        listed = array_items(array, f"{where}.array")
+        size = array_size(array)
+        made = array_id(self._next_id(now_ms))
+        # The lists stand in chunks, as they do not fit the spec's one value.
+        spec = _encoded(replace(job, array=replace(array, lines=None, items=None)), where)
+        tasks = [Put(keys.array(made), records.encode(arrays.record_of(array, size)))]
+        if listed is not None:
+            tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in arrays.cut(listed)]
+        return _sized(NewJob(made, jobs.on_submit(job, owner, now_ms, size), spec, tuple(tasks)))
+
+    def repeat_array(
+        self,
+        old: JobId,
+        owner: int,
+        spec: JobSubmit,
+        record: ArrayRecord,
+        members: Indices,
+        items: Iterable[tuple[int, bytes]],
+        now_ms: int,
+    ) -> NewJob:
+        """Return an array of some tasks of another, which keep their indices and items; `items` are all of its."""
+        made = array_id(self._next_id(now_ms))
+        tasks = [Put(keys.array(made), records.encode(arrays.repeated(record)))]
+        chunks = indices.chunks(members)
+        tasks += [Put(keys.numbered(keys.ARRAY_MEMBERS, made, number), data) for number, data in chunks.items()]
+        for index, data in items:
+            kept = arrays.only(data, index, members)
+            if kept is not None:
+                tasks.append(Put(keys.numbered(keys.ARRAY_ITEMS, made, index), kept))
+        job = replace(spec, idempotency_key=None)
+        first = replace(jobs.on_submit(job, owner, now_ms, members.bit_count()), redrive_of=old)
+        return _sized(NewJob(made, first, records.encode_spec(job), tuple(tasks)))
+
+    def _next_id(self, now_ms: int) -> JobId:
+        return self._ids.next(now_ms, secrets.randbits(62))
 
     @contextmanager
     def admit(self, news: Sequence[NewJob]) -> Iterator[tuple[Compare, ...]]:
@@ -81,3 +128,15 @@ class JobMaker:
                 expected="fewer jobs, or a later time",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+
+def _encoded(job: JobSubmit, where: str) -> bytes:
+    spec = records.encode_spec(job)
+    check_spec_size(len(spec) - 1, where)
+    return spec
+
+
+def _sized(new: NewJob) -> NewJob:
+    """Return the job with how much it takes in the store noted in its record."""
+    stored_bytes = jobs.JOB_BYTES + len(new.spec) + sum(len(put.value) for put in new.tasks)
+    return replace(new, record=replace(new.record, stored_bytes=stored_bytes))

@@ -11,8 +11,11 @@ from typing import Final
 from jobs import keys, records
 from jobs.consensus import Consensus
 from jobs.content import content_of
+from jobs.control.arrays import Arrays
+from jobs.control.arraystore import find, spec_key, watched
 from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
+from jobs.control.listing import jobs_in_order, state_prefix
 from jobs.control.logs import Logs
 from jobs.control.output import INLINE_BYTES, beginnings
 from jobs.control.transitions import Stored, Transitions, view
@@ -44,24 +47,27 @@ TURN_ROWS: Final = 256
 class Queries:
     """Linearizable reads of the local store for one caller."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, hub: Hub) -> None:
+    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, hub: Hub, arrays: Arrays) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
         self._hub = hub
-        self._logs = Logs(consensus, store, transitions, hub)
+        self._logs = Logs(consensus, store, hub)
+        self._arrays = arrays
 
     async def read(self, caller: Caller, job: JobId) -> Stored:
         """Return the job's record; raises NotFound, and Forbidden for another owner's."""
         await self._consensus.barrier()
-        stored = self._transitions.read_existing(job)
+        stored = find(self._store, job)
+        if stored is None:
+            raise NotFound(f"there is no job {job}")
         if not may_see(caller, stored.record):
             raise Forbidden(f"job {job} belongs to uid {stored.record.owner}", expected="its owner or an admin")
         return stored
 
     async def get(self, caller: Caller, job: JobId) -> JobDetail:
         stored = await self.read(caller, job)
-        spec = self._store.get(keys.spec(job))
+        spec = self._store.get(spec_key(job, stored.record))
         if spec is None:
             raise NotFound(f"the submission of job {job} is no longer kept")
         return JobDetail(
@@ -72,6 +78,8 @@ class Queries:
         )
 
     def _progress(self, job: JobId, record: JobRecord) -> Progress | None:
+        if record.tasks:
+            return self._arrays.progress(job)
         found = self._store.get(keys.progress(job))
         if found is None:
             return None
@@ -85,29 +93,21 @@ class Queries:
         self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
     ) -> JobPage:
         await self._consensus.barrier()
-        start, end = keys.STATE, prefix_end(keys.STATE)
-        if cursor is not None:
-            after = decode_cursor(cursor, keys.STATE)
-            start, end = (start, after) if newest_first else (after + b"\x00", end)
         revision = Revision(self._store.revision)
         found: list[JobView] = []
         last: bytes | None = None
-        scanned = 0
-        more = True
-        while more and len(found) < limit and scanned < PAGE_SCAN_ROWS:
-            if scanned:
+        more = False
+        after = None if cursor is None else decode_cursor(cursor, keys.STATE)
+        walk = jobs_in_order(self._store, where, after, newest_first, min(TURN_ROWS, 4 * limit))
+        for looked, (key, record, changed) in enumerate(walk):
+            if len(found) == limit or looked == PAGE_SCAN_ROWS:
+                more = True
+                break
+            if looked % TURN_ROWS == TURN_ROWS - 1:
                 await asyncio.sleep(0)  # others have their turn
-            rows, more = self._store.range(start, end, limit=min(TURN_ROWS, 4 * limit), reverse=newest_first)
-            for row in rows:
-                last, scanned = row[0], scanned + 1
-                record = records.decode(JobRecord, row[1])
-                if may_see(caller, record) and matches(where, record):
-                    found.append(view(keys.job_of(row[0]), record, row[4]))
-                    if len(found) == limit:
-                        more = more or row is not rows[-1]
-                        break
-            if last is not None:
-                start, end = (start, last) if newest_first else (last + b"\x00", end)
+            last = key
+            if may_see(caller, record) and matches(where, record):
+                found.append(view(keys.job_of(key), record, changed))
         next_cursor = encode_cursor(last) if more and last is not None else None
         return JobPage(jobs=found, next_cursor=next_cursor, revision=revision)
 
@@ -149,7 +149,8 @@ class Queries:
 
     async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
         deadline = asyncio.get_running_loop().time() + timeout_s
-        with self._hub.waiter(keys.state(job)) as waiter:
+        record = (await self.read(caller, job)).record
+        with self._hub.waiter(*watched(job, record)) as waiter:
             while True:
                 stored = await self.read(caller, job)
                 left_s = deadline - asyncio.get_running_loop().time()
@@ -158,7 +159,9 @@ class Queries:
                     return view(job, stored.record, stored.revision)
 
     async def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
-        await self.read(caller, job)
+        record = (await self.read(caller, job)).record
+        if record.tasks:
+            raise InvalidRequest("an array writes nothing itself", field="id", expected="the id of one of its tasks")
         async for piece in self._logs.follow(job, wanted):
             yield piece
 
@@ -187,7 +190,7 @@ class Queries:
     ) -> AsyncIterator[JobEvent | int]:
         if job is not None:
             await self.read(caller, job)
-        prefix = keys.STATE if job is None else keys.state(job)
+        prefix = keys.state(job) if job is not None else state_prefix(where)
         async for events in self._hub.watch(prefix, after_revision):
             if isinstance(events, int):
                 yield events
@@ -196,7 +199,7 @@ class Queries:
                 if value is None:
                     continue
                 record = records.decode(JobRecord, value)
-                if may_see(caller, record) and matches(where, record):
+                if may_see(caller, record) and (job is not None or matches(where, record)):
                     yield JobEvent(revision=Revision(revision), job=view(keys.job_of(key), record, revision))
 
 
@@ -213,6 +216,7 @@ def matches(where: JobFilter, record: JobRecord) -> bool:
         and (where.worker is None or record.worker == where.worker)
         and (where.schedule is None or record.schedule == where.schedule)
         and all(record.labels.get(name) == value for name, value in where.labels)
+        and record.is_task == (where.array is not None)
     )
 
 

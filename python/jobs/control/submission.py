@@ -11,7 +11,7 @@ from msgspec import Struct
 from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.audit import submission_entry
+from jobs.control.audit import job_entry, submission_entry
 from jobs.control.dependencies import Dependencies, Linked, Wanted
 from jobs.control.newjobs import JobMaker, NewJob
 from jobs.control.transitions import Transitions, check, view
@@ -26,6 +26,7 @@ from jobs.validate import check_deadline
 TRIES: Final = 16
 OP_BYTES: Final = 256
 """About what an edge between two jobs takes in a command."""
+SHA256_BYTES: Final = 32
 
 
 class _New(Struct, frozen=True):
@@ -97,12 +98,29 @@ class Submission:
             if request.fresh:
                 wanted = _wanted(request, news, references)
                 linked = self._dependencies.link(caller.uid, [new.job for new in request.fresh], wanted, now_ms)
-                if not await self._store_all(caller, request.fresh, linked, answers):
+                entry = submission_entry(caller, [job.id for job in linked.news])
+                if not await self._store_all(request.fresh, linked, (entry,), answers):
                     continue
             for index, twin in request.twins.items():
                 answers[index] = Submitted(job=answers[twin].job, created=False)
             return [answers[index] for index in range(len(submitted))]
         raise InternalError(f"keys or queues changed {TRIES} times while the jobs were stored")
+
+    async def repeat(self, caller: Caller, old: JobId, new: NewJob, idempotency_key: str | None) -> Submitted:
+        """Store a job that repeats another; one whose idempotency key is known already is answered with what has it."""
+        key = None if idempotency_key is None else keys.idempotency(caller.uid, idempotency_key)
+        body = new.body_sha256()
+        # The same body for another job is another request.
+        body = body[:SHA256_BYTES] + hashlib.sha256(body[SHA256_BYTES:] + old.encode()).digest()
+        submitted = records.decode_spec(new.spec)
+        wanted = _New(index=0, where="$", submitted=submitted, job=new, idempotency_key=key, body_sha256=body)
+        owner, detail = new.record.owner, f"as job {new.id}"
+        entry = job_entry(caller, "job.retry", old, owner, wall_ms(), detail, made=new.id)
+        for _ in range(TRIES):
+            request = self._look_up([wanted])
+            if not request.fresh or await self._store_all(request.fresh, Linked([new]), entry, request.known):
+                return request.known[0]
+        raise InternalError(f"keys or queues changed {TRIES} times while the job was stored")
 
     def _prepare(self, index: int, job: JobSubmit, owner: int, now_ms: int, where: str) -> _New:
         new = self._maker.make(job, owner, now_ms, where)
@@ -112,7 +130,7 @@ class Submission:
             submitted=job,
             job=new,
             idempotency_key=None if job.idempotency_key is None else keys.idempotency(owner, job.idempotency_key),
-            body_sha256=hashlib.sha256(new.spec).digest() if job.idempotency_key is not None else b"",
+            body_sha256=new.body_sha256() if job.idempotency_key is not None else b"",
         )
 
     def _look_up(self, news: Sequence[_New]) -> _Request:
@@ -158,16 +176,17 @@ class Submission:
         return Submitted(job=view(job, stored.record, stored.revision), created=False)
 
     async def _store_all(
-        self, caller: Caller, news: Sequence[_New], linked: Linked, answers: dict[int, Submitted]
+        self, news: Sequence[_New], linked: Linked, entry: Sequence[Op], answers: dict[int, Submitted]
     ) -> bool:
-        """Write the jobs in one transaction; False when what it was decided on has changed meanwhile."""
+        """Write the jobs in one transaction, with an entry for the audit trail; False when what it was decided on has
+        changed meanwhile."""
         with self._maker.admit(linked.news) as guards:
             compares = (*guards, *linked.compares, *(compare for new in news for compare in new.compares()))
             ops = (
                 *(op for job in linked.news for op in job.ops()),
                 *linked.ops,
                 *(op for new in news for op in new.ops()),
-                submission_entry(caller, [job.id for job in linked.news]),
+                *entry,
             )
             _check_size(max(len(compares), len(ops)))
             size_bytes = sum(job.size_bytes() for job in linked.news) + OP_BYTES * len(linked.ops)
@@ -230,7 +249,8 @@ def _check_same(new: _New, body_sha256: bytes, spec: bytes | None, used: str) ->
     """
     if body_sha256 == new.body_sha256:
         return
-    if spec is None or records.decode_spec(spec) != records.decode_spec(new.job.spec):
+    same_list = body_sha256[SHA256_BYTES:] == new.body_sha256[SHA256_BYTES:]
+    if spec is None or not same_list or records.decode_spec(spec) != records.decode_spec(new.job.spec):
         raise IdempotencyConflict(
             f"the idempotency key was used {used} with another body",
             field=f"{new.where}.idempotency_key",

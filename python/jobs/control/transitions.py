@@ -11,7 +11,7 @@ from jobs import jobs, keys, records
 from jobs.consensus import Consensus
 from jobs.errors import InternalError, NotFound
 from jobs.jobs import Refusal, Step
-from jobs.protocol.ids import JobId, Revision
+from jobs.protocol.ids import JobId, Revision, array_id, task_index
 from jobs.protocol.model import JobView
 from jobs.records import JobRecord
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
@@ -163,4 +163,7 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         redriven_as=record.redriven_as,
         ref=record.ref,
         revision=Revision(revision),
+        tasks=record.tasks,
+        array=array_id(job) if record.is_task else None,
+        index=task_index(job) if record.is_task else None,
     )

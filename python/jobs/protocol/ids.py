@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import Final, NewType
 
 JobId = NewType("JobId", str)
 """UUIDv7 in its canonical lower-case form, 36 characters."""
@@ -17,6 +17,11 @@ Revision = NewType("Revision", int)
 """Position in the key-value store's history; 0 is the empty store."""
 LeaseId = NewType("LeaseId", int)
 """Lease in the key-value store; 0 means no lease."""
+
+MAX_TASKS: Final = 1_000_000
+"""Of one array."""
+TASK_DIGITS: Final = 5
+"""Hexadecimal digits at the end of an id that tell the tasks of an array apart: 20 bits, zero for the array itself."""
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -55,3 +60,23 @@ def job_time_ms(job: JobId) -> int:
 def is_job_id(text: str) -> bool:
     """Tell whether `text` is a UUIDv7 in canonical form."""
     return _JOB_ID.fullmatch(text) is not None
+
+
+def array_id(job: JobId) -> JobId:
+    """Return the id of the array whose tasks have ids around this one; of an array's own id, that."""
+    return JobId(job[:-TASK_DIGITS] + "0" * TASK_DIGITS)
+
+
+def task_id(array: JobId, index: int) -> JobId:
+    """Return the id of an array's task. In the order of ids the tasks stand right behind their array, by index."""
+    return JobId(f"{array[:-TASK_DIGITS]}{index + 1:0{TASK_DIGITS}x}")
+
+
+def task_index(task: JobId) -> int:
+    """Return the index that a task has in its array; -1 for an array's own id."""
+    return int(task[-TASK_DIGITS:], 16) - 1
+
+
+def last_task_id(array: JobId) -> JobId:
+    """Return the last id that a task of the array could have."""
+    return JobId(array[:-TASK_DIGITS] + "f" * TASK_DIGITS)

@@ -6,11 +6,11 @@ Unknown fields are refused everywhere. Times are milliseconds since 1970 (`_ms`)
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
+from jobs.protocol.ids import MAX_TASKS, Attempt, Incarnation, JobId, Revision, WorkerId
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="A short name.")]
@@ -158,6 +158,33 @@ class Retention(_Given, frozen=True):
     """Its output, which may go earlier."""
 
 
+Number = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+
+
+class ArrayRange(_Model, frozen=True, kw_only=True):
+    """Numbers as of Python's `range`: from `start` on, by `step`, below `stop`."""
+
+    start: Number = 0
+    stop: Number
+    step: Annotated[int, Meta(ge=1, le=1 << 53)] = 1
+
+
+MAX_ITEM_BYTES: Final = 64 << 10
+"""Of one line, or of one value as JSON."""
+
+
+class ArraySpec(_Model, frozen=True):
+    """What the tasks of an array are made from, one each: exactly one of `range`, `lines` and `items`."""
+
+    range: ArrayRange | None = None
+    lines: Annotated[list[str], Meta(min_length=1, max_length=MAX_TASKS)] | None = None
+    """Each without an end of line, and at most 64 KiB; what is stored of the job does not repeat them."""
+    items: Annotated[list[Any], Meta(min_length=1, max_length=MAX_TASKS)] | None = None
+    """Any JSON values, each at most 64 KiB; what is stored of the job does not repeat them."""
+    max_running: Annotated[int, Meta(ge=1, le=MAX_TASKS)] | None = None
+    """Tasks that run at a time."""
+
+
 MAX_PARENTS: Final = 100
 """Jobs that one job may depend on."""
 
@@ -192,6 +219,8 @@ class ShellJob(_Given, frozen=True, tag_field="type", tag="shell"):
     """At most `concurrency_limit` jobs with this key run at a time, whoever owns them and wherever they wait."""
     concurrency_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     retention: Retention = field(default_factory=Retention)
+    array: ArraySpec | None = None
+    """Not one execution but many tasks, which differ by what their variables `JOBS_ARRAY_…` hold."""
 
 
 JobSubmit = ShellJob
@@ -248,6 +277,12 @@ class JobView(_Model, frozen=True):
     """Its name among the jobs that were submitted with it."""
     revision: Revision
     """Revision of the store at which this was so; a watch can go on from it."""
+    tasks: int = 0
+    """Tasks of an array; 0 for any other job."""
+    array: JobId | None = None
+    """The array that this is a task of."""
+    index: int | None = None
+    """Which of its tasks, from 0 on."""
 
 
 class Progress(_Model, frozen=True):
@@ -407,11 +442,21 @@ class AttemptList(_Model, frozen=True):
     """Their output is no longer kept."""
 
 
+class CancelCounts(_Model, frozen=True):
+    """What a cancellation of many jobs did: ended at once, asked of the worker, or nothing."""
+
+    cancelled: int
+    requested: int
+    already_final: int
+
+
 class CancelOutcome(_Model, frozen=True):
     """What a cancellation did: `cancelled` at once, `requested` of the worker, or nothing (`already_final`)."""
 
     outcome: Literal["cancelled", "requested", "already_final"]
     job: JobView
+    tasks: CancelCounts | None = None
+    """Of an array, what it did to those of its tasks that it was about."""
 
 
 class CancelMany(_Model, frozen=True):
@@ -430,14 +475,6 @@ class CancelMany(_Model, frozen=True):
     """Without anything else: every job that the caller may end."""
     cursor: str | None = None
     """`next_cursor` of the answer before."""
-
-
-class CancelCounts(_Model, frozen=True):
-    """What a cancellation of many jobs did: ended at once, asked of the worker, or nothing."""
-
-    cancelled: int
-    requested: int
-    already_final: int
 
 
 class CancelPage(CancelCounts, frozen=True):
@@ -528,6 +565,51 @@ class JobEvent(_Model, frozen=True):
 
     revision: Revision
     job: JobView
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------
+
+IndexText = Annotated[str, Meta(min_length=1, max_length=1 << 20, pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\Z")]
+"""Indices of tasks, such as `5,10-20`."""
+
+
+class ArrayView(_Model, frozen=True):
+    """How far an array is: each of its tasks is counted in exactly one of the five states."""
+
+    id: JobId
+    state: JobState
+    """Of the array as a whole."""
+    source: Literal["range", "lines", "items"]
+    tasks: int
+    size: int
+    """Its indices are below this; more than there are tasks when it repeats some of another array."""
+    pending: int
+    running: int
+    completed: int
+    failed: int
+    cancelled: int
+    percent: float
+    """Share of the tasks that have ended."""
+    failed_indices: str
+    """Such as `5,10-20`; of more than 100 runs the first, then `…`."""
+    redrive_of: JobId | None
+
+
+class TasksCancel(_Model, frozen=True):
+    """Which tasks of an array to end."""
+
+    indices: IndexText
+
+
+class ArrayRetry(_Model, frozen=True):
+    """Which tasks of an ended array to repeat as a new one: all that did not complete, unless told otherwise."""
+
+    indices: IndexText | None = None
+    """Only these; each must have failed or been cancelled."""
+    only: Literal["failed", "cancelled"] | None = None
+    """Only those that ended so."""
+    idempotency_key: IdempotencyKey | None = None
+    """The same key makes the same array only once."""
 
 
 PressureKind = Literal["cpu", "memory", "io"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
 from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
@@ -12,6 +13,13 @@ from jobs.api.handlers.queues import QueueHandlers
 
 
 class Handlers(
-    AuditHandlers, DeadLetterHandlers, JobHandlers, DependencyHandlers, QueueHandlers, KvHandlers, NodeHandlers
+    ArrayHandlers,
+    AuditHandlers,
+    DeadLetterHandlers,
+    JobHandlers,
+    DependencyHandlers,
+    QueueHandlers,
+    KvHandlers,
+    NodeHandlers,
 ):
     """Every route's function; their names are the OpenAPI operation ids."""

@@ -15,6 +15,7 @@ from jobs.api.handlers.base import (
     Base,
     Limit,
     Query,
+    checked_job_id,
     job_id,
     json_response,
     labels_of,
@@ -24,7 +25,7 @@ from jobs.api.handlers.base import (
 from jobs.api.streams import EVENT_STREAM, StreamAnswer, event, seen
 from jobs.content import content_of
 from jobs.errors import InvalidRequest
-from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.ids import MAX_TASKS, Attempt, JobId
 from jobs.protocol.model import MAX_TAIL_BYTES, BatchSubmitted, JobState, LogEvent, Stream
 from jobs.service import JobFilter, LogPiece, LogPosition, LogsWanted
 
@@ -41,6 +42,10 @@ class ListQuery(Query, frozen=True):
     worker: str | None = None
     label: tuple[str, ...] = ()
     """name=value"""
+    array: str | None = None
+    """The tasks of this array instead of everything but tasks."""
+    index: Annotated[str, Meta(pattern=r"^[0-9]{1,7}(-[0-9]{1,7})?\Z")] | None = None
+    """Of the array's tasks, this one, or these: 10-20."""
     limit: Limit = 100
     cursor: str | None = None
     order: Literal["newest", "oldest"] = "newest"
@@ -72,6 +77,8 @@ class JobsWatchQuery(Query, frozen=True):
     type: str | None = None
     queue: str | None = None
     label: tuple[str, ...] = ()
+    array: str | None = None
+    """Of the tasks of this array instead of everything but tasks."""
     after_revision: AfterRevision | None = None
 
 
@@ -97,6 +104,8 @@ class JobHandlers(Base):
             owner=query.owner,
             worker=query.worker,
             labels=labels_of(query.label),
+            array=None if query.array is None else checked_job_id(query.array, "array"),
+            indices=_span(query),
         )
         newest = query.order == "newest"
         return json_response(
@@ -160,7 +169,13 @@ class JobHandlers(Base):
 
     async def watch_jobs(self, call: Call) -> web.StreamResponse:
         query: JobsWatchQuery = call.query
-        where = JobFilter(states=query.state, type=query.type, queue=query.queue, labels=labels_of(query.label))
+        where = JobFilter(
+            states=query.state,
+            type=query.type,
+            queue=query.queue,
+            labels=labels_of(query.label),
+            array=None if query.array is None else checked_job_id(query.array, "array"),
+        )
         return await self._watch(call, where, None, query.after_revision)
 
     async def watch_job(self, call: Call) -> web.StreamResponse:
@@ -174,6 +189,16 @@ class JobHandlers(Base):
         events = self._service.watch_jobs(call.caller, where, after_revision=after, job=job)
         with self._place(call) as place:
             return await self._send_revisions(call, place, events)
+
+
+def _span(query: ListQuery) -> tuple[int, int]:
+    """Return the first and the last index of tasks that are asked for."""
+    if query.index is None:
+        return 0, MAX_TASKS - 1
+    if query.array is None:
+        raise InvalidRequest("an index is of an array's task", field="index", expected="array=ID with it")
+    first, _, last = query.index.partition("-")
+    return min(int(first), MAX_TASKS - 1), min(int(last or first), MAX_TASKS - 1)
 
 
 def _log_position(call: Call) -> LogPosition | None:

@@ -1,0 +1,38 @@
+"""Arrays: how far they are, some of their tasks cancelled, what failed repeated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from jobs.api.call import Call
+from jobs.api.handlers.base import Base, job_id, json_response, submitted_response
+from jobs.api.streams import EVENT_STREAM, StreamAnswer, event
+from jobs.protocol.model import ArrayView
+
+
+class ArrayHandlers(Base):
+    async def get_array(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.arrays.view(call.caller, job_id(call)))
+
+    async def watch_array(self, call: Call) -> web.StreamResponse:
+        views = self._service.arrays.follow(call.caller, job_id(call))
+        with self._place(call) as place:
+            return await StreamAnswer(call.request, self._config, place, at_once=False).send(
+                _numbered(views), EVENT_STREAM
+            )
+
+    async def cancel_tasks(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._service.arrays.cancel(call.caller, job_id(call), call.body.indices))
+
+    async def retry_array(self, call: Call) -> web.StreamResponse:
+        return submitted_response(await self._service.arrays.retry(call.caller, job_id(call), call.body))
+
+
+async def _numbered(views: AsyncIterator[ArrayView]) -> AsyncIterator[bytes]:
+    """Number the events, so that a client can tell that it has got on; nothing is missed by starting anew."""
+    number = 0
+    async for view in views:
+        number += 1
+        yield event(view, str(number))
