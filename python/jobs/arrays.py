@@ -185,6 +185,8 @@ def task_record(array: JobId, parent: JobRecord, record: ArrayRecord) -> JobReco
         heartbeat_s=parent.heartbeat_s,
         concurrency_key=parent.concurrency_key if record.max_running is None else f"array={array}",
         concurrency_limit=parent.concurrency_limit if record.max_running is None else record.max_running,
+        schedule=parent.schedule,
+        nominal_ms=parent.nominal_ms,
         stored_bytes=jobs.JOB_BYTES,
         is_task=True,
     )

@@ -60,7 +60,7 @@ def check_cron(expression: str, field: str) -> None:
 def check_timezone(name: str, field: str) -> None:
     """Raise InvalidRequest when the system knows no such zone."""
     try:
-        _zone(name)
+        zone_of(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise InvalidRequest(
             f"{name!r} is no time zone", field=field, expected="a name of the tz database, such as Europe/Berlin"
@@ -73,12 +73,25 @@ def cron_times(expression: str, timezone: str, after_ms: int) -> Iterator[int]:
     It ends where the next moment would be 50 years away.
     """
     expression = _five_fields(expression)
-    minute, hour, *_ = expression.split()
-    fixed = not minute.startswith("*") and not hour.startswith("*")
-    after = _EPOCH + after_ms * _MS
-    moments = _at_fixed_times if fixed else _at_every_match
-    for moment in moments(expression, _zone(timezone), after):
+    moments = _at_fixed_times if _is_fixed(expression) else _at_every_match
+    for moment in moments(expression, zone_of(timezone), _EPOCH + after_ms * _MS):
         yield (moment - _EPOCH) // _MS
+
+
+def cron_times_until(expression: str, timezone: str, until_ms: int) -> Iterator[int]:
+    """Yield the moments up to and with `until_ms` at which the expression fires, the last one first.
+
+    It ends where the former moment would be 50 years away.
+    """
+    expression = _five_fields(expression)
+    moments = _back_through_fixed_times if _is_fixed(expression) else _back_through_matches
+    for moment in moments(expression, zone_of(timezone), _EPOCH + until_ms * _MS):
+        yield (moment - _EPOCH) // _MS
+
+
+def _is_fixed(expression: str) -> bool:
+    minute, hour, *_ = expression.split()
+    return not minute.startswith("*") and not hour.startswith("*")
 
 
 def _at_fixed_times(expression: str, zone: ZoneInfo, after: datetime) -> Iterator[datetime]:
@@ -86,6 +99,18 @@ def _at_fixed_times(expression: str, zone: ZoneInfo, after: datetime) -> Iterato
     for local in CronSim(expression, after.astimezone(zone).replace(tzinfo=None)):
         moment = _first_moment(local, zone)
         if moment > last:  # the local clock may have shown it before, or two times may fall into one gap
+            yield moment
+            last = moment
+
+
+def _back_through_fixed_times(expression: str, zone: ZoneInfo, until: datetime) -> Iterator[datetime]:
+    # Where clocks were set back within the last day they may have shown a later time than now.
+    set_back = _offset(until - CHANGES_APART, zone) - _offset(until, zone)
+    latest = until.astimezone(zone).replace(tzinfo=None) + max(set_back, timedelta())
+    last: datetime | None = None
+    for local in CronSim(expression, latest.replace(microsecond=0) + _SECOND, reverse=True):
+        moment = _first_moment(local, zone)
+        if moment <= until and moment != last:
             yield moment
             last = moment
 
@@ -115,6 +140,21 @@ def _at_every_match(expression: str, zone: ZoneInfo, after: datetime) -> Iterato
         start = change
 
 
+def _back_through_matches(expression: str, zone: ZoneInfo, until: datetime) -> Iterator[datetime]:
+    end: datetime | None = _EPOCH + (until - _EPOCH) // _SECOND * _SECOND
+    while end is not None:
+        offset = _offset(end, zone)
+        change = None
+        for local in CronSim(expression, (end + offset + _SECOND).replace(tzinfo=None), reverse=True):
+            moment = local.replace(tzinfo=UTC) - offset
+            change = _last_change(moment, end, zone)
+            if change is not None:
+                break
+            yield moment
+            end = moment
+        end = None if change is None else change - _SECOND
+
+
 def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime | None:
     """Return the first moment in (start, end] from which another offset holds than at `start`."""
     offset = _offset(start, zone)
@@ -123,6 +163,17 @@ def _first_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime | 
         if _offset(until, zone) != offset:
             return _change_between(start, until, zone)
         start = until
+    return None
+
+
+def _last_change(start: datetime, end: datetime, zone: ZoneInfo) -> datetime | None:
+    """Return the first moment of those up to `end` at which the same offset holds; None when `start` is one of them."""
+    offset = _offset(end, zone)
+    while end > start:
+        since = max(end - CHANGES_APART, start)
+        if _offset(since, zone) != offset:
+            return _change_between(since, end, zone)
+        end = since
     return None
 
 
@@ -158,7 +209,8 @@ def _five_fields(expression: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _zone(name: str) -> ZoneInfo:
+def zone_of(name: str) -> ZoneInfo:
+    """Return a zone that `check_timezone` has let through."""
     if name == "localtime":  # what it means depends on the machine
         raise ValueError(name)
     return ZoneInfo(name)

@@ -84,6 +84,10 @@ class WorkerStopping(JobsError):
     code, status, title = "worker_stopping", 409, "The worker stops"
 
 
+class RevisionConflict(JobsError):
+    code, status, title = "revision_conflict", 409, "Changed by somebody else meanwhile"
+
+
 class Compacted(JobsError):
     code, status, title = "compacted", 410, "That revision is no longer kept"
 
@@ -110,6 +114,10 @@ class HeadersTooLarge(JobsError):
 
 class QueueFull(JobsError):
     code, status, title = "queue_full", 429, "The queue is full"
+
+
+class SchedulesFull(JobsError):
+    code, status, title = "schedules_full", 429, "Too many schedules"
 
 
 class TooManyRequests(JobsError):

@@ -348,6 +348,8 @@ def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
         entries[keys.parent_ended(job)] = None
     if record.unique_key is not None and not record.state.is_final:
         entries[record.unique_key] = UniqueRecord(job)
+    if record.schedule is not None and not record.is_task and not record.state.is_final:
+        entries[keys.unfinished(record.schedule, job)] = None
     return entries
 
 

@@ -40,6 +40,9 @@ TASKS_FAILED: Final = b"/arrays/failed/"
 TASKS_CANCELLED: Final = b"/arrays/cancelled/"
 AUDIT: Final = b"/audit/"
 AUDITED: Final = b"/audited/"
+SCHEDULES: Final = b"/schedules/state/"
+SCHEDULE_JOBS: Final = b"/schedules/job/"
+UNFINISHED: Final = b"/schedules/unfinished/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -213,6 +216,25 @@ def parents(child_id: JobId) -> bytes:
 def parent_ended(parent_id: JobId) -> bytes:
     """An ended job whose children have not all been told."""
     return PARENT_ENDED + parent_id.encode()
+
+
+def schedule(name: str) -> bytes:
+    """Settings of a schedule and how far it is: small and hot."""
+    return SCHEDULES + name.encode()
+
+
+def schedule_job(name: str) -> bytes:
+    """The job that a schedule makes, as submitted; written whenever the schedule is set."""
+    return SCHEDULE_JOBS + name.encode()
+
+
+def unfinished_prefix(schedule_name: str) -> bytes:
+    return UNFINISHED + schedule_name.encode() + b"\x00"
+
+
+def unfinished(schedule_name: str, job: JobId) -> bytes:
+    """A job of a schedule that has not ended."""
+    return unfinished_prefix(schedule_name) + job.encode()
 
 
 def ended(finished_ms: int, job: JobId) -> bytes:

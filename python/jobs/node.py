@@ -109,6 +109,9 @@ def control_config(config: NodeConfig) -> ControlConfig:
         worker_uids=frozenset(uids),
         history_events=config.store.history_events,
         max_store_bytes=config.store.max_bytes,
+        max_schedules=config.schedules.max_count,
+        max_schedules_per_owner=config.schedules.max_per_owner,
+        max_fires_per_minute=config.schedules.max_fires_per_minute,
     )
 
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import Execution, JobState, JobSubmit, Reason, Requires, Retention, Retry
+from jobs.protocol.model import CatchUp, Execution, JobState, JobSubmit, Overlap, Reason, Requires, Retention, Retry
 
 RECORD_VERSION: Final = 1
 _PREFIX: Final = bytes((RECORD_VERSION,))
@@ -247,6 +247,57 @@ class AuditRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Whose the subject is, where it is somebody's: they may see the entry."""
     last: JobId | None = None
     """Last of several jobs in a row, of which `subject` is the first."""
+
+
+class TimetableRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """When a schedule fires: exactly one of `cron`, `every_ms` and `at_ms` is given."""
+
+    cron: str | None
+    every_ms: int | None
+    at_ms: int | None
+    timezone: str
+    start_ms: int | None
+    end_ms: int | None
+    anchor_ms: int
+    """What `every_ms` counts from."""
+
+
+class LapseRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A time of a schedule for which no job was made, and why."""
+
+    nominal_ms: int
+    at_ms: int
+    outcome: Literal["skipped", "missed"]
+    detail: str
+
+
+class ScheduleRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Settings of a schedule, and how far it is; nothing of its job."""
+
+    owner: int
+    timetable: TimetableRecord
+    catch_up: CatchUp
+    max_catch_up: int
+    catch_up_window_ms: int
+    overlap: Overlap
+    max_queued: int
+    max_per_minute: int
+    since_ms: int
+    """When the timetable was set: its times count from then on."""
+    passed_ms: int
+    """Times up to here are dealt with."""
+    paused: bool = False
+    last_nominal_ms: int | None = None
+    """The last time that a job was made for."""
+    last_job: JobId | None = None
+    queued: tuple[int, ...] = ()
+    """Times whose jobs wait for the end of a former one, oldest first."""
+    fired_ms: tuple[int, ...] = ()
+    """When the fires of the last minute were, as far as they count for the cap."""
+    fired: int = 0
+    skipped: int = 0
+    missed: int = 0
+    last_lapse: LapseRecord | None = None
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):

@@ -46,8 +46,14 @@ from jobs.protocol.model import (
     QueueSettings,
     QueueView,
     RedrivePage,
+    Schedule,
+    ScheduleDetail,
+    SchedulePage,
+    ScheduleTimes,
+    ScheduleView,
     Stream,
     Submitted,
+    TimetablePreview,
     WorkerView,
 )
 
@@ -186,6 +192,32 @@ class AuditService(Protocol):
         hold fewer than `limit` and still have a next one."""
 
 
+class ScheduleService(Protocol):
+    """Schedules: an owner sees and changes their own, admins all. A name is one schedule, whoever owns it."""
+
+    async def page(self, caller: Caller, *, limit: int, cursor: str | None) -> SchedulePage: ...
+
+    async def get(self, caller: Caller, name: str) -> ScheduleDetail: ...
+
+    async def put(
+        self, caller: Caller, name: str, schedule: Schedule, revision: int | None
+    ) -> tuple[ScheduleView, bool]:
+        """Make the schedule (then True) or replace what it says; its owner stays. Raises RevisionConflict unless it
+        was last set at `revision`, which is 0 for one that is not there, and SchedulesFull."""
+
+    async def delete(self, caller: Caller, name: str, revision: int | None) -> None:
+        """Its jobs go on."""
+
+    async def pause(self, caller: Caller, name: str, *, paused: bool) -> ScheduleView: ...
+
+    async def trigger(self, caller: Caller, name: str) -> Submitted:
+        """Make a job of it now, whatever the timetable says."""
+
+    async def next_times(self, caller: Caller, name: str, count: int) -> ScheduleTimes: ...
+
+    async def preview(self, caller: Caller, wanted: TimetablePreview) -> ScheduleTimes: ...
+
+
 class Service(Protocol):
     """Every method raises the errors of `jobs.errors`, `Forbidden` for what the caller may not see or touch."""
 
@@ -242,6 +274,9 @@ class Service(Protocol):
 
     @property
     def queues(self) -> QueueService: ...
+
+    @property
+    def schedules(self) -> ScheduleService: ...
 
     async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None: ...
 

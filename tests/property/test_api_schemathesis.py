@@ -29,6 +29,8 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from jobs.api.openapi import document
+from jobs.client import shell_job
+from jobs.protocol.model import Schedule
 from jobs.testing import EmbeddedNode
 
 SEED: Final = int(os.environ.get("JOBS_TEST_SEED", "20261124"))
@@ -111,7 +113,8 @@ def existing(node: EmbeddedNode) -> dict[str, str]:
     with node.client() as client:
         made = client.shell(["echo", "out"]).job.id
         assert client.wait(made).state == "completed"
-        return {"jobs": made, "leases": str(client.kv.grant(3600).id)}
+        client.schedules.set("weekly", Schedule(job=shell_job(["true"]), cron="@weekly"))
+        return {"jobs": made, "leases": str(client.kv.grant(3600).id), "schedules": "weekly"}
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.definition.raw["operationId"])

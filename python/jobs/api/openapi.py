@@ -21,6 +21,7 @@ _ID_PATTERNS: Final = {
     "dead-letters": _JOB_PATTERN,
     "queues": NAME_PATTERN,
     "owners": "^[0-9]{1,10}$",
+    "schedules": NAME_PATTERN,
     "leases": "^[0-9]{1,18}$",
 }
 """What stands in a path's placeholder, by the path's beginning."""

@@ -19,6 +19,7 @@ from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
 from jobs.api.handlers import queues as queue_calls
+from jobs.api.handlers import schedules as schedule_calls
 from jobs.api.handlers.base import Query
 from jobs.invalid import Tagged
 from jobs.protocol import model
@@ -41,6 +42,10 @@ ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.In
 
 class _TaggedBatch(Struct):
     jobs: list[Tagged]
+
+
+class _TaggedSchedule(Struct):
+    job: Tagged
 
 
 class Route(Struct, frozen=True, kw_only=True):
@@ -241,6 +246,48 @@ ROUTES: Final = (
     Route(
         method="GET", path="/v1/audit", handler=Handlers.audit, query=audit_calls.AuditQuery, answer=model.AuditPage,
         errors=(errors.Forbidden,), summary="Read who did what, page by page",
+    ),
+    # --- schedules
+    Route(
+        method="GET", path="/v1/schedules", handler=Handlers.list_schedules, query=schedule_calls.SchedulesQuery,
+        answer=model.SchedulePage, summary="List schedules by name, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/schedules/{id}", handler=Handlers.get_schedule, answer=model.ScheduleDetail,
+        errors=_READ, summary="Read a schedule and the job that it makes",
+    ),
+    Route(
+        method="PUT", path="/v1/schedules/{id}", handler=Handlers.put_schedule, body=model.Schedule,
+        tags=_TaggedSchedule, query=schedule_calls.SetScheduleQuery, answer=model.ScheduleView, status=201,
+        again="It was there: as it is now",
+        errors=(*_WRITE, errors.Forbidden, errors.RevisionConflict, errors.SchedulesFull),
+        summary="Make a schedule, or replace what it says",
+    ),
+    Route(
+        method="DELETE", path="/v1/schedules/{id}", handler=Handlers.delete_schedule, status=204,
+        query=schedule_calls.SetScheduleQuery, errors=(*_READ, errors.RevisionConflict),
+        summary="Delete a schedule; its jobs go on",
+    ),
+    Route(
+        method="POST", path="/v1/schedules/{id}/pause", handler=Handlers.pause_schedule, answer=model.ScheduleView,
+        errors=_READ, summary="Make no jobs until it is resumed",
+    ),
+    Route(
+        method="POST", path="/v1/schedules/{id}/resume", handler=Handlers.resume_schedule, answer=model.ScheduleView,
+        errors=_READ, summary="Go on from now",
+    ),
+    Route(
+        method="POST", path="/v1/schedules/{id}/trigger", handler=Handlers.trigger_schedule, answer=model.Submitted,
+        status=201, errors=(*_READ, *_WRITE, errors.QueueClosed, errors.QueueFull),
+        summary="Make a job now, whatever the timetable says",
+    ),
+    Route(
+        method="GET", path="/v1/schedules/{id}/next", handler=Handlers.next_times, query=schedule_calls.TimesQuery,
+        answer=model.ScheduleTimes, errors=_READ, summary="Tell the times to come",
+    ),
+    Route(
+        method="POST", path="/v1/schedules:preview", handler=Handlers.preview_schedule, body=model.TimetablePreview,
+        answer=model.ScheduleTimes, summary="Tell the times of a timetable that no schedule has",
     ),
     # --- key-value
     Route(

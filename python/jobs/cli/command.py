@@ -44,6 +44,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self._rest: str | None = None
         absent = argparse.SUPPRESS
         self.add_argument("--json", action="store_true", default=absent, help="one JSON object a line")
         self.add_argument(
@@ -52,6 +53,20 @@ class Parser(argparse.ArgumentParser):
 
     def add_commands(self, name: str) -> Any:
         return self.add_subparsers(dest=name, metavar="COMMAND", required=True)
+
+    def take_rest(self, name: str) -> None:
+        """Keep what follows `--` out of the parsing, and leave it under this name: where another positional argument
+        may be followed by options, argparse would take it for an empty list before it comes to it."""
+        self._rest = name
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Return the options that are known, and what is left over."""
+        if self._rest is None or args is None or "--" not in args:
+            return super().parse_known_args(args, namespace)
+        end = list(args).index("--")
+        found, left = super().parse_known_args(args[:end], namespace)
+        setattr(found, self._rest, [*getattr(found, self._rest), *args[end + 1 :]])
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong, and with the usage where it is short enough not to hide that."""

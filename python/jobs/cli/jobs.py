@@ -14,7 +14,7 @@ from jobs.cli import exits
 from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.run import write_out
-from jobs.cli.submission import duration, pair
+from jobs.cli.submission import command_of, duration, pair
 from jobs.client import Client
 from jobs.client.operations import CancelOptions
 from jobs.protocol.model import AttemptView, JobResult, JobState, JobView, Progress, Stream
@@ -29,9 +29,7 @@ def status(client: Client, options: argparse.Namespace) -> int:
             print_job(detail.job)
             if detail.progress is not None:
                 print_fields([("progress", progress_text(detail.progress))])
-            payload = detail.spec.payload
-            shown = " ".join(payload.argv) if payload.argv is not None else "(script)"
-            print_fields([("command", shown)])
+            print_fields([("command", command_of(detail.spec))])
     return exits.OK
 
 
@@ -48,6 +46,8 @@ def print_job(job: JobView) -> None:
             ("attempt", f"{job.attempt} of {job.max_attempts}"),
             ("queue", f"{job.queue}, priority {job.priority}"),
             ("owner", job.owner),
+            ("schedule", job.schedule),
+            ("nominal", moment(job.nominal_ms)),
             ("worker", job.worker),
             ("submitted", moment(job.submitted_ms)),
             ("started", moment(job.started_ms)),
@@ -73,6 +73,7 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
         queue=options.queue,
         owner=options.owner,
         worker=options.worker,
+        schedule=options.schedule,
         labels=dict(options.label),
         newest_first=not options.oldest_first,
         page_size=min(options.limit, 1000) or 1000,
@@ -241,13 +242,13 @@ def _add_filters(parser: Parser) -> None:
     parser.add_argument("--queue")
     parser.add_argument("--owner", type=at_least(0), metavar="UID")
     parser.add_argument("--worker")
+    parser.add_argument("--schedule", metavar="NAME", help="those that this schedule made")
     parser.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE")
 
 
 def _configure_cancel(parser: Parser) -> None:
     parser.add_argument("id", nargs="*")
     _add_filters(parser)
-    parser.add_argument("--schedule", metavar="NAME", help="those that this schedule made")
     parser.add_argument("--all", action="store_true", help="every job that you may end")
 
 

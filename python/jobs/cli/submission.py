@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
-from jobs.protocol.model import Limits, Reason, Requires, Retry, ShellJob
+from jobs.protocol.model import JobSubmit, Limits, Reason, Requires, Retry, ShellJob
 from jobs.validate import MAX_SPEC_BYTES
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -169,6 +169,11 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         idempotency_key=options.idempotency_key,
         unique_key=options.unique_key,
     )
+
+
+def command_of(job: JobSubmit) -> str:
+    """Return what a job runs, on one line."""
+    return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
 
 
 def read(path: str) -> bytes:

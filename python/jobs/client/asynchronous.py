@@ -21,6 +21,7 @@ from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListO
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
+from jobs.client.schedules import AsyncSchedulesClient
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
@@ -66,6 +67,7 @@ class AsyncClient:
         self.kv = AsyncKeyValueClient(self)
         self.queues = AsyncQueuesClient(self)
         self.owners = AsyncOwnersClient(self)
+        self.schedules = AsyncSchedulesClient(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -28,6 +28,7 @@ class JobFilter(TypedDict, total=False):
     state: JobState | Sequence[JobState]
     type: str | None
     queue: str | None
+    schedule: str | None
     labels: Mapping[str, str]
 
 
@@ -45,7 +46,6 @@ class CancelOptions(JobFilter, total=False):
 
     owner: int | None
     worker: str | None
-    schedule: str | None
     all: bool
 
 
@@ -185,6 +185,7 @@ def _filter(where: JobFilter) -> dict[str, Any]:
         "state": _states(where),
         "type": where.get("type"),
         "queue": where.get("queue"),
+        "schedule": where.get("schedule"),
         "label": [f"{name}={value}" for name, value in where.get("labels", {}).items()],
     }
 

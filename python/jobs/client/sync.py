@@ -18,6 +18,7 @@ from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListO
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
+from jobs.client.schedules import SchedulesClient
 from jobs.client.submission import ShellOptions, shell_job, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
@@ -67,6 +68,7 @@ class Client:
         self.kv = KeyValueClient(self)
         self.queues = QueuesClient(self)
         self.owners = OwnersClient(self)
+        self.schedules = SchedulesClient(self)
 
     @property
     def socket_path(self) -> str:

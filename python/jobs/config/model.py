@@ -122,6 +122,17 @@ class Queue(_Section):
     """Jobs that may wait; one more is refused with 429."""
 
 
+class Schedules(_Section):
+    """Bounds of the schedules that make jobs by themselves."""
+
+    max_count: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    """Schedules in all; one more is refused with 429."""
+    max_per_owner: Annotated[int, Field(ge=0, le=1_000_000)] = 1_000
+    """Schedules of one owner."""
+    max_fires_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 6_000
+    """Jobs that all schedules together make in any minute; what comes beyond that waits its turn."""
+
+
 class Raft(_Section):
     """Times of the consensus between nodes."""
 
@@ -292,6 +303,8 @@ class NodeConfig(BaseSettings):
     """The write-ahead log."""
     queue: Queue = Queue()
     """What waits."""
+    schedules: Schedules = Schedules()
+    """What makes jobs by itself."""
     raft: Raft = Raft()
     """Consensus."""
     logging: Logging = Logging()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from jobs import records
+from jobs.clock import rfc3339
 from jobs.control.arraystore import environment, spec_key
 from jobs.control.dependencies import parents_of
 from jobs.control.parents import PARENTS_DIR, parent_files
@@ -24,6 +25,8 @@ def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
     assert spec is not None, f"job {job} has a state but no spec"
     files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
     env = environment(store, job) if record.is_task else {}
+    if record.schedule is not None and record.nominal_ms is not None:
+        env |= {"JOBS_SCHEDULE": record.schedule, "JOBS_NOMINAL_TIME": rfc3339(record.nominal_ms)}
     return Assignment(
         job=job,
         attempt=record.attempt,

@@ -21,9 +21,11 @@ SUBMIT: Final = "job.submit"
 _count = itertools.count()
 
 
-def audit_entry(caller: Caller, action: str, subject: str, now_ms: int, detail: str | None = None) -> Put:
+def audit_entry(
+    caller: Caller, action: str, subject: str, now_ms: int, detail: str | None = None, owner: int | None = None
+) -> Put:
     """Return what stores that `caller` did `action` (such as `worker.drain`) to `subject` (such as a worker's id)."""
-    return _put(AuditRecord(at_ms=now_ms, uid=caller.uid, action=action, subject=subject, detail=detail))
+    return _put(AuditRecord(at_ms=now_ms, uid=caller.uid, action=action, subject=subject, detail=detail, owner=owner))
 
 
 def job_entry(

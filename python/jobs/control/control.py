@@ -28,6 +28,8 @@ from jobs.control.newjobs import JobMaker
 from jobs.control.queries import Queries
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
+from jobs.control.schedules import Schedules
+from jobs.control.scheduleservice import ScheduleOperations
 from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
@@ -78,6 +80,10 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Changes of keys that watches and reads can go back."""
     max_store_bytes: int = 32 << 30
     """Above this nothing new is accepted (507); what is accepted already still finishes."""
+    max_schedules: int = 10_000
+    max_schedules_per_owner: int = 1_000
+    max_fires_per_minute: int = 6_000
+    """Jobs that all schedules together make in any minute."""
 
 
 class Control:
@@ -119,6 +125,24 @@ class Control:
         self._gateway = Gateway(
             node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
         )
+        self._schedule_driver = Schedules(
+            consensus,
+            store,
+            transitions,
+            maker,
+            tasks.spawn,
+            max_fires_per_minute=config.max_fires_per_minute,
+            check_space=self._check_space,
+        )
+        self.schedules = ScheduleOperations(
+            consensus,
+            store,
+            self._schedule_driver,
+            maker,
+            max_schedules=config.max_schedules,
+            max_per_owner=config.max_schedules_per_owner,
+            check_space=self._check_space,
+        )
         transitions.on_change = self._on_change
         self._dispatcher.on_assigned = self._arrays.on_change
         self._queues.on_queue_changed = self._on_queue_changed
@@ -135,6 +159,7 @@ class Control:
         self._dispatcher.start()
         self._dependencies.start()
         self._arrays.start()
+        self._schedule_driver.start()
         await self._gateway.start(worker_socket)
         self._state = "ok"
 
@@ -146,6 +171,7 @@ class Control:
         """Let go of the workers, which keep their jobs, and end what runs in the background."""
         self.on_stopping()
         await self._gateway.stop()
+        self._schedule_driver.stop()
         self._dispatcher.stop()
         self._arrays.stop()
         self._leases.stop()
@@ -155,6 +181,7 @@ class Control:
         self._dispatcher.on_change(change)
         self._arrays.on_change(change)
         self._dependencies.on_change(change)
+        self._schedule_driver.on_change(change)
 
     def _on_queue_changed(self, name: str) -> None:
         self._dispatcher.on_queue_changed(name)
@@ -297,6 +324,8 @@ class Control:
             "jobs_submitted_total": ("Jobs accepted", self._submission.submitted_total),
             "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned_total),
             "jobs_refused_reports_total": ("Late reports refused", self._gateway.refused_reports_total),
+            "jobs_schedules": ("Schedules", len(self._schedule_driver.owners)),
+            "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),
             "jobs_workers": ("Registered workers", len(workers)),
             "jobs_worker_slots": ("Slots of registered workers", sum(worker.slots for worker in workers)),
             "jobs_workers_lost_total": ("Workers lost", self._fleet.lost_total),

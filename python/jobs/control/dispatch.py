@@ -12,6 +12,7 @@ from typing import Final
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control.alarm import Alarm
 from jobs.control.assignments import assignment
 from jobs.control.fleet import Fleet, Held
 from jobs.control.queues import Queues
@@ -29,8 +30,6 @@ from jobs.store import Put, Store, Txn, TxnResult, prefix_end
 PLAN_LIMIT: Final = 256
 """Assignments of one plan; more make the next one."""
 FILL_ROWS: Final = 1_024
-CLOCK_CHECK_S: Final = 1.0
-"""Longest sleep towards the moment of the next plan: a step of the wall clock is noticed this soon."""
 
 
 class Dispatcher:
@@ -54,7 +53,7 @@ class Dispatcher:
         self._timers = Timers(store, transitions, spawn)
         self.backlog = Backlog()
         self._plan_scheduled = False
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self.wake)
         self.assigned_total = 0
         self.on_assigned: Callable[[Change], None] = lambda change: None
         """Called for every committed assignment."""
@@ -82,8 +81,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         self._timers.stop()
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._alarm.stop()
 
     def _load_backlog(self) -> None:
         """Read the head of every lane: page by page, and past the rest of a lane that is longer than a page."""
@@ -147,16 +145,7 @@ class Dispatcher:
             self.wake()
         if claimed:
             self._spawn(self._assign(claimed))
-        self._set_alarm(made.wake_ms, now_ms)
-
-    def _set_alarm(self, wake_ms: int | None, now_ms: int) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        if wake_ms is not None and wake_ms <= now_ms:
-            self.wake()
-        elif wake_ms is not None:
-            self._alarm = self._loop.call_later(min(CLOCK_CHECK_S, (wake_ms - now_ms) / 1000), self.wake)
+        self._alarm.set(made.wake_ms)
 
     def _claim(self, item: Planned) -> tuple[Planned, Stored] | None:
         """Hold the room for a planned job while its assignment is written."""

@@ -7,13 +7,14 @@ from typing import Final
 
 from jobs import jobs, keys
 from jobs.clock import wall_ms
+from jobs.control.alarm import Alarm
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Transitions
 from jobs.store import Store, prefix_end
 
 BATCH: Final = 256
-CLOCK_CHECK_S: Final = 1.0
-"""Longest sleep towards a known moment: a step of the wall clock is noticed this soon."""
+RETRY_MS: Final = 1_000
+"""After a failure, such as a full disk, the same is tried again."""
 
 
 class Timers:
@@ -21,45 +22,29 @@ class Timers:
         self._store = store
         self._transitions = transitions
         self._spawn = spawn
-        self._next_ms: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._on_alarm)
         self._firing = False
         self._stopped = False
 
     def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._arm()
 
     def stop(self) -> None:
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.stop()
 
     def expect(self, due_ms: int) -> None:
         """A timer key for this moment was written."""
-        if self._next_ms is None or due_ms < self._next_ms:
-            self._sleep_until(due_ms)
+        if not self._firing and (self._alarm.due_ms is None or due_ms < self._alarm.due_ms):
+            self._alarm.set(due_ms)
 
     def _arm(self) -> None:
         """Sleep until the first timer in the store."""
         rows, _ = self._store.range(keys.TIMERS, prefix_end(keys.TIMERS), limit=1, keys_only=True)
-        self._next_ms = None
-        if rows:
-            self._sleep_until(keys.time_of(keys.TIMERS, rows[0][0]))
+        if not self._stopped:
+            self._alarm.set(keys.time_of(keys.TIMERS, rows[0][0]) if rows else None)
 
-    def _sleep_until(self, due_ms: int) -> None:
-        self._next_ms = due_ms
-        if self._timer is not None:
-            self._timer.cancel()
-        delay_s = min(CLOCK_CHECK_S, max(0.0, (due_ms - wall_ms()) / 1000))
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        if self._firing or self._stopped or self._next_ms is None:
-            return
-        if self._next_ms > wall_ms():
-            self._sleep_until(self._next_ms)
-            return
+    def _on_alarm(self) -> None:
         self._firing = True
         self._spawn(self._fire())
 
@@ -74,6 +59,11 @@ class Timers:
                     for row in rows
                 )
             )
+        except Exception:
+            if not self._stopped:
+                self._alarm.set(wall_ms() + RETRY_MS)
+            raise
+        else:
+            self._arm()
         finally:
             self._firing = False
-        self._arm()

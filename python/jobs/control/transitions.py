@@ -162,6 +162,8 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         redrive_of=record.redrive_of,
         redriven_as=record.redriven_as,
         ref=record.ref,
+        schedule=record.schedule,
+        nominal_ms=record.nominal_ms,
         revision=Revision(revision),
         tasks=record.tasks,
         array=array_id(job) if record.is_task else None,

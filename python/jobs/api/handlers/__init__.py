@@ -10,6 +10,7 @@ from jobs.api.handlers.jobs import JobHandlers
 from jobs.api.handlers.kv import KvHandlers
 from jobs.api.handlers.node import NodeHandlers
 from jobs.api.handlers.queues import QueueHandlers
+from jobs.api.handlers.schedules import ScheduleHandlers
 
 
 class Handlers(
@@ -19,6 +20,7 @@ class Handlers(
     JobHandlers,
     DependencyHandlers,
     QueueHandlers,
+    ScheduleHandlers,
     KvHandlers,
     NodeHandlers,
 ):

@@ -40,6 +40,7 @@ class ListQuery(Query, frozen=True):
     queue: str | None = None
     owner: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
     worker: str | None = None
+    schedule: str | None = None
     label: tuple[str, ...] = ()
     """name=value"""
     array: str | None = None
@@ -76,6 +77,7 @@ class JobsWatchQuery(Query, frozen=True):
     state: tuple[JobState, ...] = ()
     type: str | None = None
     queue: str | None = None
+    schedule: str | None = None
     label: tuple[str, ...] = ()
     array: str | None = None
     """Of the tasks of this array instead of everything but tasks."""
@@ -103,6 +105,7 @@ class JobHandlers(Base):
             queue=query.queue,
             owner=query.owner,
             worker=query.worker,
+            schedule=query.schedule,
             labels=labels_of(query.label),
             array=None if query.array is None else checked_job_id(query.array, "array"),
             indices=_span(query),
@@ -173,6 +176,7 @@ class JobHandlers(Base):
             states=query.state,
             type=query.type,
             queue=query.queue,
+            schedule=query.schedule,
             labels=labels_of(query.label),
             array=None if query.array is None else checked_job_id(query.array, "array"),
         )

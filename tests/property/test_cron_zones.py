@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from msgspec import Struct
 
-from jobs.cron import cron_times
+from jobs.cron import cron_times, cron_times_until
 
 SCALE = int(os.environ.get("JOBS_TEST_SCALE", "1"))
 SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.SystemRandom().getrandbits(32)
@@ -129,6 +129,10 @@ def until(end_ms: int, moments: Iterator[int]) -> list[int]:
     return list(takewhile(lambda at_ms: at_ms <= end_ms, moments))
 
 
+def since(start_ms: int, moments: Iterator[int]) -> list[int]:
+    return list(takewhile(lambda at_ms: at_ms > start_ms, moments))
+
+
 def ms(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
@@ -152,10 +156,12 @@ def test_every_change_of_the_clocks_of_every_zone_fires_as_the_minutes_say() -> 
                 start, end = ms(moments[0]) - 1, ms(moments[-1])
                 found = until(end, cron_times(wanted.text, name, start))
                 later = until(end, cron_times(wanted.text, name, after_ms))
-                # Then both are what the minutes say
+                before = since(start, cron_times_until(wanted.text, name, after_ms))
+                # Then all are what the minutes say
                 where = f"seed {SEED}: {wanted.text!r} in {name} around {change}"
                 assert found == expected, where
                 assert later == [at for at in expected if at > after_ms], f"{where}, after {after_ms}"
+                assert before[::-1] == [at for at in expected if at <= after_ms], f"{where}, until {after_ms}"
                 fired += len(found)
     assert seen > 4_000, "the zones' clocks change twice a year in some two hundred of them"
     assert fired > seen
