@@ -14,6 +14,7 @@ from jobs import keys, records
 from jobs.errors import Forbidden, InvalidRequest, NotFound, QueueFull, RevisionConflict, SchedulesFull
 from jobs.protocol import wire
 from jobs.protocol.model import (
+    ArraySpec,
     JobState,
     JobView,
     QueueSettings,
@@ -616,5 +617,36 @@ def test_times_to_come_are_told_in_their_zone(tmp_path: Path, clock: Clock) -> N
         with pytest.raises(InvalidRequest):
             await plane.control.schedules.preview(ALICE, TimetablePreview(cron="* * * * *", timezone="Nowhere"))
         assert (await plane.control.schedules.preview(ALICE, TimetablePreview(at_ms=5))).times == []
+
+    play(tmp_path, clock, scenario)
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_makes_arrays_whose_tasks_know_it(tmp_path: Path, clock: Clock) -> None:
+    async def scenario(plane: Plane, clock: Clock) -> None:
+        worker = WorkerPeer(slots=2)
+        await worker.register(plane.worker_socket)
+        job = shell("true", array=ArraySpec(lines=["one", "two"]))
+        await put(plane, every_s=60, overlap="replace", job=job)
+        assert (await plane.control.schedules.get(ALICE, "s")).job == job
+        clock.jump(61)
+        items = list((await worker.expect(wire.Assign)).jobs)
+        if len(items) == 1:
+            items += (await worker.expect(wire.Assign)).jobs
+        assert sorted(item.env["JOBS_ARRAY_ITEM"] for item in items) == ["one", "two"]
+        assert {item.env["JOBS_SCHEDULE"] for item in items} == {"s"}
+        (array,) = await jobs_of(plane)
+        assert (array.tasks, array.schedule) == (2, "s")
+        # The array is one job of the schedule, and is replaced as a whole
+        assert (await plane.control.schedules.get(ALICE, "s")).schedule.unfinished == 1
+        clock.jump(60)
+        cancelled = {(await worker.expect(wire.Cancel)).job for _ in items}
+        assert cancelled == {item.job for item in items}
+        for item in items:
+            worker.finish(item, reason=Reason.CANCELLED, exit_code=None)
+        view = await until(plane, lambda view: view.fired == 2)
+        assert view.unfinished == 1
 
     play(tmp_path, clock, scenario)
