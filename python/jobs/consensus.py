@@ -527,6 +527,8 @@ def _fail_all(proposals: Sequence[_Proposal], error: BaseException) -> None:
     for proposal in proposals:
         if not proposal.done.done():
             proposal.done.set_exception(error)
+            # Who waited may have been cancelled by the same stop: that nobody asks then is no fault.
+            proposal.done.exception()
 
 
 def _storage_full(why: str) -> StorageFull:

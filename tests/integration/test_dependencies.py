@@ -330,6 +330,11 @@ def test_an_edge_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
                 await control.depend(BOB, a.id, [free.id])
             with pytest.raises(NotFound):
                 await control.depend(ALICE, MISSING, [free.id])
+            # Also through a job that was never started, so that no graph ever has a circle
+            cancelled = await one(plane, depends_on=[a.id])
+            await control.cancel(ALICE, cancelled.id)
+            with pytest.raises(InvalidRequest, match=f"{a.id} → {cancelled.id} → {a.id}"):
+                await control.depend(ALICE, a.id, [cancelled.id])
             many = await submit(plane, *(shell() for _ in range(MAX_PARENTS)))
             await control.depend(ALICE, a.id, [job.id for job in many])
             with pytest.raises(InvalidRequest, match=f"{MAX_PARENTS + 1} jobs"):

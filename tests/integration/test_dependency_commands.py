@@ -81,6 +81,7 @@ def test_edges_and_graphs(shared_node: EmbeddedNode, client: Client, tmp_path: P
     added = jobctl(shared_node, "depend", job, "--on", done, never, "--json")
     assert json.loads(added.stdout)["waits_for"] == 1
     assert client.get(job).parents == [never, done]
+    assert f"parents  {never} {done}\n" in jobctl(shared_node, "status", job).stdout
     # Then the graph has it, as text, as JSON and as a drawing
     shown = [line.split() for line in jobctl(shared_node, "graph", job).stdout.splitlines()]
     assert shown == [

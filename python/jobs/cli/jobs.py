@@ -24,12 +24,13 @@ def status(client: Client, options: argparse.Namespace) -> int:
     for job in options.id:
         detail = client.get(job)
         if options.json:
-            print_json({**msgspec.to_builtins(detail.job), "progress": detail.progress})
+            beside = {"progress": detail.progress, "parents": detail.parents}
+            print_json({**msgspec.to_builtins(detail.job), **beside})
         else:
             print_job(detail.job)
             if detail.progress is not None:
                 print_fields([("progress", progress_text(detail.progress))])
-            print_fields([("command", command_of(detail.spec))])
+            print_fields([("command", command_of(detail.spec)), ("parents", " ".join(detail.parents))])
     return exits.OK
 
 
@@ -45,6 +46,7 @@ def print_job(job: JobView) -> None:
             ("signal", job.signal),
             ("attempt", f"{job.attempt} of {job.max_attempts}"),
             ("queue", f"{job.queue}, priority {job.priority}"),
+            ("waits for", f"{job.waits_for} jobs" if job.waits_for else None),
             ("owner", job.owner),
             ("schedule", job.schedule),
             ("nominal", moment(job.nominal_ms)),

@@ -53,6 +53,7 @@ class Dispatcher:
         self._timers = Timers(store, transitions, spawn)
         self.backlog = Backlog()
         self._plan_scheduled = False
+        self._stopped = False
         self._alarm = Alarm(self.wake)
         self.assigned_total = 0
         self.on_assigned: Callable[[Change], None] = lambda change: None
@@ -80,6 +81,7 @@ class Dispatcher:
         self.wake()
 
     def stop(self) -> None:
+        self._stopped = True
         self._timers.stop()
         self._alarm.stop()
 
@@ -131,12 +133,14 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Make a plan soon: something changed that may let a job start."""
-        if not self._plan_scheduled:
+        if not self._plan_scheduled and not self._stopped:
             self._plan_scheduled = True
             self._loop.call_soon(self._make_plan)
 
     def _make_plan(self) -> None:
         self._plan_scheduled = False
+        if self._stopped:
+            return
         now_ms = wall_ms()
         made = plan(self.backlog, self._fleet.candidates(), now_ms, PLAN_LIMIT)
         claimed = [claim for item in made.assignments if (claim := self._claim(item)) is not None]

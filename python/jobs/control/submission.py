@@ -89,6 +89,7 @@ class Submission:
             self._prepare(index, job, caller.uid, now_ms, "$" if one else f"$.jobs[{index}]")
             for index, job in enumerate(submitted)
         ]
+        _check_size(sum(len(job.depends_on) for job in submitted))
         references = _references(news)
         for _ in range(TRIES):
             request = self._look_up(news)
