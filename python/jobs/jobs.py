@@ -364,7 +364,13 @@ def _turn_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
         assert record.worker is not None
         assert record.incarnation is not None
         entries[keys.running(record.worker, job)] = RunningRecord(
-            record.attempt, record.incarnation, record.requires, record.queue, record.owner, record.concurrency_key
+            record.attempt,
+            record.incarnation,
+            record.requires,
+            record.queue,
+            record.owner,
+            record.concurrency_key,
+            record.started_ms or 0,
         )
     return entries
 

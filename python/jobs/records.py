@@ -105,6 +105,7 @@ class RunningRecord(Struct, frozen=True, array_like=True):
     queue: str
     owner: int
     concurrency_key: str | None = None
+    started_ms: int = 0
 
 
 class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):

@@ -36,6 +36,7 @@ from jobs.protocol.model import (
     KvTxn,
     KvTxnResult,
     Lease,
+    Overview,
     OwnerChange,
     OwnerSettings,
     OwnerView,
@@ -116,6 +117,15 @@ class LogsWanted(Struct, frozen=True, kw_only=True):
     """From the last so many lines on, in the order in which the output was read; `after` wins over it."""
     tail_bytes: int | None = None
     """From the last so many bytes on: 0 is from now on."""
+
+
+class OverviewLimits(Struct, frozen=True, kw_only=True):
+    """How many of each an overview tells at most."""
+
+    queues: int
+    workers: int
+    jobs: int
+    failed: int
 
 
 class LogPiece(Struct, frozen=True, kw_only=True):
@@ -271,6 +281,8 @@ class Service(Protocol):
 
     async def resume_worker(self, caller: Caller, worker: str) -> WorkerView:
         """Undo a drain. Admins only. Raises WorkerStopping for one that drains itself."""
+
+    async def overview(self, caller: Caller, limits: OverviewLimits) -> Overview: ...
 
     @property
     def queues(self) -> QueueService: ...

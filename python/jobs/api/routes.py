@@ -18,6 +18,7 @@ from jobs.api.handlers import deadletters as dead_letter_calls
 from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
+from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers import schedules as schedule_calls
 from jobs.api.handlers.base import Query
@@ -328,6 +329,10 @@ ROUTES: Final = (
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
     ),
     # --- node
+    Route(
+        method="GET", path="/v1/overview", handler=Handlers.overview, query=node_calls.OverviewQuery,
+        answer=model.Overview, summary="How the node is and what goes on, in bounded parts",
+    ),
     Route(method="GET", path="/v1/health", handler=Handlers.health, answer=model.Health, summary="How the node is"),
     Route(
         method="GET", path="/v1/ready", handler=Handlers.ready, answer=model.Health,

@@ -11,7 +11,10 @@ from typing import Any, Final
 import msgspec
 
 _encode = msgspec.json.Encoder().encode
-_UNSAFE: Final = {code: "�" for code in (*range(32), 127, *range(128, 160)) if code not in (9,)}
+_STEERING: Final = (*range(9), *range(10, 32), *range(127, 160))
+_REORDERING: Final = (0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Of bidirectional text, and ends of lines: they make what is shown another text than what is there."""
+_UNSAFE: Final = dict.fromkeys((*_STEERING, *_REORDERING), "�")
 
 
 def print_json(item: Any) -> None:
@@ -45,7 +48,12 @@ def ago(unix_ms: int | None) -> str:
     """Return how long ago a moment was, in words as short as possible."""
     if unix_ms is None:
         return "-"
-    seconds = max(0.0, time.time() - unix_ms / 1000)
+    return span(time.time() - unix_ms / 1000)
+
+
+def span(seconds: float) -> str:
+    """Return a time in one unit."""
+    seconds = max(0.0, seconds)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds / size:.0f}{unit}"

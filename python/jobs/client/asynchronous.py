@@ -17,7 +17,7 @@ from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.deadletters import AsyncDeadLettersClient
 from jobs.client.failures import error_of, gone, unreachable
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions, OverviewLimits
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
@@ -45,6 +45,7 @@ from jobs.protocol.model import (
     KvTxnResult,
     Lease,
     LogEvent,
+    Overview,
     Submitted,
     WorkerView,
 )
@@ -199,6 +200,10 @@ class AsyncClient:
     async def undrain(self, worker: str) -> WorkerView:
         """Give a drained worker jobs again; raises WorkerStopping for one that stops by itself. Administrators only."""
         return await self.call(operations.undrain(worker))
+
+    async def overview(self, **limits: Unpack[OverviewLimits]) -> Overview:
+        """Return how the node is and what goes on, in bounded parts: what `jobctl top` shows."""
+        return await self.call(operations.overview(limits))
 
     async def health(self) -> Health:
         """Return how the node is."""

@@ -210,6 +210,19 @@ def undrain(worker: str) -> Call[model.WorkerView]:
     return post(f"/v1/workers/{segment(worker)}/resume", model.WorkerView, safe=True)
 
 
+class OverviewLimits(TypedDict, total=False):
+    """How many of each to tell at most, up to 100."""
+
+    queues: int
+    workers: int
+    jobs: int
+    failed: int
+
+
+def overview(limits: OverviewLimits) -> Call[model.Overview]:
+    return get("/v1/overview", model.Overview, limits)
+
+
 def health() -> Call[model.Health]:
     return get("/v1/health", model.Health)
 

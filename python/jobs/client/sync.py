@@ -14,7 +14,7 @@ from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.connection import Connections
 from jobs.client.deadletters import DeadLettersClient
 from jobs.client.failures import error_of
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions
+from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions, OverviewLimits
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
@@ -42,6 +42,7 @@ from jobs.protocol.model import (
     KvTxnResult,
     Lease,
     LogEvent,
+    Overview,
     Submitted,
     WorkerView,
 )
@@ -217,6 +218,10 @@ class Client:
     def undrain(self, worker: str) -> WorkerView:
         """Give a drained worker jobs again; raises WorkerStopping for one that stops by itself. Administrators only."""
         return self.call(operations.undrain(worker))
+
+    def overview(self, **limits: Unpack[OverviewLimits]) -> Overview:
+        """Return how the node is and what goes on, in bounded parts: what `jobctl top` shows."""
+        return self.call(operations.overview(limits))
 
     def health(self) -> Health:
         """Return how the node is."""

@@ -25,6 +25,7 @@ from jobs.control.graph import Graphs
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
+from jobs.control.overview import Activity, Overviews
 from jobs.control.queries import Queries
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
@@ -58,10 +59,11 @@ from jobs.protocol.model import (
     KvTxn,
     KvTxnResult,
     Lease,
+    Overview,
     Submitted,
     WorkerView,
 )
-from jobs.service import Caller, JobFilter, LogPiece, LogsWanted
+from jobs.service import Caller, JobFilter, LogPiece, LogsWanted, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
 WORKER_TYPES: Final = frozenset({"shell"})
@@ -118,6 +120,19 @@ class Control:
         self._explanations = Explanations(store, transitions, self._queries, self._dispatcher, self._fleet)
         self.arrays = ArrayOperations(
             store, self._arrays, self._queries, self._submission, self.dead_letters, maker, self._check_space
+        )
+        self._activity = Activity()
+        self._overviews = Overviews(
+            consensus,
+            store,
+            transitions,
+            self._queries,
+            self._dispatcher,
+            self._fleet,
+            self._queues,
+            self.queues,
+            self._activity,
+            self.health,
         )
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
         self.audit = Trail(consensus, store, transitions)
@@ -178,6 +193,7 @@ class Control:
         await self._tasks.stop()
 
     def _on_change(self, change: Change) -> None:
+        self._activity.on_change(change)
         self._dispatcher.on_change(change)
         self._arrays.on_change(change)
         self._dependencies.on_change(change)
@@ -296,6 +312,9 @@ class Control:
 
     # --- node ---------------------------------------------------------------------------------------------------
 
+    async def overview(self, caller: Caller, limits: OverviewLimits) -> Overview:
+        return await self._overviews.get(caller, limits)
+
     def health(self) -> Health:
         leader, no_room = self._consensus.is_leader, self._consensus.no_room
         works = leader and no_room is None
@@ -321,8 +340,9 @@ class Control:
             "jobs_pending": ("Jobs that wait, for a worker or for a time", self._dispatcher.pending),
             "jobs_arrays_open": ("Arrays that have not ended", self._arrays.open),
             "jobs_running": ("Attempts that workers have", sum(worker.running for worker in workers)),
-            "jobs_submitted_total": ("Jobs accepted", self._submission.submitted_total),
-            "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned_total),
+            "jobs_submitted_total": ("Jobs accepted", self._activity.submitted.total),
+            "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned.total),
+            "jobs_ended_total": ("Jobs that completed or failed for good", self._activity.ended.total),
             "jobs_refused_reports_total": ("Late reports refused", self._gateway.refused_reports_total),
             "jobs_schedules": ("Schedules", len(self._schedule_driver.owners)),
             "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),

@@ -87,7 +87,7 @@ class DeadLetters:
                 end, scanned = key, scanned + 1
                 record = records.decode(DeadLetterRecord, value)
                 if _matches(caller, where, record):
-                    found.append(_view(key, record))
+                    found.append(dead_letter(key, record))
                     if len(found) == limit:
                         return DeadLetterPage(dead_letters=found, next_cursor=encode_cursor(key))
             await asyncio.sleep(0)
@@ -261,7 +261,8 @@ def _matches(caller: Caller, where: DeadLetterSelection, record: DeadLetterRecor
     )
 
 
-def _view(key: bytes, record: DeadLetterRecord) -> DeadLetter:
+def dead_letter(key: bytes, record: DeadLetterRecord) -> DeadLetter:
+    """Return a dead letter as a client sees it."""
     return DeadLetter(
         id=keys.job_of(key),
         owner=record.owner,

@@ -6,6 +6,7 @@ Everything here follows from the store and from events; nothing polls. `start` r
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,7 @@ from jobs.consensus import Consensus
 from jobs.control.alarm import Alarm
 from jobs.control.assignments import assignment
 from jobs.control.fleet import Fleet, Held
+from jobs.control.meter import Meter
 from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
@@ -55,7 +57,7 @@ class Dispatcher:
         self._plan_scheduled = False
         self._stopped = False
         self._alarm = Alarm(self.wake)
-        self.assigned_total = 0
+        self.assigned = Meter(time.monotonic())
         self.on_assigned: Callable[[Change], None] = lambda change: None
         """Called for every committed assignment."""
 
@@ -143,7 +145,7 @@ class Dispatcher:
             return
         now_ms = wall_ms()
         made = plan(self.backlog, self._fleet.candidates(), now_ms, PLAN_LIMIT)
-        claimed = [claim for item in made.assignments if (claim := self._claim(item)) is not None]
+        claimed = [claim for item in made.assignments if (claim := self._claim(item, now_ms)) is not None]
         for lane, after in self.backlog.wants_more():
             self._fill(lane, after)
             self.wake()
@@ -151,7 +153,7 @@ class Dispatcher:
             self._spawn(self._assign(claimed))
         self._alarm.set(made.wake_ms)
 
-    def _claim(self, item: Planned) -> tuple[Planned, Stored] | None:
+    def _claim(self, item: Planned, now_ms: int) -> tuple[Planned, Stored] | None:
         """Hold the room for a planned job while its assignment is written."""
         stored = self._transitions.read(item.job)
         worker = self._fleet.get(item.worker, item.incarnation)
@@ -159,7 +161,7 @@ class Dispatcher:
             self.backlog.end(item.job)
             self._take_back(item)
             return None
-        worker.held[item.job] = Held(Attempt(stored.record.attempt + 1), stored.record.requires)
+        worker.held[item.job] = Held(Attempt(stored.record.attempt + 1), stored.record.requires, item.owner, now_ms)
         return item, stored
 
     def _give_up(self, item: Planned) -> None:
@@ -189,7 +191,7 @@ class Dispatcher:
             if result.succeeded:
                 self._queues.on_change(old, new)
                 self.on_assigned(Change(item.job, old, new, Revision(result.revision)))
-                self.assigned_total += 1
+                self.assigned.count(time.monotonic())
                 told = outgoing.setdefault((item.worker, item.incarnation), [])
                 told.append(assignment(self._store, item.job, new))
             else:

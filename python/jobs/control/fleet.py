@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from heapq import merge
 from typing import Any, Final, Literal, Protocol
 
 from msgspec import Struct, field
@@ -56,6 +57,8 @@ class Held(Struct, frozen=True):
 
     attempt: Attempt
     requires: Requires
+    owner: int
+    started_ms: int
 
 
 class Worker(Struct, kw_only=True):
@@ -66,6 +69,7 @@ class Worker(Struct, kw_only=True):
     lease: LeaseId
     session: Session | None = None
     held: dict[JobId, Held] = field(default_factory=dict)
+    """In the order in which they were started."""
     pressure: dict[PressureKind, float] = field(default_factory=dict)
     pressed: bool = False
     """Its machine has too much to do for more, by its last heartbeat."""
@@ -176,12 +180,14 @@ class Fleet:
             worker_id = WorkerId(key[len(keys.WORKERS) :].decode())
             record = records.decode(WorkerRecord, value)
             self._workers[worker_id] = self._worker(worker_id, record, LeaseId(lease))
-        for key, value, *_ in scan(self._store, keys.RUNNING):
+        runs = [(row[0], records.decode(RunningRecord, row[1])) for row in scan(self._store, keys.RUNNING)]
+        for key, running in sorted(runs, key=lambda run: run[1].started_ms):
             worker_id = WorkerId(key[len(keys.RUNNING) : key.index(b"\x00")].decode())
-            running = records.decode(RunningRecord, value)
             worker = self._workers.get(worker_id)
             if worker is not None and worker.record.incarnation == running.incarnation:
-                worker.held[keys.job_of(key)] = Held(running.attempt, running.requires)
+                worker.held[keys.job_of(key)] = Held(
+                    running.attempt, running.requires, running.owner, running.started_ms
+                )
             else:
                 self._spawn(self.end_attempt(keys.job_of(key), running.attempt, running.incarnation))
 
@@ -193,6 +199,11 @@ class Fleet:
     def shut(self) -> dict[WorkerId, str]:
         """Return why workers are given no jobs at present, of those that are not."""
         return {worker.id: why for worker in self._workers.values() if (why := worker.shut()) is not None}
+
+    def longest(self) -> Iterator[tuple[JobId, Held]]:
+        """Yield what workers have, the longest running first."""
+        lists = [worker.held.items() for worker in self._workers.values()]
+        return merge(*lists, key=lambda item: item[1].started_ms)
 
     def views(self) -> list[WorkerView]:
         return [worker.view() for worker in self._workers.values()]

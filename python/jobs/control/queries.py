@@ -73,11 +73,12 @@ class Queries:
         return JobDetail(
             job=view(job, stored.record, stored.revision),
             spec=records.decode_spec(spec[1]),
-            progress=self._progress(job, stored.record),
+            progress=self.progress(job, stored.record),
             parents=parents_of(self._store, job),
         )
 
-    def _progress(self, job: JobId, record: JobRecord) -> Progress | None:
+    def progress(self, job: JobId, record: JobRecord) -> Progress | None:
+        """Return what the present or last attempt last said of itself."""
         if record.tasks:
             return self._arrays.progress(job)
         found = self._store.get(keys.progress(job))

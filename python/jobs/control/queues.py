@@ -43,6 +43,7 @@ class Pending:
 
     def __init__(self) -> None:
         self.total = 0
+        self.total_waiting = 0
         self._shares: Counter[Share] = Counter()
         self._queues: Counter[str] = Counter()
         self._owners: Counter[int] = Counter()
@@ -55,6 +56,7 @@ class Pending:
         _add(self._queues, queue, count)
         _add(self._owners, owner, count)
         if waiting:
+            self.total_waiting += count
             _add(self._waiting, queue, count)
 
     def of_queue(self, queue: str) -> int:

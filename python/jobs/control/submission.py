@@ -79,7 +79,6 @@ class Submission:
         self._transitions = transitions
         self._maker = maker
         self._dependencies = dependencies
-        self.submitted_total = 0
 
     async def submit(self, caller: Caller, submitted: Sequence[JobSubmit]) -> list[Submitted]:
         """Store all jobs or none; those whose keys are known already are answered with the jobs that have them."""
@@ -195,7 +194,6 @@ class Submission:
             check(done)
             if not done.succeeded:
                 return False
-            self.submitted_total += len(news)
             for change in linked.changes(Revision(done.revision)):
                 self._transitions.on_change(change)
         for new, job in zip(news, linked.news, strict=True):

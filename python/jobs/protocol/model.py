@@ -931,6 +931,60 @@ class ScheduleTimes(_Model, frozen=True):
     times: list[ScheduleTime]
 
 
+# --- overview -----------------------------------------------------------------------------------------------------
+
+
+class Rates(_Model, frozen=True):
+    """How many a second, on average over about the last ten seconds."""
+
+    submitted: float
+    """Jobs accepted."""
+    started: float
+    """Attempts given to workers."""
+    ended: float
+    """Jobs that completed or failed for good."""
+
+
+class RunningJob(_Model, frozen=True):
+    """A job that a worker has."""
+
+    job: JobView
+    progress: Progress | None
+
+
+class Overview(_Model, frozen=True):
+    """How the node is and what goes on, in bounded parts; jobs are those that the caller may see."""
+
+    node: str
+    version: str
+    leader: bool
+    uptime_s: float
+    now_ms: int
+    """The node's clock, by which all times here are."""
+    pending: int
+    waiting: int
+    """Of the pending: those that wait for a time or for other jobs."""
+    running: int
+    slots: int
+    """Of all workers."""
+    rates: Rates
+    own: OwnerView
+    """The caller's own jobs and limits."""
+    all_owners: bool
+    """Jobs are told of all owners, not of the caller only."""
+    queues: list[QueueView]
+    """Those with most jobs first, of up to 10,000 that are looked at."""
+    more_queues: int
+    workers: list[WorkerView]
+    """The busiest, by name."""
+    more_workers: int
+    jobs: list[RunningJob]
+    """Those that run for longest."""
+    more_jobs: int
+    failed: list[DeadLetter]
+    """Dead letters, newest first, of up to 1,000 that are looked at."""
+
+
 # --- key-value operations ------------------------------------------------------------------------------------------
 
 Key = Annotated[str, Meta(min_length=1, max_length=1024)]

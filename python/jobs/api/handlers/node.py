@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from aiohttp import web
+from msgspec import Meta
 
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, json_response
+from jobs.api.handlers.base import Base, Query, json_response
 from jobs.errors import Unavailable
 from jobs.protocol.model import WorkerList
+from jobs.service import OverviewLimits
+
+Part = Annotated[int, Meta(ge=0, le=100)]
+
+
+class OverviewQuery(Query, frozen=True):
+    """How many of each are told at most."""
+
+    queues: Part = 10
+    workers: Part = 20
+    jobs: Part = 20
+    failed: Part = 10
 
 
 class NodeHandlers(Base):
+    async def overview(self, call: Call) -> web.StreamResponse:
+        query: OverviewQuery = call.query
+        limits = OverviewLimits(queues=query.queues, workers=query.workers, jobs=query.jobs, failed=query.failed)
+        return json_response(await self._service.overview(call.caller, limits))
+
     async def list_workers(self, call: Call) -> web.StreamResponse:
         return json_response(WorkerList(workers=await self._service.workers(call.caller)))
 
