@@ -155,6 +155,10 @@ class Dependencies:
             found = self._store.get(keys.DEPENDENCIES_ADDED)
             searched = ModRevisionIs(keys.DEPENDENCIES_ADDED, EQ, 0 if found is None else found[4])
             stored = self._transitions.read_existing(job)
+            if stored.record.is_task:
+                raise AlreadyStarted(
+                    f"job {job} is a task of an array, which has been started", expected="a job of its own, or an array"
+                )
             if stored.record.state is not jobs.PENDING or stored.record.attempt > 0:
                 raise AlreadyStarted(
                     f"job {job} is {stored.record.state}, at attempt {stored.record.attempt}",
@@ -338,16 +342,12 @@ def children_of(store: Store, job: JobId, limit: int) -> tuple[list[JobId], bool
     return [keys.job_of(row[0]) for row in rows], more
 
 
-def still_tells(store: Store, job: JobId) -> bool:
-    """Tell whether an ended job has children that wait to be told of it: until then it must be kept."""
-    return store.get(keys.parent_ended(job)) is not None
-
-
 def keys_of(store: Store, job: JobId, limit: int) -> tuple[list[bytes], bool]:
     """Return what is stored of the dependencies of a job that is about to be deleted, and whether there is more.
 
-    A job may have any number of children: their edges go in steps, the job itself with the last of them. Its children
-    keep it among their parents, where it is seen as one that is no longer kept.
+    A job on which another depends that has not ended must not be deleted. It may have any number of children: their
+    edges go in steps, the job itself with the last of them. They keep it among their parents, where it is seen as one
+    that is no longer kept.
     """
     parents = parents_of(store, job)
     own = [keys.parents(job), *(keys.child(parent, job) for parent in parents)] if parents else []
