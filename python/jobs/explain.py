@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jobs import jobs
 from jobs.protocol.ids import JobId
@@ -57,11 +58,13 @@ class Circumstances(Struct, frozen=True, kw_only=True):
     """The last of those that have ended, newest first."""
     worker_away: str | None = None
     """Why the worker that has it is not to be heard of, if it is not."""
+    tasks: str | None = None
+    """Of an array: how its tasks stand, in words."""
 
 
 def explain(job: JobView, record: JobRecord, around: Circumstances) -> Explanation:
     """Return the explanation."""
-    obstacles = _obstacles(record, around) if record.state is jobs.PENDING and not around.being_started else []
+    obstacles = [] if around.being_started else _obstacles(record, around)
     finding = around.finding
     ended = record.attempt - 1 if record.state is jobs.RUNNING else record.attempt
     return Explanation(
@@ -77,10 +80,21 @@ def explain(job: JobView, record: JobRecord, around: Circumstances) -> Explanati
     )
 
 
+def explain_unsplit(task: JobView, array: JobRecord, around: Circumstances) -> Explanation:
+    """Return the explanation of a task that is no job of its own yet: whatever its array waits for."""
+    obstacles = _obstacles(array, around)
+    why = f": {obstacles[0].text}" if obstacles else f"; {around.tasks}"
+    return replace(
+        explain(task, array, around),
+        text=f"its array has yet to begin it{why}",
+        obstacles=obstacles,
+    )
+
+
 def _obstacles(record: JobRecord, around: Circumstances) -> list[Obstacle]:
     found = [*_times(record), *_parents(record, around.parents)]
     if around.finding is not None:
-        ready = jobs.is_ready(record)
+        ready = jobs.is_ready(record) or jobs.may_split(record)
         found += [obstacle for obstacle in around.finding.obstacles if ready or obstacle.kind in LASTING]
     # What does not pass by waiting comes first.
     return sorted(found, key=lambda obstacle: obstacle.kind != "unsuitable")
@@ -120,7 +134,7 @@ def _text(job: JobView, record: JobRecord, around: Circumstances, obstacles: Seq
     if record.state is jobs.PENDING:
         return _pending(record, around, obstacles)
     if record.state is jobs.RUNNING:
-        return _running(job, around)
+        return _running_array(record, around, obstacles) if record.tasks else _running(job, around)
     return _final(job)
 
 
@@ -130,12 +144,24 @@ def _pending(record: JobRecord, around: Circumstances, obstacles: Sequence[Obsta
     deadline = ""
     if record.deadline_ms is not None and record.attempt == 0:
         deadline = f"; it fails unless it is started by {moment(record.deadline_ms)}"
+    return f"{_first(obstacles) or 'nothing is against it: it is started when its turn comes'}{deadline}"
+
+
+def _first(obstacles: Sequence[Obstacle]) -> str:
+    """Return the first of the obstacles, and how many more there are; "" for none."""
     if not obstacles:
-        return f"nothing is against it: it is started when its turn comes{deadline}"
+        return ""
     if obstacles[0].kind == "unsuitable":
-        return f"{obstacles[0].text}; it stays pending until one comes that can{deadline}"
-    more = f", and {len(obstacles) - 1} more" if len(obstacles) > 1 else ""
-    return f"{obstacles[0].text}{more}{deadline}"
+        return f"{obstacles[0].text}; it stays pending until one comes that can"
+    return obstacles[0].text + (f", and {len(obstacles) - 1} more" if len(obstacles) > 1 else "")
+
+
+def _running_array(record: JobRecord, around: Circumstances, obstacles: Sequence[Obstacle]) -> str:
+    if record.cancel_requested:
+        return f"{around.tasks}; it is being ended, as was asked for"
+    if record.reason is Reason.DEADLINE:
+        return f"{around.tasks}; no more tasks begin, as it is past its deadline"
+    return f"{around.tasks}{f'; those that wait: {obstacles[0].text}' if obstacles else ''}"
 
 
 def _running(job: JobView, around: Circumstances) -> str:
@@ -151,7 +177,9 @@ def _running(job: JobView, around: Circumstances) -> str:
 def _final(job: JobView) -> str:
     at = moment(job.finished_ms) if job.finished_ms is not None else "some time"
     if job.state is JobState.COMPLETED or job.reason is None:
-        return f"it completed at {at} with attempt {job.attempt}"
+        return f"it completed at {at}" + ("" if job.tasks else f" with attempt {job.attempt}")
+    if job.tasks:
+        return f"it failed at {at}: {job.message or _REASONS[job.reason].format(job=job)}"
     text = f"it failed at {at}: {_REASONS[job.reason].format(job=job)}"
     if job.message and job.reason is not Reason.EXIT_CODE:
         text += f" ({job.message})"

@@ -10,8 +10,18 @@ import pytest
 
 from jobs.errors import Forbidden, NotFound
 from jobs.protocol import wire
-from jobs.protocol.ids import JobId
-from jobs.protocol.model import Explanation, JobState, JobView, QueueChange, Reason, Requires, Retry
+from jobs.protocol.ids import JobId, task_id
+from jobs.protocol.model import (
+    ArrayRange,
+    ArraySpec,
+    Explanation,
+    JobState,
+    JobView,
+    QueueChange,
+    Reason,
+    Requires,
+    Retry,
+)
 from jobs.scheduler import RESERVE_AFTER_MS
 from jobs.service import Caller
 from tests.support.peer import STEP_S, WorkerPeer
@@ -240,5 +250,42 @@ def test_a_large_job_stops_no_small_ones_and_is_not_starved_by_them(tmp_path: Pa
             worker.finish(item)
             await worker.expect(wire.FinishedAck)
             assert (await worker.assigned()).job == waiting.id
+
+    run(scenario())
+
+
+def test_an_array_and_its_tasks_are_explained_split_off_or_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            worker = WorkerPeer("w", slots=2)
+            await worker.register(plane.worker_socket)
+            array = ArraySpec(range=ArrayRange(stop=1_000), max_running=1)
+            job = await submit(plane, array=array, depends_on=[(blocker := await submit(plane)).id])
+            last = task_id(job.id, 999)
+            # Given an array that waits for another job, then so do its tasks
+            for waiting in (await explained(plane, job), await plane.control.explain(ALICE, last)):
+                assert [(obstacle.kind, obstacle.jobs) for obstacle in waiting.obstacles] == [("parents", [blocker.id])]
+            worker.finish(await worker.assigned())
+            await worker.expect(wire.FinishedAck)
+            item = await worker.assigned()
+            # When it runs, then each is told how far it is, and what keeps the next task
+            found = await until(plane, job, lambda found: "running" in found.text)
+            assert found.text.startswith("0 of 1,000 tasks ended, 1 running; those that wait: 1 job is running")
+            assert [(obstacle.kind, obstacle.jobs) for obstacle in found.obstacles] == [("concurrency_key", [item.job])]
+            split = await plane.control.explain(ALICE, task_id(job.id, 1))
+            assert [obstacle.kind for obstacle in split.obstacles] == ["concurrency_key"]
+            assert split.ahead == 0
+            unsplit = await plane.control.explain(ALICE, last)
+            assert (unsplit.job.id, unsplit.ahead) == (last, None)
+            assert unsplit.text.startswith("its array has yet to begin it: 1 job is running")
+            running = await plane.control.explain(ALICE, item.job)
+            assert running.text.startswith("attempt 1 of 1 runs on worker w since")
+            # And when it is cancelled, each is told that
+            await plane.control.cancel(ALICE, job.id)
+            assert "it is being ended" in (await explained(plane, job)).text
+            worker.finish(item, reason=Reason.CANCELLED, exit_code=None)
+            found = await until(plane, job, lambda found: found.job.state is JobState.FAILED)
+            assert "1,000 of 1,000 tasks were cancelled" in found.text
+            assert "somebody asked for its end" in (await plane.control.explain(ALICE, last)).text
 
     run(scenario())

@@ -10,7 +10,7 @@ from jobs.cli import exits
 from jobs.cli.command import Command
 from jobs.cli.output import clean, moment, print_fields, print_json, print_table
 from jobs.client import Client
-from jobs.protocol.model import Explanation, JobState, Obstacle
+from jobs.protocol.model import Explanation, Obstacle
 
 
 def explain(client: Client, options: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def print_explanation(found: Explanation) -> None:
         print("\nin the way:")
         for obstacle in found.obstacles:
             print_obstacle(obstacle)
-    if job.state is JobState.PENDING and found.workers:
+    if found.workers:
         print()
         print_table(
             ("WORKER", "SUITS", "WHAT IS MISSING"),

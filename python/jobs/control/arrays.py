@@ -458,6 +458,10 @@ class Arrays:
         found = self._read(array)
         return arrays.progress(found.parent, self._count(array, found), wall_ms())
 
+    def count(self, array: JobId) -> Count:
+        """Return how the tasks of an array stand. Raises NotFound for what is none."""
+        return self._count(array, self._read(array))
+
     async def follow(self, array: JobId) -> AsyncIterator[ArrayView]:
         """Yield how far an array is whenever that has changed, at most once a second, until it has ended."""
         waiter = Waiter()

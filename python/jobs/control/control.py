@@ -117,7 +117,9 @@ class Control:
         self.dead_letters = DeadLetters(
             consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
         )
-        self._explanations = Explanations(store, transitions, self._queries, self._dispatcher, self._fleet)
+        self._explanations = Explanations(
+            store, transitions, self._queries, self._dispatcher, self._fleet, self._arrays
+        )
         self.arrays = ArrayOperations(
             store, self._arrays, self._queries, self._submission, self.dead_letters, maker, self._check_space
         )

@@ -541,13 +541,13 @@ class Explanation(_Model, frozen=True):
     text: str
     """The gist of it, in words."""
     obstacles: list[Obstacle]
-    """What keeps it from being started; none of it for a job that is not pending, or whose turn is about to come."""
+    """What keeps it, or those tasks of an array that wait, from being started; nothing when its turn will come."""
     ahead: int | None
     """Jobs of its owner and queue that ask the same and come first, counted up to 10,000; None unless it is ready."""
     reserved: WorkerId | None
     """A worker that takes nothing else until a job that asks the same has been started."""
     workers: list[WorkerFit]
-    """Of a pending job: the workers, nearest first; at most 100."""
+    """Of what waits: the workers, nearest first; at most 100."""
     more_workers: int
     attempts: list[AttemptView]
     """Those that have ended, newest first; at most 20."""
