@@ -83,13 +83,8 @@ class QueuesClient:
 
     def list(self) -> Iterator[QueueView]:
         """Yield the queues that have settings or jobs, by name."""
-        cursor: str | None = None
-        while True:
-            page = self._client.call(list_queues(cursor))
+        for page in self._client.pages(list_queues):
             yield from page.queues
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     def get(self, name: str) -> QueueView:
         """Return a queue; one that nobody has set or used is empty."""
@@ -147,14 +142,9 @@ class AsyncQueuesClient:
 
     async def list(self) -> AsyncIterator[QueueView]:
         """Yield the queues that have settings or jobs, by name."""
-        cursor: str | None = None
-        while True:
-            page = await self._client.call(list_queues(cursor))
+        async for page in self._client.pages(list_queues):
             for queue in page.queues:
                 yield queue
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     async def get(self, name: str) -> QueueView:
         """Return a queue; one that nobody has set or used is empty."""

@@ -26,7 +26,7 @@ from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
 from jobs.control.overview import Activity, Overviews
-from jobs.control.queries import Queries
+from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
 from jobs.control.schedules import Schedules
@@ -35,7 +35,7 @@ from jobs.control.submission import Submission
 from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
-from jobs.errors import Forbidden, StorageFull
+from jobs.errors import StorageFull
 from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
 from jobs.protocol.model import (
     AttemptList,
@@ -267,13 +267,11 @@ class Control:
         return self._fleet.views()
 
     async def drain_worker(self, caller: Caller, worker: str) -> WorkerView:
-        if not caller.admin:
-            raise Forbidden("only admins drain workers", expected="a member of the admin group")
+        check_admin(caller, "drain workers")
         return await self._fleet.drain(WorkerId(worker), caller)
 
     async def resume_worker(self, caller: Caller, worker: str) -> WorkerView:
-        if not caller.admin:
-            raise Forbidden("only admins resume workers", expected="a member of the admin group")
+        check_admin(caller, "resume workers")
         return await self._fleet.undrain(WorkerId(worker), caller)
 
     # --- key-value ----------------------------------------------------------------------------------------------

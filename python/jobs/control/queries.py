@@ -208,6 +208,12 @@ def may_see(caller: Caller, record: JobRecord) -> bool:
     return caller.admin or caller.uid == record.owner
 
 
+def check_admin(caller: Caller, what: str) -> None:
+    """Raise Forbidden for anybody else."""
+    if not caller.admin:
+        raise Forbidden(f"only admins {what}", expected="a member of the admin group")
+
+
 def matches(where: JobFilter, record: JobRecord) -> bool:
     return (
         (not where.states or record.state in where.states)

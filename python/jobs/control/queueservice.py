@@ -12,9 +12,8 @@ from msgspec.structs import asdict, replace
 
 from jobs import keys
 from jobs.consensus import Consensus
-from jobs.control.queries import decode_cursor, encode_cursor
+from jobs.control.queries import check_admin, decode_cursor, encode_cursor
 from jobs.control.queues import Queues
-from jobs.errors import Forbidden
 from jobs.protocol.model import (
     OwnerChange,
     OwnerSettings,
@@ -78,19 +77,19 @@ class QueueOperations:
         return await self._set(caller, name, given(change))
 
     async def _set(self, caller: Caller, name: str, settings: dict[str, object]) -> QueueView:
-        _check_admin(caller, "set queues")
+        check_admin(caller, "set queues")
         await self._queues.change_queue(caller, "queue.set", name, lambda record: replace(record, **settings))
         return self.view(name)
 
     async def pause(self, caller: Caller, name: str, *, paused: bool) -> QueueView:
         action = "pause" if paused else "resume"
-        _check_admin(caller, f"{action} queues")
+        check_admin(caller, f"{action} queues")
         await self._queues.change_queue(caller, f"queue.{action}", name, lambda record: replace(record, paused=paused))
         return self.view(name)
 
     async def drain(self, caller: Caller, name: str, *, draining: bool) -> QueueView:
         action = "drain" if draining else "open"
-        _check_admin(caller, f"{action} queues")
+        check_admin(caller, f"{action} queues")
         await self._queues.change_queue(
             caller, f"queue.{action}", name, lambda record: replace(record, draining=draining)
         )
@@ -111,7 +110,7 @@ class QueueOperations:
 
     async def get_owner(self, caller: Caller, uid: int) -> OwnerView:
         if uid != caller.uid:
-            _check_admin(caller, "look at other owners")
+            check_admin(caller, "look at other owners")
         await self._consensus.barrier()
         return self._owner_view(uid)
 
@@ -122,7 +121,7 @@ class QueueOperations:
         return await self._set_owner(caller, uid, given(change))
 
     async def _set_owner(self, caller: Caller, uid: int, settings: dict[str, object]) -> OwnerView:
-        _check_admin(caller, "set owners")
+        check_admin(caller, "set owners")
         await self._queues.change_owner(caller, uid, lambda record: replace(record, **settings))
         return self._owner_view(uid)
 
@@ -138,9 +137,3 @@ class QueueOperations:
 def given(change: Struct) -> dict[str, object]:
     """Return the fields of a change that were given."""
     return {name: value for name, value in asdict(change).items() if value is not UNSET}
-
-
-def _check_admin(caller: Caller, what: str) -> None:
-    """Raise Forbidden for anybody else."""
-    if not caller.admin:
-        raise Forbidden(f"only admins {what}", expected="a member of the admin group")
