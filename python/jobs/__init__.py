@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from jobs.client import AsyncClient, Client, ConnectionFailed, SubmitProgress, shell_job
     from jobs.errors import JobsError
     from jobs.protocol.model import (
+        ArrayRange,
+        ArraySpec,
         Content,
         JobState,
         JobView,
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ArrayRange",
+    "ArraySpec",
     "AsyncClient",
     "Client",
     "ConnectionFailed",

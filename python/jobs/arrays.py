@@ -18,6 +18,7 @@ from jobs.indices import Indices
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import ArraySpec, ArrayView, Progress, Reason
 from jobs.records import ArrayRecord, JobRecord
+from jobs.validate import ITEM_CHUNK_BYTES
 
 WINDOW: Final = 256
 """Tasks of one array that wait for a worker as jobs of their own; below half of it more are split off."""
@@ -28,9 +29,6 @@ MAX_RETRYING: Final = 4_096
 """While so many tasks of an array wait to be tried again, no further ones are begun."""
 SPLIT: Final = 200
 """Tasks that one transaction splits off: each takes three of its 1,000 operations."""
-
-CHUNK_BYTES: Final = 32 << 10
-"""Items that one value of the store holds, unless a single one is larger."""
 SHOWN_RUNS: Final = 100
 """Of failed indices."""
 
@@ -48,7 +46,7 @@ def record_of(array: ArraySpec, size: int) -> ArrayRecord:
     return ArrayRecord(source="lines" if array.lines is not None else "items", size=size, max_running=array.max_running)
 
 
-def cut(listed: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+def cut(listed: bytes, chunk_bytes: int = ITEM_CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
     """Yield the items, which are one a line, in chunks for the store, each with the index of its first."""
     first = start = 0
     while start <= len(listed):

@@ -67,11 +67,23 @@ def _is_index(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 7 and int(text) < MAX_TASKS
 
 
-def text(numbers: Iterable[int], limit: int = 1 << 62) -> str:
-    """Return numbers that ascend as text, `5,10-20`; of more than `limit` runs the first, and `MORE`."""
-    shown = list(islice(runs(numbers), limit + 1))
+def text(stretches: Iterable[tuple[int, int]], limit: int = 1 << 62) -> str:
+    """Return what `runs` or `spans` yield as text, `5,10-20`; of more than `limit` the first, and `MORE`."""
+    shown = list(islice(stretches, limit + 1))
     parts = [f"{start}" if stop == start + 1 else f"{start}-{stop - 1}" for start, stop in shown[:limit]]
     return ",".join(parts) + (MORE if len(shown) > limit else "")
+
+
+def spans(indices: Indices) -> Iterator[tuple[int, int]]:
+    """Yield the same as `runs` of a set, each at the cost of its size: for the first few."""
+    start = 0
+    while indices:
+        gap = (indices & -indices).bit_length() - 1
+        indices >>= gap
+        length = (~indices & indices + 1).bit_length() - 1
+        indices >>= length
+        yield start + gap, start + gap + length
+        start += gap + length
 
 
 def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from jobs.content import content_bytes
 from jobs.errors import InvalidRequest, PayloadTooLarge
@@ -16,6 +17,8 @@ MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
 MAX_ARGV_BYTES: Final = 128 << 10
 """The kernel's limit for one argument (MAX_ARG_STRLEN); the sum has to fit a quarter of the stack as well."""
+ITEM_CHUNK_BYTES: Final = 32 << 10
+"""Items of an array that one value of the store holds, unless a single one is larger."""
 JOB_DIR: Final = PurePosixPath("/work")
 NODE_DIR: Final = PurePosixPath(".jobs")
 """Below the job's directory: what the node adds."""
@@ -99,7 +102,16 @@ def operations_of(job: JobSubmit) -> int:
     """Return how many operations of a transaction storing the job takes at most."""
     timer = job.not_before_ms is not None or job.deadline_ms is not None
     # Spec, state, place in the queue, idempotency key; for a parent an edge, and a change of one that is there already.
-    return 4 + timer + (job.unique_key is not None) + bool(job.depends_on) + 2 * len(job.depends_on)
+    count = 4 + timer + (job.unique_key is not None) + bool(job.depends_on) + 2 * len(job.depends_on)
+    if job.array is not None:
+        # Its place among those that go on, what makes its tasks, and a list: two chunks together are more than full.
+        count += 3 + 2 * len(array_items(job.array) or b"") // ITEM_CHUNK_BYTES
+    return count
+
+
+def without_list(job: JobSubmit) -> JobSubmit:
+    """Return the job as it is stored: the list that an array is made from stands in chunks of its own."""
+    return job if job.array is None else replace(job, array=replace(job.array, lines=None, items=None))
 
 
 def check_spec_size(size_bytes: int, where: str = "$") -> None:

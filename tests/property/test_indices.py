@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import arrays, indices, keys
+from jobs.control.newjobs import JobMaker
 from jobs.protocol.ids import MAX_TASKS, JobId, array_id, is_job_id, last_task_id, task_id, task_index, uuid7
-from jobs.protocol.model import ArraySpec
+from jobs.protocol.model import ArraySpec, ShellJob, ShellPayload
 from jobs.records import ArrayRecord
-from jobs.validate import array_items
+from jobs.validate import array_items, operations_of
 
 index = st.integers(0, MAX_TASKS - 1)
 some = st.sets(st.one_of(index, st.integers(0, 70_000)), max_size=60)
@@ -42,7 +43,7 @@ def test_a_set_is_the_same_as_text_and_in_chunks(numbers: set[int]) -> None:
     assert indices.joined(chunks) == held
     assert all(indices.chunk_has(chunks[indices.chunk_of(number)], number) for number in numbers)
     if numbers:
-        assert indices.parse(indices.text(indices.each(held))) == held
+        assert indices.parse(indices.text(indices.spans(held))) == held
     start = min(numbers, default=0) + 1
     assert list(indices.each(held, start)) == [number for number in sorted(numbers) if number >= start]
 
@@ -58,9 +59,10 @@ def test_runs_may_overlap_and_stand_in_any_order(runs: list[tuple[int, int]]) ->
 
 @given(some, st.integers(1, 5))
 def test_a_text_that_leaves_runs_out_says_so(numbers: set[int], limit: int) -> None:
-    held = sorted(numbers)
+    held = list(indices.runs(sorted(numbers)))
+    assert list(indices.spans(indices.of(numbers))) == held
     shown = indices.text(held, limit)
-    cut = len(list(indices.runs(held))) > limit
+    cut = len(held) > limit
     assert shown.endswith(indices.MORE) == cut
     assert not cut or shown.removesuffix(indices.MORE).count(",") == limit - 1
 
@@ -100,3 +102,12 @@ def test_splitting_off_takes_every_task_once_and_in_order(size: int, lot: int, d
         taken += found
         record = ArrayRecord(source="range", size=size, next=following)
     assert taken == list(indices.each(wanted))
+
+
+@given(st.lists(st.sampled_from([0, 1, 9_000, 16_385, 20_000, 40_000, 65_000]), min_size=1, max_size=60))
+def test_a_list_takes_no_more_operations_than_are_planned_for_it(sizes: list[int]) -> None:
+    array = ArraySpec(lines=["x" * size for size in sizes])
+    job = ShellJob(payload=ShellPayload(argv=["true"]), array=array)
+    new = JobMaker(None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
+    with_idempotency_key = len(new.ops()) + 1
+    assert with_idempotency_key <= operations_of(job)

@@ -54,6 +54,8 @@ def test_a_right_file_is_counted_and_known_by_its_content() -> None:
         (b'{"type":"cobol","payload":{}}\n', "$.type"),
         (line(prio=1), ": $.prio: prio is unknown: expected one of "),
         (line(priority=101), ": $.priority: not acceptable: expected `int` <= 100"),
+        (line(array={}), ": $.array: none or several of range, lines and items are given"),
+        (line(array={"lines": ["a", "b\nc"]}), ": $.array.lines[1]: the line holds an end of line"),
         (line(payload={"argv": ["a\0"]}), ": $.payload.argv[0]: the text holds a zero byte: expected "),
         (line(payload={"argv": ["cat"], "files": {"../x": {"text": ""}}}), "is no place for a file"),
         (line(payload={"argv": ["cat"], "stdin": {"text": "x" * MAX_SPEC_BYTES}}), "bytes as JSON: expected at most"),
@@ -130,3 +132,9 @@ def test_what_cannot_be_read_twice_is_copied(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(path: str) -> None:
     with pytest.raises(UsageError, match="cannot read"), opened(path):
         pass
+
+
+def test_a_list_of_an_array_does_not_count_as_its_spec() -> None:
+    lines = ["x" * 1_000] * 2_000
+    checked = file_of([line(array={"lines": lines})]).check(None, lambda count: None, shown=1)
+    assert checked.jobs == 1

@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from jobs.cli import exits
+from jobs.cli.arrays import job_or_task
 from jobs.cli.command import Command
 from jobs.cli.output import clean, moment, print_fields, print_json, print_table
 from jobs.client import Client
@@ -79,6 +80,6 @@ COMMANDS: Final = (
         "explain",
         explain,
         "Say why jobs are where they are: what a pending one waits for, and what each worker lacks.",
-        lambda parser: parser.add_argument("id", nargs="+"),
+        lambda parser: parser.add_argument("id", nargs="+", type=job_or_task),
     ),
 )

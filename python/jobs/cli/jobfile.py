@@ -21,7 +21,7 @@ from jobs.client.requests import encode
 from jobs.errors import JobsError, PayloadTooLarge
 from jobs.invalid import Tagged, decode_json
 from jobs.protocol.model import JobSubmit
-from jobs.validate import MAX_SPEC_BYTES, check_job, check_spec_size
+from jobs.validate import MAX_SPEC_BYTES, array_items, check_job, check_spec_size, without_list
 
 MAX_LINE_BYTES: Final = 6 * MAX_SPEC_BYTES
 """The largest job with every character escaped."""
@@ -126,7 +126,7 @@ class _Check:
                 continue
             try:
                 job = keyed(job_of_line(data), self._batch, number)
-                check_spec_size(len(encode(job)) + growth_bytes(job))
+                check_spec_size(len(encode(without_list(job))) + growth_bytes(job))
             except JobsError as error:
                 yield WrongLine(number, error)
                 continue
@@ -140,6 +140,8 @@ def job_of_line(data: bytes) -> JobSubmit:
         raise PayloadTooLarge("the line is too long for a job", expected=f"at most {MAX_LINE_BYTES} bytes")
     job = decode_json("the line", data, _decoder, _tags)
     check_job(job)
+    if job.array is not None:
+        array_items(job.array)
     return job
 
 

@@ -11,13 +11,14 @@ from typing import Final, Literal
 import msgspec
 
 from jobs.cli import exits
+from jobs.cli.arrays import index_set, job_or_task
 from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.run import write_out
 from jobs.cli.submission import command_of, duration, pair
 from jobs.client import Client
 from jobs.client.operations import CancelOptions
-from jobs.protocol.model import AttemptView, JobResult, JobState, JobView, Progress, Stream
+from jobs.protocol.model import AttemptView, CancelCounts, JobResult, JobState, JobView, Progress, Stream
 
 
 def status(client: Client, options: argparse.Namespace) -> int:
@@ -44,7 +45,9 @@ def print_job(job: JobView) -> None:
             ("message", job.message),
             ("exit code", job.exit_code),
             ("signal", job.signal),
-            ("attempt", f"{job.attempt} of {job.max_attempts}"),
+            ("attempt", None if job.tasks else f"{job.attempt} of {job.max_attempts}"),
+            ("tasks", f"{job.tasks:,}" if job.tasks else None),
+            ("array", None if job.array is None else f"{job.array}, index {job.index}"),
             ("queue", f"{job.queue}, priority {job.priority}"),
             ("waits for", f"{job.waits_for} jobs" if job.waits_for else None),
             ("owner", job.owner),
@@ -77,6 +80,8 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
         worker=options.worker,
         schedule=options.schedule,
         labels=dict(options.label),
+        array=options.array,
+        index=options.index,
         newest_first=not options.oldest_first,
         page_size=min(options.limit, 1000) or 1000,
     )
@@ -85,14 +90,15 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
         for job in shown:
             print_json(job)
     else:
-        print_table(
-            ("ID", "STATE", "REASON", "TYPE", "QUEUE", "ATTEMPT", "OWNER", "AGE"),
-            (
-                (job.id, job.state, job.reason, job.type, job.queue, job.attempt, job.owner, ago(job.submitted_ms))
-                for job in shown
-            ),
-        )
+        head = ("ID", "STATE", "REASON", "TYPE", "QUEUE", "ATTEMPT", "OWNER", "AGE")
+        print_table(head if options.array is None else ("INDEX", *head), map(_row, shown))
     return exits.OK
+
+
+def _row(job: JobView) -> tuple[object, ...]:
+    kind = f"{job.type}[{job.tasks}]" if job.tasks else job.type
+    row = (job.id, job.state, job.reason, kind, job.queue, job.attempt, job.owner, ago(job.submitted_ms))
+    return row if job.index is None else (job.index, *row)
 
 
 def logs(client: Client, options: argparse.Namespace) -> int:
@@ -216,6 +222,8 @@ def cancel(client: Client, options: argparse.Namespace) -> int:
         "schedule": options.schedule,
         "all": options.all,
     }
+    if options.index is not None and len(options.id) != 1:
+        raise UsageError("--index is of the tasks of one array: give its id")
     if (options.owner is not None or any(where.values())) == bool(options.id):
         raise UsageError("give either ids, or which jobs to end: --label, --queue, --state, …; --all for every job")
     if not options.id:
@@ -223,19 +231,28 @@ def cancel(client: Client, options: argparse.Namespace) -> int:
         if options.json:
             print_json(counts)
         else:
-            print(f"{counts.cancelled} cancelled, {counts.requested} requested, {counts.already_final} already_final")
+            print(_counts(counts))
         return exits.OK
     for job in options.id:
-        done = client.cancel(job)
+        done = client.cancel(job, indices=options.index)
         if options.json:
-            print_json({"id": job, "outcome": done.outcome, "state": done.job.state})
+            of_tasks = {} if done.tasks is None else {"tasks": done.tasks}
+            print_json({"id": job, "outcome": done.outcome, "state": done.job.state, **of_tasks})
         else:
-            print(f"{job} {done.outcome}")
+            print(f"{job} {done.outcome}" + ("" if done.tasks is None else f": {_counts(done.tasks)} tasks"))
     return exits.OK
 
 
+def _counts(counts: CancelCounts) -> str:
+    return f"{counts.cancelled:,} cancelled, {counts.requested:,} requested, {counts.already_final:,} already_final"
+
+
+def _add_id(parser: Parser) -> None:
+    parser.add_argument("id", type=job_or_task, help="of a job; ID:INDEX is a task of an array")
+
+
 def _add_ids(parser: Parser) -> None:
-    parser.add_argument("id", nargs="+")
+    parser.add_argument("id", nargs="+", type=job_or_task)
 
 
 def _add_filters(parser: Parser) -> None:
@@ -249,19 +266,22 @@ def _add_filters(parser: Parser) -> None:
 
 
 def _configure_cancel(parser: Parser) -> None:
-    parser.add_argument("id", nargs="*")
+    parser.add_argument("id", nargs="*", type=job_or_task)
+    parser.add_argument("--index", type=index_set, metavar="N,A-B", help="of an array, only these tasks")
     _add_filters(parser)
     parser.add_argument("--all", action="store_true", help="every job that you may end")
 
 
 def _configure_list(parser: Parser) -> None:
     _add_filters(parser)
+    parser.add_argument("--array", metavar="ID", help="list the tasks of this array")
+    parser.add_argument("--index", metavar="N|A-B", help="of its tasks only this one, or these")
     parser.add_argument("--oldest-first", action="store_true")
     parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="0 lists all")
 
 
 def _configure_logs(parser: Parser) -> None:
-    parser.add_argument("id")
+    _add_id(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
     parser.add_argument("--stream", choices=[stream.value for stream in Stream], help="only this one")
     parser.add_argument("--tail", type=at_least(0), metavar="N", help="only the last N lines of what there is")
@@ -277,7 +297,7 @@ def _attempt_number(text: str) -> int | Literal["all"]:
 
 
 def _configure_result(parser: Parser) -> None:
-    parser.add_argument("id")
+    _add_id(parser)
     parser.add_argument("--attempt", type=at_least(1), metavar="N", help="of this attempt instead of the last")
     parser.add_argument("--wait", type=duration, default=0.0, metavar="TIME", help="wait so long for its end")
 
@@ -291,7 +311,7 @@ COMMANDS: Final = (
     Command("status", status, "Show jobs.", _add_ids),
     Command("list", list_jobs, "List jobs, newest first.", _configure_list),
     Command("logs", logs, "Print what a job wrote.", _configure_logs),
-    Command("attempts", attempts, "List the attempts of a job.", lambda parser: parser.add_argument("id")),
+    Command("attempts", attempts, "List the attempts of a job.", _add_id),
     Command("result", result, "Show what came of a job: its output, and how it ended.", _configure_result),
     Command(
         "wait",

@@ -6,7 +6,10 @@ import argparse
 import sys
 from typing import Final
 
+from msgspec.structs import replace
+
 from jobs.cli import exits
+from jobs.cli.arrays import add_array_options, array_of
 from jobs.cli.command import Command, Parser, UsageError
 from jobs.cli.interrupts import Detached, Interrupts
 from jobs.cli.output import note, print_json
@@ -22,7 +25,7 @@ def submit(client: Client, options: argparse.Namespace) -> int:
         return submit_file(client, options)
     if options.batch is not None:
         raise UsageError("--batch names the jobs of --from FILE; for one job there is --idempotency-key")
-    submitted = client.submit(job_of(options))
+    submitted = client.submit(replace(job_of(options), array=array_of(options)))
     if options.json:
         print_json({"id": submitted.job.id, "created": submitted.created, "state": submitted.job.state})
     else:
@@ -31,6 +34,8 @@ def submit(client: Client, options: argparse.Namespace) -> int:
 
 
 def run(client: Client, options: argparse.Namespace) -> int:
+    if options.array is not None:
+        raise UsageError("run stays with one command; for an array: jobctl submit --array …, then jobctl array -f ID")
     wanted = job_of(options)
     with Interrupts(client.socket_path, options.on_interrupt) as interrupts:
         job: str | None = None
@@ -70,6 +75,7 @@ def write_out(event: LogEvent) -> None:
 
 def _configure_submit(parser: Parser) -> None:
     add_job_options(parser)
+    add_array_options(parser)
     many = parser.add_argument_group("many jobs at once")
     many.add_argument("--from", dest="source", metavar="FILE", help="submit every line, a job as JSON; - reads stdin")
     many.add_argument(
@@ -80,6 +86,9 @@ def _configure_submit(parser: Parser) -> None:
 
 def _configure_run(parser: Parser) -> None:
     add_job_options(parser)
+    parser.add_argument(
+        "--array", "--array-lines", "--array-json", "--max-running", dest="array", help=argparse.SUPPRESS
+    )
     parser.add_argument(
         "--on-interrupt",
         choices=("cancel", "detach"),

@@ -176,16 +176,16 @@ def command_of(job: JobSubmit) -> str:
     return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
 
 
-def read(path: str) -> bytes:
-    """Return what a file, or standard input for -, holds. Raises UsageError, also for more than a job can carry."""
+def read(path: str, limit_bytes: int = MAX_SPEC_BYTES, what: str = "a job") -> bytes:
+    """Return what a file, or standard input for -, holds. Raises UsageError, also for more than fits."""
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(MAX_SPEC_BYTES + 1)
+            data = sys.stdin.buffer.read(limit_bytes + 1)
         else:
             with open(path, "rb") as file:
-                data = file.read(MAX_SPEC_BYTES + 1)
+                data = file.read(limit_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
-    if len(data) > MAX_SPEC_BYTES:
-        raise UsageError(f"{path} holds more than {MAX_SPEC_BYTES} bytes, which is all that a job can carry")
+    if len(data) > limit_bytes:
+        raise UsageError(f"{path} holds more than {limit_bytes} bytes, which is all that {what} can carry")
     return data

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Literal, TypeVar, Unpack
 
 import aiohttp
 from yarl import URL
@@ -17,14 +17,23 @@ from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.deadletters import AsyncDeadLettersClient
 from jobs.client.failures import error_of, gone, unreachable
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions, OverviewLimits
+from jobs.client.operations import (
+    AuditOptions,
+    CancelOptions,
+    Indices,
+    ListOptions,
+    LogOptions,
+    OverviewLimits,
+    WatchOptions,
+)
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
-from jobs.client.submission import ShellOptions, shell_job, with_key
+from jobs.client.submission import ShellOptions, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    ArrayView,
     AttemptView,
     AuditEntry,
     BatchSubmitted,
@@ -114,7 +123,7 @@ class AsyncClient:
 
     async def run(self, job: JobSubmit, timeout_s: float | None = None) -> JobResult:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
-        return await self.result((await self.submit(job)).job.id, timeout_s=timeout_s)
+        return await self.result((await self.submit(single(job))).job.id, timeout_s=timeout_s)
 
     async def get(self, job: str) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""
@@ -148,14 +157,35 @@ class AsyncClient:
         """Say why a job is where it is: what a pending one waits for, what each worker lacks, how it ended."""
         return await self.call(operations.explain(job))
 
-    async def cancel(self, job: str) -> CancelOutcome:
-        """End a job; asking again changes nothing."""
+    async def cancel(self, job: str, *, indices: Indices | None = None) -> CancelOutcome:
+        """End a job, or some tasks of an array by their indices; asking again changes nothing."""
+        if indices is not None:
+            return await self.call(operations.cancel_tasks(job, indices))
         return await self.call(operations.cancel(job))
 
     async def cancel_many(self, **where: Unpack[CancelOptions]) -> CancelCounts:
         """End all jobs that match; return what that did. See `Client`."""
         pages = self.pages(lambda cursor: operations.cancel_many(where, cursor))
         return operations.cancelled([page async for page in pages])
+
+    async def array(self, job: str) -> ArrayView:
+        """Return how far an array is; raises NotFound for any other job."""
+        return await self.call(operations.array(job))
+
+    def watch_array(self, job: str) -> AsyncIterator[ArrayView]:
+        """Yield how far an array is whenever that has changed, at most once a second, until it has ended."""
+        return self.events(operations.watch_array(job))
+
+    async def retry(
+        self,
+        array: str,
+        *,
+        indices: Indices | None = None,
+        only: Literal["failed", "cancelled"] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Repeat the tasks of an ended array that did not complete, or some of them, as a new array; see `Client`."""
+        return await self.call(operations.retry(array, indices, only, idempotency_key))
 
     async def depend(self, job: str, on: Sequence[str]) -> JobView:
         """Let a job that has not started wait for others, on top of what it waits for; raises AlreadyStarted."""
@@ -174,7 +204,7 @@ class AsyncClient:
         return self.events(operations.logs(job, options))
 
     def watch(
-        self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[JobFilter]
+        self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[WatchOptions]
     ) -> AsyncIterator[JobEvent]:
         """Yield changes of one job, or of all that match, without end; goes on after a lost connection."""
         if job is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -10,6 +9,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from jobs.client.requests import encode
+from jobs.client.submission import new_key
 from jobs.errors import InvalidRequest, JobsError, QueueFull, TooManyRequests
 from jobs.protocol.ids import JobId, is_job_id
 from jobs.protocol.model import BATCH_JOBS, BATCH_OPERATIONS, JobSubmit, Submitted
@@ -117,7 +117,7 @@ class Lots:
 
     def __init__(self, jobs: Iterable[JobSubmit], batch: str | None) -> None:
         self._jobs = jobs
-        self._batch = new_batch() if batch is None else checked_batch(batch)
+        self._batch = new_key() if batch is None else checked_batch(batch)
         self._ids: dict[str, JobId] = {}
         self._refs: list[str | None] = []
         """Of the present lot."""
@@ -160,11 +160,6 @@ def growth_bytes(job: JobSubmit) -> int:
 def keyed(job: JobSubmit, batch: str, number: int) -> JobSubmit:
     """Return the job with a key by which it is known again, unless it has one of its own."""
     return job if job.idempotency_key is not None else replace(job, idempotency_key=f"batch:{batch}:{number}")
-
-
-def new_batch() -> str:
-    """Return a name that nobody else uses."""
-    return f"client-{os.urandom(16).hex()}"
 
 
 def checked_batch(name: str) -> str:

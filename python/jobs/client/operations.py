@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from msgspec import Raw
 from msgspec.structs import replace
 
 from jobs.client.requests import Call, Feed, Request, get, post, segment
-from jobs.client.submission import to_content
+from jobs.client.submission import new_key, to_content
 from jobs.protocol import model
 from jobs.protocol.model import JobState, JobSubmit, KvCompare, KvOp, Stream
+
+Indices: TypeAlias = str | Iterable[int]
+"""Of tasks: as text such as `5,10-20`, or as numbers."""
 
 DEFAULT_SOCKET: Final = "/run/jobs/api.sock"
 
@@ -32,11 +35,21 @@ class JobFilter(TypedDict, total=False):
     labels: Mapping[str, str]
 
 
+class WatchOptions(JobFilter, total=False):
+    """Which jobs; `array` is for its tasks instead of everything but tasks."""
+
+    array: str | None
+
+
 class ListOptions(JobFilter, total=False):
     """Which jobs, in which order, and how many a request fetches. `owner` is a uid."""
 
     owner: int | None
     worker: str | None
+    array: str | None
+    """The tasks of this array instead of everything but tasks."""
+    index: str | None
+    """Of its tasks only this one, or these: `10-20`."""
     newest_first: bool
     page_size: int
 
@@ -86,6 +99,8 @@ def list_jobs(options: ListOptions, cursor: str | None) -> Call[model.JobPage]:
         **_filter(options),
         "owner": options.get("owner"),
         "worker": options.get("worker"),
+        "array": options.get("array"),
+        "index": options.get("index"),
         "order": "newest" if options.get("newest_first", True) else "oldest",
         "limit": options.get("page_size"),
         "cursor": cursor,
@@ -104,6 +119,11 @@ def result(job: str, attempt: int | None, timeout_s: float) -> Call[model.JobRes
 
 def cancel(job: str) -> Call[model.CancelOutcome]:
     return post(f"/v1/jobs/{segment(job)}/cancel", model.CancelOutcome, safe=True)
+
+
+def cancel_tasks(array: str, indices: Indices) -> Call[model.CancelOutcome]:
+    wanted = model.TasksCancel(indices=index_text(indices))
+    return post(f"/v1/jobs/{segment(array)}/array/cancel", model.CancelOutcome, wanted, safe=True)
 
 
 def cancel_many(where: CancelOptions, cursor: str | None) -> Call[model.CancelPage]:
@@ -129,6 +149,35 @@ def cancelled(pages: Iterable[model.CancelPage]) -> model.CancelCounts:
         requested += page.requested
         already_final += page.already_final
     return model.CancelCounts(cancelled=cancelled, requested=requested, already_final=already_final)
+
+
+def array(job: str) -> Call[model.ArrayView]:
+    return get(f"/v1/jobs/{segment(job)}/array", model.ArrayView)
+
+
+def watch_array(job: str) -> Feed[model.ArrayView]:
+    return Feed(f"/v1/jobs/{segment(job)}/array/watch", {}, model.ArrayView)
+
+
+def retry(
+    array: str, indices: Indices | None, only: Literal["failed", "cancelled"] | None, idempotency_key: str | None
+) -> Call[model.Submitted]:
+    """A repetition of some tasks is given a key, so that sending it again is safe; of all there is only one anyway."""
+    wanted = model.ArrayRetry(
+        indices=None if indices is None else index_text(indices),
+        only=only,
+        idempotency_key=idempotency_key or new_key(),
+    )
+    return post(f"/v1/jobs/{segment(array)}/retry", model.Submitted, wanted, safe=True)
+
+
+def index_text(indices: Indices) -> str:
+    """Return the indices of tasks as the API has them: `5,10-20`."""
+    if isinstance(indices, str):
+        return indices
+    from jobs.indices import runs, text
+
+    return text(runs(sorted(set(indices))))
 
 
 def depend(job: str, on: Sequence[str]) -> Call[model.JobView]:
@@ -176,8 +225,9 @@ def watch_job(job: str, after_revision: int | None) -> Feed[model.JobEvent]:
     return Feed(f"/v1/jobs/{segment(job)}/watch", {"after_revision": after_revision}, model.JobEvent)
 
 
-def watch_jobs(where: JobFilter, after_revision: int | None) -> Feed[model.JobEvent]:
-    return Feed("/v1/jobs:watch", {**_filter(where), "after_revision": after_revision}, model.JobEvent)
+def watch_jobs(where: WatchOptions, after_revision: int | None) -> Feed[model.JobEvent]:
+    query = {**_filter(where), "array": where.get("array"), "after_revision": after_revision}
+    return Feed("/v1/jobs:watch", query, model.JobEvent)
 
 
 def _filter(where: JobFilter) -> dict[str, Any]:

@@ -10,7 +10,18 @@ from typing import Final, Literal, TypedDict, Unpack
 from msgspec.structs import replace
 
 from jobs.content import content_of
-from jobs.protocol.model import Content, JobSubmit, Limits, Requires, Retention, Retry, ShellJob, ShellPayload
+from jobs.errors import InvalidRequest
+from jobs.protocol.model import (
+    ArraySpec,
+    Content,
+    JobSubmit,
+    Limits,
+    Requires,
+    Retention,
+    Retry,
+    ShellJob,
+    ShellPayload,
+)
 
 _ESCAPED: Final = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
 """What JSON writes with six bytes."""
@@ -36,6 +47,7 @@ class JobOptions(TypedDict, total=False):
     concurrency_key: str | None
     concurrency_limit: int
     retention: Retention
+    array: ArraySpec | None
 
 
 class ShellOptions(JobOptions, total=False):
@@ -79,4 +91,18 @@ def to_content(value: bytes | str) -> Content:
 
 def with_key(job: JobSubmit) -> JobSubmit:
     """Return the job with an idempotency key of its own where it has none, so that it can be sent again safely."""
-    return job if job.idempotency_key is not None else replace(job, idempotency_key=f"client-{os.urandom(16).hex()}")
+    return job if job.idempotency_key is not None else replace(job, idempotency_key=new_key())
+
+
+def new_key() -> str:
+    """Return a key that nobody else uses."""
+    return f"client-{os.urandom(16).hex()}"
+
+
+def single(job: JobSubmit) -> JobSubmit:
+    """Return the job; raise InvalidRequest for an array, which has no output and exit code of its own."""
+    if job.array is not None:
+        raise InvalidRequest(
+            "an array has no result of its own", field="$.array", expected="submit, wait, and the results of its tasks"
+        )
+    return job

@@ -7,21 +7,30 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import TypeVar, Unpack
+from typing import Literal, TypeVar, Unpack
 
 from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.connection import Connections
 from jobs.client.deadletters import DeadLettersClient
 from jobs.client.failures import error_of
-from jobs.client.operations import AuditOptions, CancelOptions, JobFilter, ListOptions, LogOptions, OverviewLimits
+from jobs.client.operations import (
+    AuditOptions,
+    CancelOptions,
+    Indices,
+    ListOptions,
+    LogOptions,
+    OverviewLimits,
+    WatchOptions,
+)
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
-from jobs.client.submission import ShellOptions, shell_job, with_key
+from jobs.client.submission import ShellOptions, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound
 from jobs.protocol.model import (
+    ArrayView,
     AttemptView,
     AuditEntry,
     BatchSubmitted,
@@ -126,7 +135,7 @@ class Client:
 
     def run(self, job: JobSubmit, timeout_s: float | None = None) -> JobResult:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
-        return self.result(self.submit(job).job.id, timeout_s=timeout_s)
+        return self.result(self.submit(single(job)).job.id, timeout_s=timeout_s)
 
     def get(self, job: str) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""
@@ -159,8 +168,10 @@ class Client:
         """Say why a job is where it is: what a pending one waits for, what each worker lacks, how it ended."""
         return self.call(operations.explain(job))
 
-    def cancel(self, job: str) -> CancelOutcome:
-        """End a job; asking again changes nothing."""
+    def cancel(self, job: str, *, indices: Indices | None = None) -> CancelOutcome:
+        """End a job, or some tasks of an array by their indices; asking again changes nothing."""
+        if indices is not None:
+            return self.call(operations.cancel_tasks(job, indices))
         return self.call(operations.cancel(job))
 
     def cancel_many(self, **where: Unpack[CancelOptions]) -> CancelCounts:
@@ -169,6 +180,28 @@ class Client:
         They are ended page by page; jobs submitted meanwhile may be among them. Asking again changes nothing.
         """
         return operations.cancelled(self.pages(lambda cursor: operations.cancel_many(where, cursor)))
+
+    def array(self, job: str) -> ArrayView:
+        """Return how far an array is; raises NotFound for any other job."""
+        return self.call(operations.array(job))
+
+    def watch_array(self, job: str) -> Iterator[ArrayView]:
+        """Yield how far an array is whenever that has changed, at most once a second, until it has ended."""
+        return self._events(operations.watch_array(job))
+
+    def retry(
+        self,
+        array: str,
+        *,
+        indices: Indices | None = None,
+        only: Literal["failed", "cancelled"] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Repeat the tasks of an ended array that did not complete, or some of them, as a new array.
+
+        They keep their indices and items. All of them are repeated by one array, however often that is asked for.
+        """
+        return self.call(operations.retry(array, indices, only, idempotency_key))
 
     def depend(self, job: str, on: Sequence[str]) -> JobView:
         """Let a job that has not started wait for others, on top of what it waits for; raises AlreadyStarted."""
@@ -190,7 +223,7 @@ class Client:
         return self._events(operations.logs(job, options))
 
     def watch(
-        self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[JobFilter]
+        self, job: str | None = None, *, after_revision: int | None = None, **where: Unpack[WatchOptions]
     ) -> Iterator[JobEvent]:
         """Yield changes of one job, or of all that match, without end; from now on or since a revision.
 

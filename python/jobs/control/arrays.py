@@ -411,7 +411,7 @@ class Arrays:
             if found.parent.state.is_final or jobs.rest_of(found.parent) is not None:
                 return 0
             fresh = wanted & arraystore.unsplit(self._store, array, record)
-            named = f"tasks {indices.text(indices.each(wanted), NAMED_RUNS)}"
+            named = f"tasks {indices.text(indices.spans(wanted), NAMED_RUNS)}"
             ops: list[Op] = [*job_entry(caller, "job.cancel", array, found.parent.owner, wall_ms(), named)]
             if fresh:
                 ops += self._withdraw_ops(array, record, fresh)
@@ -448,7 +448,7 @@ class Arrays:
         """Return how far an array is. Raises NotFound for what is none."""
         found = self._read(array)
         failed = list(islice(arraystore.failed(self._store, array, found.parent, found.record), LOOKED_AT + 1))
-        shown = indices.text(failed[:LOOKED_AT], arrays.SHOWN_RUNS)
+        shown = indices.text(indices.runs(failed[:LOOKED_AT]), arrays.SHOWN_RUNS)
         if len(failed) > LOOKED_AT and not shown.endswith(indices.MORE):
             shown += indices.MORE
         return arrays.view(array, found.parent, found.record, self._count(array, found), shown)

@@ -23,7 +23,7 @@ from jobs.protocol.ids import JobId, JobIdSource, array_id
 from jobs.protocol.model import ArraySpec, JobSubmit
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
-from jobs.validate import array_items, array_size, check_job, check_spec_size
+from jobs.validate import array_items, array_size, check_job, check_spec_size, without_list
 
 
 class NewJob(Struct, frozen=True):
@@ -74,8 +74,7 @@ class JobMaker:
         listed = array_items(array, f"{where}.array")
         size = array_size(array)
         made = array_id(self._next_id(now_ms))
-        # The lists stand in chunks, as they do not fit the spec's one value.
-        spec = _encoded(replace(job, array=replace(array, lines=None, items=None)), where)
+        spec = _encoded(without_list(job), where)
         tasks = [Put(keys.array(made), records.encode(arrays.record_of(array, size)))]
         if listed is not None:
             tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in arrays.cut(listed)]
