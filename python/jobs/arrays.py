@@ -103,7 +103,7 @@ def environment(array: JobId, index: int, record: ArrayRecord, given: str) -> di
 class Tally:
     """How the tasks of an array that were split off stand: kept by the leader, from the changes of each."""
 
-    __slots__ = ("cancelled", "failed", "ready", "retrying", "running", "split", "stored_bytes")
+    __slots__ = ("cancelled", "failed", "log_bytes", "ready", "retrying", "running", "split", "stored_bytes")
 
     def __init__(self) -> None:
         self.split = 0
@@ -113,6 +113,7 @@ class Tally:
         self.failed = 0
         self.cancelled = 0
         self.stored_bytes = 0
+        self.log_bytes = 0
 
     @property
     def active(self) -> int:
@@ -131,6 +132,7 @@ class Tally:
             self.add(old, -1)
         self.add(new)
         self.stored_bytes += new.stored_bytes - (0 if old is None else old.stored_bytes)
+        self.log_bytes += new.log_bytes - (0 if old is None else old.log_bytes)
 
     def add(self, record: JobRecord, count: int = 1) -> None:
         """Count a task that stands so."""

@@ -172,11 +172,11 @@ def on_split(record: JobRecord, now_ms: int) -> Step:
 
 
 def on_tasks_ended(
-    record: JobRecord, reason: Reason | None, message: str | None, stored_bytes: int, now_ms: int
+    record: JobRecord, reason: Reason | None, message: str | None, stored_bytes: int, log_bytes: int, now_ms: int
 ) -> Step:
     """Every task of the array has ended; `reason` is why it failed as a whole, if it did.
 
-    They take `stored_bytes` in the store.
+    They take `stored_bytes` in the store, `log_bytes` of it their output.
     """
     if record.state.is_final:
         return Refusal(f"the array is {record.state} already")
@@ -189,6 +189,7 @@ def on_tasks_ended(
         message=message,
         finished_ms=now_ms,
         stored_bytes=record.stored_bytes + stored_bytes,
+        log_bytes=log_bytes,
     )
 
 

@@ -59,9 +59,12 @@ def state(job: JobId) -> bytes:
     return STATE + job.encode()
 
 
-def state_of_tasks(array_id: JobId) -> bytes:
-    """Return a prefix that the state keys of an array and its tasks have, and those of no other job."""
-    return STATE + array_id[:-TASK_DIGITS].encode()
+def of_tasks(kind: bytes, array_id: JobId) -> bytes:
+    """Return a prefix that the keys of one kind of an array and its tasks have, and those of no other job.
+
+    `kind` is one of those in whose keys the job's id comes first.
+    """
+    return kind + array_id[:-TASK_DIGITS].encode()
 
 
 def result(job: JobId, attempt: Attempt) -> bytes:

@@ -199,6 +199,8 @@ class ArrayRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """At its end: why the others never were, apart from those withdrawn."""
     stored_bytes: int = 0
     """About what its tasks took in the store when it was last written."""
+    log_bytes: int = 0
+    """Their output among them."""
 
 
 class UniqueRecord(Struct, frozen=True, array_like=True):

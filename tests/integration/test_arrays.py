@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobs import keys
+from jobs.control.arrayremoval import TaskRemoval
 from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, NotRedrivable
 from jobs.protocol import wire
 from jobs.protocol.ids import JobId, task_id
@@ -688,3 +689,35 @@ async def test_an_array_counts_as_what_is_split_off_of_it(tmp_path: Path) -> Non
         await plane.control.cancel(ALICE, array)
         assert (await plane.control.queues.get(ADMIN, "batch")).pending == 0
         assert await submit(plane, numbers(1_000), queue="batch")
+
+
+@scenario
+async def test_an_array_goes_with_everything_of_its_tasks_and_nothing_else(tmp_path: Path) -> None:
+    async with Plane(tmp_path) as plane:
+        lines = [f"line {number}" for number in range(300)]
+        before = await submit(plane, ArraySpec(lines=lines))
+        array = await submit(plane, ArraySpec(lines=lines))
+        after = await submit(plane, ArraySpec(lines=lines))
+        await plane.control.arrays.cancel(ALICE, array, "290-299")
+        (child,) = await plane.control.submit(ALICE, [shell("x", depends_on=[task_id(array, 5)], on_failure="run")])
+        worker = WorkerPeer(slots=8)
+        await worker.register(plane.worker_socket)
+        running = True
+        while running:
+            frame = await worker.receive()
+            for item in frame.jobs if isinstance(frame, wire.Assign) else ():
+                failed = item.env.get("JOBS_ARRAY_INDEX", "").endswith("7")
+                worker.finish(item, reason=Reason.OOM if failed else None, segments=[(1, b"output")])
+            running = plane.control.metrics()["jobs_arrays_open"][1] > 0
+        await ended(plane, child.job.id)
+        removal = TaskRemoval(plane.consensus, plane.store, plane.control._transitions)
+        assert await removal.remove_output(array)
+        assert (await plane.control.result(ALICE, task_id(array, 1), None)).stdout.text == ""
+        assert await removal.remove(array)
+        names = {row[0] for row in scan(plane, b"/") if array[:-5].encode() in row[0]}
+        own = {keys.state(array), keys.spec(array)}
+        assert {name for name in names if not name.startswith((b"/ended/", b"/dlq/", b"/audit", b"/deps/"))} == own
+        for other in (before, after):
+            assert states(await progress(plane, other))[2:] == (270, 30, 0)
+            assert (await plane.control.result(ALICE, task_id(other, 1), None)).stdout.text == "output"
+        assert (await plane.control.get(ALICE, child.job.id)).job.state is JobState.COMPLETED

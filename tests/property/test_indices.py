@@ -29,7 +29,7 @@ def test_tasks_stand_behind_their_array_by_index_and_before_any_other_array(job:
     assert (array_id(task), task_index(task), task_index(array)) == (array, one, -1)
     assert array < task <= last_task_id(array)
     assert (task < task_id(array, other)) == (one < other)
-    assert keys.state(task).startswith(keys.state_of_tasks(array))
+    assert keys.state(task).startswith(keys.of_tasks(keys.STATE, array))
     following = array_id(JobId(f"{int(array.replace('-', ''), 16) + (1 << 20):032x}"))
     assert last_task_id(array).replace("-", "") < following
 

@@ -58,17 +58,18 @@ def test_an_array_waits_runs_without_a_worker_and_ends() -> None:
     assert isinstance(begun, JobRecord)
     assert (begun.state, begun.started_ms, begun.attempt) == (JobState.RUNNING, 9_100, 0)
     assert jobs.on_split(begun, 9_200) is begun
-    ended = jobs.on_tasks_ended(begun, None, None, 5_000, 9_300)
+    ended = jobs.on_tasks_ended(begun, None, None, 5_000, 2_000, 9_300)
     assert isinstance(ended, JobRecord)
-    assert (ended.state, ended.finished_ms, ended.stored_bytes) == (JobState.COMPLETED, 9_300, 5_000)
+    assert (ended.state, ended.finished_ms) == (JobState.COMPLETED, 9_300)
+    assert (ended.stored_bytes, ended.log_bytes) == (5_000, 2_000)
     assert isinstance(jobs.on_split(ended, 9_400), Refusal)
-    assert isinstance(jobs.on_tasks_ended(ended, None, None, 0, 9_400), Refusal)
+    assert isinstance(jobs.on_tasks_ended(ended, None, None, 0, 0, 9_400), Refusal)
 
 
 def test_an_array_stands_where_it_is_found_again() -> None:
     assert kinds(ARRAY, parent()) == {b"/arrays/open/", b"/waiting/default\x00" + b"1000\x00" + ARRAY.encode() + b"/"}
     assert kinds(ARRAY, running()) == {b"/arrays/open/"}
-    failed = jobs.on_tasks_ended(running(), Reason.EXIT_CODE, "1 of 10", 0, 7_000)
+    failed = jobs.on_tasks_ended(running(), Reason.EXIT_CODE, "1 of 10", 0, 0, 7_000)
     assert isinstance(failed, JobRecord)
     stands = jobs.index_entries(ARRAY, failed)
     assert set(stands) == {keys.ended(7_000, ARRAY), keys.dead_letter(7_000, ARRAY)}
@@ -229,7 +230,7 @@ def test_a_task_that_is_no_job_yet_is_what_its_array_makes_of_it() -> None:
 
     asked = jobs.on_cancel(running(), 7_000)
     assert isinstance(asked, JobRecord)
-    ended = jobs.on_tasks_ended(asked, Reason.CANCELLED, "", 0, 8_000)
+    ended = jobs.on_tasks_ended(asked, Reason.CANCELLED, "", 0, 0, 8_000)
     assert isinstance(ended, JobRecord)
     assert unsplit(parent()) == unsplit(running()) == (JobState.PENDING, None)
     assert unsplit(running(), withdrawn=True) == (JobState.FAILED, Reason.CANCELLED)

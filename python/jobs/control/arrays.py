@@ -107,6 +107,7 @@ class Arrays:
         self._splitting: set[JobId] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
         self._timers: dict[JobId, asyncio.TimerHandle] = {}
+        self._stopped = False
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +119,8 @@ class Arrays:
             assert found is not None, f"array {array} is open and has no record"
             opened = self._open[array] = _Open(found.parent, found.record.withdrawn)
             tally = opened.tally
-            tally.split, tally.stored_bytes = found.record.split, found.record.stored_bytes
+            tally.split = found.record.split
+            tally.stored_bytes, tally.log_bytes = found.record.stored_bytes, found.record.log_bytes
             tally.failed = arraystore.count_tasks(self._store, keys.TASKS_FAILED, array)
             tally.cancelled = arraystore.count_tasks(self._store, keys.TASKS_CANCELLED, array)
             for index in arraystore.indices_of(self._store, keys.TASKS_ACTIVE, array):
@@ -127,6 +129,7 @@ class Arrays:
             self._on_array(array, opened)
 
     def stop(self) -> None:
+        self._stopped = True
         for timer in self._timers.values():
             timer.cancel()
 
@@ -210,7 +213,7 @@ class Arrays:
             opened.busy = False
 
     def _later(self, array: JobId) -> None:
-        if array not in self._timers:
+        if array not in self._timers and not self._stopped:
             self._timers[array] = asyncio.get_running_loop().call_later(RETRY_S, self._again, array)
 
     def _again(self, array: JobId) -> None:
@@ -234,8 +237,13 @@ class Arrays:
             todo = arraystore.unsplit(self._store, array, found.record)
             chosen, after = arrays.following(found.record, todo, limit)
             assert chosen, f"array {array} has nothing left to split off"
-            split = found.record.split + len(chosen)
-            record = replace(found.record, next=after, split=split, stored_bytes=opened.tally.stored_bytes)
+            record = replace(
+                found.record,
+                next=after,
+                split=found.record.split + len(chosen),
+                stored_bytes=opened.tally.stored_bytes,
+                log_bytes=opened.tally.log_bytes,
+            )
             task = arrays.task_record(array, parent, record)
             tasks = [task_id(array, index) for index in chosen]
             compares: list[Compare] = [*found.guards]
@@ -288,8 +296,8 @@ class Arrays:
             )
             count = arrays.count(found.parent, arrays.final_tally(record), record.withdrawn, record.rest)
             reason, message = arrays.outcome(found.parent, count, self._first_failed(array, found.parent, record))
-            stored_bytes = opened.tally.stored_bytes
-            parent = jobs.on_tasks_ended(found.parent, reason, message, stored_bytes, wall_ms())
+            stored, logs = opened.tally.stored_bytes, opened.tally.log_bytes
+            parent = jobs.on_tasks_ended(found.parent, reason, message, stored, logs, wall_ms())
             assert isinstance(parent, JobRecord), parent
             ops = (Put(keys.array(array), records.encode(record)), *write_ops(array, found.parent, parent))
             done = await self._consensus.propose(Txn(found.guards, ops))

@@ -43,7 +43,7 @@ def jobs_in_order(
 
 def state_prefix(where: JobFilter) -> bytes:
     """Return a prefix of the state keys of all jobs that `where` may be about."""
-    return keys.STATE if where.array is None else keys.state_of_tasks(where.array)
+    return keys.STATE if where.array is None else keys.of_tasks(keys.STATE, where.array)
 
 
 def _span(where: JobFilter) -> tuple[bytes, bytes]:

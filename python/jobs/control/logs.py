@@ -13,7 +13,7 @@ from jobs.control.arraystore import find, watched
 from jobs.control.hub import Hub
 from jobs.control.output import LOG_CHUNKS, pieces_after, pieces_of
 from jobs.errors import InvalidRequest, LogsGone, NotFound
-from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.ids import Attempt, JobId, array_id
 from jobs.protocol.model import MAX_TAIL_BYTES, Stream
 from jobs.records import JobRecord
 from jobs.service import LogPiece, LogsWanted
@@ -72,7 +72,9 @@ class Logs:
         if stored is None:
             raise NotFound(f"there is no job {job}")
         record = stored.record
-        if record.logs_gone:
+        # The output of an array's tasks goes with its own, which is theirs.
+        array = find(self._store, array_id(job)) if record.is_task else None
+        if record.logs_gone or (array is not None and array.record.logs_gone):
             raise LogsGone(f"the output of job {job} is no longer kept", expected="a longer retention.logs_s")
         return record
 
