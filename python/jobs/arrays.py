@@ -65,8 +65,13 @@ def cut(listed: bytes, chunk_bytes: int = ITEM_CHUNK_BYTES) -> Iterator[tuple[in
 
 def repeated(record: ArrayRecord) -> ArrayRecord:
     """Return the first record of an array that repeats some tasks of another."""
-    return replace(
-        record, is_subset=True, next=0, split=0, withdrawn=0, failed=0, cancelled=0, rest=None, stored_bytes=0
+    return ArrayRecord(
+        source=record.source,
+        size=record.size,
+        start=record.start,
+        step=record.step,
+        is_subset=True,
+        max_running=record.max_running,
     )
 
 
@@ -218,9 +223,9 @@ class Count(Struct, frozen=True):
     cancelled: int
 
 
-def count(parent: JobRecord, tally: Tally, withdrawn: int, rest: Reason | None) -> Count:
+def count(tasks: int, tally: Tally, withdrawn: int, rest: Reason | None) -> Count:
     """Return how the tasks of an array stand; `rest` is why those that were not split off never will be, if so."""
-    unsplit = parent.tasks - tally.split - withdrawn
+    unsplit = tasks - tally.split - withdrawn
     never = 0 if rest is None else unsplit
     cancelled = tally.cancelled + withdrawn + (never if rest is Reason.CANCELLED else 0)
     failed = tally.failed + (0 if rest is Reason.CANCELLED else never)
@@ -287,8 +292,3 @@ def outcome(
         return Reason.CANCELLED, f"{found.cancelled:,} {many} were cancelled{done}"
     index, reason = first_failed
     return reason, f"{found.failed:,} {many} failed, first index {index}: {reason}"
-
-
-def is_over(parent: JobRecord, tally: Tally, withdrawn: int) -> bool:
-    """Tell whether every task of an array has ended, or never will begin."""
-    return tally.active == 0 and (jobs.rest_of(parent) is not None or tally.split + withdrawn == parent.tasks)

@@ -160,9 +160,9 @@ def test_a_task_is_told_which_it_is() -> None:
 def test_each_task_is_counted_in_one_state() -> None:
     stands = tally(split=8, ready=1, retrying=2, running=1, failed=1, cancelled=1)
     # Ten tasks: eight split off, one withdrawn, one not looked at yet
-    assert arrays.count(running(), stands, 1, None) == Count(4, 1, 2, 1, 2)
-    assert arrays.count(running(), stands, 1, Reason.CANCELLED) == Count(3, 1, 2, 1, 3)
-    assert arrays.count(running(), stands, 1, Reason.DEADLINE) == Count(3, 1, 2, 2, 2)
+    assert arrays.count(10, stands, 1, None) == Count(4, 1, 2, 1, 2)
+    assert arrays.count(10, stands, 1, Reason.CANCELLED) == Count(3, 1, 2, 1, 3)
+    assert arrays.count(10, stands, 1, Reason.DEADLINE) == Count(3, 1, 2, 2, 2)
 
 
 def test_tallies_follow_the_changes_of_tasks() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
@@ -47,23 +48,37 @@ END_S: Final = 5.0
 """Longest wait of a cancellation for the end of an array of which nothing runs."""
 RETRY_S: Final = 1.0
 """After the store refused a write."""
-LOOKED_AT: Final = 10_000
+LOOKED_AT: Final = 2_000
 """Failed tasks whose indices are shown at most."""
 NAMED_RUNS: Final = 20
 """Of indices, in the audit trail."""
 TELL_S: Final = 1.0
 """Between two words on the progress of one array."""
-TASK_BYTES: Final = 768
-"""About what a command takes that splits a task off."""
+TASK_BYTES: Final = 512
+"""About what a command takes that splits a task off, beside its record."""
 
 
 class _Open:
-    """An array that has not ended."""
+    """An array that has not ended: what of it is looked at whenever a task changes, in little room."""
 
-    __slots__ = ("busy", "closed", "followers", "parent", "sweep", "swept", "tally", "withdrawn")
+    __slots__ = (
+        "busy",
+        "cancelled",
+        "closed",
+        "followers",
+        "may_split",
+        "queue",
+        "rest",
+        "sweep",
+        "swept",
+        "tally",
+        "tasks",
+        "withdrawn",
+    )
 
-    def __init__(self, parent: JobRecord, withdrawn: int) -> None:
-        self.parent = parent
+    def __init__(self, parent: JobRecord, withdrawn: int = 0) -> None:
+        self.tasks = parent.tasks
+        self.queue = sys.intern(parent.queue)
         self.withdrawn = withdrawn
         self.tally = Tally()
         self.busy = False
@@ -71,20 +86,38 @@ class _Open:
         """Cancels its tasks, once it is cancelled itself."""
         self.swept = (0, 0)
         """Tasks that the sweep has cancelled at once, and those whose workers were told."""
-        self.followers: set[Waiter] = set()
-        self.closed = asyncio.Event()
+        self.followers: tuple[Waiter, ...] = ()
+        self.closed = False
+        self.update(parent)
+
+    def update(self, parent: JobRecord) -> None:
+        """Take note of how the array's own record is now."""
+        self.may_split = jobs.may_split(parent)
+        self.rest = jobs.rest_of(parent)
+        self.cancelled = parent.cancel_requested
 
     @property
     def left(self) -> int:
-        """Tasks that are still to be split off."""
-        return self.parent.tasks - self.tally.split - self.withdrawn
+        """Tasks that are still to be split off, or never will be."""
+        return self.tasks - self.tally.split - self.withdrawn
 
     @property
     def is_over(self) -> bool:
-        return arrays.is_over(self.parent, self.tally, self.withdrawn)
+        """Every task has ended, or never will begin."""
+        return self.tally.active == 0 and (self.rest is not None or self.left == 0)
 
     def count(self) -> Count:
-        return arrays.count(self.parent, self.tally, self.withdrawn, jobs.rest_of(self.parent))
+        return arrays.count(self.tasks, self.tally, self.withdrawn, self.rest)
+
+    @contextmanager
+    def follower(self) -> Iterator[Waiter]:
+        """Ring the yielded waiter whenever something has changed."""
+        waiter = Waiter()
+        self.followers += (waiter,)
+        try:
+            yield waiter
+        finally:
+            self.followers = tuple(follower for follower in self.followers if follower is not waiter)
 
     def tell(self) -> None:
         """Wake those who follow how far it is."""
@@ -154,28 +187,28 @@ class Arrays:
                 return
             opened = self._open.get(array)
             if opened is None:
-                opened = self._open[array] = _Open(new, 0)
-            opened.parent = new
+                opened = self._open[array] = _Open(new)
+            opened.update(new)
             opened.tell()
             self._on_array(array, opened)
 
     def on_queue_changed(self, name: str) -> None:
         """A queue may have been resumed."""
         for array, opened in list(self._open.items()):
-            if opened.parent.queue == name:
+            if opened.queue == name:
                 self._look(array, opened)
 
     def _close(self, array: JobId) -> None:
         self._splitting.discard(array)
         opened = self._open.pop(array, None)
         if opened is not None:
-            opened.closed.set()
+            opened.closed = True
             opened.tell()
 
     def _on_array(self, array: JobId, opened: _Open) -> None:
-        if opened.parent.cancel_requested and opened.sweep is None:
+        if opened.cancelled and opened.sweep is None:
             opened.sweep = self._spawn(self._sweep(array, opened))
-        if jobs.may_split(opened.parent) and opened.left:
+        if opened.may_split and opened.left:
             self._splitting.add(array)
         else:
             self._splitting.discard(array)
@@ -191,7 +224,7 @@ class Arrays:
 
     def _wanted(self, array: JobId, opened: _Open) -> int:
         """Return how many tasks to split off now."""
-        if array not in self._splitting or self._queues.queue(opened.parent.queue).paused:
+        if array not in self._splitting or self._queues.queue(opened.queue).paused:
             return 0
         return min(opened.left, arrays.wanted(opened.tally, arrays.window(len(self._splitting))))
 
@@ -229,14 +262,12 @@ class Arrays:
         for _ in range(TRIES):
             found = self._read(array)
             parent = jobs.on_split(found.parent, wall_ms())
-            if isinstance(parent, Refusal):
+            unsplit = arraystore.unsplit(self._store, array, found.record)
+            chosen, after = arrays.following(found.record, unsplit, limit)
+            if isinstance(parent, Refusal) or not chosen:
                 # The change that speaks against it is stored, and about to be told.
-                opened.parent = found.parent
                 self._splitting.discard(array)
                 return
-            todo = arraystore.unsplit(self._store, array, found.record)
-            chosen, after = arrays.following(found.record, todo, limit)
-            assert chosen, f"array {array} has nothing left to split off"
             record = replace(
                 found.record,
                 next=after,
@@ -253,7 +284,8 @@ class Arrays:
                 ops += write_ops(array, found.parent, parent)
             for job in tasks:
                 ops += write_ops(job, None, task)
-            done = await self._consensus.propose(Txn(tuple(compares), tuple(ops)), TASK_BYTES * len(tasks))
+            size_bytes = len(tasks) * (TASK_BYTES + len(records.encode(task)))
+            done = await self._consensus.propose(Txn(tuple(compares), tuple(ops)), size_bytes)
             check(done)
             if done.succeeded:
                 self._on_split(array, opened, found.parent, parent, tasks, task, Revision(done.revision))
@@ -294,7 +326,7 @@ class Arrays:
                 cancelled=arraystore.count_tasks(self._store, keys.TASKS_CANCELLED, array),
                 rest=jobs.rest_of(found.parent),
             )
-            count = arrays.count(found.parent, arrays.final_tally(record), record.withdrawn, record.rest)
+            count = arrays.count(opened.tasks, arrays.final_tally(record), record.withdrawn, record.rest)
             reason, message = arrays.outcome(found.parent, count, self._first_failed(array, found.parent, record))
             stored, logs = opened.tally.stored_bytes, opened.tally.log_bytes
             parent = jobs.on_tasks_ended(found.parent, reason, message, stored, logs, wall_ms())
@@ -345,14 +377,20 @@ class Arrays:
             requested = opened.tally.running
         if opened is not None and not requested:
             # Nothing runs, so its end is on its way to the store.
-            with suppress(TimeoutError):
-                await asyncio.wait_for(opened.closed.wait(), END_S)
+            await self._closed(opened)
         found = self._read(array)
         return CancelOutcome(
             outcome="cancelled" if found.parent.state.is_final else "requested",
             job=view(array, found.parent, found.revision),
             tasks=_cancelled(found.parent.tasks, at_once, requested),
         )
+
+    async def _closed(self, opened: _Open) -> None:
+        """Return when the array has ended, or when that takes too long."""
+        deadline_s = asyncio.get_running_loop().time() + END_S
+        with opened.follower() as waiter:
+            while not opened.closed and await waiter.wait(max(0.0, deadline_s - asyncio.get_running_loop().time())):
+                pass
 
     async def _sweep(self, array: JobId, opened: _Open) -> None:
         try:
@@ -419,6 +457,9 @@ class Arrays:
             if found.parent.state.is_final or jobs.rest_of(found.parent) is not None:
                 return 0
             fresh = wanted & arraystore.unsplit(self._store, array, record)
+            active = arraystore.indices_of(self._store, keys.TASKS_ACTIVE, array)
+            if not fresh and not any(wanted >> index & 1 for index in active):
+                return 0
             named = f"tasks {indices.text(indices.spans(wanted), NAMED_RUNS)}"
             ops: list[Op] = [*job_entry(caller, "job.cancel", array, found.parent.owner, wall_ms(), named)]
             if fresh:
@@ -472,28 +513,23 @@ class Arrays:
 
     async def follow(self, array: JobId) -> AsyncIterator[ArrayView]:
         """Yield how far an array is whenever that has changed, at most once a second, until it has ended."""
-        waiter = Waiter()
-        opened = self._open.get(array)
-        if opened is not None:
-            opened.followers.add(waiter)
-        try:
-            while True:
-                seen = self.view(array)
+        while not (seen := self.view(array)).state.is_final:
+            opened = self._open.get(array)
+            if opened is None:
+                await asyncio.sleep(0)  # it is stored, and about to be told
+                continue
+            with opened.follower() as waiter:
                 yield seen
-                if seen.state.is_final:
-                    return
                 await asyncio.sleep(TELL_S)
                 await waiter.wait(None)
-        finally:
-            if opened is not None:
-                opened.followers.discard(waiter)
+        yield seen
 
     def _count(self, array: JobId, found: StoredArray) -> Count:
         opened = self._open.get(array)
         if opened is not None:
             return opened.count()
         tally, rest = arrays.final_tally(found.record), arrays.rest(found.parent, found.record)
-        return arrays.count(found.parent, tally, found.record.withdrawn, rest)
+        return arrays.count(found.parent.tasks, tally, found.record.withdrawn, rest)
 
     def _read(self, array: JobId) -> StoredArray:
         return read_existing_array(self._store, array)
