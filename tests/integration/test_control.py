@@ -227,6 +227,23 @@ def test_cancelling_waiting_running_and_ended_jobs(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_worker_is_told_once_to_end_a_job_whatever_else_changes_of_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            worker = WorkerPeer()
+            await worker.register(plane.worker_socket)
+            job = await submit(plane)
+            item = await worker.assigned()
+            await plane.control.cancel(ALICE, job.id)
+            await worker.expect(wire.Cancel)
+            # When another job is to wait for the one that is being ended, which its record says from then on
+            await submit(plane, depends_on=[job.id])
+            worker.finish(item, reason=Reason.CANCELLED, exit_code=None)
+            await worker.expect(wire.FinishedAck)
+
+    run(scenario())
+
+
 def test_logs_are_followed_live_and_resumed(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Plane(tmp_path) as plane:

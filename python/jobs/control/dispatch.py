@@ -120,7 +120,7 @@ class Dispatcher:
             self._timers.expect(moment_ms)
         if jobs.is_ready(new):
             self.backlog.add(jobs.ready_key(job, new), jobs.demand_of(new))
-        elif new.state is jobs.RUNNING and new.cancel_requested:
+        elif new.state is jobs.RUNNING and new.cancel_requested and not (old and old.cancel_requested):
             self._fleet.cancel(job, new)
         self.wake()
 
