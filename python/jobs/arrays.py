@@ -18,7 +18,6 @@ from jobs.indices import Indices
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import ArraySpec, ArrayView, Progress, Reason
 from jobs.records import ArrayRecord, JobRecord
-from jobs.validate import ITEM_CHUNK_BYTES
 
 WINDOW: Final = 256
 """Tasks of one array that wait for a worker as jobs of their own; below half of it more are split off."""
@@ -46,7 +45,7 @@ def record_of(array: ArraySpec, size: int) -> ArrayRecord:
     return ArrayRecord(source="lines" if array.lines is not None else "items", size=size, max_running=array.max_running)
 
 
-def cut(listed: bytes, chunk_bytes: int = ITEM_CHUNK_BYTES) -> Iterator[tuple[int, bytes]]:
+def cut(listed: bytes, chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield the items, which are one a line, in chunks for the store, each with the index of its first."""
     first = start = 0
     while start <= len(listed):

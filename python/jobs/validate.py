@@ -17,8 +17,10 @@ MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
 MAX_ARGV_BYTES: Final = 128 << 10
 """The kernel's limit for one argument (MAX_ARG_STRLEN); the sum has to fit a quarter of the stack as well."""
-ITEM_CHUNK_BYTES: Final = 32 << 10
-"""Items of an array that one value of the store holds, unless a single one is larger."""
+MAX_LIST_BYTES: Final = 32 << 20
+"""Of all items of an array together, each with an end of line: one transaction stores them."""
+_CHUNK_BYTES: Final = 32 << 10
+_MAX_CHUNKS: Final = 400
 JOB_DIR: Final = PurePosixPath("/work")
 NODE_DIR: Final = PurePosixPath(".jobs")
 """Below the job's directory: what the node adds."""
@@ -61,7 +63,9 @@ def array_size(array: ArraySpec) -> int:
 
 
 def array_items(array: ArraySpec, where: str = "$.array") -> bytes | None:
-    """Return the items of a list, one a line; None for a range. Raises InvalidRequest for one that cannot be given.
+    """Return the items of a list, one a line; None for a range.
+
+    Raises InvalidRequest for one that no task can be given, PayloadTooLarge for too much in all.
 
     All of them are looked at together, as a million of them one by one would hold up the node.
     """
@@ -80,6 +84,10 @@ def array_items(array: ArraySpec, where: str = "$.array") -> bytes | None:
         wrong = next(n for n, line in enumerate(array.lines or ()) if "\n" in line or "\x00" in line)
         raise InvalidRequest(
             "the line holds an end of line or a zero byte", field=f"{name}[{wrong}]", expected="neither of them"
+        )
+    if len(data) > MAX_LIST_BYTES:
+        raise PayloadTooLarge(
+            f"the list has {len(data)} bytes", field=name, expected=f"at most {MAX_LIST_BYTES} bytes in all"
         )
     sizes = list(map(len, data.split(b"\n")))
     longest = max(sizes)
@@ -105,8 +113,14 @@ def operations_of(job: JobSubmit) -> int:
     count = 4 + timer + (job.unique_key is not None) + bool(job.depends_on) + 2 * len(job.depends_on)
     if job.array is not None:
         # Its place among those that go on, what makes its tasks, and a list: two chunks together are more than full.
-        count += 3 + 2 * len(array_items(job.array) or b"") // ITEM_CHUNK_BYTES
+        listed = array_items(job.array) or b""
+        count += 3 + 2 * len(listed) // item_chunk_bytes(len(listed))
     return count
+
+
+def item_chunk_bytes(list_bytes: int) -> int:
+    """Return how much of a list one value of the store holds, unless a single item is larger."""
+    return max(_CHUNK_BYTES, -(-list_bytes // _MAX_CHUNKS))
 
 
 def without_list(job: JobSubmit) -> JobSubmit:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.client import AsyncClient, Client, shell_job
-from jobs.errors import InvalidRequest, NotFound
+from jobs.errors import InvalidRequest, NotFound, PayloadTooLarge
 from jobs.protocol.ids import JobId, task_id
 from jobs.protocol.model import ArrayRange, ArraySpec, JobState, Reason, Retry
 from jobs.testing import EmbeddedNode
@@ -76,6 +76,9 @@ def test_both_clients_make_follow_cancel_and_repeat_arrays(shared_node: Embedded
     with pytest.raises(InvalidRequest) as refused:
         client.run(shell_job("true", array=ArraySpec(lines=lines)))
     assert refused.value.field == "$.array"
+    with pytest.raises(PayloadTooLarge) as large:
+        client.shell("true", array=ArraySpec(lines=["x" * 1_000] * 11_000))
+    assert large.value.field == "$.array.lines"
 
     async def scenario() -> None:
         async with AsyncClient(str(shared_node.socket)) as other:

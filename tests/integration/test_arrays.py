@@ -151,6 +151,22 @@ async def test_a_million_lines_fit_one_request_and_each_task_finds_its_own(tmp_p
         assert (await ended(plane, array)).message == "999,996 of 1,000,000 tasks were cancelled"
 
 
+@scenario
+async def test_the_largest_list_is_stored_by_one_transaction_and_found_after_a_restart(tmp_path: Path) -> None:
+    lines = [f"{number:065000}" for number in range(515)]
+    async with Plane(tmp_path) as plane:
+        before = plane.store.revision
+        array = await submit(plane, ArraySpec(lines=lines), not_before_ms=1 << 42)
+        assert plane.store.revision == before + 1
+        await plane.control.arrays.cancel(ALICE, array, "0-512")
+        await plane.control.cancel(ALICE, array)
+    async with Plane(tmp_path) as plane:
+        again = await plane.control.arrays.retry(ALICE, array, ArrayRetry(indices="0,514"))
+        worker = await TaskPeer().join(plane.worker_socket)
+        assert [item.env["JOBS_ARRAY_ITEM"] for item in await worker.take(2)] == [lines[0], lines[514]]
+        assert count(plane, keys.of_array(keys.ARRAY_ITEMS, again.job.id)) == 2
+
+
 # --- what a task is ---------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from jobs.control.newjobs import JobMaker
 from jobs.protocol.ids import MAX_TASKS, JobId, array_id, is_job_id, last_task_id, task_id, task_index, uuid7
 from jobs.protocol.model import ArraySpec, ShellJob, ShellPayload
 from jobs.records import ArrayRecord
+from jobs.store import MAX_TXN_OPS, MAX_VALUE_BYTES
 from jobs.validate import array_items, operations_of
 
 index = st.integers(0, MAX_TASKS - 1)
@@ -111,3 +113,12 @@ def test_a_list_takes_no_more_operations_than_are_planned_for_it(sizes: list[int
     new = JobMaker(None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
     with_idempotency_key = len(new.ops()) + 1
     assert with_idempotency_key <= operations_of(job)
+
+
+@pytest.mark.parametrize("sizes", [[65_000] * 515, [40_000, 0] * 800, [83_000 // 2 + 1] * 800, [33] * 950_000])
+def test_the_largest_lists_fit_one_transaction(sizes: list[int]) -> None:
+    array = ArraySpec(lines=["x" * size for size in sizes])
+    job = ShellJob(payload=ShellPayload(argv=["true"]), array=array)
+    new = JobMaker(None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
+    assert len(new.ops()) <= operations_of(job) < MAX_TXN_OPS - 100
+    assert max(len(put.value) for put in new.tasks) < MAX_VALUE_BYTES

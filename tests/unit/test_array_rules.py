@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from jobs import arrays, indices, jobs, keys
 from jobs.arrays import Count, Tally
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, array_id, task_id, uuid7
 from jobs.protocol.model import ArrayRange, ArraySpec, JobState, Reason, ShellJob, ShellPayload
@@ -252,7 +252,7 @@ def refused(array: ArraySpec, **fields: Any) -> str | None:
     try:
         check_job(job)
         array_items(array)
-    except InvalidRequest as error:
+    except (InvalidRequest, PayloadTooLarge) as error:
         return error.field
     return None
 
@@ -267,6 +267,7 @@ def test_wrong_arrays_are_refused_by_the_field() -> None:
     assert refused(ArraySpec(lines=["a", "\ud800"])) == "$.array.lines"
     assert refused(ArraySpec(lines=["a", "x" * 65_537])) == "$.array.lines[1]"
     assert refused(ArraySpec(items=["x" * 65_535])) == "$.array.items[0]"
+    assert refused(ArraySpec(lines=["x" * 65_000] * 520)) == "$.array.lines"
     assert refused(ArraySpec(range=ArrayRange(stop=1), max_running=1), concurrency_key="k") == "$.array.max_running"
 
 

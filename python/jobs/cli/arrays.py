@@ -16,9 +16,6 @@ from jobs.protocol.model import ArrayRange, ArraySpec, ArrayView, JobState
 if TYPE_CHECKING:
     from jobs.cli.meter import Meter
 
-MAX_LIST_BYTES: Final = 10 << 20
-"""What a node takes in one request."""
-
 
 def job_or_task(text: str) -> str:
     """Parse a job's id, or ID:INDEX and ID[INDEX] for a task of an array."""
@@ -107,8 +104,9 @@ def _values(path: str) -> list[object]:
 
 def _read(path: str) -> bytes:
     from jobs.cli.submission import read
+    from jobs.validate import MAX_LIST_BYTES
 
-    return read(path, MAX_LIST_BYTES, "a request")
+    return read(path, MAX_LIST_BYTES, "an array")
 
 
 def show(client: Client, options: argparse.Namespace) -> int:

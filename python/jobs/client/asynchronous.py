@@ -30,8 +30,8 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
-from jobs.client.submission import ShellOptions, shell_job, single, with_key
-from jobs.errors import JobsError, NotFinished, NotFound
+from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
+from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
 from jobs.protocol.model import (
     ArrayView,
     AttemptView,
@@ -97,7 +97,10 @@ class AsyncClient:
 
     async def submit(self, job: JobSubmit) -> Submitted:
         """Submit a job; returns once it is durable. One without an idempotency key is given one: see `Client`."""
-        return await self.call(operations.submit(with_key(job)))
+        try:
+            return await self.call(operations.submit(with_key(job)))
+        except PayloadTooLarge as error:
+            raise blamed(error, job) from error
 
     async def submit_many(
         self, jobs: Iterable[JobSubmit], *, batch: str | None = None, on_progress: OnProgress | None = None

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypedDict, Unpack
 from msgspec.structs import replace
 
 from jobs.content import content_of
-from jobs.errors import InvalidRequest
+from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.protocol.model import (
     ArraySpec,
     Content,
@@ -97,6 +97,14 @@ def with_key(job: JobSubmit) -> JobSubmit:
 def new_key() -> str:
     """Return a key that nobody else uses."""
     return f"client-{os.urandom(16).hex()}"
+
+
+def blamed(error: PayloadTooLarge, job: JobSubmit) -> PayloadTooLarge:
+    """Return the refusal of a whole request with the field that it is about, as the node has not read that far."""
+    if error.field is None and job.array is not None and job.array.range is None:
+        name = "lines" if job.array.lines is not None else "items"
+        return PayloadTooLarge(error.detail, field=f"$.array.{name}", expected=f"{error.expected}: api.max_body_bytes")
+    return error
 
 
 def single(job: JobSubmit) -> JobSubmit:

@@ -27,8 +27,8 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
-from jobs.client.submission import ShellOptions, shell_job, single, with_key
-from jobs.errors import JobsError, NotFinished, NotFound
+from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
+from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
 from jobs.protocol.model import (
     ArrayView,
     AttemptView,
@@ -104,7 +104,10 @@ class Client:
         A job without an idempotency key is given one, so that a submission whose answer was lost can be sent again and
         still makes one job.
         """
-        return self.call(operations.submit(with_key(job)))
+        try:
+            return self.call(operations.submit(with_key(job)))
+        except PayloadTooLarge as error:
+            raise blamed(error, job) from error
 
     def submit_many(
         self, jobs: Iterable[JobSubmit], *, batch: str | None = None, on_progress: OnProgress | None = None

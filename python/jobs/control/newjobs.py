@@ -23,7 +23,7 @@ from jobs.protocol.ids import JobId, JobIdSource, array_id
 from jobs.protocol.model import ArraySpec, JobSubmit
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
-from jobs.validate import array_items, array_size, check_job, check_spec_size, without_list
+from jobs.validate import array_items, array_size, check_job, check_spec_size, item_chunk_bytes, without_list
 
 
 class NewJob(Struct, frozen=True):
@@ -77,7 +77,8 @@ class JobMaker:
         spec = _encoded(without_list(job), where)
         tasks = [Put(keys.array(made), records.encode(arrays.record_of(array, size)))]
         if listed is not None:
-            tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in arrays.cut(listed)]
+            chunks = arrays.cut(listed, item_chunk_bytes(len(listed)))
+            tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in chunks]
         return _sized(NewJob(made, jobs.on_submit(job, owner, now_ms, size), spec, tuple(tasks)))
 
     def repeat_array(
