@@ -144,6 +144,20 @@ def test_nothing_survives_the_sudden_death_of_the_launcher(fresh: Callable[..., 
         sandbox.pump(lambda: False)
 
 
+def test_a_maker_of_networks_that_is_killed_is_followed_by_another(fresh: Callable[..., Sandbox]) -> None:
+    sandbox = fresh()
+    job, _ = start_stubborn(sandbox)
+    for _ in range(2):
+        makers = {pid for pid in children_of(sandbox.launcher.pid) if not children_of(pid)}
+        assert len(makers) == 1
+        os.kill(makers.pop(), signal.SIGKILL)
+        # Those that lie ready are used up first, then the next maker's
+        for number in range(20):
+            assert sandbox.run("echo", str(number)).stdout == f"{number}\n"
+    sandbox.launcher.send([end(job, now=True)])
+    assert sandbox.wait(job).outcome.reason is Reason.CANCELLED
+
+
 def test_nothing_survives_the_end_of_the_worker(fresh: Callable[..., Sandbox]) -> None:
     sandbox = fresh()
     _, processes = start_stubborn(sandbox)

@@ -19,6 +19,8 @@ const REQUEST: &[u8] = b"n";
 /// A bounded stock of network namespaces with nothing but a loopback interface, which is up.
 pub struct NetworkPool {
     maker: OwnedFd,
+    process: OwnedFd,
+    stock: u32,
 }
 
 impl NetworkPool {
@@ -28,13 +30,17 @@ impl NetworkPool {
     /// What the kernel says.
     pub fn start(stock: u32) -> Result<Self, Errno> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        syscall::fork(0, None, || {
+        let (_, process) = syscall::fork(0, None, || {
             let _ = syscall::duplicate_to(theirs.as_fd(), 0).and_then(|()| syscall::close_from(1));
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
             let _ = make(syscall::borrow_fd(0));
             syscall::exit_now(0)
         })?;
-        let pool = Self { maker: ours };
+        let pool = Self {
+            maker: ours,
+            process,
+            stock,
+        };
         for _ in 0..stock {
             pool.order()?;
         }
@@ -46,11 +52,23 @@ impl NetworkPool {
         Ok(())
     }
 
-    /// Takes a namespace (waiting for it when the stock is used up), and orders another.
+    /// Takes a namespace (waiting for it when the stock is used up), and orders another. A maker that has ended, because
+    /// somebody killed it or it could make no more, is followed by another.
     ///
     /// # Errors
-    /// `EPIPE` when the maker is gone, `EPROTO` when it could not make one.
-    pub fn take(&self) -> Result<OwnedFd, Errno> {
+    /// `EPIPE` when that one could make none either, `EPROTO` for an answer without one.
+    pub fn take(&mut self) -> Result<OwnedFd, Errno> {
+        match self.take_one() {
+            Err(Errno::PIPE | Errno::CONNRESET) => {
+                let former = std::mem::replace(self, Self::start(self.stock)?);
+                let _ = syscall::reap(former.process.as_fd());
+                self.take_one()
+            }
+            taken => taken,
+        }
+    }
+
+    fn take_one(&self) -> Result<OwnedFd, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
@@ -63,7 +81,8 @@ impl NetworkPool {
         if received.bytes == 0 {
             return Err(Errno::PIPE);
         }
-        self.order()?;
+        // If that fails, the next to take one finds the maker gone.
+        let _ = self.order();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(mut rights) = message {
                 return rights.next().ok_or(Errno::PROTO);

@@ -187,8 +187,8 @@ impl Spawner {
         })
     }
 
-    fn take_network(&self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
-        match &self.network {
+    fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
+        match &mut self.network {
             Some(pool) if !plan.host_network => pool.take().map(Some).map_err(failed("network namespace")),
             _ => Ok(None),
         }
