@@ -26,14 +26,21 @@ class Connection:
         return await self.send(request(method, target, body))
 
     async def send(self, data: bytes) -> dict[str, object]:
+        decoded: dict[str, object] = msgspec.json.decode(await self._exchange(data))
+        return decoded
+
+    async def text(self, target: str) -> str:
+        """Return the body of an answer that is no JSON."""
+        return (await self._exchange(request("GET", target))).decode()
+
+    async def _exchange(self, data: bytes) -> bytes:
         self._writer.write(data)
         head = await self._reader.readuntil(b"\r\n\r\n")
         size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         answer = await self._reader.readexactly(size)
         if head[9:10] != b"2":
             raise RuntimeError(f"{head.splitlines()[0].decode()}: {answer.decode()}")
-        decoded: dict[str, object] = msgspec.json.decode(answer)
-        return decoded
+        return answer
 
     def close(self) -> None:
         self._writer.close()

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jobs import keys
+from jobs import keys, retention
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, array_id, task_index
 from jobs.protocol.model import JobState, JobSubmit, Reason, Retry
 from jobs.protocol.wire import Outcome
@@ -259,6 +259,20 @@ def on_purged(record: JobRecord) -> Step:
     return replace(record, settled=True) if is_dead_letter(record) else Refusal("the job is no dead letter")
 
 
+def on_held(record: JobRecord, until_ms: int | None) -> Step:
+    """The time of an ended job is over, but it is kept as it is needed still; or (None) that is over too."""
+    return replace(record, held_until_ms=until_ms) if record.state.is_final else Refusal("the job has not ended")
+
+
+def on_output_gone(record: JobRecord, all_gone: bool) -> Step:
+    """The output of an ended job is no longer kept; it goes in steps, and this is the last of them or not."""
+    if not record.state.is_final:
+        return Refusal("the job has not ended")
+    if not all_gone:
+        return replace(record, logs_gone=True)
+    return replace(record, logs_gone=True, log_bytes=0, stored_bytes=record.stored_bytes - record.log_bytes)
+
+
 def is_current(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> bool:
     """Tell whether a report of this attempt and worker life is about the job as it now runs."""
     return _stale(record, attempt, incarnation) is None
@@ -337,6 +351,15 @@ def ready_key(job: JobId, record: JobRecord) -> bytes:
     return keys.queue(record.queue, record.owner, lane, record.priority, record.ready_ms, job)
 
 
+def ended_key(job: JobId, record: JobRecord) -> bytes:
+    """Return where retention finds a job that has ended."""
+    assert record.finished_ms is not None
+    own_ms = retention.own_moment_ms(record)
+    if own_ms is not None:
+        return keys.ended(keys.ENDED_OWN, own_ms, job)
+    return keys.ended(keys.ENDED_FULL if record.log_bytes else keys.ENDED_BARE, record.finished_ms, job)
+
+
 def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
     """Return the index keys that a job stands under as it is, and what stands there (None: nothing needs to)."""
     entries = _end_entries(job, record) if record.state.is_final else _turn_entries(job, record)
@@ -382,7 +405,7 @@ def _end_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
         return {}
     assert record.finished_ms is not None
     entries: dict[bytes, Struct | None] = {
-        keys.ended(record.finished_ms, job): EndedRecord(record.owner, record.queue, record.retention)
+        ended_key(job, record): EndedRecord(record.stored_bytes, record.held_until_ms is not None)
     }
     if is_dead_letter(record):
         assert record.reason is not None

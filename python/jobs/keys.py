@@ -29,6 +29,13 @@ PARENT_ENDED: Final = b"/deps/ended/"
 DEPENDENCIES_ADDED: Final = b"/deps/added"
 """Changes whenever a job that is there already comes to depend on others: a search for circles holds until then."""
 ENDED: Final = b"/ended/"
+ENDED_FULL: Final = ENDED + b"full/"
+"""Kept as the node's configuration says, with output."""
+ENDED_BARE: Final = ENDED + b"bare/"
+"""The same without output."""
+ENDED_OWN: Final = ENDED + b"own/"
+"""Looked at next at a time of their own."""
+GONE: Final = b"/gone/"
 DEAD_LETTERS: Final = b"/dlq/"
 ARRAYS: Final = b"/arrays/state/"
 ARRAYS_OPEN: Final = b"/arrays/open/"
@@ -240,9 +247,14 @@ def unfinished(schedule_name: str, job: JobId) -> bytes:
     return unfinished_prefix(schedule_name) + job.encode()
 
 
-def ended(finished_ms: int, job: JobId) -> bytes:
-    """An ended job, by the time of its end."""
-    return b"%s%015d/%s" % (ENDED, finished_ms, job.encode())
+def ended(kind: bytes, time_ms: int, job: JobId) -> bytes:
+    """An ended job, by the time of its end (ENDED_FULL, ENDED_BARE) or by the time to look at it (ENDED_OWN)."""
+    return b"%s%015d/%s" % (kind, time_ms, job.encode())
+
+
+def gone(job: JobId) -> bytes:
+    """A job that was here and is no longer kept; as ids go by time, the oldest come first."""
+    return GONE + job.encode()
 
 
 def dead_letter(finished_ms: int, job: JobId) -> bytes:

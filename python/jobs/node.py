@@ -21,8 +21,10 @@ from jobs.api import ApiConfig, ApiServer, serve
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import Control, ControlConfig
+from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.notify import Notifier
+from jobs.retention import Limits
 from jobs.sockets import SocketError, listen_unix
 
 logger = logging.getLogger("jobs.node")
@@ -112,6 +114,22 @@ def control_config(config: NodeConfig) -> ControlConfig:
         max_schedules=config.schedules.max_count,
         max_schedules_per_owner=config.schedules.max_per_owner,
         max_fires_per_minute=config.schedules.max_fires_per_minute,
+        retention=retention_config(config),
+    )
+
+
+def retention_config(config: NodeConfig) -> RetentionConfig:
+    kept = config.retention
+    return RetentionConfig(
+        jobs=Limits(
+            keep_ms=int(kept.keep_s * 1_000),
+            logs_ms=None if kept.logs_s is None else int(kept.logs_s * 1_000),
+            max_jobs=kept.max_jobs,
+            max_bytes=kept.max_bytes,
+        ),
+        audit_ms=int(kept.audit_s * 1_000),
+        audit_max=kept.audit_max,
+        gone_max=kept.gone_max,
     )
 
 

@@ -72,6 +72,8 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Its dead letter has been dealt with: redriven or purged."""
     redriven_as: JobId | None = None
     """The job that repeats it."""
+    held_until_ms: int | None = None
+    """Its time is over, but another job needs it: it is looked at again then."""
     logs_gone: bool = False
     """Its output is no longer kept; where there still is some (`log_bytes`), that is about to go."""
     ref: str | None = None
@@ -222,11 +224,16 @@ class ChildRecord(Struct, frozen=True, array_like=True):
 
 
 class EndedRecord(Struct, frozen=True, array_like=True):
-    """What retention needs of an ended job."""
+    """What retention needs of an ended job, besides its place."""
+
+    stored_bytes: int
+    held: bool = False
+
+
+class GoneRecord(Struct, frozen=True, array_like=True):
+    """A job that was here and is no longer kept."""
 
     owner: int
-    queue: str
-    retention: Retention
 
 
 class DeadLetterRecord(Struct, frozen=True, kw_only=True, array_like=True):
@@ -250,6 +257,8 @@ class AuditRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Whose the subject is, where it is somebody's: they may see the entry."""
     last: JobId | None = None
     """Last of several jobs in a row, of which `subject` is the first."""
+    made: JobId | None = None
+    """Another job that this has made."""
 
 
 class TimetableRecord(Struct, frozen=True, kw_only=True, array_like=True):
@@ -324,11 +333,16 @@ class _PayloadOnly(Struct):
     payload: msgspec.Raw
 
 
+class _KeyOnly(Struct):
+    idempotency_key: str | None = None
+
+
 _encoder = msgspec.msgpack.Encoder()
 _lane_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoders: dict[type, msgspec.msgpack.Decoder[object]] = {}
 _spec_encoder = msgspec.json.Encoder()
 _spec_decoder = msgspec.json.Decoder(JobSubmit)
+_key_decoder = msgspec.json.Decoder(_KeyOnly)
 _payload_decoder = msgspec.json.Decoder(_PayloadOnly)
 
 
@@ -358,6 +372,11 @@ def decode_spec(data: bytes) -> JobSubmit:
 def spec_payload(data: bytes) -> bytes:
     """Return the payload of a stored spec as JSON, without decoding it."""
     return bytes(_payload_decoder.decode(_body("job spec", data)).payload)
+
+
+def spec_idempotency_key(data: bytes) -> str | None:
+    """Return the idempotency key in a stored spec, without decoding the rest."""
+    return _key_decoder.decode(_body("job spec", data)).idempotency_key
 
 
 def _body(what: str, data: bytes) -> memoryview:

@@ -32,6 +32,13 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
     check_shell(job.payload, f"{where}.payload")
     if job.array is not None:
         _check_array(job, job.array, f"{where}.array")
+    kept = job.retention
+    if kept.keep_s is not None and kept.logs_s is not None and kept.logs_s > kept.keep_s:
+        raise InvalidRequest(
+            f"the output is to be kept for {kept.logs_s:g} s, the job only for {kept.keep_s:g} s",
+            field=f"{where}.retention.logs_s",
+            expected="no more than keep_s: output goes with its job",
+        )
     if job.deadline_ms is not None and job.not_before_ms is not None and job.deadline_ms <= job.not_before_ms:
         raise InvalidRequest(
             "the deadline has passed when the job may run", field=f"{where}.deadline_ms", expected="after not_before_ms"

@@ -155,7 +155,7 @@ class JobLife(RuleBasedStateMachine):
         assert len(timers) <= 1
         assert bool(timers) == (jobs.next_moment_ms(record) is not None)
         if record.state.is_final:
-            wanted = {keys.ended(record.finished_ms or 0, JOB)}
+            wanted = {jobs.ended_key(JOB, record)}
             wanted |= {keys.parent_ended(JOB)} if record.has_children else set()
             dead = record.state is JobState.FAILED and record.reason is not Reason.CANCELLED and not record.settled
             wanted |= {keys.dead_letter(record.finished_ms or 0, JOB)} if dead else set()

@@ -72,7 +72,7 @@ def test_an_array_stands_where_it_is_found_again() -> None:
     failed = jobs.on_tasks_ended(running(), Reason.EXIT_CODE, "1 of 10", 0, 0, 7_000)
     assert isinstance(failed, JobRecord)
     stands = jobs.index_entries(ARRAY, failed)
-    assert set(stands) == {keys.ended(7_000, ARRAY), keys.dead_letter(7_000, ARRAY)}
+    assert set(stands) == {keys.ended(keys.ENDED_BARE, 7_000, ARRAY), keys.dead_letter(7_000, ARRAY)}
 
 
 def test_a_task_stands_only_below_its_array_once_it_has_ended() -> None:

@@ -107,7 +107,7 @@ def test_a_final_state_takes_no_event() -> None:
         done = finish(running(), end)
         assert isinstance(done, JobRecord)
         dead = {keys.dead_letter(3_000, JOB)} if done.state is JobState.FAILED else set()
-        assert set(jobs.index_entries(JOB, done)) == {keys.ended(3_000, JOB)} | dead
+        assert set(jobs.index_entries(JOB, done)) == {keys.ended(keys.ENDED_BARE, 3_000, JOB)} | dead
         for step in (
             jobs.on_due(done, 5_000),
             jobs.on_depends(done, 1),

@@ -23,7 +23,7 @@ def audit(client: Client, options: argparse.Namespace) -> int:
         for entry in shown:
             print_json(entry)
     else:
-        rows = ((moment(entry.at_ms), entry.uid, entry.action, _subject(entry), entry.detail or "") for entry in shown)
+        rows = ((moment(entry.at_ms), entry.uid, entry.action, _subject(entry), _detail(entry)) for entry in shown)
         print_table(("TIME", "UID", "ACTION", "SUBJECT", "DETAIL"), rows)
     return exits.OK
 
@@ -41,6 +41,11 @@ def _configure(parser: Parser) -> None:
     )
     parser.add_argument("--until", type=past_ms, metavar="TIME", help="before that")
     parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="0 lists all")
+
+
+def _detail(entry: AuditEntry) -> str:
+    made = "" if entry.made is None else f"made {entry.made}"
+    return ", ".join(text for text in (entry.detail, made) if text)
 
 
 COMMANDS: Final = (Command("audit", audit, "List who did what to which job, newest first.", _configure),)

@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
-from jobs.protocol.model import JobSubmit, Limits, Reason, Requires, Retry, ShellJob
+from jobs.protocol.model import JobSubmit, Limits, Reason, Requires, Retention, Retry, ShellJob
 from jobs.validate import MAX_SPEC_BYTES
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -127,6 +127,8 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument(
         "--on-failure", choices=("fail", "run"), default="fail", help="what to do when a job that is waited for fails"
     )
+    how.add_argument("--keep", type=duration, metavar="TIME", help="keep the job so long after its end")
+    how.add_argument("--keep-logs", type=duration, metavar="TIME", help="keep its output so long, which is less")
     how.add_argument("--idempotency-key", metavar="KEY", help="the same key makes the same job only once")
     how.add_argument("--unique-key", metavar="KEY", help="no other job while one with this key has not ended")
 
@@ -166,6 +168,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         ),
         depends_on=options.depends_on,
         on_failure=options.on_failure,
+        retention=Retention(keep_s=options.keep, logs_s=options.keep_logs),
         idempotency_key=options.idempotency_key,
         unique_key=options.unique_key,
     )

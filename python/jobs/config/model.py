@@ -41,6 +41,8 @@ def _memory_bytes() -> int:
 Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
 """A number of bytes, or text such as "64MiB"."""
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
+KeepSeconds: TypeAlias = Annotated[float, Field(ge=0, le=315_360_000)]
+"""Up to ten years."""
 Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
 """Permission bits, as octal text ("0660") or TOML octal (0o660)."""
@@ -131,6 +133,31 @@ class Schedules(_Section):
     """Schedules of one owner."""
     max_fires_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 6_000
     """Jobs that all schedules together make in any minute; what comes beyond that waits its turn."""
+
+
+class Retention(_Section):
+    """How long ended jobs are kept, and what else would grow without end. A job can say its own times."""
+
+    keep_s: KeepSeconds = 604_800.0
+    """An ended job with everything of it; 7 days."""
+    logs_s: KeepSeconds | None = None
+    """Its output, which may go earlier. By default it goes with the job."""
+    max_jobs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 1_000_000
+    """Ended jobs that are kept at most, whatever their times: those go first whose time is nearest."""
+    max_bytes: Annotated[Bytes, Field(ge=0, le=1 << 44)] = ByteSize(8 << 30)
+    """About what they take in the store at most, with their submissions, results and output."""
+    audit_s: KeepSeconds = 7_776_000.0
+    """An entry of the audit trail; 90 days."""
+    audit_max: Annotated[int, Field(ge=100, le=1_000_000_000)] = 1_000_000
+    """Entries of the audit trail that are kept at most."""
+    gone_max: Annotated[int, Field(ge=100, le=1_000_000_000)] = 1_000_000
+    """Jobs that are no longer kept and are told apart (410) from those that never were (404): the newest so many."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Retention:
+        if self.logs_s is not None and self.logs_s > self.keep_s:
+            raise ValueError(f"logs_s must not be greater than keep_s, {self.keep_s:g} s: output goes with its job")
+        return self
 
 
 class Raft(_Section):
@@ -305,6 +332,8 @@ class NodeConfig(BaseSettings):
     """What waits."""
     schedules: Schedules = Schedules()
     """What makes jobs by itself."""
+    retention: Retention = Retention()
+    """What is kept of jobs that have ended."""
     raft: Raft = Raft()
     """Consensus."""
     logging: Logging = Logging()

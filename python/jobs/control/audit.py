@@ -42,7 +42,9 @@ def job_entry(
 
     It is found under that job, and under the other one that this has `made`.
     """
-    record = AuditRecord(at_ms=now_ms, uid=caller.uid, action=action, subject=job, detail=detail, owner=owner)
+    record = AuditRecord(
+        at_ms=now_ms, uid=caller.uid, action=action, subject=job, detail=detail, owner=owner, made=made
+    )
     entry = _put(record)
     about = [job] if made is None else [job, made]
     return entry, *(Put(keys.audited(one, entry.key), records.VERSION_ONLY) for one in about)

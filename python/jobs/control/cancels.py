@@ -13,7 +13,7 @@ from jobs.control.audit import job_entry
 from jobs.control.listing import jobs_in_order
 from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, decode_cursor, encode_cursor, matches, may_see
 from jobs.control.transitions import Transitions, view
-from jobs.errors import Forbidden, InvalidRequest
+from jobs.errors import Forbidden, Gone, InvalidRequest
 from jobs.jobs import Refusal
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import CancelMany, CancelOutcome, CancelPage
@@ -54,6 +54,12 @@ class Cancels:
             job=view(job, done.new, done.revision),
         )
 
+    async def _outcome(self, caller: Caller, job: JobId, record: JobRecord) -> str:
+        try:
+            return (await self.one(caller, job, record)).outcome
+        except Gone:
+            return "already_final"  # it ended and was deleted just now
+
     async def many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
         """End some of the jobs that match, in order of their ids: a job is met once, whatever becomes of it meanwhile.
 
@@ -78,8 +84,7 @@ class Cancels:
                     final += 1
                 else:
                     found[keys.job_of(key)] = record
-        done = await asyncio.gather(*(self.one(caller, job, record) for job, record in found.items()))
-        outcomes = [outcome.outcome for outcome in done]
+        outcomes = await asyncio.gather(*(self._outcome(caller, job, record) for job, record in found.items()))
         return CancelPage(
             cancelled=outcomes.count("cancelled"),
             requested=outcomes.count("requested"),

@@ -29,6 +29,7 @@ from jobs.control.overview import Activity, Overviews
 from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
+from jobs.control.retention import Retention, RetentionConfig
 from jobs.control.schedules import Schedules
 from jobs.control.scheduleservice import ScheduleOperations
 from jobs.control.submission import Submission
@@ -63,6 +64,7 @@ from jobs.protocol.model import (
     Submitted,
     WorkerView,
 )
+from jobs.retention import Totals
 from jobs.service import Caller, JobFilter, LogPiece, LogsWanted, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
@@ -80,6 +82,8 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Who may register workers."""
     history_events: int = 500_000
     """Changes of keys that watches and reads can go back."""
+    retention: RetentionConfig = RetentionConfig()
+    """What is kept of jobs that have ended."""
     max_store_bytes: int = 32 << 30
     """Above this nothing new is accepted (507); what is accepted already still finishes."""
     max_schedules: int = 10_000
@@ -137,6 +141,7 @@ class Control:
             self.health,
         )
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
+        self._retention = Retention(consensus, store, transitions, tasks.spawn, config.retention)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, self._hub, self._leases)
         self._gateway = Gateway(
@@ -177,6 +182,7 @@ class Control:
         self._dependencies.start()
         self._arrays.start()
         self._schedule_driver.start()
+        self._retention.start()
         await self._gateway.start(worker_socket)
         self._state = "ok"
 
@@ -191,6 +197,7 @@ class Control:
         self._schedule_driver.stop()
         self._dispatcher.stop()
         self._arrays.stop()
+        self._retention.stop()
         self._leases.stop()
         await self._tasks.stop()
 
@@ -200,6 +207,7 @@ class Control:
         self._arrays.on_change(change)
         self._dependencies.on_change(change)
         self._schedule_driver.on_change(change)
+        self._retention.on_change(change)
 
     def _on_queue_changed(self, name: str) -> None:
         self._dispatcher.on_queue_changed(name)
@@ -336,6 +344,7 @@ class Control:
     def metrics(self) -> dict[str, tuple[str, float]]:
         workers = self._fleet.views()
         store, consensus = self._store, self._consensus
+        ended = self._retention.totals.known or Totals(0, 0)
         return {
             "jobs_pending": ("Jobs that wait, for a worker or for a time", self._dispatcher.pending),
             "jobs_arrays_open": ("Arrays that have not ended", self._arrays.open),
@@ -346,6 +355,17 @@ class Control:
             "jobs_refused_reports_total": ("Late reports refused", self._gateway.refused_reports_total),
             "jobs_schedules": ("Schedules", len(self._schedule_driver.owners)),
             "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),
+            "jobs_ended": ("Ended jobs that are kept, 0 until they have been counted", ended.jobs),
+            "jobs_ended_bytes": ("About what they take in the store", ended.bytes),
+            "jobs_removed_total": ("Ended jobs deleted by retention", self._retention.removal.jobs_total),
+            "jobs_outputs_removed_total": (
+                "Ended jobs whose output was deleted before them",
+                self._retention.removal.outputs_total,
+            ),
+            "jobs_retention_behind_seconds": (
+                "How far the clock by which jobs age is behind",
+                self._retention.behind_ms / 1_000,
+            ),
             "jobs_workers": ("Registered workers", len(workers)),
             "jobs_worker_slots": ("Slots of registered workers", sum(worker.slots for worker in workers)),
             "jobs_workers_lost_total": ("Workers lost", self._fleet.lost_total),

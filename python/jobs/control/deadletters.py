@@ -149,7 +149,7 @@ class DeadLetters:
         assert isinstance(settled, JobRecord)
         with self._maker.admit(linked.news) as guards:
             compares = (*guards, *linked.compares, guard(job, stored))
-            entry = job_entry(caller, "job.redrive", job, old.owner, now_ms, f"as job {new.id}", made=new.id)
+            entry = job_entry(caller, "job.redrive", job, old.owner, now_ms, made=new.id)
             ops = (*new.ops(), *linked.ops, *write_ops(job, old, settled), *entry)
             done = await self._consensus.propose(Txn(compares, ops), new.size_bytes() + 1_024)
             check(done)
@@ -193,7 +193,7 @@ class DeadLetters:
             while stored is not None and stored.record.redriven_as is not None:
                 parent = stored.record.redriven_as
                 stored = self._transitions.read(parent)
-            if stored is None:
+            if stored is None or self._transitions.is_leaving(parent):
                 continue
             if stored.record.state is jobs.FAILED and old.on_failure == "fail":
                 raise NotRedrivable(
@@ -213,9 +213,15 @@ class DeadLetters:
         await self._consensus.barrier()
         start, until_ms = _first(where.cursor)
         found = await self._find(caller, where, start, until_ms)
-        done = await asyncio.gather(*(self._purge(caller, keys.job_of(key)) for key in found.keys))
-        purged = [one for one in done if one.outcome == "purged"]
-        return PurgePage(purged=len(purged), next_cursor=_next(found.after, until_ms))
+        deeds = (self._purge(caller, keys.job_of(key)) for key in found.keys)
+        purged = 0
+        for done in await asyncio.gather(*deeds, return_exceptions=True):
+            if isinstance(done, Gone):
+                continue  # deleted just now
+            if isinstance(done, BaseException):
+                raise done
+            purged += done.outcome == "purged"
+        return PurgePage(purged=purged, next_cursor=_next(found.after, until_ms))
 
     async def _purge(self, caller: Caller, job: JobId) -> PurgeOutcome:
         now_ms = wall_ms()

@@ -134,7 +134,7 @@ class Dependencies:
             if item.parent in found:
                 continue
             stored = self._transitions.read(item.parent)
-            if stored is None or stored.record.owner != owner:
+            if stored is None or stored.record.owner != owner or self._transitions.is_leaving(item.parent):
                 raise InvalidRequest(
                     f"uid {owner} has no job {item.parent}",
                     field=item.field,

@@ -20,8 +20,8 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.control.fleet import Fleet
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Transitions
-from jobs.errors import JobsError
+from jobs.control.transitions import Change, Transitions
+from jobs.errors import Gone, JobsError, NotFound
 from jobs.jobs import Refusal
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
@@ -322,7 +322,12 @@ class WorkerConnection(asyncio.Protocol):
             put = Put(keys.result(frame.job, frame.attempt), records.encode(result))
             return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments))
 
-        done = await self._gateway.transitions.apply(frame.job, decide, extra, 1024 + weight(frame.segments))
+        done: Change | Refusal
+        try:
+            done = await self._gateway.transitions.apply(frame.job, decide, extra, 1024 + weight(frame.segments))
+        except (Gone, NotFound) as error:
+            # It ended, by an earlier report, and has been deleted since: there is nothing to send again.
+            done = Refusal(error.detail)
         if isinstance(done, Refusal):
             self._gateway.refused_reports_total += 1
             logger.warning("late report refused: %s", done.why, extra={"job": frame.job, "attempt": frame.attempt})

@@ -12,6 +12,7 @@ from jobs.consensus import Consensus
 from jobs.control.arraystore import find, watched
 from jobs.control.hub import Hub
 from jobs.control.output import LOG_CHUNKS, pieces_after, pieces_of
+from jobs.control.transitions import missing
 from jobs.errors import InvalidRequest, LogsGone, NotFound
 from jobs.protocol.ids import Attempt, JobId, array_id
 from jobs.protocol.model import MAX_TAIL_BYTES, Stream
@@ -70,11 +71,9 @@ class Logs:
         await self._consensus.barrier()
         stored = find(self._store, job)
         if stored is None:
-            raise NotFound(f"there is no job {job}")
+            raise missing(self._store, job)
         record = stored.record
-        # The output of an array's tasks goes with its own, which is theirs.
-        array = find(self._store, array_id(job)) if record.is_task else None
-        if record.logs_gone or (array is not None and array.record.logs_gone):
+        if output_is_gone(self._store, job, record):
             raise LogsGone(f"the output of job {job} is no longer kept", expected="a longer retention.logs_s")
         return record
 
@@ -108,6 +107,12 @@ class Logs:
                         return _Start(attempt, piece.seq - 1, skip_bytes)
             await asyncio.sleep(0)
         return None
+
+
+def output_is_gone(store: Store, job: JobId, record: JobRecord) -> bool:
+    """Tell whether what the job has written is no longer kept; of an array's tasks that goes at once."""
+    array = find(store, array_id(job)) if record.is_task else None
+    return record.logs_gone or (array is not None and array.record.logs_gone)
 
 
 class Tail:

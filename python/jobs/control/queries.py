@@ -16,9 +16,9 @@ from jobs.control.arraystore import find, spec_key, watched
 from jobs.control.dependencies import parents_of
 from jobs.control.hub import Hub
 from jobs.control.listing import jobs_in_order, state_prefix
-from jobs.control.logs import Logs
+from jobs.control.logs import Logs, output_is_gone
 from jobs.control.output import INLINE_BYTES, beginnings
-from jobs.control.transitions import Stored, Transitions, view
+from jobs.control.transitions import Stored, Transitions, missing, read_gone, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
 from jobs.protocol.model import (
@@ -34,7 +34,7 @@ from jobs.protocol.model import (
     Progress,
     Stream,
 )
-from jobs.records import JobRecord, ProgressRecord, ResultRecord
+from jobs.records import GoneRecord, JobRecord, ProgressRecord, ResultRecord
 from jobs.service import Caller, JobFilter, LogPiece, LogsWanted
 from jobs.store import Store, prefix_end
 
@@ -56,13 +56,16 @@ class Queries:
         self._arrays = arrays
 
     async def read(self, caller: Caller, job: JobId) -> Stored:
-        """Return the job's record; raises NotFound, and Forbidden for another owner's."""
+        """Return the job's record; raises NotFound, Gone, and Forbidden for another owner's."""
         await self._consensus.barrier()
         stored = find(self._store, job)
         if stored is None:
-            raise NotFound(f"there is no job {job}")
+            gone = read_gone(self._store, job)
+            if gone is not None and not may_see(caller, gone):
+                raise _not_theirs(job, gone.owner)
+            raise missing(self._store, job)
         if not may_see(caller, stored.record):
-            raise Forbidden(f"job {job} belongs to uid {stored.record.owner}", expected="its owner or an admin")
+            raise _not_theirs(job, stored.record.owner)
         return stored
 
     async def get(self, caller: Caller, job: JobId) -> JobDetail:
@@ -132,7 +135,7 @@ class Queries:
                 stdout=stdout,
                 stderr=stderr,
                 execution=ended.execution,
-                logs_gone=record.logs_gone,
+                logs_gone=output_is_gone(self._store, job, record),
             )
         if attempt != record.attempt:
             raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")
@@ -184,7 +187,7 @@ class Queries:
                     execution=None,
                 )
             )
-        return AttemptList(attempts=found, logs_gone=record.logs_gone)
+        return AttemptList(attempts=found, logs_gone=output_is_gone(self._store, job, record))
 
     async def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
@@ -204,7 +207,11 @@ class Queries:
                     yield JobEvent(revision=Revision(revision), job=view(keys.job_of(key), record, revision))
 
 
-def may_see(caller: Caller, record: JobRecord) -> bool:
+def _not_theirs(job: JobId, owner: int) -> Forbidden:
+    return Forbidden(f"job {job} belongs to uid {owner}", expected="its owner or an admin")
+
+
+def may_see(caller: Caller, record: JobRecord | GoneRecord) -> bool:
     return caller.admin or caller.uid == record.owner
 
 

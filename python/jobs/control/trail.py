@@ -113,6 +113,7 @@ def _entry(record: AuditRecord) -> AuditEntry:
         action=record.action,
         subject=record.subject,
         last=record.last,
+        made=record.made,
         owner=record.owner,
         detail=record.detail,
     )

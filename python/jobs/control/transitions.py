@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from jobs import jobs, keys, records
 from jobs.consensus import Consensus
-from jobs.errors import InternalError, NotFound
+from jobs.errors import Gone, InternalError, NotFound
 from jobs.jobs import Refusal, Step
 from jobs.protocol.ids import JobId, Revision, array_id, task_index
 from jobs.protocol.model import JobView
-from jobs.records import JobRecord
+from jobs.records import GoneRecord, JobRecord
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
 
 ATTEMPTS: Final = 32
@@ -64,17 +64,23 @@ class Transitions:
         self._store = store
         self.on_change: Callable[[Change], None] = lambda change: None
         """Called for every committed change, in order of commit for one job."""
+        self.leaving: set[JobId] = set()
+        """Jobs that are about to be deleted: nothing may come to depend on them any more."""
 
     def read(self, job: JobId) -> Stored | None:
         found = self._store.get(keys.state(job))
         return None if found is None else Stored(records.decode(JobRecord, found[1]), Revision(found[4]))
 
     def read_existing(self, job: JobId) -> Stored:
-        """Raises NotFound."""
+        """Raises NotFound, and Gone for a job that was here."""
         stored = self.read(job)
-        if stored is None:
-            raise NotFound(f"there is no job {job}")
-        return stored
+        if stored is not None:
+            return stored
+        raise missing(self._store, job)
+
+    def is_leaving(self, job: JobId) -> bool:
+        """Tell whether a job, or the array of which it is a task, is about to be deleted."""
+        return bool(self.leaving) and (job in self.leaving or array_id(job) in self.leaving)
 
     async def apply(
         self,
@@ -116,6 +122,22 @@ class Transitions:
             if done.succeeded:
                 return True
         raise InternalError(f"job {job} changed {ATTEMPTS} times while one write was tried")
+
+
+def read_gone(store: Store, job: JobId) -> GoneRecord | None:
+    """Return what is left of a job, or of the array of which it was a task, for as long as that is kept."""
+    for name in (job, array_id(job)):
+        found = store.get(keys.gone(name))
+        if found is not None:
+            return records.decode(GoneRecord, found[1])
+    return None
+
+
+def missing(store: Store, job: JobId) -> Gone | NotFound:
+    """Return what is to be raised for a job that is not there."""
+    if read_gone(store, job) is not None:
+        return Gone(f"job {job} is no longer kept")
+    return NotFound(f"there is no job {job}")
 
 
 def scan(store: Store, prefix: bytes) -> Iterator[tuple[bytes, bytes, int, int, int, int]]:

@@ -155,7 +155,7 @@ class Retention(_Given, frozen=True):
     keep_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
     """The job with everything of it."""
     logs_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
-    """Its output, which may go earlier."""
+    """Its output, which may go earlier; not given beside `keep_s`, it goes with the job."""
 
 
 Number = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
@@ -799,6 +799,8 @@ class AuditEntry(_Model, frozen=True):
     """To what: the id of a job, the name of a worker."""
     last: str | None
     """The last of several jobs, of which `subject` is the first."""
+    made: JobId | None
+    """A job that this has made."""
     owner: int | None
     """uid of the subject's owner."""
     detail: str | None

@@ -1,0 +1,218 @@
+"""Lets go of what is no longer kept: ended jobs, their output, old entries of the audit trail, marks of jobs gone.
+
+It goes in small steps with pauses as long as the steps, so that others have their turn; the lists in the store are the
+only state, and where a step was left off the next start goes on. Jobs that are about to go are named in
+`Transitions.leaving`: nothing that begins after that can come to depend on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from msgspec import Struct
+
+from jobs import jobs, keys, records, retention
+from jobs.clock import wall_ms
+from jobs.consensus import Consensus, ConsensusError
+from jobs.control.ended import EndedTotals
+from jobs.control.removal import Removal
+from jobs.control.tasks import Spawn
+from jobs.control.transitions import Change, Transitions, check
+from jobs.control.trimming import AuditTrimmer, Trimmer
+from jobs.errors import StorageFull, Unavailable
+from jobs.records import EndedRecord
+from jobs.retention import AgeClock, Entry, Kind, Limits, Step
+from jobs.store import EQ, Delete, Store, Txn, VersionIs, prefix_end
+
+logger = logging.getLogger(__name__)
+
+STEP_JOBS: Final = 16
+"""Ended jobs of each list that one step looks at."""
+PAUSE: Final = 1.0
+"""Pause after a step, in lengths of the step."""
+SOON_MS: Final = 500
+"""What is too much is noticed this soon."""
+CHECK_MS: Final = 60_000
+"""Longest sleep: a step of the wall clock is noticed this soon."""
+RETRY_MS: Final = 5_000
+BEHIND_MS: Final = 3_600_000
+"""How far the clock by which jobs age has to be behind for a warning."""
+_PREFIXES: Final[dict[Kind, bytes]] = {"full": keys.ENDED_FULL, "bare": keys.ENDED_BARE, "own": keys.ENDED_OWN}
+
+
+class RetentionConfig(Struct, frozen=True, kw_only=True):
+    """How much is kept of everything that would otherwise grow without end."""
+
+    jobs: Limits = Limits()
+    audit_ms: int = 90 * 86_400_000
+    audit_max: int = 1_000_000
+    gone_max: int = 1_000_000
+    """Jobs that are no longer kept and of which it is known that they were here."""
+
+
+class Retention:
+    def __init__(
+        self, consensus: Consensus, store: Store, transitions: Transitions, spawn: Spawn, config: RetentionConfig
+    ) -> None:
+        self._consensus = consensus
+        self._store = store
+        self._transitions = transitions
+        self._spawn = spawn
+        self._limits = config.jobs
+        self._audit = AuditTrimmer(consensus, store, max_entries=config.audit_max, keep_ms=config.audit_ms)
+        self._gone = Trimmer(consensus, store, keys.GONE, config.gone_max)
+        self.totals = EndedTotals(store)
+        self.removal = Removal(consensus, store, transitions)
+        self.removal.on_removed = self.totals.on_removed
+        self._clock = AgeClock()
+        self._clock_at_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._wake_ms: int | None = None
+        self._running = False
+        self._stopped = False
+        self._warned = False
+
+    @property
+    def behind_ms(self) -> int:
+        """How far the clock by which jobs age is behind the wall clock."""
+        return 0 if self._clock.ms is None else max(0, wall_ms() - self._clock.ms)
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock_at_s = self._loop.time()
+        self._now_ms(self._heads())
+        self._spawn(self.totals.count())
+        self._wake(SOON_MS)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def on_change(self, change: Change) -> None:
+        """Take note of a committed change of a job."""
+        self.totals.on_change(change)
+        if not change.new.state.is_final or change.new.is_task:
+            return
+        own_ms = retention.own_moment_ms(change.new)
+        if own_ms is not None:
+            self._wake(max(0, own_ms - wall_ms()))
+        totals = self.totals.known
+        if totals is not None and (totals.jobs > self._limits.max_jobs or totals.bytes > self._limits.max_bytes):
+            self._wake(SOON_MS)
+
+    # --- when -----------------------------------------------------------------------------------------------------
+
+    def _wake(self, delay_ms: int) -> None:
+        """Begin a round after a delay, unless one begins before."""
+        at_ms = int(self._loop.time() * 1_000) + min(delay_ms, CHECK_MS)
+        if self._running or self._stopped or (self._wake_ms is not None and self._wake_ms <= at_ms):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake_ms = at_ms
+        self._timer = self._loop.call_later(min(delay_ms, CHECK_MS) / 1_000, self._begin)
+
+    def _begin(self) -> None:
+        self._wake_ms = self._timer = None
+        if not self._running and not self._stopped:
+            self._running = True
+            self._spawn(self._round())
+
+    async def _round(self) -> None:
+        """Do step after step until nothing is left to do now."""
+        delay_ms = RETRY_MS
+        try:
+            while True:
+                began = self._loop.time()
+                heads = self._heads()
+                now_ms = self._now_ms(heads)
+                plan = retention.plan(heads, self.totals.known, self._limits, now_ms)
+                busy = bool(plan.steps)
+                await self._carry_out(plan.steps, now_ms)
+                busy |= await self._audit.step(now_ms)
+                busy |= await self._gone.step(now_ms)
+                if not busy:
+                    moments = [moment for moment in (plan.wake_ms, self._audit.next_moment_ms()) if moment is not None]
+                    delay_ms = max(SOON_MS, min(moments, default=now_ms + CHECK_MS) - now_ms)
+                    return
+                await asyncio.sleep(PAUSE * (self._loop.time() - began))
+        except (Unavailable, StorageFull, ConsensusError) as error:
+            logger.warning("what is no longer kept cannot be deleted now: %s", error)
+        finally:
+            self._running = False
+            self._wake(delay_ms)
+
+    def _now_ms(self, heads: list[Entry]) -> int:
+        """Return the time by which things age."""
+        moments = [retention.next_moment_ms(entry, self._limits) for entry in heads]
+        audit_ms = self._audit.next_moment_ms()
+        earliest_ms = min([*moments, *([] if audit_ms is None else [audit_ms])], default=None)
+        at_s, wall = self._loop.time(), wall_ms()
+        elapsed_ms = int((at_s - self._clock_at_s) * 1_000)
+        self._clock = retention.advance(self._clock, elapsed_ms, wall, earliest_ms)
+        self._clock_at_s = at_s
+        now_ms = self._clock.ms
+        assert now_ms is not None
+        if wall - now_ms > BEHIND_MS and not self._warned:
+            logger.warning(
+                "the clock jumped ahead, or the node was off for long: by age things go %d times as fast as they came",
+                retention.SPEED,
+                extra={"behind_s": (wall - now_ms) // 1_000},
+            )
+        self._warned = wall - now_ms > BEHIND_MS
+        return now_ms
+
+    # --- what -----------------------------------------------------------------------------------------------------
+
+    def _heads(self) -> list[Entry]:
+        """Read the jobs of each list that are next to go."""
+        found: list[Entry] = []
+        for kind, prefix in _PREFIXES.items():
+            rows, _ = self._store.range(prefix, prefix_end(prefix), limit=STEP_JOBS)
+            for key, value, *_ in rows:
+                record = records.decode(EndedRecord, value)
+                time_ms = keys.time_of(prefix, key)
+                found.append(Entry(kind, keys.job_of(key), time_ms, record.stored_bytes, record.held))
+        return found
+
+    async def _carry_out(self, steps: list[Step], now_ms: int) -> None:
+        if not steps:
+            return
+        leaving = {step.entry.job for step in steps}
+        self._transitions.leaving |= leaving
+        try:
+            # Whatever had come to depend on them before is stored before this.
+            check(await self._consensus.propose(Txn()))
+            await asyncio.gather(*(self._settle(step, now_ms) for step in steps))
+        finally:
+            self._transitions.leaving -= leaving
+
+    async def _settle(self, step: Step, now_ms: int) -> None:
+        """Do with one job what its record says, which is newer than its place in the list."""
+        entry = step.entry
+        stored = self._transitions.read(entry.job)
+        if stored is None:
+            await self._forget(entry)
+            return
+        record = stored.record
+        if not record.state.is_final:
+            return
+        what = "job" if step.forced else retention.due(record, self._limits, now_ms)
+        if what is not None and await self.removal.is_needed(entry.job, record):
+            until_ms = retention.hold_ms(record, now_ms)
+            await self._transitions.apply(entry.job, lambda record: jobs.on_held(record, until_ms))
+        elif what == "job":
+            await self.removal.remove(entry.job)
+        elif what == "logs":
+            await self.removal.remove_output(entry.job)
+        elif record.held_until_ms is not None:
+            await self._transitions.apply(entry.job, lambda record: jobs.on_held(record, None))
+
+    async def _forget(self, entry: Entry) -> None:
+        """Take an entry off its list that belongs to no job: nothing writes one, but it would stay at the head."""
+        logger.error("an ended job is listed that is not there", extra={"job": entry.job})
+        key = keys.ended(_PREFIXES[entry.kind], entry.time_ms, entry.job)
+        check(await self._consensus.propose(Txn((VersionIs(keys.state(entry.job), EQ, 0),), (Delete(key),))))
