@@ -211,6 +211,7 @@ def test_the_cap_holds_back_and_loses_nothing_that_catching_up_lets_through() ->
     record, fired, _ = play(record, after(1))
     assert fired == [SET_MS + 1_000 * second for second in range(1, 6)]
     assert schedules.step(record, False, after(1)) == Wait(after(2))
+    assert play(record, after(2) - 1)[1] == []
     record, fired, _ = play(record, after(2))
     assert fired == [SET_MS + 1_000 * second for second in range(21, 26)]
     assert record.missed == 15, "those that are no longer among the newest max_catch_up"
@@ -268,6 +269,13 @@ def test_a_clock_set_back_repeats_nothing_and_what_was_missed_ahead_comes_again(
     back, fired, _ = play(ahead, after(11))
     assert fired == []
     assert play(back, after(20))[1] == [after(20)]
+
+
+def test_a_time_that_waits_does_not_come_again_by_a_clock_that_was_set_back() -> None:
+    record, _, _ = play(made(overlap="queue", max_queued=5), after(1), unfinished=True)
+    record, _, _ = play(record, after(0.5), unfinished=True)
+    record, _, _ = play(record, after(1), unfinished=True)
+    assert record.queued == (after(1),)
 
 
 # --- setting ---------------------------------------------------------------------------------------------------------
