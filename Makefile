@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
 CAMPAIGNS := tests/property tests/integration/test_log_kill.py tests/integration/test_consensus.py \
-	tests/integration/test_node_kill.py
+	tests/integration/test_node_kill.py tests/integration/test_schedules_node.py
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 

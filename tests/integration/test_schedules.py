@@ -14,6 +14,7 @@ from jobs import keys, records
 from jobs.errors import Forbidden, InvalidRequest, NotFound, QueueFull, RevisionConflict, SchedulesFull
 from jobs.protocol import wire
 from jobs.protocol.model import (
+    ArrayRetry,
     ArraySpec,
     JobState,
     JobView,
@@ -621,6 +622,24 @@ def test_times_to_come_are_told_in_their_zone(tmp_path: Path, clock: Clock) -> N
     play(tmp_path, clock, scenario)
 
 
+def test_what_is_redriven_keeps_its_time_and_counts(tmp_path: Path, clock: Clock) -> None:
+    async def scenario(plane: Plane, clock: Clock) -> None:
+        worker = WorkerPeer()
+        await worker.register(plane.worker_socket)
+        await put(plane, every_s=60)
+        clock.jump(61)
+        item = await worker.assigned()
+        worker.finish(item, reason=Reason.EXIT_CODE, exit_code=1)
+        await worker.expect(wire.FinishedAck)
+        made = (await plane.control.dead_letters.redrive(ALICE, item.job)).job
+        again = await worker.assigned()
+        assert (again.job, again.env) == (made.id, item.env)
+        clock.jump(60)
+        assert (await until(plane, lambda view: view.skipped == 1)).fired == 1
+
+    play(tmp_path, clock, scenario)
+
+
 # --- arrays ----------------------------------------------------------------------------------------------------------
 
 
@@ -648,5 +667,8 @@ def test_a_schedule_makes_arrays_whose_tasks_know_it(tmp_path: Path, clock: Cloc
             worker.finish(item, reason=Reason.CANCELLED, exit_code=None)
         view = await until(plane, lambda view: view.fired == 2)
         assert view.unfinished == 1
+        # What is retried of it keeps the time that it was made for
+        again = (await plane.control.arrays.retry(ALICE, array.id, ArrayRetry(only="cancelled"))).job
+        assert (again.schedule, again.nominal_ms) == ("s", array.nominal_ms)
 
     play(tmp_path, clock, scenario)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
 
-MINUTE_MS: Final = 60_000
+from jobs.schedules import MINUTE_MS
 
 
 class Pace:

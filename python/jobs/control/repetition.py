@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from jobs import indices, keys
 from jobs.control import arraystore
 from jobs.control.newjobs import JobMaker, NewJob
@@ -32,11 +34,13 @@ async def uncompleted(store: Store, array: JobId, only: Literal["failed", "cance
 
 
 def repeat_tasks(store: Store, maker: JobMaker, array: JobId, spec: JobSubmit, chosen: Indices, now_ms: int) -> NewJob:
-    """Return an array of some tasks of another: they keep their indices and items."""
+    """Return an array of some tasks of another: they keep their indices and items, and the schedule's time."""
     found = arraystore.read_existing_array(store, array)
     rows = scan(store, keys.of_array(keys.ARRAY_ITEMS, array))
     items = ((keys.number_of(key), data) for key, data, *_ in rows)
-    return maker.repeat_array(array, found.parent.owner, spec, found.record, chosen, items, now_ms)
+    new = maker.repeat_array(array, found.parent.owner, spec, found.record, chosen, items, now_ms)
+    parent = found.parent
+    return replace(new, record=replace(new.record, schedule=parent.schedule, nominal_ms=parent.nominal_ms))
 
 
 async def _collected(numbers: Iterator[int]) -> Indices:

@@ -21,7 +21,7 @@ from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.alarm import Alarm
 from jobs.control.newjobs import JobMaker, NewJob
-from jobs.control.pace import MINUTE_MS, Pace
+from jobs.control.pace import Pace
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check, guard, scan, write_ops
 from jobs.errors import (
@@ -36,7 +36,7 @@ from jobs.errors import (
 from jobs.jobs import Refusal
 from jobs.protocol.ids import JobId, Revision
 from jobs.records import JobRecord, ScheduleRecord
-from jobs.schedules import Fire, Settle, Wait
+from jobs.schedules import MINUTE_MS, Fire, Settle, Wait
 from jobs.store import EQ, Compare, ModRevisionIs, Op, Put, Store, Txn, prefix_end
 
 logger = logging.getLogger(__name__)
