@@ -422,6 +422,20 @@ def test_a_run_by_hand_does_not_shift_the_timetable(tmp_path: Path, clock: Clock
     play(tmp_path, clock, scenario)
 
 
+def test_runs_by_hand_leave_nothing_in_memory(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.control.schedules.MAX_VOID", 5)
+
+    async def scenario(plane: Plane, clock: Clock) -> None:
+        await put(plane, cron="@yearly")
+        for _ in range(40):
+            made = (await plane.control.schedules.trigger(ALICE, "s")).job
+            await plane.control.cancel(ALICE, made.id)
+        assert len(plane.control._schedule_driver._moments) <= 7
+        assert (await plane.control.schedules.get(ALICE, "s")).schedule.next_ms is not None
+
+    play(tmp_path, clock, scenario)
+
+
 def test_a_pause_lasts_over_a_restart_and_what_comes_in_it_is_passed_over(tmp_path: Path, clock: Clock) -> None:
     async def scenario() -> None:
         async with Plane(tmp_path) as plane:

@@ -49,6 +49,8 @@ IDLE_MS: Final = 86_400_000
 """Without a time to come, the clock is still watched: it may be set back."""
 MAX_UNFINISHED: Final = 1_000
 """Unfinished jobs of a schedule that are counted."""
+MAX_VOID: Final = 1_000
+"""Void entries, beyond as many as there are others, that are left where they are."""
 MAX_REPLACED: Final = 100
 """Jobs that one transaction ends."""
 
@@ -121,10 +123,10 @@ class Schedules:
         found = self._store.get(keys.schedule(name))
         return None if found is None else StoredSchedule(records.decode(ScheduleRecord, found[1]), Revision(found[4]))
 
-    def unfinished(self, name: str) -> int:
-        """Return how many jobs of the schedule have not ended, counted up to MAX_UNFINISHED."""
+    def unfinished(self, name: str, limit: int = MAX_UNFINISHED) -> int:
+        """Return how many jobs of the schedule have not ended; more than the limit are not counted."""
         prefix = keys.unfinished_prefix(name)
-        return self._store.count(prefix, prefix_end(prefix), limit=MAX_UNFINISHED)
+        return self._store.count(prefix, prefix_end(prefix), limit=limit)
 
     def look(self, name: str) -> None:
         """Something happened that may let the schedule go on."""
@@ -171,6 +173,9 @@ class Schedules:
     def _push(self, name: str, at_ms: int) -> None:
         entry = self._entries[name] = next(self._numbers)
         heapq.heappush(self._moments, (at_ms, entry, name))
+        if len(self._moments) > 2 * len(self._entries) + MAX_VOID:
+            self._moments = [moment for moment in self._moments if self._entries.get(moment[2]) == moment[1]]
+            heapq.heapify(self._moments)
 
     def _look_at_all(self) -> None:
         """The clock was set back: what was to come at a moment may come at another."""
@@ -228,7 +233,7 @@ class Schedules:
         while (stored := self.read(name)) is not None:
             now_ms = wall_ms()
             free_ms = now_ms + self._pace.wait_ms(_monotonic_ms())
-            step = schedules.step(stored.record, self.unfinished(name) > 0, now_ms, free_ms)
+            step = schedules.step(stored.record, self.unfinished(name, 1) > 0, now_ms, free_ms)
             if isinstance(step, Wait):
                 return step.until_ms
             if isinstance(step, Fire):

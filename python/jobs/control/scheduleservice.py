@@ -95,10 +95,9 @@ class ScheduleOperations:
 
     async def preview(self, caller: Caller, wanted: TimetablePreview) -> ScheduleTimes:
         schedules.check_timetable(wanted)
-        now_ms = wall_ms() if wanted.after_ms is None else wanted.after_ms
-        return _times(
-            schedules.times_after(schedules.timetable_of(wanted, now_ms), now_ms), wanted.timezone, wanted.count
-        )
+        after_ms = wall_ms() if wanted.after_ms is None else wanted.after_ms
+        times = schedules.times_after(schedules.timetable_of(wanted, after_ms), after_ms)
+        return _times(times, wanted.timezone, wanted.count)
 
     # --- changes ------------------------------------------------------------------------------------------------
 
