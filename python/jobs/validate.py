@@ -96,15 +96,26 @@ def array_items(array: ArraySpec, where: str = "$.array") -> bytes | None:
         raise PayloadTooLarge(
             f"the list has {len(data)} bytes", field=name, expected=f"at most {MAX_LIST_BYTES} bytes in all"
         )
-    sizes = list(map(len, data.split(b"\n")))
-    longest = max(sizes)
-    if longest > MAX_ITEM_BYTES:
+    start = _too_long(data)
+    if start is not None:
+        index = data.count(b"\n", 0, start)
         raise InvalidRequest(
-            f"the item has {longest} bytes",
-            field=f"{name}[{sizes.index(longest)}]",
+            f"the item has more than {MAX_ITEM_BYTES} bytes",
+            field=f"{name}[{index}]",
             expected=f"at most {MAX_ITEM_BYTES} bytes",
         )
     return data
+
+
+def _too_long(listed: bytes) -> int | None:
+    """Return where the first item begins that is too long, if there is one; steps from end to end of many items."""
+    start = 0
+    while len(listed) - start > MAX_ITEM_BYTES:
+        end = listed.rfind(b"\n", start, start + MAX_ITEM_BYTES + 1)
+        if end < 0:
+            return start
+        start = end + 1
+    return None
 
 
 def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:

@@ -266,6 +266,8 @@ def test_wrong_arrays_are_refused_by_the_field() -> None:
     assert refused(ArraySpec(lines=["a", "b", "\x00"])) == "$.array.lines[2]"
     assert refused(ArraySpec(lines=["a", "\ud800"])) == "$.array.lines"
     assert refused(ArraySpec(lines=["a", "x" * 65_537])) == "$.array.lines[1]"
+    assert refused(ArraySpec(lines=["x" * 65_536] * 3 + ["x" * 65_537, ""])) == "$.array.lines[3]"
+    assert refused(ArraySpec(lines=["x" * 65_536, "", "x" * 65_536])) is None
     assert refused(ArraySpec(items=["x" * 65_535])) == "$.array.items[0]"
     assert refused(ArraySpec(lines=["x" * 65_000] * 520)) == "$.array.lines"
     assert refused(ArraySpec(range=ArrayRange(stop=1), max_running=1), concurrency_key="k") == "$.array.max_running"
