@@ -213,7 +213,9 @@ def test_what_is_not_there(api: Caller) -> None:
         ("GET", f"/v1/jobs/{ABSENT}/logs"),
         ("GET", f"/v1/jobs/{ABSENT}/watch"),
         ("POST", f"/v1/jobs/{ABSENT}/cancel"),
+        ("GET", f"/v1/jobs/{ABSENT}/explain"),
         ("POST", "/v1/workers/nobody/drain"),
+        ("POST", "/v1/workers/nobody/resume"),
         ("GET", "/v1/kv?key=/data/nothing"),
     ):
         assert api.problem(method, target) == (404, "not_found"), target
@@ -239,11 +241,21 @@ def test_a_stranger_sees_and_ends_only_their_own_jobs(api: Caller) -> None:
         ("GET", "/v1/kv:scan?prefix=/jobs/"),
         ("GET", "/v1/kv:scan?prefix=/"),
         ("GET", "/v1/kv:watch?key=/jobs/&prefix=true"),
+        ("GET", f"/v1/jobs/{foreign}/explain"),
         ("POST", "/v1/workers/any/drain"),
+        ("POST", "/v1/workers/any/resume"),
+        *(("POST", f"/v1/queues/any/{what}") for what in ("pause", "resume", "drain", "open")),
+        ("GET", "/v1/owners/0"),
     ):
         status, problem = api.as_stranger(method, target)
         assert (status, problem["code"]) == (403, "forbidden"), target
         assert "secret" not in str(problem)
+    for method in ("PUT", "PATCH"):
+        for target in ("/v1/queues/any", f"/v1/owners/{STRANGER}"):
+            assert api.as_stranger(method, target, {"weight": 9})[1]["code"] == "forbidden"
+    status, told = api.as_stranger("GET", "/v1/overview")
+    assert (status, told["all_owners"], told["jobs"], told["failed"]) == (200, False, [], [])
+    assert api.as_stranger("GET", f"/v1/owners/{STRANGER}")[0] == api.as_stranger("GET", "/v1/queues")[0] == 200
     status, page = api.as_stranger("GET", "/v1/jobs?queue=private")
     assert (status, page["jobs"]) == (200, [])
     status, own = api.as_stranger("POST", "/v1/jobs", job("true"))
@@ -302,6 +314,17 @@ def test_workers_health_and_readiness(api: Caller) -> None:
     (worker,) = api.ok("GET", "/v1/workers")["workers"]
     assert (worker["type"], worker["state"]) == ("shell", "ready")
     assert api.ok("GET", "/v1/health")["status"] == api.ok("GET", "/v1/ready")["status"] == "ok"
+
+
+def test_an_overview_a_queue_an_owner_and_an_explanation_are_as_the_document_says(api: Caller) -> None:
+    made = finished(api, "sh", "-c", "exit 3", queue="over/view")
+    told = api.ok("GET", "/v1/overview?queues=1&workers=1&jobs=0&failed=100")
+    assert (len(told["queues"]) <= 1, len(told["workers"]), told["jobs"]) == (True, 1, [])
+    assert made in [letter["id"] for letter in told["failed"]]
+    assert api.problem("GET", "/v1/overview?jobs=101") == (400, "invalid_request")
+    assert api.ok("GET", "/v1/queues/over%2Fview")["name"] == "over/view"
+    assert api.ok("GET", f"/v1/owners/{os.getuid()}")["uid"] == os.getuid()
+    assert api.ok("GET", f"/v1/jobs/{made}/explain")["attempts"][0]["execution"]["exit_code"] == 3
 
 
 def test_metrics_are_what_prometheus_reads(api: Caller) -> None:
