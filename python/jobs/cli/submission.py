@@ -35,8 +35,17 @@ def duration(text: str) -> float:
 
 def past_ms(text: str) -> int:
     """Parse a moment in ms since 1970: how long ago (2h), or date and time, local unless they name a zone."""
+    return _moment_ms(text, -1, "2h (ago)")
+
+
+def future_ms(text: str) -> int:
+    """Parse a moment in ms since 1970: how long from now (2h), or date and time, local unless they name a zone."""
+    return _moment_ms(text, 1, "2h (from now)")
+
+
+def _moment_ms(text: str, direction: int, example: str) -> int:
     try:
-        return int((time.time() - duration(text)) * 1000)
+        return int((time.time() + direction * duration(text)) * 1000)
     except argparse.ArgumentTypeError:
         pass
     from datetime import datetime
@@ -44,7 +53,7 @@ def past_ms(text: str) -> int:
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1000)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no moment; for example 2h (ago), 2030-01-31T12:00") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no moment; for example {example}, 2030-01-31T12:00") from None
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -53,6 +62,14 @@ def pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text!r} should be NAME=VALUE")
     return name, value
+
+
+def count(text: str) -> tuple[str, int]:
+    """Parse NAME=N."""
+    name, value = pair(text)
+    if not (value.isascii() and value.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} should be NAME=N with a whole number")
+    return name, int(value)
 
 
 def exit_codes(text: str) -> list[int]:
@@ -85,10 +102,14 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument("--heartbeat", type=duration, metavar="TIME", help="end the job when it is silent for this long")
     how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
     how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
+    how.add_argument("--not-before", type=future_ms, metavar="WHEN", help="start it no earlier: 2h, 2030-01-31T12:00")
+    how.add_argument("--deadline", type=future_ms, metavar="WHEN", help="fail it when it has not started by then")
     how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
     how.add_argument(
         "--backoff", choices=("exponential", "fixed", "none"), default="exponential", help="how that wait grows"
     )
+    how.add_argument("--retry-cap", type=duration, default=300.0, metavar="TIME", help="longest such wait")
+    how.add_argument("--retry-jitter", type=float, default=0.1, metavar="SHARE", help="added to it at random, 0 to 1")
     how.add_argument(
         "--retry-on",
         choices=[reason.value for reason in Reason],
@@ -114,6 +135,19 @@ def add_job_options(parser: Parser) -> None:
         metavar="NAME=VALUE",
         help="only on workers with this label",
     )
+    how.add_argument(
+        "--prefer",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="rather on workers with this label",
+    )
+    how.add_argument(
+        "--resource", type=count, action="append", default=[], metavar="NAME=N", help="so many of what a worker counts"
+    )
+    how.add_argument("--concurrency-key", metavar="KEY", help="run no more jobs with this key at a time than its limit")
+    how.add_argument("--concurrency-limit", type=at_least(1), default=1, metavar="N", help="that limit; 1 by default")
     how.add_argument("--cpu", type=float, default=0.0, metavar="CORES", help="cores to set aside on the worker")
     how.add_argument("--reserve-memory", type=size, default=0, metavar="SIZE", help="memory to set aside on the worker")
     how.add_argument("--memory", type=size, metavar="SIZE", help="limit: memory")
@@ -158,14 +192,24 @@ def job_of(options: argparse.Namespace) -> ShellJob:
             max_attempts=options.retries + 1,
             delay_s=options.retry_delay,
             backoff=options.backoff,
+            cap_s=options.retry_cap,
+            jitter=options.retry_jitter,
             reasons=None if options.retry_on is None else [Reason(reason) for reason in options.retry_on],
             exit_codes=options.retry_exit_codes,
             except_exit_codes=options.no_retry_exit_codes,
         ),
         labels=dict(options.label),
         requires=Requires(
-            labels=dict(options.require), cpu_milli=round(1000 * options.cpu), memory_bytes=options.reserve_memory
+            labels=dict(options.require),
+            cpu_milli=round(1000 * options.cpu),
+            memory_bytes=options.reserve_memory,
+            resources=dict(options.resource),
+            prefer=dict(options.prefer),
         ),
+        not_before_ms=options.not_before,
+        deadline_ms=options.deadline,
+        concurrency_key=options.concurrency_key,
+        concurrency_limit=options.concurrency_limit,
         depends_on=options.depends_on,
         on_failure=options.on_failure,
         retention=Retention(keep_s=options.keep, logs_s=options.keep_logs),
