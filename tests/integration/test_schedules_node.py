@@ -41,18 +41,17 @@ def next_fire(client: Client, name: str) -> None:
 def test_kills_around_fires_leave_exactly_one_job_for_each_time(tmp_path: Path) -> None:
     print(f"replay with JOBS_TEST_SEED={SEED}")
     chance = random.Random(SEED)
-    node = EmbeddedNode(tmp_path / "node").start()
-    with node.client() as client:
-        schedule = Schedule(job=shell_job(TELL), every_s=1, catch_up="all", overlap="allow", max_per_minute=600)
-        client.schedules.set("tick", schedule)
+    schedule = Schedule(job=shell_job(TELL), every_s=1, catch_up="all", overlap="allow", max_per_minute=600)
+    node = EmbeddedNode(tmp_path / "node")
     for _ in range(KILLS):
         # Given a schedule that fires every second, when its node is killed around a fire
+        node.start()
         with node.client() as client:
+            client.schedules.set("tick", schedule)
             next_fire(client, "tick")
         threading.Event().wait(1.0 + chance.uniform(-0.05, 0.05))
         node.kill()
         threading.Event().wait(chance.uniform(0, 2))
-        node.start()
     with node, node.client() as client:
         next_fire(client, "tick")
         client.schedules.pause("tick")
