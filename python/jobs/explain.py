@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs import jobs
+from jobs.clock import rfc3339
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import AttemptView, Explanation, JobState, JobView, Obstacle, Reason
 from jobs.records import JobRecord
@@ -103,7 +103,7 @@ def _obstacles(record: JobRecord, around: Circumstances) -> list[Obstacle]:
 def _times(record: JobRecord) -> list[Obstacle]:
     if not record.delayed:
         return []
-    at = moment(record.ready_ms)
+    at = rfc3339(record.ready_ms)
     if record.attempt == 0:
         return [Obstacle(kind="time", text=f"it is not to run before {at}", until_ms=record.ready_ms)]
     text = f"attempt {record.attempt} failed ({record.reason}); it is tried again at {at}"
@@ -143,7 +143,7 @@ def _pending(record: JobRecord, around: Circumstances, obstacles: Sequence[Obsta
         return "it is being given to a worker"
     deadline = ""
     if record.deadline_ms is not None and record.attempt == 0:
-        deadline = f"; it fails unless it is started by {moment(record.deadline_ms)}"
+        deadline = f"; it fails unless it is started by {rfc3339(record.deadline_ms)}"
     return f"{_first(obstacles) or 'nothing is against it: it is started when its turn comes'}{deadline}"
 
 
@@ -166,7 +166,7 @@ def _running_array(record: JobRecord, around: Circumstances, obstacles: Sequence
 
 def _running(job: JobView, around: Circumstances) -> str:
     assert job.started_ms is not None
-    text = f"attempt {job.attempt} of {job.max_attempts} runs on worker {job.worker} since {moment(job.started_ms)}"
+    text = f"attempt {job.attempt} of {job.max_attempts} runs on worker {job.worker} since {rfc3339(job.started_ms)}"
     if job.cancel_requested:
         text += "; it is being ended, as was asked for"
     if around.worker_away is not None:
@@ -175,7 +175,7 @@ def _running(job: JobView, around: Circumstances) -> str:
 
 
 def _final(job: JobView) -> str:
-    at = moment(job.finished_ms) if job.finished_ms is not None else "some time"
+    at = rfc3339(job.finished_ms) if job.finished_ms is not None else "some time"
     if job.state is JobState.COMPLETED or job.reason is None:
         return f"it completed at {at}" + ("" if job.tasks else f" with attempt {job.attempt}")
     if job.tasks:
@@ -188,9 +188,3 @@ def _final(job: JobView) -> str:
     if job.attempt < job.max_attempts and job.reason is not Reason.CANCELLED:
         return f"{text}; attempt {job.attempt} of {job.max_attempts}: an end like this is not tried again"
     return f"{text}; attempt {job.attempt} of {job.max_attempts}"
-
-
-def moment(unix_ms: int) -> str:
-    """Return a time of the wall clock, in UTC."""
-    seconds, ms = divmod(unix_ms, 1000)
-    return time.strftime(f"%Y-%m-%dT%H:%M:%S.{ms:03d}Z", time.gmtime(seconds))
