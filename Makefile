@@ -38,7 +38,7 @@ $(VENV)/.locked: $(LOCK)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.locked pyproject.toml $(RUST_SOURCES)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --quiet
+	PIP_QUIET=1 VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/maturin develop --release --locked --quiet
 	@touch $@
 
 demo: setup ## Run the main job on an embedded node: submit, queue, fail, kill, restart

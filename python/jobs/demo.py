@@ -12,9 +12,8 @@ from typing import Final
 from jobs.cli.jobs import print_result
 from jobs.cli.output import print_table
 from jobs.client import Client
-from jobs.content import content_bytes
 from jobs.errors import JobsError
-from jobs.protocol.model import JobState, JobView, Reason
+from jobs.protocol.model import JobState, JobView, Reason, Requires
 from jobs.testing import EmbeddedNode
 
 SLOTS: Final = 2
@@ -55,14 +54,20 @@ def demonstrate(directory: Path) -> None:
         failed = client.result(failing, timeout_s=10)
         print_result(failed)
         expect(failed.reason is Reason.EXIT_CODE and failed.stderr.text == "no such luck\n", "the failure was kept")
-        title(f"4. {QUEUED} jobs for {SLOTS} slots: the rest waits in the queue")
-        many = [client.shell(SLEEPER, labels={"demo": "queue"}).job.id for _ in range(QUEUED)]
+        title(f"4. {QUEUED} jobs for {SLOTS} slots, then one that needs the whole worker: the rest waits in the queue")
+        (worker,) = client.workers()
+        share, whole = Requires(cpu_milli=worker.cpu_milli // SLOTS), Requires(cpu_milli=worker.cpu_milli)
+        wanted = [share] * QUEUED + [whole]
+        many = [client.shell(SLEEPER, labels={"demo": "queue"}, requires=requires).job.id for requires in wanted]
         most_waiting = follow(client, many)
-        expect(most_waiting >= QUEUED - SLOTS, "jobs waited while all slots were busy")
+        expect(most_waiting > QUEUED - SLOTS, "jobs waited while all slots were busy")
+        last_small = max(client.get(job).job.finished_ms or 0 for job in many[:-1])
+        expect(
+            (client.get(many[-1]).job.started_ms or 0) >= last_small, "the large one began when it had all for itself"
+        )
         title("5. Output, live, while the job runs")
         talker = client.shell(SLEEPER).job.id
-        for event in client.logs(talker, follow=True):
-            print(f"   {event.stream}: {content_bytes(event.data, 'data').decode().rstrip()}")
+        told = show_logs(client, talker)
         title("6. Counting the words of a file that is given as input")
         counter = client.shell(["wc", "-w", "text.txt"], files={"text.txt": TEXT}).job.id
         counted = client.result(counter, timeout_s=10)
@@ -78,11 +83,14 @@ def demonstrate(directory: Path) -> None:
         after = {job.id: job for job in client.list()}
         show_jobs(list(after.values()))
         expect(set(before) == set(after), "no job was lost")
-        again = client.result(hello)
-        expect(again == result, "the result is the same as before")
+        for job, before_it in ((hello, result), (failing, failed), (counter, counted)):
+            again = client.result(job)
+            print(f"   {job}: {again.state}, stdout {again.stdout.text!r}, stderr {again.stderr.text!r}")
+            expect(again == before_it, "the result is the same as before, with all that was measured")
+        expect(show_logs(client, talker) == told, "the output is all there")
         lost = client.wait(victim, timeout_s=20)
+        print(f"   {victim}, the interrupted one: {lost.state}, {lost.reason}")
         expect(lost.reason is Reason.WORKER_LOST, "the job whose worker was killed says so")
-        print(f"   echo hello is still {again.stdout.text!r}; the interrupted job: {lost.state}, {lost.reason}")
 
 
 def follow(client: Client, jobs: Sequence[str]) -> int:
@@ -106,6 +114,15 @@ def wait_for(client: Client, job: str, state: JobState) -> None:
     for event in client.watch(job, after_revision=0):
         if event.job.state is state:
             return
+
+
+def show_logs(client: Client, job: str) -> bytes:
+    """Show a job's output as it comes, until its end; return it."""
+    shown = b""
+    for event in client.logs(job, follow=True):
+        shown += bytes(event.data)
+        print(f"   {event.stream}: {bytes(event.data).decode().rstrip()}", flush=True)
+    return shown
 
 
 def show_workers(client: Client) -> None:

@@ -213,7 +213,7 @@ def reload_config(running: NodeConfig, arguments: argparse.Namespace, node: Node
         waiting = sorted(name for name in sections if getattr(fresh, name) != getattr(running, name))
         if waiting:
             logger.warning("a restart is needed for what changed in: %s", ", ".join(waiting))
-        logger.info("configuration read again", extra={"level": fresh.logging.level})
+        logger.info("configuration read again; the log level is %s", fresh.logging.level)
     notifier.ready(status_line(node))
 
 

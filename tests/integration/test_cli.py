@@ -89,6 +89,17 @@ def test_submit_status_wait_result_logs_list(jobctl: Jobctl) -> None:
     assert b"STATE" in jobctl("list", "--limit", "1").stdout
 
 
+def test_a_result_says_when_it_shows_only_the_beginning(jobctl: Jobctl) -> None:
+    job = (
+        jobctl("submit", "--", "sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo whole >&2")
+        .stdout.decode()
+        .strip()
+    )
+    shown = jobctl("result", "--wait", "30s", job).stdout.decode()
+    assert f"--- stdout, the first 65536 bytes; all of it: jobctl logs {job}\n" in shown
+    assert shown.endswith("--- stderr\nwhole\n")
+
+
 def test_wait_tells_failure_and_timeout_apart(jobctl: Jobctl) -> None:
     failing = jobctl("submit", "--", "false").stdout.decode().strip()
     assert jobctl("wait", failing).returncode == 1

@@ -186,10 +186,14 @@ def print_result(found: JobResult) -> None:
     if found.logs_gone:
         fields.append(("output", "no longer kept"))
     print_fields(fields)
-    for name, content in (("stdout", found.stdout), ("stderr", found.stderr)):
+    for name, content, stored in (
+        ("stdout", found.stdout, run.stdout.stored_bytes if run else 0),
+        ("stderr", found.stderr, run.stderr.stored_bytes if run else 0),
+    ):
         data = bytes(content)
         if data:
-            print(f"--- {name}")
+            cut = f", the first {len(data)} bytes; all of it: jobctl logs {found.id}" if len(data) < stored else ""
+            print(f"--- {name}{cut}")
             sys.stdout.flush()
             sys.stdout.buffer.write(data if data.endswith(b"\n") else data + b"\n")
             sys.stdout.buffer.flush()

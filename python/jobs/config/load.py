@@ -155,6 +155,16 @@ def _stray_variables(environ: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(file=ENVIRONMENT, line=None, key=name, problem="there is no such section", fix=fix)
 
 
+_WORDS: Final = {
+    "path_type": "should be a path, in quotes",
+    "dict_type": "should be a table",
+    "model_type": "should be a section",
+    "list_type": "should be a list",
+    "tuple_type": "should be a list",
+}
+"""Kinds of errors whose own words are those of Python and not of TOML."""
+
+
 class _Origin:
     """Finds out where a refused value came from."""
 
@@ -169,7 +179,7 @@ class _Origin:
         if error["type"] == "extra_forbidden":
             what, fix = "is not known", _nearest(loc[-1], sorted(_fields(loc[:-1])), "key")
         else:
-            what = error["msg"].removeprefix("Value error, ")
+            what = _WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
             what = what[:1].lower() + what[1:]
             field = _field(loc)
             fix = f"it means: {field.description}" if field is not None and field.description else "see docs/config.md"
