@@ -1,0 +1,188 @@
+"""A job as a client submits it, one or several."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, field
+
+from jobs.protocol.ids import MAX_TASKS
+from jobs.protocol.model.base import (
+    DurationS,
+    ExitCode,
+    Given,
+    IdempotencyKey,
+    Labels,
+    Model,
+    Name,
+    Reason,
+    Ref,
+    TimeMs,
+)
+
+
+class Content(Given, frozen=True):
+    """Bytes in JSON: exactly one of `text` (UTF-8) and `base64`."""
+
+    text: str | None = None
+    base64: str | None = None
+
+    def __bytes__(self) -> bytes:
+        from jobs.content import content_bytes
+
+        return content_bytes(self, "content")
+
+
+class Limits(Given, frozen=True):
+    """Bounds of one execution; what is not given comes from the worker's configuration."""
+
+    memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
+    pids: Annotated[int, Meta(ge=1, le=4_194_304)] | None = None
+    open_files: Annotated[int, Meta(ge=16, le=1 << 20)] | None = None
+    file_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | None = None
+    tmp_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 50)] | None = None
+    output_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+    cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
+
+
+class ShellPayload(Given, frozen=True):
+    """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
+
+    argv: Annotated[list[str], Meta(min_length=1, max_length=4096)] | None = None
+    script: Annotated[str, Meta(max_length=1 << 20)] | None = None
+    env: Annotated[dict[str, str], Meta(max_length=1024)] = field(default_factory=dict)
+    cwd: str | None = None
+    """Directory inside the sandbox; relative to the job's own directory `/work`, which is the default."""
+    stdin: Content | None = None
+    files: Annotated[dict[str, Content], Meta(max_length=256)] = field(default_factory=dict)
+    """Relative path → content, placed in the job's directory before it starts."""
+    limits: Limits = field(default_factory=Limits)
+    network: Literal["none", "host"] = "none"
+    """`host` runs only on a worker whose operator allows it."""
+    grace_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
+    """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
+
+
+MAX_ATTEMPTS: Final = 1_000
+"""Of one job."""
+
+
+class Retry(Given, frozen=True):
+    """How often, when and for what a failed attempt is tried again."""
+
+    max_attempts: Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] = 1
+    backoff: Literal["none", "fixed", "exponential"] = "exponential"
+    """`none` tries again at once."""
+    delay_s: Annotated[float, Meta(ge=0, le=86_400)] = 1.0
+    cap_s: Annotated[float, Meta(ge=0, le=86_400)] = 300.0
+    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Largest share of the delay that is added at random."""
+    reasons: Annotated[list[Reason], Meta(min_length=1, max_length=32)] | None = None
+    """Only an attempt that failed for one of these is tried again; otherwise for any but `cancelled`."""
+    exit_codes: Annotated[list[ExitCode], Meta(min_length=1, max_length=256)] | None = None
+    """Of attempts that failed by their exit code, only these are tried again."""
+    except_exit_codes: Annotated[list[ExitCode], Meta(max_length=256)] = field(default_factory=list)
+    """Attempts with these exit codes are not tried again."""
+
+
+class Requires(Given, frozen=True):
+    """What a worker must have to be given the job."""
+
+    labels: Labels = field(default_factory=dict)
+    cpu_milli: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 0
+    memory_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+    resources: Annotated[dict[Name, Annotated[int, Meta(ge=1, le=1_000_000)]], Meta(max_length=16)] = field(
+        default_factory=dict
+    )
+    """Counts of what the operator has named, such as `{"gpu": 1}`; held while the job runs."""
+    prefer: Labels = field(default_factory=dict)
+    """Labels that decide among the workers that can take the job: the one with most of them is chosen."""
+
+
+class Retention(Given, frozen=True):
+    """How long an ended job is kept; what is not given comes from the node's configuration."""
+
+    keep_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
+    """The job with everything of it."""
+    logs_s: Annotated[float, Meta(ge=0, le=315_360_000)] | None = None
+    """Its output, which may go earlier; not given beside `keep_s`, it goes with the job."""
+
+
+Number = Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)]
+
+
+class ArrayRange(Model, frozen=True, kw_only=True):
+    """Numbers as of Python's `range`: from `start` on, by `step`, below `stop`."""
+
+    start: Number = 0
+    stop: Number
+    step: Annotated[int, Meta(ge=1, le=1 << 53)] = 1
+
+
+MAX_ITEM_BYTES: Final = 64 << 10
+"""Of one line, or of one value as JSON."""
+
+
+class ArraySpec(Model, frozen=True):
+    """What the tasks of an array are made from, one each: exactly one of `range`, `lines` and `items`."""
+
+    range: ArrayRange | None = None
+    lines: Annotated[list[str], Meta(min_length=1, max_length=MAX_TASKS)] | None = None
+    """Each without an end of line, and at most 64 KiB; what is stored of the job does not repeat them."""
+    items: Annotated[list[Any], Meta(min_length=1, max_length=MAX_TASKS)] | None = None
+    """Any JSON values, each at most 64 KiB; what is stored of the job does not repeat them."""
+    max_running: Annotated[int, Meta(ge=1, le=MAX_TASKS)] | None = None
+    """Tasks that run at a time."""
+
+
+MAX_PARENTS: Final = 100
+"""Jobs that one job may depend on."""
+
+
+class ShellJob(Given, frozen=True, tag_field="type", tag="shell"):
+    """A job of type `shell` as a client submits it."""
+
+    payload: ShellPayload
+    queue: Name = "default"
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    requires: Requires = field(default_factory=Requires)
+    timeout_s: DurationS | None = None
+    retry: Retry = field(default_factory=Retry)
+    labels: Labels = field(default_factory=dict)
+    idempotency_key: IdempotencyKey | None = None
+    unique_key: IdempotencyKey | None = None
+    """While a job of the owner with this key has not ended, another one is not made: the first is the answer."""
+    not_before_ms: TimeMs | None = None
+    deadline_ms: TimeMs | None = None
+    """Not started by then, the job fails with reason `deadline`."""
+    heartbeat_s: DurationS | None = None
+    """An attempt that is silent on its own channel for longer is ended with reason `timeout`."""
+    depends_on: Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=MAX_PARENTS)] = (
+        field(default_factory=list)
+    )
+    """Jobs that have to end first: ids, or `ref`s of jobs in the same request."""
+    on_failure: Literal["fail", "run"] = "fail"
+    """When one that it depends on fails, the job fails as `dependency_failed`, or runs all the same."""
+    ref: Ref | None = None
+    """Name by which jobs of the same request can depend on this one."""
+    concurrency_key: Name | None = None
+    """At most `concurrency_limit` jobs with this key run at a time, whoever owns them and wherever they wait."""
+    concurrency_limit: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    retention: Retention = field(default_factory=Retention)
+    array: ArraySpec | None = None
+    """Not one execution but many tasks, which differ by what their variables `JOBS_ARRAY_…` hold."""
+
+
+JobSubmit = ShellJob
+"""Every kind of job that can be submitted: a union tagged by `type` once there are more."""
+BATCH_JOBS: Final = 160
+"""Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
+place in the queue, timer, idempotency key, unique key)."""
+BATCH_OPERATIONS: Final = 999
+"""Of a request: what is left of the 1,000 beside the entry in the audit trail; see `validate.operations_of`."""
+
+
+class Batch(Model, frozen=True):
+    """Several jobs, accepted all or none."""
+
+    jobs: Annotated[list[JobSubmit], Meta(min_length=1, max_length=BATCH_JOBS)]
