@@ -23,7 +23,7 @@ from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import Control, ControlConfig
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
-from jobs.notify import Notifier
+from jobs.notify import VARIABLES, Notifier
 from jobs.retention import Limits
 from jobs.sockets import SocketError, listen_unix
 
@@ -183,7 +183,8 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
     try:
         await node.start()
         if arguments.embedded is not None:
-            children = Children(worker_commands(arguments, config), dict(os.environ))
+            env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+            children = Children(worker_commands(arguments, config), env)
             children.start()
         notifier.ready(status_line(node))
         notifier.start_watchdog(node.healthy)

@@ -1,6 +1,7 @@
 """What a service tells systemd (sd_notify(3)): ready, status, reloading, stopping, and the watchdog's signs of life.
 
-Every call does nothing when no service manager listens.
+Every call does nothing when no service manager listens, and none waits for one that does not read: what only says how
+things are is left out then, a change of state is sent as soon as there is room.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from sdnotify import SystemdNotifier
 
 logger = logging.getLogger(__name__)
 
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""What a service manager tells the process that it has started, and not that one's children."""
+
 WATCHDOG_SHARE: Final = 0.5
 """Pings come at this share of the watchdog's time, as sd_watchdog_enabled(3) advises."""
 
@@ -24,8 +28,16 @@ class Notifier:
     """The service manager's notification socket, if there is one."""
 
     def __init__(self) -> None:
-        self._notifier = SystemdNotifier() if os.environ.get("NOTIFY_SOCKET") else None
+        self._notifier: SystemdNotifier | None = None
+        if os.environ.get("NOTIFY_SOCKET"):
+            try:
+                self._notifier = SystemdNotifier(debug=True)
+                self._notifier.socket.setblocking(False)
+            except OSError as error:
+                logger.warning("the service manager cannot be told anything: %s", error)
         self._status = ""
+        self._unsent: list[str] = []
+        """Changes of state that there was no room for."""
         self._watchdog: asyncio.TimerHandle | None = None
 
     def ready(self, status: str = "") -> None:
@@ -65,7 +77,7 @@ class Notifier:
     def _ping(self, loop: asyncio.AbstractEventLoop, interval_s: float, is_healthy: Callable[[], bool]) -> None:
         self._watchdog = loop.call_later(interval_s, self._ping, loop, interval_s, is_healthy)
         if is_healthy():
-            self._send("WATCHDOG=1", "")
+            self._try("WATCHDOG=1")
         else:
             logger.error("not healthy: the watchdog is not pinged")
 
@@ -76,8 +88,32 @@ class Notifier:
             self._status = status
             line = f"STATUS={' '.join(status.split())}"
             state = f"{state}\n{line}" if state else line
-        # sdnotify encodes as Latin-1 and drops what it cannot encode.
-        self._notifier.notify(state.encode("ascii", "replace").decode("ascii"))
+        changes = not state.startswith("STATUS=")
+        if not self._unsent and self._try(state):
+            return
+        if changes:
+            self._unsent.append(state)
+            asyncio.get_running_loop().add_writer(self._notifier.socket, self._flush)
+        else:
+            self._status = ""
+
+    def _flush(self) -> None:
+        while self._unsent and self._try(self._unsent[0]):
+            del self._unsent[0]
+        if not self._unsent and self._notifier is not None:
+            asyncio.get_running_loop().remove_writer(self._notifier.socket)
+
+    def _try(self, text: str) -> bool:
+        """Send unless the service manager has too much to read already; tell whether there was room."""
+        assert self._notifier is not None
+        try:
+            # sdnotify encodes as Latin-1.
+            self._notifier.notify(text.encode("ascii", "replace").decode("ascii"))
+        except BlockingIOError:
+            return False
+        except OSError as error:  # nobody listens any more
+            logger.debug("the service manager was not told: %s", error)
+        return True
 
 
 def watchdog_interval_s() -> float | None:

@@ -107,6 +107,39 @@ def test_a_loop_that_hangs_feeds_no_watchdog(manager: socket.socket, monkeypatch
     asyncio.run(scenario())
 
 
+def test_a_manager_that_does_not_read_holds_up_nothing_and_is_told_later(manager: socket.socket) -> None:
+    async def scenario() -> None:
+        notifier = Notifier()
+        # Given a manager whose queue is full
+        for number in range(1_000):
+            notifier.status(str(number))
+        # When the state changes, and much else is said
+        notifier.ready("serving")
+        for number in range(1_000):
+            notifier.status(str(number))
+        notifier.reloading()
+        notifier.ready("serving again")
+        # Then it is told of every change, in order, when it reads
+        manager.setblocking(False)
+        heard: list[bytes] = []
+        async with asyncio.timeout(10):
+            while sum(b"READY=1" in message for message in heard) < 2:
+                heard.append(await asyncio.get_running_loop().sock_recv(manager, 4096))
+        changes = [message.split(b"\n")[0] for message in heard if not message.startswith(b"STATUS=")]
+        assert changes == [b"READY=1", b"RELOADING=1", b"READY=1"]
+        # And a status that there was no room for is not taken for told
+        notifier.status("serving again")
+        notifier.status("news")
+        assert await asyncio.get_running_loop().sock_recv(manager, 4096) == b"STATUS=news"
+
+    asyncio.run(scenario())
+
+
+def test_a_manager_that_is_not_there_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    Notifier().ready("serving")
+
+
 def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
