@@ -21,7 +21,7 @@ from jobs.jobs import on_held, on_output_gone
 from jobs.protocol import wire
 from jobs.protocol.ids import JobId, task_id
 from jobs.protocol.model import ArrayRange, ArraySpec, JobState, Reason, Retention
-from jobs.records import AuditRecord
+from jobs.records import AuditRecord, EndedRecord
 from jobs.retention import Limits, Totals
 from jobs.retention import plan as decide
 from jobs.service import AuditFilter, JobFilter, LogsWanted
@@ -307,6 +307,26 @@ def test_an_array_goes_with_its_tasks_and_their_output(tmp_path: Path) -> None:
             assert all(key.startswith((b"/audit", b"/gone/")) for key in left), left
             await until(lambda: made.control._retention.totals.known == Totals(0, 0))
             assert check_whole(made.store) == {}
+
+    asyncio.run(run())
+
+
+def test_a_job_that_cannot_be_deleted_does_not_keep_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        async with plane(tmp_path) as made:
+            ender = await Ender(made).start()
+            broken, *others = [await ender.run() for _ in range(3)]
+            # Given a record that this build cannot read, and a place in a list that belongs to no job
+            stray = Put(keys.ended(keys.ENDED_BARE, wall_ms(), UNKNOWN), records.encode(EndedRecord(5)))
+            await made.consensus.propose(Txn(then=(Put(keys.state(broken.id), b"\xff"), stray)))
+        async with plane(tmp_path, keep_ms=0) as made:
+            await until_gone(made, *(job.id for job in others))
+            await until(lambda: made.store.get(stray.key) is None)
+            assert made.store.get(keys.state(broken.id)) is not None
+            await until(lambda: "an ended job cannot be deleted" in caplog.text)
+            assert "an ended job is listed that is not there" in caplog.text
 
     asyncio.run(run())
 

@@ -21,7 +21,7 @@ from jobs.control.removal import Removal
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check
 from jobs.control.trimming import AuditTrimmer, Trimmer
-from jobs.errors import StorageFull, Unavailable
+from jobs.errors import InternalError, StorageFull, Unavailable
 from jobs.records import EndedRecord
 from jobs.retention import AgeClock, Entry, Kind, Limits, Step
 from jobs.store import EQ, Delete, Store, Txn, VersionIs, prefix_end
@@ -107,17 +107,20 @@ class Retention:
 
     def _wake(self, delay_ms: int) -> None:
         """Begin a round after a delay, unless one begins before."""
-        at_ms = int(self._loop.time() * 1_000) + min(delay_ms, CHECK_MS)
-        if self._running or self._stopped or (self._wake_ms is not None and self._wake_ms <= at_ms):
+        delay_ms = min(delay_ms, CHECK_MS)
+        at_ms = int(self._loop.time() * 1_000) + delay_ms
+        if self._stopped or (self._wake_ms is not None and self._wake_ms <= at_ms):
             return
+        self._wake_ms = at_ms
         if self._timer is not None:
             self._timer.cancel()
-        self._wake_ms = at_ms
-        self._timer = self._loop.call_later(min(delay_ms, CHECK_MS) / 1_000, self._begin)
+        self._timer = self._loop.call_later(delay_ms / 1_000, self._begin)
 
     def _begin(self) -> None:
         self._wake_ms = self._timer = None
-        if not self._running and not self._stopped:
+        if self._running:
+            self._wake(SOON_MS)
+        elif not self._stopped:
             self._running = True
             self._spawn(self._round())
 
@@ -130,8 +133,7 @@ class Retention:
                 heads = self._heads()
                 now_ms = self._now_ms(heads)
                 plan = retention.plan(heads, self.totals.known, self._limits, now_ms)
-                busy = bool(plan.steps)
-                await self._carry_out(plan.steps, now_ms)
+                busy = await self._carry_out(plan.steps, now_ms)
                 busy |= await self._audit.step(now_ms)
                 busy |= await self._gone.step(now_ms)
                 if not busy:
@@ -178,17 +180,27 @@ class Retention:
                 found.append(Entry(kind, keys.job_of(key), time_ms, record.stored_bytes, record.held))
         return found
 
-    async def _carry_out(self, steps: list[Step], now_ms: int) -> None:
+    async def _carry_out(self, steps: list[Step], now_ms: int) -> bool:
+        """Do the steps; tell whether there may be more to do. A job of which that fails does not keep the others."""
         if not steps:
-            return
+            return False
         leaving = {step.entry.job for step in steps}
         self._transitions.leaving |= leaving
         try:
             # Whatever had come to depend on them before is stored before this.
             check(await self._consensus.propose(Txn()))
-            await asyncio.gather(*(self._settle(step, now_ms) for step in steps))
+            settling = (self._settle(step, now_ms) for step in steps)
+            done = await asyncio.gather(*settling, return_exceptions=True)
         finally:
             self._transitions.leaving -= leaving
+        failed = 0
+        for step, error in zip(steps, done, strict=True):
+            if isinstance(error, InternalError):
+                logger.error("an ended job cannot be deleted", exc_info=error, extra={"job": step.entry.job})
+                failed += 1
+            elif error is not None:
+                raise error
+        return failed < len(steps)
 
     async def _settle(self, step: Step, now_ms: int) -> None:
         """Do with one job what its record says, which is newer than its place in the list."""

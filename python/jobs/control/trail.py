@@ -11,7 +11,7 @@ from jobs.control.audit import SUBMIT
 from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, decode_cursor, encode_cursor, may_see
 from jobs.control.transitions import Transitions
 from jobs.errors import Forbidden
-from jobs.protocol.ids import JobId, job_time_ms
+from jobs.protocol.ids import JobId, array_id, job_time_ms
 from jobs.protocol.model import AuditEntry, AuditPage
 from jobs.records import AuditRecord, JobRecord
 from jobs.service import AuditFilter, Caller
@@ -89,6 +89,8 @@ class Trail:
         if record is None or record.redrive_of is not None:
             return None
         detail = None if record.schedule is None else f"by schedule {record.schedule}"
+        if record.is_task:
+            detail = f"with array {array_id(job)}"
         return AuditRecord(
             at_ms=record.submitted_ms, uid=record.owner, action=SUBMIT, subject=job, detail=detail, owner=record.owner
         )

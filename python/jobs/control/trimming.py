@@ -9,7 +9,7 @@ from jobs import keys, records
 from jobs.consensus import Consensus
 from jobs.control.audit import SUBMIT
 from jobs.control.transitions import check
-from jobs.protocol.ids import JobId
+from jobs.protocol.ids import JobId, is_job_id
 from jobs.records import AuditRecord
 from jobs.store import Delete, Op, Store, Txn, prefix_end
 
@@ -90,7 +90,7 @@ class AuditTrimmer(Trimmer):
 
     def other_ops(self, key: bytes, value: bytes) -> list[Op]:
         record = records.decode(AuditRecord, value)
-        if record.owner is None or record.action == SUBMIT:
+        if record.action == SUBMIT:
             return []
-        about = [JobId(record.subject), record.made]
-        return [Delete(keys.audited(job, key)) for job in about if job is not None]
+        about = [name for name in (record.subject, record.made) if name is not None and is_job_id(name)]
+        return [Delete(keys.audited(JobId(name), key)) for name in about]
