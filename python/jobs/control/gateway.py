@@ -11,7 +11,8 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
@@ -209,22 +210,22 @@ class WorkerConnection(asyncio.Protocol):
             if not self._gateway.fleet.heartbeat(self._worker, self._incarnation, frame):
                 self.supersede()
         elif isinstance(frame, wire.Output):
-            self._in_order(frame.job, self._on_output(frame, self._incarnation))
+            self._in_order(frame.job, partial(self._on_output, frame, self._incarnation))
         elif isinstance(frame, wire.Progress):
-            self._in_order(frame.job, self._on_progress(frame, self._incarnation))
+            self._in_order(frame.job, partial(self._on_progress, frame, self._incarnation))
         elif isinstance(frame, wire.Finished):
-            self._in_order(frame.job, self._on_finished(frame, self._worker, self._incarnation))
+            self._in_order(frame.job, partial(self._on_finished, frame, self._worker, self._incarnation))
         else:
             self._gateway.spawn(self._gateway.fleet.stops(self._worker, self._incarnation))
 
-    def _in_order(self, job: JobId, work: Coroutine[Any, Any, None]) -> None:
+    def _in_order(self, job: JobId, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         before = self._tails.get(job)
 
         async def run() -> None:
             if before is not None:
                 await asyncio.wait([before])
             try:
-                await work
+                await work()
             except JobsError as error:
                 # Not written, so not acknowledged: the worker sends it again when it has come back.
                 logger.warning("a worker's report could not be written: %s", error, extra={"job": job})
