@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,18 @@ def test_an_entry_that_the_library_would_unpickle_is_refused(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+@contextmanager
+def small_disk(directory: Path) -> Iterator[None]:
+    """Mount 24 MiB at a directory, 8 of them taken by a file that can be deleted, `filler`."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(directory)], check=True)
+    try:
+        (directory / "filler").write_bytes(bytes(8 << 20))
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_refuses_commands_and_they_go_on_when_there_is_room(tmp_path: Path) -> None:
     async def scenario() -> None:
@@ -176,13 +190,8 @@ def test_a_full_disk_refuses_commands_and_they_go_on_when_there_is_room(tmp_path
         async with Member(tmp_path) as member:
             assert member.store.revision == written + 1
 
-    (tmp_path / "log").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path / "log")], check=True)
-    try:
-        (tmp_path / "log" / "filler").write_bytes(bytes(8 << 20))
+    with small_disk(tmp_path / "log"):
         asyncio.run(scenario())
-    finally:
-        subprocess.run(["umount", str(tmp_path / "log")], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
@@ -212,13 +221,8 @@ def test_what_a_full_store_could_not_apply_is_applied_and_answered_when_there_is
         async with Member(tmp_path) as member:
             assert member.store.revision == written + 1
 
-    (tmp_path / "store").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path / "store")], check=True)
-    try:
-        (tmp_path / "store" / "filler").write_bytes(bytes(8 << 20))
+    with small_disk(tmp_path / "store"):
         asyncio.run(scenario())
-    finally:
-        subprocess.run(["umount", str(tmp_path / "store")], check=True)
 
 
 WRITER = """
