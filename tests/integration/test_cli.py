@@ -232,7 +232,20 @@ def test_a_run_whose_terminal_is_closed_ends_its_job(shared_node: EmbeddedNode, 
     # Given a run in a terminal of its own, whose job has begun to write
     parent, child = pty.openpty()
     running = subprocess.Popen(
-        ["setsid", "--ctty", *JOBCTL, "run", "--label", "terminal=closed", "--", "sh", "-c", "echo up; sleep 60"],
+        [
+            "env",
+            "--default-signal=HUP",
+            "setsid",
+            "--ctty",
+            *JOBCTL,
+            "run",
+            "--label",
+            "terminal=closed",
+            "--",
+            "sh",
+            "-c",
+            "echo up; sleep 60",
+        ],
         stdin=child,
         stdout=child,
         stderr=child,
