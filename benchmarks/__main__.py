@@ -28,7 +28,7 @@ async def jobs_rate(node: EmbeddedNode, options: argparse.Namespace) -> None:
     """Durable, isolated jobs a second against the raw rate of the same isolation."""
     raw = spawn_rate.measure(options.seconds, SLOTS)["sandbox_per_s"]
     connection = await Connection().open(node.socket)
-    warm = 200
+    warm = BATCH
     count = int(raw * options.seconds) // BATCH * BATCH + BATCH
     batch = request("POST", "/v1/jobs:batch", {"jobs": [TRUE] * BATCH})
     started = 0.0
