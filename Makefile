@@ -15,8 +15,9 @@ MANIFEST := --manifest-path rust/Cargo.toml --locked
 PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
-CAMPAIGNS := tests/property tests/integration/test_log_kill.py tests/integration/test_consensus.py \
-	tests/integration/test_node_kill.py tests/integration/test_schedules_node.py
+# Every test that does more at a larger scale.
+CAMPAIGNS := tests/property $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py node_kill.py \
+	schedules_node.py array_node.py)
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 
@@ -63,6 +64,8 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 
 bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.arrays
 
 lock: ## Renew the lock file from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }
