@@ -65,7 +65,7 @@ async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body has {size} bytes or more", expected=f"at most {limit} bytes")
+    return PayloadTooLarge(f"the body has {size} bytes or more", field="$", expected=f"at most {limit} bytes")
 
 
 def decode_body(

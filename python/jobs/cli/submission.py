@@ -81,6 +81,12 @@ def exit_codes(text: str) -> list[int]:
 
 
 def add_job_options(parser: Parser) -> None:
+    _add_command(parser)
+    _add_placement(parser)
+    _add_attempts(parser)
+
+
+def _add_command(parser: Parser) -> None:
     what = parser.add_argument_group("what to run")
     what.add_argument("argv", nargs="*", metavar="ARGV", help="the command and its arguments, after --")
     what.add_argument("--script", metavar="FILE", help="run this script with /bin/sh instead; - reads it from stdin")
@@ -95,38 +101,14 @@ def add_job_options(parser: Parser) -> None:
     )
     what.add_argument("--env", type=pair, action="append", default=[], metavar="NAME=VALUE", help="set a variable")
     what.add_argument("--cwd", metavar="DIR", help="directory to run in, relative to the job's own")
-    how = parser.add_argument_group("how to run it")
+
+
+def _add_placement(parser: Parser) -> None:
+    how = parser.add_argument_group("where and when to run it")
     how.add_argument("--queue", default="default", help="queue to wait in")
     how.add_argument("--priority", type=int, default=0, help="from -100 to 100; higher goes first")
-    how.add_argument("--timeout", type=duration, metavar="TIME", help="end the job after this long")
-    how.add_argument("--heartbeat", type=duration, metavar="TIME", help="end the job when it is silent for this long")
-    how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
-    how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
     how.add_argument("--not-before", type=future_ms, metavar="WHEN", help="start it no earlier: 2h, 2030-01-31T12:00")
     how.add_argument("--deadline", type=future_ms, metavar="WHEN", help="fail it when it has not started by then")
-    how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
-    how.add_argument(
-        "--backoff", choices=("exponential", "fixed", "none"), default="exponential", help="how that wait grows"
-    )
-    how.add_argument("--retry-cap", type=duration, default=300.0, metavar="TIME", help="longest such wait")
-    how.add_argument("--retry-jitter", type=float, default=0.1, metavar="SHARE", help="added to it at random, 0 to 1")
-    how.add_argument(
-        "--retry-on",
-        choices=[reason.value for reason in Reason],
-        action="append",
-        metavar="REASON",
-        help="try again only what failed for this reason",
-    )
-    how.add_argument(
-        "--retry-exit-codes",
-        type=exit_codes,
-        metavar="N,…",
-        help="of other exit codes than these nothing is tried again",
-    )
-    how.add_argument(
-        "--no-retry-exit-codes", type=exit_codes, default=[], metavar="N,…", help="these are not tried again"
-    )
-    how.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE", help="label the job")
     how.add_argument(
         "--require",
         type=pair,
@@ -146,25 +128,56 @@ def add_job_options(parser: Parser) -> None:
     how.add_argument(
         "--resource", type=count, action="append", default=[], metavar="NAME=N", help="so many of what a worker counts"
     )
-    how.add_argument("--concurrency-key", metavar="KEY", help="run no more jobs with this key at a time than its limit")
-    how.add_argument("--concurrency-limit", type=at_least(1), default=1, metavar="N", help="that limit; 1 by default")
     how.add_argument("--cpu", type=float, default=0.0, metavar="CORES", help="cores to set aside on the worker")
     how.add_argument("--reserve-memory", type=size, default=0, metavar="SIZE", help="memory to set aside on the worker")
-    how.add_argument("--memory", type=size, metavar="SIZE", help="limit: memory")
-    how.add_argument("--pids", type=int, metavar="N", help="limit: processes and threads")
-    how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
-    how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
-    how.add_argument("--network", choices=("none", "host"), default="none", help="host only where a worker allows it")
+    how.add_argument("--concurrency-key", metavar="KEY", help="run no more jobs with this key at a time than its limit")
+    how.add_argument("--concurrency-limit", type=at_least(1), default=1, metavar="N", help="that limit; 1 by default")
     how.add_argument(
         "--depends-on", action="append", default=[], metavar="ID", help="wait for this job to end; may be repeated"
     )
     how.add_argument(
         "--on-failure", choices=("fail", "run"), default="fail", help="what to do when a job that is waited for fails"
     )
-    how.add_argument("--keep", type=duration, metavar="TIME", help="keep the job so long after its end")
-    how.add_argument("--keep-logs", type=duration, metavar="TIME", help="keep its output so long, which is less")
     how.add_argument("--idempotency-key", metavar="KEY", help="the same key makes the same job only once")
     how.add_argument("--unique-key", metavar="KEY", help="no other job while one with this key has not ended")
+    how.add_argument("--label", type=pair, action="append", default=[], metavar="NAME=VALUE", help="label the job")
+    how.add_argument("--keep", type=duration, metavar="TIME", help="keep the job so long after its end")
+    how.add_argument("--keep-logs", type=duration, metavar="TIME", help="keep its output so long, which is less")
+
+
+def _add_attempts(parser: Parser) -> None:
+    how = parser.add_argument_group("attempts and their limits")
+    how.add_argument("--timeout", type=duration, metavar="TIME", help="end the job after this long")
+    how.add_argument("--heartbeat", type=duration, metavar="TIME", help="end the job when it is silent for this long")
+    how.add_argument("--grace", type=duration, metavar="TIME", help="from SIGTERM to SIGKILL when it is ended")
+    how.add_argument("--retries", type=at_least(0), default=0, metavar="N", help="try again so often when it fails")
+    how.add_argument("--retry-delay", type=duration, default=1.0, metavar="TIME", help="wait before the first retry")
+    how.add_argument("--retry-cap", type=duration, default=300.0, metavar="TIME", help="longest such wait")
+    how.add_argument("--retry-jitter", type=float, default=0.1, metavar="SHARE", help="added to it at random, 0 to 1")
+    how.add_argument(
+        "--backoff", choices=("exponential", "fixed", "none"), default="exponential", help="how that wait grows"
+    )
+    how.add_argument(
+        "--retry-on",
+        choices=[reason.value for reason in Reason],
+        action="append",
+        metavar="REASON",
+        help="try again only what failed for this reason",
+    )
+    how.add_argument(
+        "--retry-exit-codes",
+        type=exit_codes,
+        metavar="N,…",
+        help="of other exit codes than these nothing is tried again",
+    )
+    how.add_argument(
+        "--no-retry-exit-codes", type=exit_codes, default=[], metavar="N,…", help="these are not tried again"
+    )
+    how.add_argument("--memory", type=size, metavar="SIZE", help="limit: memory")
+    how.add_argument("--pids", type=int, metavar="N", help="limit: processes and threads")
+    how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
+    how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
+    how.add_argument("--network", choices=("none", "host"), default="none", help="host only where a worker allows it")
 
 
 def job_of(options: argparse.Namespace) -> ShellJob:

@@ -76,7 +76,9 @@ def _show(name: str, value: Any) -> str:
         return str(value).lower()
     if name.endswith("_bytes"):
         return next((f'"{value // size}{unit}"' for size, unit in _UNITS if value and value % size == 0), str(value))
-    return f'"{value}"' if isinstance(value, str | Path) else f"{value:.15g}" if isinstance(value, float) else str(value)
+    return (
+        f'"{value}"' if isinstance(value, str | Path) else f"{value:.15g}" if isinstance(value, float) else str(value)
+    )
 
 
 def _values(name: str, field: FieldInfo) -> str:
