@@ -19,7 +19,7 @@ from jobs.control.queries import Queries
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
 from jobs.control.transitions import Change, Transitions, view
-from jobs.protocol.model import DeadLetter, Health, Overview, QueueView, Rates, RunningJob, WorkerView
+from jobs.protocol.model import DeadLetter, Health, JobState, Overview, QueueView, Rates, RunningJob, WorkerView
 from jobs.records import DeadLetterRecord
 from jobs.service import Caller, OverviewLimits
 from jobs.store import Store, prefix_end
@@ -118,9 +118,12 @@ class Overviews:
         seen = islice(self._fleet.longest(), MAX_LOOKS)
         visible = (job for job, held in seen if caller.admin or held.owner == caller.uid)
         found: list[RunningJob] = []
-        for job in islice(visible, limit):
+        for job in visible:
+            if len(found) == limit:
+                break
             stored = self._transitions.read(job)
-            if stored is not None:
+            # What is held for a worker runs only once its assignment is committed.
+            if stored is not None and stored.record.state is JobState.RUNNING:
                 progress = self._queries.progress(job, stored.record)
                 found.append(RunningJob(job=view(job, stored.record, stored.revision), progress=progress))
         return found
