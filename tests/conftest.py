@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jobs.client import Client
 from jobs.testing import EmbeddedNode
 
 # Started in the background of a script, this process and all its children would ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The everyday run tries the same examples each time; the campaigns, at a larger scale, look for new ones.
+settings.register_profile("everyday", derandomize=True)
+if os.environ.get("JOBS_TEST_SCALE", "1") == "1":
+    settings.load_profile("everyday")
 
 
 @pytest.fixture
