@@ -220,7 +220,7 @@ async def test_many_tasks_with_the_largest_items_start_at_once(tmp_path: Path) -
 
 @scenario
 async def test_at_most_so_many_tasks_run_at_a_time(tmp_path: Path) -> None:
-    async with Plane(tmp_path) as plane:
+    async with Plane(tmp_path, worker_lease_s=60.0) as plane:  # the worker sends no heartbeats
         array = await submit(plane, numbers(500, max_running=3))
         worker = await TaskPeer(slots=100).join(plane.worker_socket)
         assert [index_of(item) for item in await worker.take(3)] == [0, 1, 2]
