@@ -101,7 +101,7 @@ def new_key() -> str:
 
 def blamed(error: PayloadTooLarge, job: JobSubmit) -> PayloadTooLarge:
     """Return the refusal of a whole request with the field that it is about, as the node has not read that far."""
-    if error.field is None and job.array is not None and job.array.range is None:
+    if error.field in (None, "$") and job.array is not None and job.array.range is None:
         name = "lines" if job.array.lines is not None else "items"
         return PayloadTooLarge(error.detail, field=f"$.array.{name}", expected=f"{error.expected}: api.max_body_bytes")
     return error
