@@ -37,9 +37,9 @@ its last one, and is never pending again."""
 MESSAGE_LIMIT: Final = 1024
 NOT_STARTED: Final = "not started by its deadline"
 
-JOB_BYTES: Final = 1_024
+JOB_BYTES: Final = 2_048
 """About what an ended job takes in the store, without its submission, results and output."""
-ATTEMPT_BYTES: Final = 512
+ATTEMPT_BYTES: Final = 1_024
 """About what an attempt takes, without its output."""
 
 NOT_RETRIED: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE, Reason.DEPENDENCY_FAILED, Reason.INVALID_PAYLOAD})

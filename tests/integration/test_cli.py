@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,24 +19,15 @@ import pytest
 from jobs.client import Client
 from jobs.protocol.model import JobState, Reason
 from jobs.testing import EmbeddedNode
+from tests.support.jobctl import COMMAND as JOBCTL
+from tests.support.jobctl import jobctl as run_jobctl
 
 Jobctl = Callable[..., subprocess.CompletedProcess[bytes]]
-JOBCTL = [sys.executable, "-m", "jobs.cli.main"]
 
 
 @pytest.fixture
 def jobctl(shared_node: EmbeddedNode) -> Jobctl:
-    def run(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [*JOBCTL, *arguments],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=60,
-            env={**os.environ, "JOBS_SOCKET": str(shared_node.socket)},
-        )
-
-    return run
+    return partial(run_jobctl, shared_node)
 
 
 def test_run_passes_output_error_and_code_through_unchanged(jobctl: Jobctl) -> None:

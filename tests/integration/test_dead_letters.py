@@ -12,8 +12,6 @@ import pytest
 from jobs import AsyncClient, Client, shell_job
 from jobs.clock import wall_ms
 from jobs.errors import Forbidden, InvalidRequest, NotRedrivable, QueueClosed, QueueFull
-from jobs.protocol import wire
-from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     DeadLetter,
     DeadLetterSelection,
@@ -27,35 +25,18 @@ from jobs.protocol.model import (
 from jobs.service import AuditFilter, Caller, JobFilter
 from jobs.testing import EmbeddedNode
 from tests.support.api import Api, scenario
+from tests.support.ended import Ender
 from tests.support.jobctl import jobctl
-from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
 ALL = DeadLetterSelection(all=True)
 
 
-class Failing:
-    """A plane whose jobs fail as soon as they run."""
+class Failing(Ender):
+    """A worker whose jobs fail."""
 
-    def __init__(self, plane: Plane) -> None:
-        self.plane = plane
-        self.worker = WorkerPeer(slots=1)
-
-    async def start(self) -> Failing:
-        await self.worker.register(self.plane.worker_socket)
-        return self
-
-    async def end(self, *, reason: Reason | None = Reason.EXIT_CODE) -> JobId:
-        """End the next job."""
-        item = await self.worker.assigned()
-        self.worker.finish(item, reason=reason, exit_code=None if reason is Reason.SIGNAL else int(reason is not None))
-        assert (await self.worker.expect(wire.FinishedAck)).accepted
-        return item.job
-
-    async def fail(self, job: JobSubmit | None = None, caller: Caller = ALICE, **how: Reason) -> JobView:
-        (made,) = await self.plane.control.submit(caller, [job or shell()])
-        assert await self.end(**how) == made.job.id
-        return made.job
+    async def fail(self, job: JobSubmit | None = None, *, reason: Reason = Reason.EXIT_CODE) -> JobView:
+        return await self.run(job, reason=reason, segments=())
 
 
 async def letters(plane: Plane, caller: Caller = ADMIN, limit: int = 100, **where: object) -> list[DeadLetter]:
@@ -89,7 +70,7 @@ def test_failures_are_listed_until_they_are_redriven_or_purged(tmp_path: Path) -
             failing = await Failing(plane).start()
             first, second = await failing.fail(), await failing.fail(reason=Reason.SIGNAL)
             (done,) = await plane.control.submit(ALICE, [shell()])
-            await failing.end(reason=None)
+            await failing.end()
             (cancelled,) = await plane.control.submit(ALICE, [shell(not_before_ms=wall_ms() + 60_000)])
             await plane.control.cancel(ALICE, cancelled.job.id)
             # What completed or was cancelled is none
@@ -117,10 +98,10 @@ def test_failures_are_listed_until_they_are_redriven_or_purged(tmp_path: Path) -
             assert (old.state, old.reason, old.redriven_as) == (JobState.FAILED, Reason.EXIT_CODE, new.job.id)
             # The new job can itself fail and be redriven
             failing = await Failing(plane).start()
-            assert await failing.end() == new.job.id
+            assert await failing.end(reason=Reason.EXIT_CODE) == new.job.id
             assert [one.id for one in await letters(plane)] == [new.job.id]
             third = await plane.control.dead_letters.redrive(ALICE, new.job.id)
-            assert await failing.end(reason=None) == third.job.id
+            assert await failing.end() == third.job.id
             trail = await plane.control.audit.page(ADMIN, AuditFilter(job=new.job.id), limit=10, cursor=None)
             assert [(entry.action, entry.subject) for entry in trail.entries] == [
                 ("job.redrive", new.job.id),
@@ -154,7 +135,7 @@ def test_only_what_failed_is_redriven_and_only_by_those_who_may(tmp_path: Path) 
             (done,) = await plane.control.submit(ALICE, [shell()])
             with pytest.raises(NotRedrivable, match=r"is (running|pending)"):
                 await plane.control.dead_letters.redrive(ALICE, done.job.id)
-            await failing.end(reason=None)
+            await failing.end()
             with pytest.raises(NotRedrivable, match="is completed"):
                 await plane.control.dead_letters.redrive(ALICE, done.job.id)
             failed = await failing.fail()
@@ -204,7 +185,7 @@ def test_a_unique_key_that_another_job_has_is_waited_for(tmp_path: Path) -> None
             (refused,) = await redrive_all(plane, ALICE, all=True)
             assert (refused.id, refused.job) == (old.id, None)
             assert holder.job.id in (refused.refused or "")
-            await failing.end(reason=None)
+            await failing.end()
             assert (await plane.control.dead_letters.redrive(ALICE, old.id)).created
 
     asyncio.run(run())
@@ -220,8 +201,8 @@ def test_a_graph_is_repeated_as_a_graph(tmp_path: Path) -> None:
                 [shell(ref="a"), shell(ref="b", depends_on=["a"]), shell(ref="c", depends_on=["a", "b"])],
             )
             a, b, c = (one.job.id for one in made)
-            assert await failing.end(reason=None) == a
-            assert await failing.end() == b
+            assert await failing.end() == a
+            assert await failing.end(reason=Reason.EXIT_CODE) == b
             assert (await plane.control.wait(ALICE, c, 10)).reason is Reason.DEPENDENCY_FAILED
             with pytest.raises(NotRedrivable, match=b):
                 await plane.control.dead_letters.redrive(ALICE, c)
@@ -233,8 +214,8 @@ def test_a_graph_is_repeated_as_a_graph(tmp_path: Path) -> None:
             assert new_c is not None
             detail = await plane.control.get(ALICE, new_c)
             assert (detail.parents, detail.job.waits_for) == ([a, new_b], 1)
-            assert await failing.end(reason=None) == new_b
-            assert await failing.end(reason=None) == new_c
+            assert await failing.end() == new_b
+            assert await failing.end() == new_c
             assert (await plane.control.wait(ALICE, new_c, 10)).state is JobState.COMPLETED
             assert await letters(plane) == []
 
@@ -249,7 +230,7 @@ def test_what_fails_again_is_not_met_again_by_the_same_redrive(tmp_path: Path) -
 
             async def fail_again() -> None:
                 while True:
-                    await failing.end()
+                    await failing.end(reason=Reason.EXIT_CODE)
 
             again = asyncio.create_task(fail_again())
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Self
 
 from jobs import jobs, keys, records
 from jobs.control.transitions import scan
@@ -27,7 +28,7 @@ class Ender:
         self.plane = plane
         self.worker = WorkerPeer(slots=1)
 
-    async def start(self) -> Ender:
+    async def start(self) -> Self:
         await self.worker.register(self.plane.worker_socket)
         return self
 
