@@ -66,6 +66,7 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.arrays
+	$(BIN)/python -m benchmarks.retention
 
 lock: ## Renew the lock file from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }

@@ -1,9 +1,10 @@
 """What it costs to let ended jobs go: how fast they do, and what one who submits meanwhile notices of it.
 
-    python -m benchmarks.retention [--jobs 100000] [--clients 4]
+    python -m benchmarks.retention [--jobs 100000] [--turns 10]
 
-The store is filled with completed jobs, each with its submission, a result, some output and an idempotency key. Then
-a node is started that keeps them, and one that keeps none of them; the same clients submit jobs to both.
+The store is filled with completed jobs, each with its submission, a result, some output and an idempotency key. The
+same control plane keeps all of them and none of them by turns, in which one client submits jobs one after the other:
+what else goes on on the machine is in both. Then a node lets the rest go with nothing else to do.
 """
 
 from __future__ import annotations
@@ -11,33 +12,44 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import socket
 import tempfile
 import time
-from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 from msgspec.structs import replace
 
-from benchmarks.load import TRUE, Connection, closed_loop, percentiles, request
+from benchmarks.load import Connection, percentiles
 from benchmarks.report import show
 from jobs import jobs, keys, records
 from jobs._native import Log, Store
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
+from jobs.control import Control, ControlConfig
+from jobs.control.retention import RetentionConfig
 from jobs.control.transitions import write_ops
 from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, WorkerId
 from jobs.protocol.model import Execution, JobState, ShellJob, ShellPayload, StreamInfo
 from jobs.records import IdempotencyRecord, LogChunk, ResultRecord
+from jobs.retention import Limits
+from jobs.service import Caller
 from jobs.store import Op, Put, Txn
 from jobs.testing import EmbeddedNode
 
 LOT: Final = 1_000
 HOUR_MS: Final = 3_600_000
 OUTPUT: Final = b"x" * 200
-KEPT: Final = {"JOBS_RETENTION__MAX_JOBS": "10000000"}
-GONE: Final = {**KEPT, "JOBS_RETENTION__KEEP_S": "1800"}
+SETTLE_S: Final = 0.6
+"""Until letting go has begun."""
+KEEP: Final = Limits(max_jobs=10_000_000)
+LET_GO: Final = Limits(max_jobs=10_000_000, keep_ms=HOUR_MS // 2)
+KEEP_ENV: Final = {"JOBS_RETENTION__MAX_JOBS": "10000000"}
+LET_GO_ENV: Final = {**KEEP_ENV, "JOBS_RETENTION__KEEP_S": "1800"}
+CALLER: Final = Caller(uid=1_000, gid=1_000, admin=False)
+JOB: Final = ShellJob(payload=ShellPayload(argv=["/bin/true"]), not_before_ms=253_402_300_799_000)
+"""It waits until the year 9999."""
 
 
 def ended_job(job: JobId, owner: int, now_ms: int) -> tuple[Op, ...]:
@@ -84,6 +96,57 @@ async def fill(data: Path, count: int) -> None:
     log.close()
 
 
+async def turn(data: Path, limits: Limits, seconds: float) -> tuple[list[float], float]:
+    """Submit jobs for a while; return the latencies in ms, and how many jobs went a second."""
+    log, store = Log(str(data / "log")), Store(str(data / "store"))
+    consensus = Consensus("one", log, store)
+    control = Control("one", consensus, store, ControlConfig(retention=RetentionConfig(jobs=limits)))
+    await consensus.start()
+    with socket.socket(socket.AF_UNIX) as workers:
+        workers.bind(str(data / "worker.sock"))
+        workers.listen()
+        await control.start(workers)
+        await asyncio.sleep(SETTLE_S)
+        latencies: list[float] = []
+        removed, began = control.metrics()["jobs_removed_total"][1], time.perf_counter()
+        while (start := time.perf_counter()) < began + seconds:
+            await control.submit(CALLER, [JOB])
+            latencies.append((time.perf_counter() - start) * 1_000)
+        rate = (control.metrics()["jobs_removed_total"][1] - removed) / (time.perf_counter() - began)
+        await control.stop()
+    await consensus.stop()
+    store.close()
+    log.close()
+    (data / "worker.sock").unlink()
+    return latencies, rate
+
+
+async def by_turns(data: Path, turns: int, seconds: float) -> tuple[list[float], list[float], float]:
+    """Return the latencies while jobs are kept and while they go, and how many go a second."""
+    kept: list[float] = []
+    busy: list[float] = []
+    rates: list[float] = []
+    for _ in range(turns):
+        kept += (await turn(data, KEEP, seconds))[0]
+        latencies, rate = await turn(data, LET_GO, seconds)
+        busy += latencies
+        rates.append(rate)
+    return kept, busy, sum(rates) / turns
+
+
+async def until_gone(node: EmbeddedNode) -> tuple[float, float]:
+    """Return how many ended jobs went, and how long it took until none was left."""
+    connection = await Connection().open(node.socket)
+    began = time.perf_counter()
+    while not await metric(connection, "jobs_ended"):
+        await asyncio.sleep(0.01)
+    while await metric(connection, "jobs_ended"):
+        await asyncio.sleep(0.05)
+    removed = await metric(connection, "jobs_removed_total")
+    connection.close()
+    return removed, time.perf_counter() - began
+
+
 async def metric(connection: Connection, name: str) -> float:
     text = await connection.text("/metrics")
     found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
@@ -91,65 +154,30 @@ async def metric(connection: Connection, name: str) -> float:
     return float(found[1])
 
 
-async def submitted(node: EmbeddedNode, clients: int, until: Awaitable[object]) -> tuple[float, list[float]]:
-    """Let clients submit jobs until something is done; return the rate and the latencies in ms."""
-    job = request("POST", "/v1/jobs", {**TRUE, "not_before_ms": wall_ms() + 24 * HOUR_MS})
-    done = asyncio.ensure_future(until)
-
-    async def once(connection: Connection, number: int) -> None:
-        await connection.send(job)
-
-    rates: list[float] = []
-    latencies: list[float] = []
-    while not done.done():
-        rate, found = await closed_loop(node.socket, clients, 1.0, once)
-        rates.append(rate)
-        latencies += found
-    return sum(rates) / len(rates), latencies
-
-
-async def until_removed(node: EmbeddedNode, count: int) -> float:
-    """Return how long it takes until so many jobs are gone."""
-    connection = await Connection().open(node.socket)
-    began = time.perf_counter()
-    while await metric(connection, "jobs_removed_total") < count:
-        await asyncio.sleep(0.1)
-    connection.close()
-    return time.perf_counter() - began
-
-
-def measure(directory: Path, count: int, clients: int, seconds: float) -> None:
+def measure(directory: Path, count: int, turns: int, seconds: float) -> None:
     uvloop.run(fill(directory / "data", count))
-    with EmbeddedNode(directory, env=KEPT) as node:
-        rate, kept = uvloop.run(submitted(node, clients, asyncio.sleep(seconds)))
+    with EmbeddedNode(directory, env=KEEP_ENV) as node:
         node.kill()
         began = time.perf_counter()
         node.start()
         show(f"SIGKILL → serving, {count:,} ended jobs", f"{time.perf_counter() - began:.2f} s")
-    node = EmbeddedNode(directory, env=GONE)
-    with node:
-        both: Any = uvloop.run(together(node, clients, count))
-        spent_s, (busy_rate, busy) = both
-    show("ended jobs that go a second, others submitting", f"{count / spent_s:.0f}/s", f"{count:,} in {spent_s:.1f} s")
+    kept, busy, rate = uvloop.run(by_turns(directory / "data", turns, seconds))
+    show("ended jobs that go a second, one client submitting", f"{rate:.0f}/s")
     for name, now, before in zip(("p50", "p99"), percentiles(busy), percentiles(kept), strict=True):
-        show(f"submit meanwhile, {clients} clients, {name}", f"{now:.2f} ms", f"{now / before:.2f} × {before:.2f} ms")
-    show("submissions a second meanwhile", f"{busy_rate:.0f}/s", f"{busy_rate / rate:.2f} × {rate:.0f}/s")
-
-
-async def together(node: EmbeddedNode, clients: int, count: int) -> tuple[float, tuple[float, list[float]]]:
-    removed = asyncio.ensure_future(until_removed(node, count))
-    found = await submitted(node, clients, asyncio.shield(removed))
-    return await removed, found
+        show(f"submit one job meanwhile, {name}", f"{now:.2f} ms", f"{now / before:.2f} × {before:.2f} ms")
+    with EmbeddedNode(directory, env=LET_GO_ENV) as node:
+        removed, spent_s = uvloop.run(until_gone(node))
+        show("ended jobs that go a second, nothing else to do", f"{removed / spent_s:.0f}/s", f"{removed:,.0f} jobs")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=100_000)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the measurement before")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per turn")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jobs-retention-") as name:
-        measure(Path(name) / "node", options.jobs, options.clients, options.seconds)
+        measure(Path(name) / "node", options.jobs, options.turns, options.seconds)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ def plan(heads: Sequence[Entry], totals: Totals | None, limits: Limits, now_ms: 
     return Plan(steps, wake_ms)
 
 
+def is_urgent(totals: Totals | None, limits: Limits) -> bool:
+    """Tell whether jobs end faster than they go, so that there are a twentieth more than there should be."""
+    return totals is not None and (totals.jobs > limits.max_jobs * 1.05 or totals.bytes > limits.max_bytes * 1.05)
+
+
 def end_of_life_ms(entry: Entry, limits: Limits) -> int:
     """Return when the job is to go, by its place in the list."""
     return entry.time_ms if entry.kind == "own" else entry.time_ms + limits.keep_ms
