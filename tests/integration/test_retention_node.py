@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Client, shell_job
+from jobs import Client, Retention, shell_job
 from jobs._native import Store
 from jobs.errors import Gone, LogsGone, NotFound
-from jobs.protocol.model import JobState, Retention
+from jobs.protocol.model import JobState
 from jobs.testing import EmbeddedNode
 from tests.support.ended import check_whole
 from tests.support.jobctl import jobctl

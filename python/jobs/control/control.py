@@ -357,6 +357,7 @@ class Control:
             "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),
             "jobs_ended": ("Ended jobs that are kept, 0 until they have been counted", ended.jobs),
             "jobs_ended_bytes": ("About what they take in the store", ended.bytes),
+            "jobs_redriven_total": ("Failed jobs repeated as new ones", self.dead_letters.redriven_total),
             "jobs_removed_total": ("Ended jobs deleted by retention", self._retention.removal.jobs_total),
             "jobs_outputs_removed_total": (
                 "Ended jobs whose output was deleted before them",
