@@ -30,6 +30,9 @@ class Log:
     """Segmented write-ahead log of Raft entries with term and vote. One writer; a lock file refuses a second."""
 
     def __init__(self, directory: str, *, segment_bytes: int = 64 << 20) -> None: ...
+    @staticmethod
+    def on(disk: SimDisk, *, segment_bytes: int = 64 << 10) -> Log:
+        """Open the log on a simulated disk; for tests."""
     @property
     def recovered(self) -> str | None:
         """What opening cut from a torn tail, in words; None when the log was whole."""
@@ -65,6 +68,23 @@ class Log:
     def set_hard_state(self, term: int, voted_for: str | None) -> None:
         """Persist and fsync before returning."""
     def close(self) -> None: ...
+
+class SimDisk:
+    """A disk in memory for tests, which fails on demand and loses, at a power cut, what was not synced: each sector may
+    be there, in part, in an earlier version, or not, and so may each change of names. A seed says everything."""
+
+    def __init__(self, seed: int) -> None: ...
+    def cut_power(self) -> None:
+        """Lose a part of what was not synced. Logs that are open on the disk fail from now on; open them again."""
+    def kill(self) -> None:
+        """End only the process: nothing is lost. Logs that are open on the disk fail from now on."""
+    def fail(self, operation: str | None, fault: str, *, after: int = 0) -> None:
+        """Let one operation (create, allocate, write, sync, rename, remove, sync_directory; None: any) meet a fault
+        (short, interrupted, eio, enospc, power_cut) when `after` more of the kind have succeeded."""
+    def set_full(self, full: bool) -> None:
+        """Leave no room for further files, or give it back."""
+    def operations(self) -> dict[str, int]:
+        """How often each operation was done since the disk was made or last cut."""
 
 # --- key-value store -----------------------------------------------------------------------------------------------
 
@@ -104,6 +124,18 @@ class Store:
     @property
     def snapshot_index(self) -> int:
         """Raft index of the newest durable snapshot file; the log must be kept from the entry after it."""
+    @property
+    def snapshot_term(self) -> int:
+        """Raft term of that entry."""
+    def snapshot_path(self) -> str | None:
+        """That file; None without one. A newer snapshot deletes it, but who has it open can go on reading."""
+    def install(self, path: str) -> None:
+        """Take the content of another member's snapshot file in place of what is here: all or nothing, also at a kill
+        or a power cut at any moment, and durable when this returns. The file (on the store's file system) is verified
+        whole first, and moved into place as the store's newest snapshot; the log has to go on at the entry after it.
+
+        Raises CorruptError, DiskFullError (both states need room at once), and NativeError unless the snapshot is
+        ahead of `applied_index`; nothing has changed then. Watchers of revisions that are gone get CompactedError."""
     def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]:
         """Apply (index, term, command) in order in one LMDB transaction; an entry at or below applied_index is
         skipped with b"". An empty command only advances the index. Returns one `decode_results` input an entry."""
@@ -168,6 +200,10 @@ class MemoryStore:
     def max_history_events(self) -> int:
         """Bound of them; 0 for none."""
     def apply(self, entries: list[tuple[int, int, bytes]]) -> list[bytes]: ...
+    def export(self) -> bytes:
+        """Return everything in the form of a snapshot file."""
+    def install(self, data: bytes) -> None:
+        """Take a snapshot's content in place of what is here, as `Store.install` does."""
     def get(self, key: bytes, revision: int = 0) -> KeyValue | None: ...
     def range(
         self,

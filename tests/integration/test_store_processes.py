@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
+import select
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 from jobs._native import Store
 from jobs.store import Put, Txn, encode_command
+
+SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.randrange(1 << 32)
 
 READER = """
     import sys
@@ -41,10 +47,36 @@ WRITER = """
         sys.stdout.flush()
 """
 
+INSTALLER = """
+    import shutil
+    import sys
+    from jobs._native import Store
 
-def start(program: str, directory: Path) -> subprocess.Popen[bytes]:
+    directory, source = sys.argv[1:3]
+    store = Store(directory)
+    shutil.copyfile(source, directory + "/received")
+    print("ready", flush=True)
+    store.install(directory + "/received")
+    print("done", flush=True)
+    sys.stdin.read()
+"""
+
+SEER = """
+    import sys
+    from jobs._native import StoreReader
+
+    reader = StoreReader(sys.argv[1])
+    for _ in range(2):
+        print(reader.snapshot_revision(), reader.get(b"pair/a")[1].decode(), flush=True)
+        sys.stdin.readline()
+"""
+
+
+def start(program: str, directory: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", textwrap.dedent(program), str(directory), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
@@ -97,3 +129,73 @@ def test_kill_9_of_the_writer_loses_nothing_that_was_applied(tmp_path: Path) -> 
         rows, _ = store.range(b"k", b"l", limit=1 << 30, keys_only=True, max_bytes=1 << 40)
         assert [row[0] for row in rows] == [b"k%09d" % index for index in range(1, store.applied_index + 1)]
         store.close()
+
+
+def test_kill_9_in_the_middle_of_an_installation_leaves_the_old_state_or_the_new(tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    print(f"replay with JOBS_TEST_SEED={SEED}")
+
+    def fill(store: Store, count: int, size: int) -> bytes:
+        for number in range(count):
+            index = store.applied_index + 1
+            put = Put(b"%d/%d" % (size, number), b"x" * size)
+            store.apply([(index, 1, encode_command([Txn(then=(put,))]))])
+        store.snapshot()
+        return store.state_hash()
+
+    leader = Store(str(tmp_path / "leader"))
+    new = fill(leader, 2_000, 5_000)
+    begun = tmp_path / "begun"
+    follower = Store(str(begun))
+    old = fill(follower, 500, 4_000)
+    follower.close()
+    took_s = 0.1
+    outcomes = []
+    for attempt in range(8 * int(os.environ.get("JOBS_TEST_SCALE", "1"))):
+        # given a follower in the middle of an installation
+        directory = tmp_path / f"follower{attempt}"
+        shutil.copytree(begun, directory)
+        installer = start(INSTALLER, directory, leader.snapshot_path() or "")
+        assert installer.stdout is not None
+        assert installer.stdout.readline() == b"ready\n"
+        since = time.monotonic()
+        # when it is killed
+        patience_s = chance.uniform(0, took_s) if attempt else 60
+        finished = bool(select.select([installer.stdout], [], [], patience_s)[0])
+        took_s = time.monotonic() - since if finished and not attempt else took_s
+        installer.kill()
+        installer.communicate(timeout=30)
+        # then the next one finds the old state, or the new one, and the snapshot that belongs to it
+        store = Store(str(directory))
+        outcomes.append((finished, store.applied_index))
+        expected = (new, 2_000) if store.applied_index == 2_000 else (old, 500)
+        assert (store.state_hash(), store.snapshot_index) == expected
+        assert not (finished and store.applied_index == 500)
+        # and can install again
+        if store.applied_index == 500:
+            shutil.copyfile(leader.snapshot_path() or "", directory / "received")
+            store.install(str(directory / "received"))
+            assert store.state_hash() == new
+        store.close()
+        shutil.rmtree(directory)
+    assert (False, 500) in outcomes, outcomes
+
+
+def test_a_reader_in_another_process_sees_what_was_installed(tmp_path: Path) -> None:
+    # given a reader of a follower's store, and a leader that is ahead
+    leader, follower = Store(str(tmp_path / "leader")), Store(str(tmp_path / "follower"))
+    for store, last in ((leader, 50), (follower, 2)):
+        for index in range(1, last + 1):
+            value = b"%d" % index
+            pair = (Put(b"pair/a", value), Put(b"pair/b", value))
+            store.apply([(index, 1, encode_command([Txn(then=pair)]))])
+    reader = start(SEER, tmp_path / "follower")
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"2 2\n"
+    # when the follower takes the leader's snapshot
+    leader.snapshot()
+    shutil.copyfile(leader.snapshot_path() or "", tmp_path / "follower" / "received")
+    follower.install(str(tmp_path / "follower" / "received"))
+    # then the reader, which has the directory open, reads it
+    out, _ = reader.communicate(b"now\n", timeout=30)
+    assert out == b"50 50\n"

@@ -4,6 +4,7 @@
 mod errors;
 mod log;
 mod sandbox;
+mod sim;
 mod store;
 
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ mod _native {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         super::errors::register(module)?;
         super::log::register(module)?;
+        super::sim::register(module)?;
         super::store::register(module)?;
         super::sandbox::register(module)
     }

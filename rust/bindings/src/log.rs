@@ -9,8 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
 use crate::errors::{NativeError, log_error};
+use crate::sim::{AnyDisk, SimDisk};
 
-type Opened = Option<CoreLog<RealDisk>>;
+type Opened = Option<CoreLog<AnyDisk>>;
 
 /// Segmented write-ahead log of Raft entries with term and vote.
 #[pyclass(module = "jobs._native", frozen)]
@@ -27,7 +28,7 @@ impl Log {
     fn with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut CoreLog<RealDisk>) -> Result<T> + Send,
+        work: impl FnOnce(&mut CoreLog<AnyDisk>) -> Result<T> + Send,
     ) -> PyResult<T> {
         py.detach(|| self.lock().as_mut().map(work))
             .ok_or_else(closed)?
@@ -35,7 +36,7 @@ impl Log {
     }
 
     /// Read something that is in memory: with the GIL, unless another thread is at work on the log.
-    fn peek<T: Send>(&self, py: Python<'_>, read: impl FnOnce(&CoreLog<RealDisk>) -> T + Send) -> PyResult<T> {
+    fn peek<T: Send>(&self, py: Python<'_>, read: impl FnOnce(&CoreLog<AnyDisk>) -> T + Send) -> PyResult<T> {
         match self.inner.try_lock() {
             Ok(log) => log.as_ref().map(read),
             Err(TryLockError::Poisoned(error)) => error.into_inner().as_ref().map(read),
@@ -61,8 +62,18 @@ impl Log {
     #[pyo3(signature = (directory, *, segment_bytes = 64 << 20))]
     fn new(py: Python<'_>, directory: &str, segment_bytes: usize) -> PyResult<Self> {
         let salt = RandomState::new().build_hasher().finish();
-        let opened =
-            py.detach(|| CoreLog::open(RealDisk::open(Path::new(directory))?, Options { segment_bytes, salt }));
+        let options = Options { segment_bytes, salt };
+        let opened = py.detach(|| CoreLog::open(AnyDisk::Real(RealDisk::open(Path::new(directory))?), options));
+        Ok(Self {
+            inner: Mutex::new(Some(opened.map_err(log_error)?)),
+        })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (disk, *, segment_bytes = 64 << 10))]
+    fn on(py: Python<'_>, disk: &SimDisk, segment_bytes: usize) -> PyResult<Self> {
+        let (disk, salt) = disk.opened();
+        let opened = py.detach(|| CoreLog::open(disk, Options { segment_bytes, salt }));
         Ok(Self {
             inner: Mutex::new(Some(opened.map_err(log_error)?)),
         })

@@ -1,7 +1,8 @@
 //! Python face of `jobs-kv` and `jobs-store`.
 
 use std::convert::Infallible;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use jobs_kv::command::encode_results;
@@ -123,6 +124,19 @@ impl Store {
     #[getter]
     fn snapshot_index(&self) -> u64 {
         self.read().snapshot_index()
+    }
+
+    #[getter]
+    fn snapshot_term(&self) -> u64 {
+        self.read().snapshot_term()
+    }
+
+    fn snapshot_path(&self) -> Option<OsString> {
+        self.read().snapshot_path().map(PathBuf::into_os_string)
+    }
+
+    fn install(&self, py: Python<'_>, path: &str) -> PyResult<()> {
+        self.with(py, |store| store.install(Path::new(path)))
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
@@ -349,6 +363,19 @@ impl MemoryStore {
         }
         (*backend, *meta) = (new_backend, new_meta);
         Ok(results)
+    }
+
+    fn export(&self, py: Python<'_>) -> PyResult<Py<PyBytes>> {
+        let state = lock(&self.inner);
+        let data = jobs_store::snapshot::of_memory(&state.backend, &state.meta).map_err(store_error)?;
+        Ok(bytes(py, &data))
+    }
+
+    fn install(&self, data: &[u8]) -> PyResult<()> {
+        let mut state = lock(&self.inner);
+        let (backend, meta) = jobs_store::snapshot::to_memory(data, state.meta.index).map_err(store_error)?;
+        *state = MemoryState { backend, meta };
+        Ok(())
     }
 
     #[pyo3(signature = (key, revision = 0))]

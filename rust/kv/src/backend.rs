@@ -44,6 +44,13 @@ pub trait Backend: Read {
 #[derive(Clone, Debug, Default)]
 pub struct Memory(BTreeMap<Vec<u8>, Vec<u8>>);
 
+impl Memory {
+    /// All rows, in the order of their keys.
+    pub fn rows(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(key, value)| (&key[..], &value[..]))
+    }
+}
+
 impl Read for Memory {
     type Error = Infallible;
 

@@ -11,6 +11,7 @@
 //! - `index`: where each entry is.
 //! - `log`: the log itself.
 //! - `disk`: files.
+//! - `sim`: a disk in memory that fails and forgets, for tests.
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -22,6 +23,7 @@ pub mod log;
 mod open;
 mod recovery;
 mod segment;
+pub mod sim;
 
 pub use disk::{Disk, RealDisk};
 pub use error::{LogError, Result};

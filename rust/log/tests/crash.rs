@@ -3,9 +3,10 @@
 
 mod support;
 
+use jobs_log::sim::{Fault, Operation, Random, SimDisk};
 use jobs_log::{Entry, Log};
-use support::sim::{Fault, Operation, SimDisk};
-use support::{Content, OPTIONS, Random, for_seeds};
+
+use support::{Content, OPTIONS, for_seeds};
 
 /// A log under test beside a plain value of what it should hold.
 struct Run {

@@ -9,9 +9,10 @@ use jobs_log::format::{
     HEAD_BYTES, HEADER_BYTES, Header, Kind, Seal, decode_header, decode_record, encode_header, encode_record,
     record_bytes,
 };
+use jobs_log::sim::Random;
 use jobs_log::{Entry, Log, LogError, RealDisk, Result};
 use proptest::prelude::*;
-use support::{Content, OPTIONS, Random};
+use support::{Content, OPTIONS};
 use tempfile::TempDir;
 
 fn open(directory: &Path) -> Result<Log<RealDisk>> {

@@ -2,8 +2,9 @@
 
 mod support;
 
+use jobs_log::sim::{Fault, Operation, SimDisk};
 use jobs_log::{Log, LogError, Result};
-use support::sim::{Fault, Operation, SimDisk};
+
 use support::{Content, OPTIONS};
 
 /// Acknowledged steps that use everything: segments that roll, both truncations, votes, many writes before a sync.

@@ -40,6 +40,14 @@ pub enum StoreError {
         /// What is wrong there.
         problem: String,
     },
+    /// A snapshot that is not ahead of what is here already.
+    #[error("store: the snapshot at entry {snapshot} is refused: entry {applied} is applied already")]
+    Behind {
+        /// Raft index of the snapshot.
+        snapshot: u64,
+        /// Raft index that the store stands at.
+        applied: u64,
+    },
     /// The disk was full in the middle of a write.
     #[error("store: no room for all of a write in {}", .0.display())]
     Full(PathBuf),

@@ -84,3 +84,8 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     let synced = fs::File::open(directory).and_then(|handle| handle.sync_all());
     synced.map_err(StoreError::io("sync", directory))
 }
+
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
+    let synced = fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(StoreError::io("sync", path))
+}

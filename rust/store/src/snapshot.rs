@@ -5,10 +5,12 @@
 //! hash of everything before. All numbers are little-endian. The file is believed only when all of it fits.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
+use jobs_kv::machine::load;
+use jobs_kv::{Backend, Memory, Meta, is_history};
 
 use crate::error::{Result, StoreError};
 
@@ -19,6 +21,8 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// A block ends with the row that fills it, and a row has a key and a value of bounded size.
 const MAX_BLOCK_BYTES: usize = BLOCK_BYTES + (4 << 20);
 const HEADER_BYTES: u64 = 28;
+/// What a snapshot that is not in a file is called.
+const IN_MEMORY: &str = "(memory)";
 
 /// Called with each row of a snapshot.
 pub type TakeRow<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
@@ -50,22 +54,42 @@ pub fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// Index and term of the newest snapshot in a directory that is not ahead of `applied` and whose beginning says what its
+/// name says; zeros without one.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn newest(directory: &Path, applied: u64) -> Result<(u64, u64)> {
+    for (index, path) in list(directory)? {
+        if index > applied {
+            continue;
+        }
+        let file = File::open(&path).map_err(StoreError::io("open", &path))?;
+        match Reader::new(&path, file).header() {
+            Ok((written, term)) if written == index => return Ok((index, term)),
+            Ok(_) | Err(StoreError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((0, 0))
+}
+
 /// Writes a snapshot row by row.
-pub struct Writer<'a> {
-    out: BufWriter<&'a mut File>,
+pub struct Writer<W: Write> {
+    out: BufWriter<W>,
     hash: blake3::Hasher,
     block: Vec<u8>,
     rows: u64,
 }
 
-impl<'a> Writer<'a> {
-    /// Begin a file.
+impl<W: Write> Writer<W> {
+    /// Begin a snapshot.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn new(file: &'a mut File, index: u64, term: u64) -> io::Result<Self> {
+    pub fn new(out: W, index: u64, term: u64) -> io::Result<Self> {
         let mut writer = Self {
-            out: BufWriter::with_capacity(BLOCK_BYTES, file),
+            out: BufWriter::with_capacity(BLOCK_BYTES, out),
             hash: blake3::Hasher::new(),
             block: Vec::new(),
             rows: 0,
@@ -125,28 +149,23 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Read a snapshot, handing each row over, and return its index and term. Rows come before the whole file is known to be
-/// good: on an error the caller drops what it made of them.
+/// Read a snapshot file, handing each row over, and return its index and term. Rows come before the whole file is known
+/// to be good: on an error the caller drops what it made of them.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] naming file and offset; [`StoreError::Io`]; whatever `row` returns.
 pub fn read(path: &Path, row: TakeRow<'_>) -> Result<(u64, u64)> {
     let file = File::open(path).map_err(StoreError::io("open", path))?;
-    let mut reader = Reader {
-        path,
-        input: BufReader::with_capacity(BLOCK_BYTES, file),
-        hash: blake3::Hasher::new(),
-        offset: 0,
-    };
-    if reader.take::<8>()? != *MAGIC {
-        return Err(reader.corrupt("this is not a snapshot"));
-    }
-    let version = u32::from_le_bytes(reader.take()?);
-    if version != FORMAT_VERSION {
-        return Err(reader.corrupt(format!("format version {version}; this build knows {FORMAT_VERSION}")));
-    }
-    let (index, term) = (u64::from_le_bytes(reader.take()?), u64::from_le_bytes(reader.take()?));
-    debug_assert_eq!(reader.offset, HEADER_BYTES);
+    read_from(path, file, row)
+}
+
+/// Read a snapshot as [`read`] does, from anything; errors call it `path`.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(path: &Path, input: impl Read, row: TakeRow<'_>) -> Result<(u64, u64)> {
+    let mut reader = Reader::new(path, input);
+    let (index, term) = reader.header()?;
     let mut rows = 0;
     while let Some(block) = reader.block()? {
         rows += split_rows(&block, row)?.ok_or_else(|| reader.corrupt("a row is longer than its block"))?;
@@ -162,6 +181,75 @@ pub fn read(path: &Path, row: TakeRow<'_>) -> Result<(u64, u64)> {
         return Err(reader.corrupt("there is something after the end"));
     }
     Ok((index, term))
+}
+
+/// A snapshot of a machine in memory, as bytes.
+///
+/// # Errors
+/// None but what a row beyond every limit would cause.
+pub fn of_memory(memory: &Memory, meta: &Meta) -> Result<Vec<u8>> {
+    let mut data = Vec::new();
+    let mut write = || -> io::Result<()> {
+        let mut writer = Writer::new(&mut data, meta.index, meta.term)?;
+        for history in [false, true] {
+            for (key, value) in memory.rows().filter(|row| is_history(row.0) == history) {
+                writer.row(key, value)?;
+            }
+        }
+        writer.finish()
+    };
+    write().map_err(StoreError::io("write", Path::new(IN_MEMORY)))?;
+    Ok(data)
+}
+
+/// The machine in a snapshot that must be ahead of `applied`.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] and [`StoreError::Behind`].
+pub fn to_memory(data: &[u8], applied: u64) -> Result<(Memory, Meta)> {
+    let path = Path::new(IN_MEMORY);
+    let mut memory = Memory::default();
+    let position = read_from(path, data, &mut |key, value| {
+        let Ok(()) = memory.put(key, value);
+        Ok(())
+    })?;
+    check_ahead(position.0, applied)?;
+    let meta = load(&memory).map_err(|error| StoreError::Corrupt {
+        file: path.to_owned(),
+        offset: 0,
+        problem: error.to_string(),
+    })?;
+    check_position(path, position, &meta)?;
+    Ok((memory, meta))
+}
+
+/// Refuse a snapshot that would take the state back.
+///
+/// # Errors
+/// [`StoreError::Behind`].
+pub(crate) fn check_ahead(snapshot: u64, applied: u64) -> Result<()> {
+    if snapshot > applied {
+        return Ok(());
+    }
+    Err(StoreError::Behind { snapshot, applied })
+}
+
+/// Check that the machine in a snapshot stands where the snapshot says.
+///
+/// # Errors
+/// [`StoreError::Corrupt`].
+pub(crate) fn check_position(path: &Path, (index, term): (u64, u64), meta: &Meta) -> Result<()> {
+    if (index, term) == (meta.index, meta.term) {
+        return Ok(());
+    }
+    Err(StoreError::Corrupt {
+        file: path.to_owned(),
+        offset: 0,
+        problem: format!(
+            "it is of entry {index} of term {term}, but holds the state after entry {} of term {}",
+            meta.index, meta.term
+        ),
+    })
 }
 
 /// Hand over the rows of a block and count them; `None` when their lengths do not fit.
@@ -185,14 +273,37 @@ fn split_rows(mut block: &[u8], row: TakeRow<'_>) -> Result<Option<u64>> {
     Ok(Some(rows))
 }
 
-struct Reader<'a> {
+struct Reader<'a, R> {
     path: &'a Path,
-    input: BufReader<File>,
+    input: BufReader<R>,
     hash: blake3::Hasher,
     offset: u64,
 }
 
-impl Reader<'_> {
+impl<'a, R: Read> Reader<'a, R> {
+    fn new(path: &'a Path, input: R) -> Self {
+        Self {
+            path,
+            input: BufReader::with_capacity(BLOCK_BYTES, input),
+            hash: blake3::Hasher::new(),
+            offset: 0,
+        }
+    }
+
+    /// Read the beginning: index and term.
+    fn header(&mut self) -> Result<(u64, u64)> {
+        if self.take::<8>()? != *MAGIC {
+            return Err(self.corrupt("this is not a snapshot"));
+        }
+        let version = u32::from_le_bytes(self.take()?);
+        if version != FORMAT_VERSION {
+            return Err(self.corrupt(format!("format version {version}; this build knows {FORMAT_VERSION}")));
+        }
+        let position = (u64::from_le_bytes(self.take()?), u64::from_le_bytes(self.take()?));
+        debug_assert_eq!(self.offset, HEADER_BYTES);
+        Ok(position)
+    }
+
     fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut data = [0; N];
         self.fill(&mut data)?;

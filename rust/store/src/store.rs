@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use heed::RwTxn;
 use jobs_kv::command::{TxnResult, encode_results};
 use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
@@ -11,7 +12,7 @@ use jobs_kv::{KeyValue, KvError, Meta, Read};
 
 use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open};
 use crate::error::{Result, StoreError, no_room};
-use crate::marker::{self, LastRun, boot_id, replace, sync_directory};
+use crate::marker::{self, LastRun, boot_id, replace, sync_directory, sync_file};
 use crate::snapshot;
 
 const LOCK_FILE: &str = "lock.mdb";
@@ -56,7 +57,8 @@ pub struct Store {
     open: Option<Open>,
     meta: Mutex<Meta>,
     writing: Mutex<()>,
-    snapshot_index: Mutex<u64>,
+    /// Raft index and term of the newest durable snapshot.
+    snapshot: Mutex<(u64, u64)>,
     used: Mutex<(u32, u64)>,
 }
 
@@ -74,13 +76,13 @@ impl Store {
         fs::create_dir_all(directory).map_err(StoreError::io("create", directory))?;
         let boot_id = options.boot_id.map_or_else(boot_id, Ok)?;
         let max_bytes = options.max_bytes.next_multiple_of(PAGE_BYTES);
-        let (recovered, snapshots) = Self::recover(directory, &boot_id, max_bytes)?;
+        let mut recovered = Self::recover(directory, &boot_id, max_bytes)?;
         marker::write(directory, &boot_id, false)?;
         let (env, tables) = open(directory, max_bytes)?;
-        let meta = {
-            let txn = env.read_txn()?;
-            load(&Reading { tables, txn: &txn })?
-        };
+        if recovered.is_none() {
+            recovered = finish_install(directory, &env, tables)?;
+        }
+        let meta = load_meta(&env, tables)?;
         let store = Self {
             directory: directory.to_owned(),
             boot_id,
@@ -88,20 +90,19 @@ impl Store {
             open: Some(Open { env, tables }),
             meta: Mutex::new(meta),
             writing: Mutex::new(()),
-            snapshot_index: Mutex::new(snapshots.first().map_or(0, |newest| newest.0)),
+            snapshot: Mutex::new(snapshot::newest(directory, meta.index)?),
             used: Mutex::new((MEASURE_EVERY, 0)),
         };
         Ok(store)
     }
 
-    #[allow(clippy::type_complexity, reason = "what was done, and what is there")]
-    fn recover(directory: &Path, boot_id: &str, max_bytes: usize) -> Result<(Option<String>, Vec<(u64, PathBuf)>)> {
+    fn recover(directory: &Path, boot_id: &str, max_bytes: usize) -> Result<Option<String>> {
         let data = directory.join(DATA_FILE);
         let last_run = marker::read(directory, boot_id)?;
         let snapshots = snapshot::list(directory)?;
         let there = data.exists();
         if there && last_run == LastRun::Trusted || !there && snapshots.is_empty() {
-            return Ok((None, snapshots));
+            return Ok(None);
         }
         let why = if there {
             "the operating system went down with the store open"
@@ -109,12 +110,12 @@ impl Store {
             "the data file is gone"
         };
         let mut refused = String::new();
-        for (position, (index, path)) in snapshots.iter().enumerate() {
-            match restore_file(directory, path, max_bytes) {
+        for (index, path) in snapshots {
+            match restore_file(directory, &path, max_bytes) {
                 Ok(()) => {
-                    let text =
-                        format!("{why}; restored the snapshot at entry {index}{refused}, the log tells the rest");
-                    return Ok((Some(text), snapshots[position..].to_vec()));
+                    return Ok(Some(format!(
+                        "{why}; restored the snapshot at entry {index}{refused}, the log tells the rest"
+                    )));
                 }
                 Err(error @ StoreError::Corrupt { .. }) => {
                     refused = format!("{refused} (refused: {error})");
@@ -123,10 +124,7 @@ impl Store {
             }
         }
         discard(directory)?;
-        Ok((
-            Some(format!("{why}; begun anew{refused}, the log tells everything")),
-            Vec::new(),
-        ))
+        Ok(Some(format!("{why}; begun anew{refused}, the log tells everything")))
     }
 
     /// What opening had to do, in words.
@@ -144,7 +142,20 @@ impl Store {
     /// Raft index of the newest durable snapshot; 0 without one.
     #[must_use]
     pub fn snapshot_index(&self) -> u64 {
-        *lock(&self.snapshot_index)
+        lock(&self.snapshot).0
+    }
+
+    /// Its term.
+    #[must_use]
+    pub fn snapshot_term(&self) -> u64 {
+        lock(&self.snapshot).1
+    }
+
+    /// Its file. A newer snapshot removes it; who has it open can go on reading.
+    #[must_use]
+    pub fn snapshot_path(&self) -> Option<PathBuf> {
+        let index = self.snapshot_index();
+        (index > 0).then(|| self.directory.join(snapshot::file_name(index)))
     }
 
     /// Apply entries in order in one LMDB transaction; those at or below the applied index are passed over. Returns the
@@ -154,13 +165,16 @@ impl Store {
     /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
     pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
         let _alone = lock(&self.writing);
-        self.apply_all(entries).map_err(|error| {
-            if error.may_be_short_write() && !has_room(&self.directory) {
-                StoreError::Full(self.directory.clone())
-            } else {
-                error
-            }
-        })
+        self.apply_all(entries).map_err(|error| self.explain(error))
+    }
+
+    /// Tell a write that was broken off for want of room by that name.
+    fn explain(&self, error: StoreError) -> StoreError {
+        if error.may_be_short_write() && !has_room(&self.directory) {
+            StoreError::Full(self.directory.clone())
+        } else {
+            error
+        }
     }
 
     fn apply_all(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
@@ -308,13 +322,54 @@ impl Store {
             writer.finish()
         })
         .map_err(|error| failed.unwrap_or(error))?;
+        self.on_snapshot((meta.index, meta.term))?;
+        Ok(meta.index)
+    }
+
+    /// Take the content of a snapshot file of another member in place of what is here. The file, which is verified whole
+    /// before anything is touched, becomes this store's newest snapshot: it is renamed into the store's directory, with
+    /// which it must share a file system. Needs room for what is here and what comes at once. Whoever reads meanwhile
+    /// sees the one or the other; so does the next opener after a crash at any moment.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`]; [`StoreError::Behind`] unless the snapshot is ahead of what is applied; any other
+    /// [`StoreError`]. Nothing is changed then, and the file is where it was.
+    pub fn install(&self, path: &Path) -> Result<()> {
+        let _alone = lock(&self.writing);
+        let Open { env, tables } = self.opened()?;
+        let (index, term) = snapshot::read(path, &mut |_, _| Ok(()))?;
+        snapshot::check_ahead(index, self.meta().index)?;
+        let (txn, meta) = replace_rows(env, *tables, path).map_err(|error| self.explain(error))?;
+        let place = self.directory.join(snapshot::file_name(index));
+        // The moment from which on the new state counts: opening finishes what a crash interrupts after it. So the
+        // content has to be durable before the name, and the name before anybody is told.
+        sync_file(path)?;
+        fs::rename(path, &place).map_err(StoreError::io("rename", path))?;
+        let committed = sync_directory(&self.directory).and_then(|()| Ok(txn.commit()?));
+        if let Err(error) = committed {
+            // Should this fail too, the next opener finds the new state, which is as right as the old one.
+            let _ = fs::rename(&place, path);
+            return Err(self.explain(error));
+        }
+        *lock(&self.meta) = meta;
+        lock(&self.used).0 = MEASURE_EVERY;
+        self.on_snapshot((index, term))
+    }
+
+    /// A durable snapshot is in place: older ones can go.
+    fn on_snapshot(&self, position: (u64, u64)) -> Result<()> {
+        // One that was begun before another was installed ends after it.
+        let newest = {
+            let mut newest = lock(&self.snapshot);
+            *newest = position.max(*newest);
+            newest.0
+        };
         for (index, path) in snapshot::list(&self.directory)? {
-            if index < meta.index {
+            if index < newest {
                 fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
             }
         }
-        *lock(&self.snapshot_index) = meta.index;
-        Ok(meta.index)
+        Ok(())
     }
 
     /// Sync and close. Later calls fail with [`StoreError::Closed`].
@@ -403,6 +458,45 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     fs::rename(&from, &to).map_err(StoreError::io("rename", &from))?;
     fs::remove_dir_all(&beside).map_err(StoreError::io("remove", &beside))?;
     sync_directory(directory)
+}
+
+/// Take the newest good snapshot that is ahead of what is applied: its installation was interrupted.
+fn finish_install(directory: &Path, env: &Lmdb, tables: Tables) -> Result<Option<String>> {
+    let applied = load_meta(env, tables)?.index;
+    let mut refused = String::new();
+    for (index, path) in snapshot::list(directory)? {
+        if index <= applied {
+            break;
+        }
+        match replace_rows(env, tables, &path) {
+            Ok((txn, _)) => {
+                txn.commit()?;
+                let text = format!("finished to install the snapshot at entry {index}{refused}");
+                return Ok(Some(text));
+            }
+            Err(error @ StoreError::Corrupt { .. }) => refused = format!("{refused} (refused: {error})"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((!refused.is_empty()).then(|| format!("passed over a snapshot{refused}")))
+}
+
+fn load_meta(env: &Lmdb, tables: Tables) -> Result<Meta> {
+    let txn = env.read_txn()?;
+    Ok(load(&Reading { tables, txn: &txn })?)
+}
+
+/// Begin a transaction in which a snapshot's rows take the place of all others.
+fn replace_rows<'e>(env: &'e Lmdb, tables: Tables, path: &Path) -> Result<(RwTxn<'e>, Meta)> {
+    let mut txn = env.write_txn()?;
+    for table in tables.all() {
+        table.clear(&mut txn)?;
+    }
+    let mut writing = Writing { tables, txn: &mut txn };
+    let position = snapshot::read(path, &mut |key, value| Ok(writing.append(key, value)?))?;
+    let meta = load(&writing)?;
+    snapshot::check_position(path, position, &meta)?;
+    Ok((txn, meta))
 }
 
 fn load_rows(env: &Lmdb, tables: Tables, path: &Path) -> Result<()> {

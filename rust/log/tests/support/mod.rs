@@ -1,7 +1,5 @@
-//! What the log's tests share: a simulated disk, seeds, and a log's content as a plain value.
+//! What the log's tests share: seeds, and a log's content as a plain value.
 #![allow(dead_code, reason = "each test binary uses its part")]
-
-pub mod sim;
 
 use jobs_log::{Disk, Entry, Log, Options};
 
@@ -45,39 +43,6 @@ impl Content {
 
     pub fn next_index(&self) -> u64 {
         self.first_index + self.entries.len() as u64
-    }
-}
-
-/// A small generator of numbers (splitmix64), so that a seed says everything.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.number() % end.max(1)
-    }
-
-    pub fn size(&mut self, end: usize) -> usize {
-        usize::try_from(self.below(end as u64)).unwrap()
-    }
-
-    pub fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.number().to_le_bytes()[0]).collect()
     }
 }
 

@@ -1,19 +1,52 @@
-//! A disk in memory that fails on demand and loses, at a power cut, what was not synced.
+//! A disk in memory for tests, which fails on demand and loses, at a power cut, what was not synced.
 //!
 //! Each 512-byte sector written since the last successful sync may or may not have reached the platter, in any
-//! combination and also in an earlier version; so may each change of the directory since its last sync. A failed sync
+//! combination, in part, and also in an earlier version; so may each change of the directory since its last sync. A failed sync
 //! behaves as Linux's: the data stays readable, counts as clean, and no later sync writes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jobs_log::disk::{Disk, File};
-
-use super::Random;
+use crate::disk::{Disk, File};
 
 const SECTOR_BYTES: usize = 512;
+
+/// A small generator of numbers (splitmix64), so that a seed says everything.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+#[allow(missing_docs, reason = "the names say it")]
+impl Random {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.number() % end.max(1)
+    }
+
+    pub fn size(&mut self, end: usize) -> usize {
+        usize::try_from(self.below(end as u64)).expect("it is below a size")
+    }
+
+    pub fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.number().to_le_bytes()[0]).collect()
+    }
+}
 
 /// What happens to one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +64,8 @@ pub enum Fault {
 }
 
 /// What an operation does, for aiming faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum Operation {
     Create,
     Allocate,
@@ -71,6 +105,8 @@ struct State {
     operations: Vec<Operation>,
     /// The fault, and how many operations (of one kind only, if one is named) succeed before it.
     fault: Option<(usize, Option<Operation>, Fault)>,
+    /// Whether no room is left to create or to set aside.
+    full: bool,
     off: bool,
 }
 
@@ -83,6 +119,8 @@ pub struct SimDisk(Arc<Mutex<State>>);
 pub struct SimFile(SimDisk, usize);
 
 impl SimDisk {
+    /// An empty disk.
+    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             files: Vec::new(),
@@ -92,15 +130,17 @@ impl SimDisk {
             random: Random::new(seed),
             operations: Vec::new(),
             fault: None,
+            full: false,
             off: false,
         })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Operations done so far that change something.
+    #[must_use]
     pub fn operations(&self) -> Vec<Operation> {
         self.state().operations.clone()
     }
@@ -112,22 +152,36 @@ impl SimDisk {
 
     /// Let the next operation of a kind fail.
     pub fn fail_next(&self, operation: Operation, fault: Fault) {
-        self.state().fault = Some((0, Some(operation), fault));
+        self.fail_later(operation, 0, fault);
     }
 
-    pub fn heal(&self) {
-        self.state().fault = None;
+    /// Let the operation of a kind fail that comes after `after` more ones of it.
+    pub fn fail_later(&self, operation: Operation, after: usize, fault: Fault) {
+        self.state().fault = Some((after, Some(operation), fault));
+    }
+
+    /// Leave no room for further files, or give it back.
+    pub fn set_full(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// Let every further operation fail.
+    pub fn turn_off(&self) {
+        self.state().off = true;
     }
 
     /// The disk as the next process finds it when only the former one died.
+    #[must_use]
     pub fn after_kill(&self) -> Self {
         let mut state = self.state().clone();
         (state.fault, state.off) = (None, false);
         state.operations.clear();
+        state.forget_unnamed();
         Self(Arc::new(Mutex::new(state)))
     }
 
     /// The disk as the next process finds it after a power cut.
+    #[must_use]
     pub fn after_power_cut(&self) -> Self {
         let disk = self.after_kill();
         disk.state().cut_power();
@@ -135,6 +189,7 @@ impl SimDisk {
     }
 
     /// How many segments the directory has.
+    #[must_use]
     pub fn list_segments(&self) -> usize {
         self.state().names.keys().filter(|name| name.contains(".seg")).count()
     }
@@ -162,6 +217,9 @@ impl State {
         };
         self.off = fault == Some(Fault::PowerCut);
         match fault {
+            None if self.full && matches!(operation, Operation::Create | Operation::Allocate) => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some(Fault::Enospc) => Err(io::ErrorKind::StorageFull.into()),
             Some(Fault::Eio | Fault::PowerCut) if !matches!(operation, Operation::Write | Operation::Sync) => {
                 Err(io::Error::other("injected"))
@@ -181,7 +239,9 @@ impl State {
             let odds = random.below(5);
             for sector in unsure {
                 if random.below(4) < odds {
-                    file.write_back(sector);
+                    // The last one under the head may end in the middle.
+                    let torn = random.one_in(8);
+                    file.write_back(sector, if torn { random.size(SECTOR_BYTES) } else { SECTOR_BYTES });
                 }
             }
             (file.dirty, file.lost) = Default::default();
@@ -196,6 +256,25 @@ impl State {
         self.durable_names = self.names.clone();
     }
 
+    /// Give back the room of files that have lost their names for good.
+    fn forget_unnamed(&mut self) {
+        let mut named: BTreeSet<usize> = self
+            .names
+            .values()
+            .chain(self.durable_names.values())
+            .copied()
+            .collect();
+        named.extend(self.unsynced_names.iter().filter_map(|change| match change {
+            NameChange::Create(_, file) => Some(*file),
+            NameChange::Rename(..) | NameChange::Remove(_) => None,
+        }));
+        for (number, file) in self.files.iter_mut().enumerate() {
+            if !named.contains(&number) {
+                *file = Bytes::default();
+            }
+        }
+    }
+
     fn change_names(&mut self, change: NameChange) {
         apply(&mut self.names, &change);
         self.unsynced_names.push(change);
@@ -203,9 +282,9 @@ impl State {
 }
 
 impl Bytes {
-    fn write_back(&mut self, sector: usize) {
+    fn write_back(&mut self, sector: usize, bytes: usize) {
         let begin = sector * SECTOR_BYTES;
-        let end = (begin + SECTOR_BYTES).min(self.cached.len()).min(self.platter.len());
+        let end = (begin + bytes).min(self.cached.len()).min(self.platter.len());
         if begin < end {
             self.platter[begin..end].copy_from_slice(&self.cached[begin..end]);
         }
@@ -224,6 +303,10 @@ fn apply(names: &mut Names, change: &NameChange) {
     }
 }
 
+fn position(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
 fn missing(name: &str) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, name.to_owned())
 }
@@ -231,7 +314,7 @@ fn missing(name: &str) -> io::Error {
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let state = self.0.state();
-        let begin = usize::try_from(offset).unwrap();
+        let begin = position(offset)?;
         let data = state.files[self.1].cached.get(begin..begin + buffer.len());
         buffer.copy_from_slice(data.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -246,7 +329,7 @@ impl File for SimFile {
             Some(_) => data.len() / 2,
             None => data.len(),
         };
-        let begin = usize::try_from(offset).unwrap();
+        let begin = position(offset)?;
         let State { files, random, .. } = &mut *state;
         let file = &mut files[self.1];
         if file.cached.len() < begin + count {
@@ -259,7 +342,7 @@ impl File for SimFile {
                 file.dirty.insert(sector);
                 // The system may write back at any time.
                 if random.one_in(8) {
-                    file.write_back(sector);
+                    file.write_back(sector, SECTOR_BYTES);
                 }
             }
         }
@@ -287,7 +370,7 @@ impl File for SimFile {
             _ => {
                 file.platter.resize(file.cached.len(), 0);
                 for sector in std::mem::take(&mut file.dirty) {
-                    file.write_back(sector);
+                    file.write_back(sector, SECTOR_BYTES);
                 }
                 Ok(())
             }
