@@ -128,6 +128,18 @@ class Unavailable(JobsError):
     code, status, title = "unavailable", 503, "The node cannot serve this now"
 
 
+class NotLeader(Unavailable):
+    code, title = "not_leader", "This node does not lead the cluster"
+
+
+class OutcomeUnknown(Unavailable):
+    code, title = "outcome_unknown", "Whether the request took effect is not known"
+
+
+class MembershipConflict(JobsError):
+    code, status, title = "membership_conflict", 409, "The cluster's members cannot be changed so"
+
+
 class StorageFull(JobsError):
     code, status, title = "storage_full", 507, "No room left in the store"
 

@@ -50,10 +50,18 @@ AUDITED: Final = b"/audited/"
 SCHEDULES: Final = b"/schedules/state/"
 SCHEDULE_JOBS: Final = b"/schedules/job/"
 UNFINISHED: Final = b"/schedules/unfinished/"
+MEMBERS: Final = b"/cluster/members/"
+MEMBERS_CHANGED: Final = b"/cluster/changed"
+"""Changes with every change of a member."""
 DATA: Final = b"/data/"
 """The users' own part."""
 
 _MAX_PRIORITY: Final = 100
+
+
+def member(member_id: str) -> bytes:
+    """Record of a member of the cluster."""
+    return MEMBERS + member_id.encode()
 
 
 def spec(job: JobId) -> bytes:

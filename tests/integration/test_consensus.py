@@ -150,7 +150,7 @@ def test_a_log_that_does_not_belong_to_the_store_is_refused(tmp_path: Path) -> N
 def test_an_entry_that_the_library_would_unpickle_is_refused(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Member(tmp_path) as member:
-            member.consensus._raft._applyCommand(b"\x02" + b"cos\nsystem\n.", None)  # type: ignore[union-attr]
+            member.consensus._member.raft._applyCommand(b"\x02" + b"cos\nsystem\n.", None)
             failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
             member.consensus.on_failure = failed.set_result
             member.consensus._schedule()

@@ -1,0 +1,637 @@
+"""Raft: PySyncObj, and what it lacks. The only module that knows the library.
+
+From PySyncObj come the roles, the election timer, the leader's commit rule, its check that a majority answers, and
+the queue of commands. Supplied here, by a subclass and never by a change of the library:
+
+- Messages are typed and go to a list; clock and chance are arguments. Nothing pickles.
+- A follower truncates only where terms conflict, and never what is committed; its answers carry their term.
+- Pre-vote (Ongaro's thesis, §9.6) and loyalty to a leader that is heard (§4.2.3): who comes back deposes nobody.
+- Rounds of signs of life: when a majority has answered one, the leader knows that it led when that was sent.
+- Batches in flight are bounded, entries are sent on before the former ones are answered, and a follower's refusal says
+  where to go on. Who is so far behind that the entries are gone needs a snapshot.
+- Members without a vote (learners) are PySyncObj's read-only nodes.
+
+The overridden methods carry the library's private, mangled names; its version is pinned for that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from random import Random
+from typing import Any, Final, NoReturn, TypeAlias
+
+import pysyncobj.syncobj as pysyncobj
+from msgspec import Struct, field
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from jobs.consensus.journal import Journal
+from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted
+
+REGULAR: Final = bytes((pysyncobj._COMMAND_TYPE.REGULAR,))
+"""First byte of an entry that holds a command of the store."""
+NO_OP: Final = bytes((pysyncobj._COMMAND_TYPE.NO_OP,))
+MEMBERS: Final = b"\x10"
+"""The same as REGULAR; the command changes who the members are."""
+
+APPEND_BYTES: Final = 1 << 20
+"""A message takes no further entry once it is this large."""
+APPEND_ENTRIES: Final = 1_024
+IN_FLIGHT_MESSAGES: Final = 64
+IN_FLIGHT_BYTES: Final = 8 << 20
+"""Of entries on the way to one member, before it has answered."""
+
+_FOLLOWER: Final = pysyncobj._RAFT_STATE.FOLLOWER
+_CANDIDATE: Final = pysyncobj._RAFT_STATE.CANDIDATE
+_LEADER: Final = pysyncobj._RAFT_STATE.LEADER
+
+OnApplied: TypeAlias = Callable[[bytes | None, int], None]
+"""Results of a command and 0, or None and one of these: another entry took its place, or this member ceased to lead."""
+DISCARDED: Final = 1
+LOST: Final = 2
+Apply: TypeAlias = Callable[[int, int], int]
+"""Apply up to so many committed entries from an index on; return the index of the last one applied."""
+
+
+class _Clock:
+    """The time of the call under way: the library reads a clock by a name of its module, and is given this one."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+_clock: Final = _Clock()
+pysyncobj.monotonicTime = _clock
+
+
+class RaftError(Exception):
+    """What no crash and no network explains: this member's log and the leader's disagree on what is committed."""
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """Times in seconds."""
+
+    heartbeat_s: float
+    election_min_s: float
+    election_max_s: float
+
+
+class _Wire(Transport):  # type: ignore[misc]
+    """What the library itself sends: only requests for votes."""
+
+    ready = True
+
+    def __init__(self, send_vote: Callable[[Node, dict[str, Any]], None]) -> None:
+        super().__init__(None, None, [])
+        self._send_vote = send_vote
+
+    def tryGetReady(self) -> None:
+        pass
+
+    def send(self, node: Node, message: dict[str, Any]) -> None:
+        if message["type"] != "request_vote":
+            raise AssertionError(f"the library sends {message['type']}")
+        self._send_vote(node, message)
+
+    def destroy(self) -> None:
+        pass
+
+
+class _NullPoller:
+    """PySyncObj polls its sockets at the end of each tick; ours belong to the event loop."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+class _Flow(Struct):
+    """Entries on their way to one member: (index of the last one, bytes) a message, oldest first."""
+
+    messages: deque[tuple[int, int]] = field(default_factory=deque)
+    size_bytes: int = 0
+    probing: bool = True
+    """Where the logs meet is not known: one message at a time."""
+    prev_index: int = 0
+    """After which entry the last message began."""
+    answered_round: int = 0
+
+    def sent(self, prev_index: int, last_index: int, size_bytes: int) -> None:
+        self.prev_index = prev_index
+        self.messages.append((last_index, size_bytes))
+        self.size_bytes += size_bytes
+
+    def arrived(self, index: int) -> None:
+        while self.messages and self.messages[0][0] <= index:
+            self.size_bytes -= self.messages.popleft()[1]
+
+    def reset(self) -> None:
+        self.messages.clear()
+        self.size_bytes = 0
+        self.probing = True
+
+    @property
+    def is_full(self) -> bool:
+        most = 1 if self.probing else IN_FLIGHT_MESSAGES
+        return len(self.messages) >= most or self.size_bytes >= IN_FLIGHT_BYTES
+
+
+class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
+    """One member's Raft. Every entry point takes the time of a steady clock in seconds.
+
+    `outbox` holds what may leave at once; `answers` what may leave only when the log is durable.
+    """
+
+    def __init__(self, me: str, journal: Journal, timing: Timing, rng: Random, apply: Apply, now_s: float) -> None:
+        self.me = me
+        self.outbox: list[tuple[str, Message]] = []
+        self.answers: list[tuple[str, Message]] = []
+        self.needs_snapshot: set[str] = set()
+        """Members that lack entries which are no longer in the log."""
+        self._journal = journal
+        self._timing = timing
+        self._rng = rng
+        self._apply = apply
+        self._flows: dict[str, _Flow] = {}
+        self._nodes: dict[str, Node] = {}
+        self._heard_s = now_s
+        """When a leader was last heard. The start counts: the former life may have promised loyalty just before."""
+        self._pre_votes: set[str] | None = None
+        """Who would vote for this member; None while it does not ask."""
+        self._votes: set[str] = set()
+        self._transfer_term: int | None = None
+        """Term whose leader asked this member to follow it at once."""
+        self._handed_over = False
+        """This leader has asked another to take over, so its lease no longer holds."""
+        self._round = 0
+        self._rounds: deque[tuple[int, float]] = deque()
+        """Rounds that no majority has answered, and when each was sent; oldest first."""
+        self._confirmed_round = 0
+        self._confirmed_s = float("-inf")
+        _clock.now_s = now_s
+        conf = pysyncobj.SyncObjConf(
+            autoTick=False,
+            appendEntriesPeriod=timing.heartbeat_s,
+            raftMinTimeout=timing.election_min_s,
+            raftMaxTimeout=timing.election_max_s,
+            leaderFallbackTimeout=timing.election_max_s,
+            commandsWaitLeader=False,
+            connectionTimeout=max(3.5, timing.election_max_s),
+            onStateChanged=self._on_role_changed,
+        )
+        # The library imports its journal's factory by name and offers no other way in.
+        stock = pysyncobj.createJournal
+        pysyncobj.createJournal = lambda _file: journal
+        try:
+            super().__init__(Node(me), [], conf=conf, transport=_Wire(self._send_vote))
+        finally:
+            pysyncobj.createJournal = stock
+        self._poller = _NullPoller()
+        self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
+        self._SyncObj__selfNode = None  # no vote before `set_members` says so
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> float:
+        """The time of the call under way."""
+        return _clock.now_s
+
+    @property
+    def leads(self) -> bool:
+        return bool(self._SyncObj__raftState == _LEADER)
+
+    @property
+    def leader(self) -> str | None:
+        """Who is believed to lead."""
+        known = self._SyncObj__raftLeader
+        return None if known is None else str(known.id)
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
+
+    @property
+    def commit_index(self) -> int:
+        return int(self._SyncObj__raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._SyncObj__raftLastApplied)
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether a leader has applied everything of former terms, and so knows all that was ever acknowledged."""
+        first_own = self._SyncObj__noopIDx
+        return self.leads and first_own is not None and self.applied_index >= first_own
+
+    @property
+    def round(self) -> int:
+        """The last round of signs of life that was sent."""
+        return self._round
+
+    @property
+    def confirmed_round(self) -> int:
+        """The last round that a majority has answered: this member led when it was sent."""
+        return self._round if self.leads and not self._voters() else self._confirmed_round
+
+    def confirmed_s(self, now_s: float) -> float:
+        """Return the last time at which this leader is known to have led; minus infinity without one."""
+        if not self.leads or self._handed_over:
+            return float("-inf")
+        return self._confirmed_s if self._voters() else now_s
+
+    def match_index(self, member: str) -> int:
+        """Return up to which entry a leader knows a member's log to be as its own, durably."""
+        return int(self._SyncObj__raftMatchIndex.get(self._nodes.get(member), 0))
+
+    def answered_s(self, member: str) -> float | None:
+        """Return when a leader last had an answer of a member."""
+        return self._SyncObj__lastResponseTime.get(self._nodes.get(member))  # type: ignore[no-any-return]
+
+    def _voters(self) -> set[Node]:
+        """The others who vote."""
+        return self._SyncObj__otherNodes
+
+    def _peers(self) -> Iterator[Node]:
+        yield from sorted(self._voters(), key=_id_of)
+        yield from sorted(self._SyncObj__readonlyNodes, key=_id_of)
+
+    def _is_majority(self, count: int) -> bool:
+        """Tell whether so many voters, this one among them, are a majority."""
+        return count > (len(self._voters()) + 1) / 2
+
+    # --- members ----------------------------------------------------------------------------------------------------
+
+    def set_members(self, now_s: float, voters: Collection[str], learners: Collection[str]) -> None:
+        """Take the members as the store has them. A leader that is no longer a voter tells the others, and ceases."""
+        _clock.now_s = now_s
+        wanted = (set(voters) | set(learners)) - {self.me}
+        for member in wanted - self._nodes.keys():
+            node = self._nodes[member] = Node(member)
+            self._flows[member] = _Flow()
+            self._SyncObj__raftNextIndex[node] = self._journal.last_index + 1
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__lastResponseTime[node] = now_s
+        if self.leads and self.me not in voters:
+            # The last that the others hear of this leader is that it is gone.
+            self._SyncObj__sendAppendEntries()
+            self._step_down(self.term)
+        for member in self._nodes.keys() - wanted:
+            node = self._nodes.pop(member)
+            del self._flows[member]
+            self.needs_snapshot.discard(member)
+            for known in (self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime):
+                known.pop(node, None)
+        self._SyncObj__otherNodes = {self._nodes[member] for member in voters if member != self.me}
+        self._SyncObj__readonlyNodes = {self._nodes[member] for member in wanted - set(voters)}
+        self._SyncObj__selfNode = Node(self.me) if self.me in voters else None
+        # What a majority of the former members has confirmed is no promise of the present ones.
+        self._forget_rounds()
+
+    def elect_now(self) -> None:
+        """Let the next tick start an election instead of waiting for a leader that cannot exist."""
+        self._SyncObj__raftElectionDeadline = float("-inf")
+
+    # --- the driver's calls -----------------------------------------------------------------------------------------
+
+    def tick(self, now_s: float) -> None:
+        """Elect, commit, apply and give signs of life as the time has come. The log must be durable."""
+        _clock.now_s = now_s
+        self.doTick(0)
+
+    def append(self, now_s: float, payload: bytes, on_done: OnApplied) -> bool:
+        """Put an entry at the end of a leader's log; False when this member does not lead."""
+        _clock.now_s = now_s
+        if not self.leads:
+            return False
+        self._applyCommand(payload, on_done)
+        self._checkCommandsToApply()
+        return True
+
+    def replicate(self, now_s: float) -> None:
+        """Send what members lack and what is not on its way to them."""
+        if self.leads:
+            _clock.now_s = now_s
+            for node in self._peers():
+                self._send_entries(node)
+
+    def begin_round(self, now_s: float) -> int:
+        """Send signs of life now, and return the round's number."""
+        _clock.now_s = now_s
+        self._SyncObj__sendAppendEntries()
+        return self._round
+
+    def transfer(self, member: str) -> None:
+        """Ask a member whose log is complete to begin an election. From then on this leader's lease is void."""
+        self._handed_over = True
+        self.outbox.append((member, TimeoutNow(self.term)))
+
+    def take_waiters(self, index: int) -> Sequence[tuple[int, OnApplied]]:
+        """Return and forget (term, callback) of the commands proposed here for the entry at `index`."""
+        return self._SyncObj__commandsWaitingCommit.pop(index, ())  # type: ignore[no-any-return]
+
+    def take_all_waiters(self) -> list[OnApplied]:
+        """Return and forget the callbacks of all commands proposed here that are not applied."""
+        waiting = self._SyncObj__commandsWaitingCommit
+        callbacks = [callback for index in sorted(waiting) for _, callback in waiting[index]]
+        waiting.clear()
+        return callbacks
+
+    def on_snapshot(self, now_s: float, index: int, term: int) -> None:
+        """Go on after a snapshot that the store has taken in."""
+        _clock.now_s = now_s
+        self._journal.restart_at(index, term, NO_OP)
+        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
+        self._SyncObj__raftLastApplied = max(self.applied_index, index)
+
+    def receive(self, now_s: float, peer: str, message: Message) -> None:
+        """Take in a message of a member. Raises RaftError for one that no right member can send."""
+        _clock.now_s = now_s
+        match message:
+            case Append():
+                self._on_append(peer, message)
+            case Appended():
+                self._on_appended(peer, message)
+            case Vote():
+                self._on_vote(peer, message)
+            case Voted():
+                self._on_voted(peer, message)
+            case TimeoutNow():
+                self._on_timeout_now(peer, message)
+
+    # --- elections --------------------------------------------------------------------------------------------------
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        low, high = self._timing.election_min_s, self._timing.election_max_s
+        return low + (high - low) * self._rng.random()
+
+    def _SyncObj__connectedToAnyone(self) -> bool:
+        """Whether to stand for election; the library asks when the time has come. First the others are asked whether
+        they would vote at all: only a majority that hears no leader lets a term begin."""
+        if self.applied_index < self.commit_index:
+            return False  # a change of members may be among what is not applied
+        if self._transfer_term == self.term or not self._voters():
+            return True
+        if self._pre_votes is not None and self._is_majority(len(self._pre_votes)):
+            return True
+        self._pre_votes = {self.me}
+        self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
+        self._ask_for_votes(self.term + 1, pre=True)
+        return False
+
+    def _send_vote(self, node: Node, message: dict[str, Any]) -> None:
+        term = message["term"]
+        wanted = self._transfer_term == term - 1
+        vote = Vote(term, message["last_log_index"], message["last_log_term"], transfer=wanted)
+        self.answers.append((node.id, vote))
+
+    def _ask_for_votes(self, term: int, *, pre: bool) -> None:
+        vote = Vote(term, self._journal.last_index, self._journal.last_term, pre=pre)
+        self.answers.extend((node.id, vote) for node in sorted(self._voters(), key=_id_of))
+
+    def _on_role_changed(self, former: int, role: int) -> None:
+        self._pre_votes = None
+        self._handed_over = False
+        if role == _LEADER:
+            self._forget_rounds()
+            self.needs_snapshot.clear()
+            for flow in self._flows.values():
+                flow.reset()
+
+    def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
+        # On disk before anything acts on it, also when the disk is full: the library does it the other way round.
+        self._journal.setCurrentTerm(term, voted_for)
+        self._SyncObj__raftCurrentTerm = term
+        self._SyncObj__votedForNodeId = voted_for
+        self._votes = {self.me}
+
+    def _step_down(self, term: int, leader: str | None = None) -> None:
+        """Follow, in this term or a later one."""
+        if term > self.term:
+            self._SyncObj__setCurrentTerm(term, None)
+        if self._SyncObj__raftState == _LEADER:
+            self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
+        self._SyncObj__setState(_FOLLOWER)
+        self._SyncObj__raftLeader = None if leader is None else self._nodes.get(leader, Node(leader))
+
+    def _hears_leader(self) -> bool:
+        return self.leads or _clock.now_s - self._heard_s < self._timing.election_min_s
+
+    def _on_vote(self, peer: str, asked: Vote) -> None:
+        """Whoever asks is a member, so also one without a vote answers: it may have one and not know it yet."""
+        if self._hears_leader() and not asked.transfer:
+            # Loyal: no term begins while a leader is heard. A candidate behind in terms is told.
+            if asked.term <= self.term:
+                self.answers.append((peer, Voted(self.term, granted=False, pre=asked.pre)))
+            return
+        complete = (asked.last_term, asked.last_index) >= (self._journal.last_term, self._journal.last_index)
+        if asked.pre:
+            granted = complete and asked.term > self.term
+            self.answers.append((peer, Voted(asked.term if granted else self.term, granted=granted, pre=True)))
+            return
+        if asked.term > self.term:
+            self._step_down(asked.term)
+        granted = asked.term == self.term and complete and self._give_vote(peer)
+        self.answers.append((peer, Voted(self.term, granted=granted)))
+
+    def _give_vote(self, candidate: str) -> bool:
+        given = self._SyncObj__votedForNodeId
+        if given is None and self._SyncObj__raftState == _FOLLOWER:
+            self._SyncObj__setCurrentTerm(self.term, candidate)
+            self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
+            return True
+        return bool(given == candidate)
+
+    def _on_voted(self, peer: str, answer: Voted) -> None:
+        if not answer.granted:
+            if answer.term > self.term:
+                self._step_down(answer.term)
+            return
+        if self._nodes.get(peer) not in self._voters():
+            return
+        if answer.pre:
+            if self._pre_votes is not None and answer.term == self.term + 1 and not self.leads:
+                self._pre_votes.add(peer)
+                if self._is_majority(len(self._pre_votes)):
+                    self.elect_now()
+        elif self._SyncObj__raftState == _CANDIDATE and answer.term == self.term:
+            self._votes.add(peer)
+            if self._is_majority(len(self._votes)):
+                self._SyncObj__onBecomeLeader()
+
+    def _on_timeout_now(self, peer: str, order: TimeoutNow) -> None:
+        if order.term == self.term and peer == self.leader and not self.leads:
+            self._transfer_term = order.term
+            self.elect_now()
+
+    # --- a follower -------------------------------------------------------------------------------------------------
+
+    def _on_append(self, peer: str, sent: Append) -> None:
+        if sent.term < self.term:
+            self.answers.append((peer, Appended(self.term, False, 0, sent.prev_index, sent.round)))
+            return
+        if self.leads and sent.term == self.term:
+            raise RaftError(f"{peer} leads in term {sent.term}, in which this member was elected")
+        self._step_down(sent.term, peer)
+        self._pre_votes = None
+        self._heard_s = _clock.now_s
+        self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
+        index = self._take_entries(sent)
+        if index is None:
+            possible = self._last_possible(sent.prev_index, sent.prev_term)
+            self.answers.append((peer, Appended(self.term, False, possible, sent.prev_index, sent.round)))
+            return
+        self._SyncObj__raftCommitIndex = max(self.commit_index, min(sent.commit, index))
+        self.answers.append((peer, Appended(self.term, True, index, sent.prev_index, sent.round)))
+
+    def _take_entries(self, sent: Append) -> int | None:
+        """Take in entries and return the index of the last one that both have; None when they do not follow."""
+        index, entries = sent.prev_index, sent.entries
+        if index < self.commit_index:
+            # What is committed is the same everywhere; the entries before it may be gone here.
+            entries = entries[self.commit_index - index :]
+            if not entries:
+                return self.commit_index
+            index = self.commit_index
+        elif self._journal.term_at(index) != sent.prev_term:
+            return None
+        for term, payload in entries:
+            index += 1
+            known = self._journal.term_at(index)
+            if known == term:
+                continue
+            if known is not None:
+                if index <= self.commit_index:
+                    raise RaftError(f"entry {index} is committed here in term {known}, and term {term} was sent for it")
+                self._journal.truncate_from(index)
+            self._journal.add(payload, index, term)
+        return index
+
+    def _last_possible(self, index: int, term: int) -> int:
+        """Return the last entry before `index` that may be the same in a log with `term` there: terms never fall."""
+        index = min(index - 1, self._journal.last_index)
+        while index > self.commit_index and (self._journal.term_at(index) or 0) > term:
+            index -= 1
+        return max(index, self.commit_index)
+
+    # --- a leader ---------------------------------------------------------------------------------------------------
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """Begin a round of signs of life. The library calls it when it is time, and when this member becomes leader."""
+        if not self.leads:
+            return
+        self._SyncObj__newAppendEntriesTime = _clock.now_s + self._timing.heartbeat_s
+        self._round += 1
+        self._rounds.append((self._round, _clock.now_s))
+        if len(self._rounds) > IN_FLIGHT_MESSAGES:
+            self._rounds.popleft()
+        for node in self._peers():
+            flow = self._flows[node.id]
+            if flow.probing and flow.messages:  # it may be lost
+                self._SyncObj__raftNextIndex[node] = flow.prev_index + 1
+                flow.reset()
+            self._send_entries(node)
+            index = self._SyncObj__raftNextIndex[node] - 1
+            term = self._journal.term_at(index)
+            if term is None:  # gone: the follower's refusal does no harm, and is a sign of life too
+                index, term = self._journal.last_index, self._journal.last_term
+            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self._round)))
+
+    def _send_entries(self, node: Node) -> None:
+        """Send a member entries that are not on their way yet, as many as the bounds allow."""
+        flow = self._flows[node.id]
+        while self._SyncObj__raftNextIndex[node] <= self._journal.last_index and not flow.is_full:
+            index = self._SyncObj__raftNextIndex[node] - 1
+            term = self._journal.term_at(index)
+            if term is None:
+                self.needs_snapshot.add(node.id)
+                return
+            found = self._journal.entries(index + 1, APPEND_ENTRIES, APPEND_BYTES)
+            entries = [(entry_term, payload) for payload, _, entry_term in found]
+            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self._round, entries)))
+            last = index + len(entries)
+            flow.sent(index, last, sum(len(payload) for _, payload in entries))
+            self._SyncObj__raftNextIndex[node] = last + 1
+
+    def _on_appended(self, peer: str, answer: Appended) -> None:
+        if answer.term > self.term:
+            self._step_down(answer.term)
+        node, flow = self._nodes.get(peer), self._flows.get(peer)
+        if not self.leads or answer.term != self.term or node is None or flow is None:
+            return
+        self._SyncObj__lastResponseTime[node] = _clock.now_s
+        if answer.round > flow.answered_round:
+            flow.answered_round = answer.round
+            self._confirm_rounds()
+        matched = self._SyncObj__raftMatchIndex[node]
+        if answer.ok:
+            if answer.index > self._journal.last_index:
+                raise RaftError(
+                    f"{peer} says that it has entry {answer.index} of this leader, whose last is "
+                    f"{self._journal.last_index}"
+                )
+            if answer.index >= matched:
+                self._SyncObj__raftMatchIndex[node] = answer.index
+                self._SyncObj__raftNextIndex[node] = max(self._SyncObj__raftNextIndex[node], answer.index + 1)
+                flow.probing = False
+                flow.arrived(answer.index)
+                self.needs_snapshot.discard(peer)
+        elif answer.prev_index > matched and not (
+            flow.probing and flow.messages and answer.prev_index != flow.prev_index
+        ):
+            # Not an old refusal: something was lost on the way, or the logs differ.
+            flow.reset()
+            self._SyncObj__raftNextIndex[node] = max(matched, min(answer.index, self._journal.last_index)) + 1
+        self._send_entries(node)
+
+    def _forget_rounds(self) -> None:
+        """Nothing is known any more of when this leader led; rounds from now on tell."""
+        self._rounds.clear()
+        self._confirmed_s = float("-inf")
+        for flow in self._flows.values():
+            flow.answered_round = 0
+
+    def _confirm_rounds(self) -> None:
+        """Find the last round that a majority has answered."""
+        answered = sorted((self._flows[node.id].answered_round for node in self._voters()), reverse=True)
+        # With this leader itself a majority: the n-th highest of the others.
+        needed = (len(answered) + 1) // 2
+        confirmed = answered[needed - 1] if needed else self._round
+        while self._rounds and self._rounds[0][0] <= confirmed:
+            self._confirmed_round, self._confirmed_s = self._rounds.popleft()
+
+    def _SyncObj__getEntries(self, index: int, count: int | None = None, max_bytes: int | None = None) -> list[Any]:
+        """For the library's commit rule: it does not see an entry before it is durable, so it does not count it."""
+        assert count == 1, "the rest of the library that reads entries is not used"
+        return self._journal.entries(index, 1, 1) if index <= self._journal.durable_index else []
+
+    # --- what the library must not do -------------------------------------------------------------------------------
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        while self._SyncObj__raftLastApplied < self._SyncObj__raftCommitIndex:
+            first = self._SyncObj__raftLastApplied + 1
+            last = self._apply(first, self._SyncObj__raftCommitIndex - first + 1)
+            if last < first:  # not now; the next tick tries again
+                break
+            self._SyncObj__raftLastApplied = last
+        return False
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Nothing: snapshots are taken by the driver."""
+
+    def _SyncObj__onMessageReceived(self, node: Node, message: object) -> NoReturn:
+        raise AssertionError("messages come by `receive`")
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> NoReturn:
+        raise AssertionError("PySyncObj's dump files are never used")
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> NoReturn:
+        raise AssertionError("entries are applied in batches")
+
+
+def _id_of(node: Node) -> str:
+    return str(node.id)

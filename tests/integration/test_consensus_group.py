@@ -1,0 +1,350 @@
+"""Several members in one process over real logs and stores, joined by a network whose links can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from jobs._native import Log, Store
+from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
+from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, Unavailable
+from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
+
+QUICK = ConsensusConfig(heartbeat_s=0.05, election_min_s=0.2, election_max_s=0.5)
+
+
+class Wires:
+    """Delivers between the members of a group, in order, unless a link is cut."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Consensus] = {}
+        self.cut: set[tuple[str, str]] = set()
+
+    def isolate(self, name: str) -> None:
+        for other in self.members:
+            self.cut |= {(name, other), (other, name)}
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+
+class Wire:
+    """One member's end: a `Network`."""
+
+    def __init__(self, wires: Wires, me: str) -> None:
+        self._wires = wires
+        self._me = me
+
+    def send(self, peer: str, message: bytes) -> bool:
+        target = self._wires.members.get(peer)
+        if target is None or (self._me, peer) in self._wires.cut:
+            return False
+        asyncio.get_running_loop().call_soon(target.on_message, self._me, message)
+        return True
+
+    async def send_file(self, peer: str, name: str, path: Path) -> None:
+        target = self._wires.members.get(peer)
+        if target is None or (self._me, peer) in self._wires.cut:
+            raise Unavailable(f"{peer} is not reached")
+        copy = path.with_name(f"for-{peer}")
+        copy.write_bytes(path.read_bytes())
+        await target.install_snapshot(self._me, copy)
+
+
+class Group:
+    """Members that can be stopped, cut off and started again."""
+
+    def __init__(self, directory: Path, config: ConsensusConfig = QUICK) -> None:
+        self.directory = directory
+        self.config = config
+        self.wires = Wires()
+        self.disks: dict[str, tuple[Log, Store]] = {}
+
+    async def start(self, name: str, *, first: bool = False) -> Consensus:
+        place = self.directory / name
+        log, store = Log(str(place / "log"), segment_bytes=1 << 20), Store(str(place / "store"))
+        self.disks[name] = log, store
+        member = Consensus(name, log, store, self.config, network=Wire(self.wires, name), alone=first)
+        self.wires.members[name] = member
+        await member.start()
+        return member
+
+    async def stop(self, name: str) -> None:
+        await self.wires.members[name].stop()
+        self.kill(name)
+
+    def kill(self, name: str) -> None:
+        """Let go of it without a word, as a SIGKILL would."""
+        member = self.wires.members.pop(name)
+        member._fail(RuntimeError("killed"))
+        if member._timer is not None:
+            member._timer.cancel()
+        for part in reversed(self.disks.pop(name)):
+            part.close()
+
+    async def of(self, *names: str) -> Group:
+        """Start a group of these, the first one leading."""
+        first = await self.start(names[0], first=True)
+        await first.put_member(MemberRecord(id=names[0], name=names[0], role=Role.VOTER))
+        for name in names[1:]:
+            await self.start(name)
+            await first.put_member(MemberRecord(id=name, name=name))
+            await until(lambda name=name: name in first.members.voters)  # type: ignore[misc]
+        await until(lambda: all(len(one.members.voters) == len(names) for one in self.members))
+        return self
+
+    @property
+    def members(self) -> list[Consensus]:
+        return list(self.wires.members.values())
+
+    def __getitem__(self, name: str) -> Consensus:
+        return self.wires.members[name]
+
+    async def leader(self) -> Consensus:
+        """Wait for the one that leads with the consent of a majority of those that are not cut off."""
+        while True:
+            for member in self.members:
+                try:
+                    await member.barrier()
+                except Unavailable:
+                    continue
+                return member
+            await asyncio.sleep(0.01)
+
+    async def __aenter__(self) -> Group:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for name in list(self.wires.members):
+            self.kill(name)
+
+
+async def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def put(member: Consensus, key: str, value: str = "v") -> int:
+    return (await member.propose(Txn(then=(Put(key.encode(), value.encode()),)))).revision
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def test_what_one_accepts_all_have_and_followers_refuse_naming_the_leader(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            assert leader.me == "a"
+            await asyncio.gather(*(put(leader, f"k{number}") for number in range(300)))
+            await until(lambda: all(one.applied_index == leader.applied_index for one in group.members))
+            hashes = {group.disks[name][1].state_hash() for name in group.disks}
+            assert len(hashes) == 1
+            with pytest.raises(NotLeader, match="a does"):
+                await put(group["b"], "k")
+            with pytest.raises(NotLeader):
+                await group["b"].barrier()
+
+    run(scenario)
+
+
+def test_a_killed_leader_is_followed_by_another_that_has_everything(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            for number in range(5):
+                leader = await group.leader()
+                await put(leader, f"k{number}")
+                name = leader.me
+                group.kill(name)
+                successor = await group.leader()
+                assert successor.me != name
+                store = group.disks[successor.me][1]
+                assert all(store.get(f"k{past}".encode()) for past in range(number + 1))
+                await group.start(name)
+
+    run(scenario)
+
+
+def test_a_leader_that_is_cut_off_refuses_soon_and_what_it_had_not_confirmed_is_unknown(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            old = await group.leader()
+            group.wires.isolate(old.me)
+            hanging = asyncio.ensure_future(put(old, "lost"))
+            with pytest.raises((OutcomeUnknown, NotLeader)):
+                await hanging
+            with pytest.raises(NotLeader, match="no leader is known"):
+                await put(old, "k")
+            with pytest.raises(Unavailable):
+                await old.barrier()
+            new = await group.leader()
+            assert new.me != old.me
+            await put(new, "k", "new")
+            group.wires.heal()
+            store = group.disks[old.me][1]
+            await until(lambda: (store.get(b"k") or (b"", b""))[1] == b"new")
+            assert store.get(b"lost") is None
+            # Whoever came back has deposed nobody
+            assert (await group.leader()).me == new.me
+
+    run(scenario)
+
+
+def test_a_follower_that_was_away_does_not_raise_the_term(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            away = next(one for one in group.members if one is not leader)
+            group.wires.isolate(away.me)
+            term = leader.term
+            # Given several election timeouts of silence
+            await asyncio.sleep(4 * QUICK.election_max_s)
+            await put(leader, "k")
+            group.wires.heal()
+            await until(lambda: group.disks[away.me][1].get(b"k") is not None)
+            assert {one.term for one in group.members} == {term}
+            assert leader.is_leader
+
+    run(scenario)
+
+
+def test_a_follower_that_hears_but_is_not_heard_and_one_that_is_heard_but_does_not_hear(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            others = [one.me for one in group.members if one is not leader]
+            for cut in [{(leader.me, others[0])}, {(others[0], leader.me)}]:
+                group.wires.cut = cut
+                term = leader.term
+                await asyncio.sleep(4 * QUICK.election_max_s)
+                await put(leader, "k")
+                group.wires.heal()
+                assert leader.is_leader
+                assert leader.term == term
+
+    run(scenario)
+
+
+def test_leadership_is_handed_over_without_a_write_that_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            told: list[bool] = []
+            leader = await group.leader()
+            leader.on_leadership = told.append
+            assert await leader.transfer("b") == "b"
+            assert (await group.leader()).me == "b"
+            assert told == [False]
+            with pytest.raises(MembershipConflict):
+                await group["b"].transfer("x")
+            with pytest.raises(NotLeader):
+                await group["a"].transfer("c")
+
+    run(scenario)
+
+
+def test_members_are_removed_one_at_a_time_the_leader_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            both = await asyncio.gather(
+                *(leader.remove_member(one.me) for one in group.members if one is not leader), return_exceptions=True
+            )
+            assert sorted(type(one) for one in both if one is not None) == [MembershipConflict]
+            await until(lambda: len(leader.members.voters) == 2)
+            rest = next(member for member in leader.members.voters if member != leader.me)
+            await leader.remove_member(leader.me)
+            successor = await group.leader()
+            assert successor.me == rest
+            assert successor.members.voters == (rest,)
+            assert not leader.is_leader
+            await put(successor, "k")
+            with pytest.raises(MembershipConflict, match="only voter"):
+                await successor.remove_member(rest)
+
+    run(scenario)
+
+
+def test_who_is_far_behind_gets_a_snapshot_and_then_a_vote(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b") as group:
+            leader = await group.leader()
+            for number in range(40):
+                await leader.propose(Txn(then=(Put(b"k%d" % (number % 4), b"x" * 400_000),)), 400_000)
+            await leader.snapshot()
+            assert group.disks[leader.me][0].first_index > 1
+            late = await group.start("c")
+            await leader.put_member(MemberRecord(id="c", name="c"))
+            await until(lambda: "c" in leader.members.voters)
+            assert late.snapshots_installed == 1
+            await until(lambda: late.applied_index == leader.applied_index)
+            assert group.disks["c"][1].state_hash() == group.disks[leader.me][1].state_hash()
+            # and it is one that can lead
+            await leader.transfer("c")
+            await put(await group.leader(), "after")
+            # also after a restart
+            await group.stop("c")
+            await group.start("c")
+            store = group.disks["c"][1]
+            await until(lambda: store.get(b"after") is not None)
+
+    run(scenario)
+
+
+def test_a_compare_and_set_is_won_once_whoever_leads(tmp_path: Path) -> None:
+    """Counters are raised by compare-and-set while leaders are killed and cut off: each success counts once."""
+
+    async def raise_counter(group: Group, done: list[int], stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            leader = await group.leader()
+            store = group.disks[leader.me][1]
+            found = store.get(b"n")
+            now = int(found[1]) if found else 0
+            compare = ValueIs(b"n", EQ, b"%d" % now) if found else VersionIs(b"n", EQ, 0)
+            try:
+                result = await leader.propose(Txn((compare,), (Put(b"n", b"%d" % (now + 1)),)))
+            except OutcomeUnknown:
+                done.append(-1)
+            except Exception:
+                continue
+            else:
+                if result.succeeded:
+                    done.append(now + 1)
+
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            done: list[int] = []
+            stop = asyncio.Event()
+            tasks = [asyncio.create_task(raise_counter(group, done, stop)) for _ in range(4)]
+            for number in range(6):
+                leader = await group.leader()
+                before = len(done)
+                await until(lambda before=before: len(done) > before + 50)  # type: ignore[misc]
+                if number % 2:
+                    name = leader.me
+                    group.kill(name)
+                    await group.leader()
+                    await group.start(name)
+                else:
+                    group.wires.isolate(leader.me)
+                    await until(lambda leader=leader: not leader.is_leader)  # type: ignore[misc]
+                    await group.leader()
+                    group.wires.heal()
+            stop.set()
+            await asyncio.gather(*tasks)
+            leader = await group.leader()
+            found = group.disks[leader.me][1].get(b"n")
+            assert found is not None
+            known, unknown = [one for one in done if one > 0], done.count(-1)
+            assert len(known) == len(set(known)), "a value was won twice"
+            assert len(known) <= int(found[1]) <= len(known) + unknown
+
+    run(scenario)
