@@ -99,11 +99,20 @@ class Store:
     A command is `encode_command`'s bytes. Revisions grow by one for each transaction that changes something.
     """
 
-    def __init__(self, directory: str, *, max_bytes: int = 64 << 30, boot_id: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        *,
+        max_bytes: int = 64 << 30,
+        boot_id: str | None = None,
+        generation_requests: int = 100_000,
+    ) -> None:
         """Open for writing (one process at a time). After an unclean end of the operating system (not merely of the
         process) the LMDB files are not trusted: the newest valid snapshot in `directory` is restored instead.
 
-        `boot_id` takes the place of the kernel's, for tests of what a power cut leaves.
+        `boot_id` takes the place of the kernel's, for tests of what a power cut leaves. `generation_requests` is how
+        many request ids are remembered at least, and half of how many at most; replicas must agree on it, so it is
+        another than the default only in tests.
         """
     @property
     def recovered(self) -> str | None: ...
@@ -158,6 +167,9 @@ class Store:
     ) -> tuple[list[Event], int]:
         """Events with a greater revision on keys with one of the prefixes, whole revisions only (at least one), and
         the revision up to which everything was looked at. Raises CompactedError."""
+    def recall(self, request_id: bytes) -> bytes | None:
+        """What a transaction with this request id did, as the results of a command with it alone; None unless that is
+        remembered."""
     def leases(self) -> list[tuple[int, int]]:
         """(id, ttl_ms) of every lease."""
     def lease_keys(self, lease: int) -> list[bytes]: ...
@@ -184,7 +196,7 @@ class StoreReader:
 class MemoryStore:
     """The same state machine over memory; no files. Methods as in `Store`."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, *, generation_requests: int = 100_000) -> None: ...
     @property
     def applied_index(self) -> int: ...
     @property
@@ -220,6 +232,7 @@ class MemoryStore:
     def events(
         self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
     ) -> tuple[list[Event], int]: ...
+    def recall(self, request_id: bytes) -> bytes | None: ...
     def leases(self) -> list[tuple[int, int]]: ...
     def lease_keys(self, lease: int) -> list[bytes]: ...
     def state_hash(self) -> bytes: ...

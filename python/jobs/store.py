@@ -11,13 +11,13 @@ from typing import Final, Protocol, TypeAlias
 import msgspec
 from msgspec import Struct
 
-COMMAND_VERSION: Final = 1
+COMMAND_VERSION: Final = 2
 MAX_KEY_BYTES: Final = 1 << 10
 MAX_VALUE_BYTES: Final = 1 << 20
 MAX_TXN_OPS: Final = 1_000
 
 # Operations and compares are MessagePack arrays whose first element is the tag; a transaction is
-# [compares, then, otherwise]; a command is [transactions].
+# [compares, then, otherwise, request id]; a command is [transactions].
 
 
 class Put(Struct, frozen=True, array_like=True, tag=0):
@@ -49,7 +49,7 @@ class LeaseGrant(Struct, frozen=True, array_like=True, tag=3):
 
 
 class LeaseRevoke(Struct, frozen=True, array_like=True, tag=4):
-    """Delete the lease and every key attached to it."""
+    """Delete the lease and every key attached to it, if it is there."""
 
     id: int
 
@@ -110,11 +110,16 @@ GT: Final = 3
 
 
 class Txn(Struct, frozen=True, array_like=True):
-    """`then` is applied when every compare holds, else `otherwise`; all operations or none."""
+    """`then` is applied when every compare holds, else `otherwise`; all operations or none.
+
+    A transaction with a request id is applied once: while that is remembered, another one with it only gets the result
+    of the first, also where a compare failed or nothing was applied.
+    """
 
     compare: tuple[Compare, ...] = ()
     then: tuple[Op, ...] = ()
     otherwise: tuple[Op, ...] = ()
+    request_id: bytes = b""
 
 
 class TxnResult(Struct, frozen=True, array_like=True):
@@ -122,13 +127,16 @@ class TxnResult(Struct, frozen=True, array_like=True):
 
     `error` is "" or the code for which nothing of it was applied ("lease_not_found", "limit: …"). `revision` is the
     store's after it. `results`: one item an operation of the branch taken: None (put, compact, keep), the number of
-    keys deleted (delete, lease_revoke; lease_grant 0), or the key-value found by a get as a list, or None.
+    keys deleted (delete, lease_revoke; lease_grant 0; None for the revocation of no lease), or the key-value found by a
+    get as a list, or None. `remembered`: it was applied before, by another transaction with its request id; the error
+    is then "result_gone" where the result was too large to be remembered.
     """
 
     error: str
     succeeded: bool
     revision: int
     results: list[int | tuple[bytes, bytes, int, int, int, int] | None]
+    remembered: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -175,6 +183,7 @@ class Store(Protocol):
     def events(
         self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
     ) -> tuple[list[tuple[int, bytes, bytes | None, int, int, int]], int]: ...
+    def recall(self, request_id: bytes) -> bytes | None: ...
     def leases(self) -> list[tuple[int, int]]: ...
     def used_bytes(self) -> int: ...
 

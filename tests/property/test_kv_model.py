@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from msgspec.structs import replace
 
 from jobs._native import CompactedError, MemoryStore, Store
 from jobs.store import (
@@ -44,11 +46,14 @@ Row: TypeAlias = tuple[bytes, bytes, int, int, int, int]
 KEYS = st.sampled_from([b"a", b"a\x00", b"aa", b"b", b"b/1", b"b/2", b"\xff", b"\xff\xff", b"k" * 1024])
 VALUES = st.one_of(st.binary(max_size=8), st.integers(0, 3).map(lambda number: bytes([number]) * 5_000))
 LEASES = st.integers(1, 3)
+REQUESTS = st.integers(1, 9).map(lambda number: bytes([number]) * 16)
+GENERATION_REQUESTS = 3
+MAX_REMEMBERED_BYTES = 1024
 COMPARES = {EQ: int.__eq__, NE: int.__ne__, LT: int.__lt__, GT: int.__gt__}
 
 
 class Model:
-    """What the machine should be: the newest rows, every former state, all events, the leases."""
+    """What the machine should be: the newest rows, every former state, all events, the leases, the request ids."""
 
     def __init__(self) -> None:
         self.rows: dict[bytes, Row] = {}
@@ -60,11 +65,13 @@ class Model:
         self.kept: list[int] = []
         """Revision of each event that has not been given back."""
         self.max_events = 0
+        self.remembered: list[dict[bytes, TxnResult]] = [{}, {}]
+        """The older generation of request ids, and the younger one."""
 
     def command(self, txns: list[Txn]) -> list[TxnResult]:
         """Apply transactions; then history is given back in a bounded step."""
         before = len(self.events)
-        results = [self.apply(txn) for txn in txns]
+        results = [self.once(txn) for txn in txns]
         written = [event[0] for event in self.events[before:]]
         self.kept += written
         surplus = max(0, len(self.kept) - self.max_events) if self.max_events else 0
@@ -83,6 +90,25 @@ class Model:
         number = row[column] if row else 0
         assert isinstance(number, int)
         return COMPARES[compare.op](number, compare.number)
+
+    def recall(self, request: bytes) -> TxnResult | None:
+        return self.remembered[1].get(request) or self.remembered[0].get(request)
+
+    def once(self, txn: Txn) -> TxnResult:
+        """Apply a transaction unless its request id is remembered; remember it."""
+        if not txn.request_id:
+            return self.apply(txn)
+        known = self.recall(txn.request_id)
+        if known is not None:
+            return known
+        done = self.apply(txn)
+        kept = replace(done, remembered=True)
+        if len(msgspec.msgpack.encode(done)) - 2 > MAX_REMEMBERED_BYTES:  # without the array around it and `remembered`
+            kept = replace(kept, error="result_gone", results=[])
+        if len(self.remembered[1]) == GENERATION_REQUESTS:
+            self.remembered = [self.remembered[1], {}]
+        self.remembered[1][txn.request_id] = kept
+        return done
 
     def apply(self, txn: Txn) -> TxnResult:
         succeeded = all(self.holds(compare) for compare in txn.compare)
@@ -116,7 +142,8 @@ class Model:
             self.leases[op.id] = op.ttl_ms
             return 0
         elif isinstance(op, LeaseRevoke):
-            self.leases.pop(op.id, None)
+            if self.leases.pop(op.id, None) is None:
+                return None
             return self.remove([key for key, row in self.rows.items() if row[5] == op.id])
         elif isinstance(op, Keep):
             self.max_events = op.events
@@ -154,7 +181,8 @@ def operations() -> st.SearchStrategy[Op]:
 
 def transactions() -> st.SearchStrategy[Txn]:
     branch = st.lists(operations(), max_size=4).map(tuple)
-    return st.builds(Txn, st.lists(compares(), max_size=2).map(tuple), branch, branch)
+    request = st.one_of(st.just(b""), REQUESTS)
+    return st.builds(Txn, st.lists(compares(), max_size=2).map(tuple), branch, branch, request)
 
 
 class Machine(RuleBasedStateMachine):
@@ -166,13 +194,18 @@ class Machine(RuleBasedStateMachine):
     def open(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="jobs-kv-"))
         self.model = Model()
-        self.memory = MemoryStore()
+        self.memory = MemoryStore(generation_requests=GENERATION_REQUESTS)
         self.boot = 0
         self.index = 0
         self.store = self.reopen()
 
     def reopen(self) -> Store:
-        return Store(str(self.directory), max_bytes=1 << 30, boot_id=f"boot-{self.boot}")
+        return Store(
+            str(self.directory),
+            max_bytes=1 << 30,
+            boot_id=f"boot-{self.boot}",
+            generation_requests=GENERATION_REQUESTS,
+        )
 
     @rule(target=revisions, txns=st.lists(transactions(), min_size=1, max_size=3))
     def command(self, txns: list[Txn]) -> object:
@@ -194,6 +227,13 @@ class Machine(RuleBasedStateMachine):
     @rule(events=st.sampled_from([0, 1, 5, 20, 100]))
     def keep(self, events: int) -> None:
         self.command([Txn(then=(Keep(events),))])
+
+    @rule(request=REQUESTS)
+    def recall(self, request: bytes) -> None:
+        known = self.model.recall(request)
+        for store in (self.store, self.memory):
+            found = store.recall(request)
+            assert (None if found is None else decode_results(found)) == (None if known is None else [known])
 
     @rule(revision=revisions, key=KEYS)
     def get(self, revision: int, key: bytes) -> None:

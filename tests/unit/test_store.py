@@ -90,7 +90,17 @@ def test_a_delete_of_more_keys_than_allowed_is_refused_whole(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "command", [b"", b"\x02", b"\x01", b"\x01\xdd\xff\xff\xff\xff", b"\x01\x91\x93\x91", b"\x01\x90x"]
+    "command",
+    [
+        b"",
+        b"\x03\x90",
+        b"\x02",
+        b"\x01",
+        b"\x02\xdd\xff\xff\xff\xff",
+        b"\x02\x91\x94\x91",
+        b"\x02\x90x",
+        encode_command([Txn(request_id=b"short")]),
+    ],
 )
 def test_bytes_that_are_no_command_are_refused_with_their_offset(tmp_path: Path, command: bytes) -> None:
     store = Store(str(tmp_path))
@@ -102,10 +112,53 @@ def test_bytes_that_are_no_command_are_refused_with_their_offset(tmp_path: Path,
     assert store.applied_index == 0
 
 
+def test_a_request_id_is_remembered_for_at_least_100_000_others_and_at_most_twice_as_many(tmp_path: Path) -> None:
+    # Given a full generation of ids, and then another
+    ids = [number.to_bytes(16) for number in range(200_001)]
+    store = Store(str(tmp_path))
+
+    def apply(first: int, last: int) -> None:
+        commands = [
+            encode_command(
+                [Txn(then=(Put(b"k", b""),), request_id=name) for name in ids[start : min(start + 2_000, last)]]
+            )
+            for start in range(first, last, 2_000)
+        ]
+        entries = [(store.applied_index + 1 + number, 1, command) for number, command in enumerate(commands)]
+        store.apply(entries)
+
+    apply(0, 200_000)
+    assert store.revision == 200_000
+    assert store.recall(ids[0]) is not None
+    # When there is no room for one more
+    apply(200_000, 200_001)
+    # Then the older generation is forgotten, and no other
+    assert store.recall(ids[99_999]) is None
+    assert store.recall(ids[100_000]) is not None
+    # And what is remembered is not done again, also after a restart
+    store.close()
+    store = Store(str(tmp_path))
+    apply(100_000, 200_001)
+    assert store.revision == 200_001
+    apply(0, 1)
+    assert store.revision == 200_002
+    store.close()
+
+
+def test_of_a_result_too_large_to_remember_only_that_it_was_is_remembered(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    txn = Txn(then=(Put(b"k", b"v" * 1_100), Get(b"k"), Delete(b"other")), request_id=b"r" * 16)
+    first, again = (decode_results(store.apply([(index, 1, encode_command([txn]))])[0])[0] for index in (1, 2))
+    assert first.results == [None, (b"k", b"v" * 1_100, 1, 1, 1, 0), 0]
+    assert again == TxnResult("result_gone", True, 1, [], True)
+
+
 def test_random_damage_to_a_command_never_does_more_than_refuse_it() -> None:
     print(f"replay with JOBS_TEST_SEED={SEED}")
     chance = random.Random(SEED)
-    good = encode_command([Txn(then=(Put(b"a", b"1"), Delete(b"b", b"c"), LeaseGrant(1, 5))), Txn()])
+    good = encode_command(
+        [Txn(then=(Put(b"a", b"1"), Delete(b"b", b"c"), LeaseGrant(1, 5)), request_id=b"r" * 16), Txn()]
+    )
     for _ in range(3_000):
         data = bytearray(good)
         for _ in range(chance.randint(1, 3)):

@@ -17,10 +17,12 @@ from jobs.store import Compact, Delete, LeaseGrant, Op, Put, Txn, decode_results
 SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.randrange(1 << 32)
 
 Either = Store | MemoryStore
+REQUEST = b"r" * 16
 
 
-def apply(store: Either, *ops: Op, term: int = 1) -> None:
-    (result,) = store.apply([(store.applied_index + 1, term, encode_command([Txn(then=ops)]))])
+def apply(store: Either, *ops: Op, term: int = 1, request_id: bytes = b"") -> None:
+    command = encode_command([Txn(then=ops, request_id=request_id)])
+    (result,) = store.apply([(store.applied_index + 1, term, command)])
     assert not decode_results(result)[0].error
 
 
@@ -30,14 +32,14 @@ def fill(store: Either, count: int, size: int = 100, name: bytes = b"k") -> None
 
 
 def grow(store: Either) -> None:
-    """Use everything that a snapshot has to carry: deleted keys, leases, compacted history, large values."""
+    """Use everything that a snapshot has to carry: deleted keys, leases, compacted history, large values, requests."""
     fill(store, 20)
     apply(store, LeaseGrant(7, 1_000))
     apply(store, Put(b"leased", b"v", 7))
     apply(store, Put(b"large", b"x" * 200_000))
     apply(store, Delete(b"k000003"))
     apply(store, Compact(store.revision - 5))
-    apply(store, Put(b"last", b"", 0), term=3)
+    apply(store, Put(b"last", b"", 0), term=3, request_id=REQUEST)
 
 
 def everything(store: Either) -> object:
@@ -45,7 +47,7 @@ def everything(store: Either) -> object:
     events = store.events(store.compact_revision, [b""], limit=1 << 30, max_bytes=1 << 40)
     return (
         (store.applied_index, store.applied_term, store.revision, store.compact_revision, store.history_events),
-        (store.state_hash(), rows, events, store.leases(), store.lease_keys(7)),
+        (store.state_hash(), rows, events, store.leases(), store.lease_keys(7), store.recall(REQUEST)),
     )
 
 

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use jobs_kv::command::encode_results;
+use jobs_kv::command::REQUEST_ID_BYTES;
 use jobs_kv::read::{self, Event, KeyValue, Page, RangeOptions};
-use jobs_kv::{KvError, Memory, Meta, machine};
+use jobs_kv::{GENERATION_REQUESTS, KvError, Memory, Meta, machine};
 use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -78,9 +78,20 @@ impl Store {
 #[pymethods]
 impl Store {
     #[new]
-    #[pyo3(signature = (directory, *, max_bytes = 64 << 30, boot_id = None))]
-    fn new(py: Python<'_>, directory: &str, max_bytes: usize, boot_id: Option<String>) -> PyResult<Self> {
-        let opened = py.detach(|| CoreStore::open(Path::new(directory), Options { max_bytes, boot_id }));
+    #[pyo3(signature = (directory, *, max_bytes = 64 << 30, boot_id = None, generation_requests = GENERATION_REQUESTS))]
+    fn new(
+        py: Python<'_>,
+        directory: &str,
+        max_bytes: usize,
+        boot_id: Option<String>,
+        generation_requests: u64,
+    ) -> PyResult<Self> {
+        let options = Options {
+            max_bytes,
+            boot_id,
+            generation_requests,
+        };
+        let opened = py.detach(|| CoreStore::open(Path::new(directory), options));
         Ok(Self {
             inner: RwLock::new(opened.map_err(store_error)?),
         })
@@ -198,6 +209,11 @@ impl Store {
         Ok((events.iter().map(|item| event(py, item)).collect(), seen))
     }
 
+    fn recall(&self, py: Python<'_>, request_id: [u8; REQUEST_ID_BYTES]) -> PyResult<Option<Py<PyBytes>>> {
+        let found = self.with(py, |store| store.recall(&request_id))?;
+        Ok(found.map(|results| bytes(py, &results)))
+    }
+
     fn leases(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64)>> {
         self.with(py, CoreStore::leases)
     }
@@ -286,6 +302,7 @@ impl StoreReader {
 struct MemoryState {
     backend: Memory,
     meta: Meta,
+    generation_requests: u64,
 }
 
 /// The same state machine over memory.
@@ -304,9 +321,13 @@ impl MemoryStore {
 #[pymethods]
 impl MemoryStore {
     #[new]
-    fn new() -> Self {
+    #[pyo3(signature = (*, generation_requests = GENERATION_REQUESTS))]
+    fn new(generation_requests: u64) -> Self {
         Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(MemoryState {
+                generation_requests,
+                ..MemoryState::default()
+            }),
         }
     }
 
@@ -342,7 +363,11 @@ impl MemoryStore {
 
     fn apply(&self, py: Python<'_>, entries: Vec<(u64, u64, Vec<u8>)>) -> PyResult<Vec<Py<PyBytes>>> {
         let mut state = lock(&self.inner);
-        let MemoryState { backend, meta } = &mut *state;
+        let MemoryState {
+            backend,
+            meta,
+            generation_requests,
+        } = &mut *state;
         // Like the store on disk: all of it or nothing.
         let (mut new_backend, mut new_meta) = (backend.clone(), *meta);
         let mut results = Vec::with_capacity(entries.len());
@@ -351,15 +376,9 @@ impl MemoryStore {
                 results.push(bytes(py, &[]));
                 continue;
             }
-            let done = machine::apply(&mut new_backend, &mut new_meta, index, term, &command).map_err(memory_error)?;
-            results.push(bytes(
-                py,
-                &if command.is_empty() {
-                    Vec::new()
-                } else {
-                    encode_results(&done)
-                },
-            ));
+            let entry = (index, term, &command[..]);
+            let done = machine::apply(&mut new_backend, &mut new_meta, entry, *generation_requests);
+            results.push(bytes(py, &done.map_err(memory_error)?));
         }
         (*backend, *meta) = (new_backend, new_meta);
         Ok(results)
@@ -374,7 +393,7 @@ impl MemoryStore {
     fn install(&self, data: &[u8]) -> PyResult<()> {
         let mut state = lock(&self.inner);
         let (backend, meta) = jobs_store::snapshot::to_memory(data, state.meta.index).map_err(store_error)?;
-        *state = MemoryState { backend, meta };
+        (state.backend, state.meta) = (backend, meta);
         Ok(())
     }
 
@@ -432,6 +451,11 @@ impl MemoryStore {
         let (events, seen) =
             self.read(|backend, meta| read::events(backend, meta, after_revision, &prefixes, limit, max_bytes))?;
         Ok((events.iter().map(|item| event(py, item)).collect(), seen))
+    }
+
+    fn recall(&self, py: Python<'_>, request_id: [u8; REQUEST_ID_BYTES]) -> PyResult<Option<Py<PyBytes>>> {
+        let found = self.read(|backend, meta| read::recall(backend, meta, &request_id))?;
+        Ok(found.map(|results| bytes(py, &results)))
     }
 
     fn leases(&self) -> PyResult<Vec<(u64, u64)>> {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::{Bound, ControlFlow};
 
+use crate::layout::{Kind, kind_of};
+
 /// Called with each key and value of a scan; breaks it off.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
@@ -38,6 +40,12 @@ pub trait Backend: Read {
     /// # Errors
     /// Whatever the backend says; the caller must then give up the whole batch.
     fn delete(&mut self, key: &[u8]) -> Result<(), Self::Error>;
+
+    /// Remove every key of a kind.
+    ///
+    /// # Errors
+    /// Whatever the backend says; the caller must then give up the whole batch.
+    fn clear(&mut self, kind: Kind) -> Result<(), Self::Error>;
 }
 
 /// A backend in memory.
@@ -80,6 +88,11 @@ impl Backend for Memory {
 
     fn delete(&mut self, key: &[u8]) -> Result<(), Infallible> {
         self.0.remove(key);
+        Ok(())
+    }
+
+    fn clear(&mut self, kind: Kind) -> Result<(), Infallible> {
+        self.0.retain(|key, _| kind_of(key) != kind);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What a Raft entry carries: one version byte and a MessagePack array of transactions, each
-//! `[compares, then, otherwise]`; compares and operations are arrays whose first element is the tag. Decoding borrows
-//! from the bytes, believes no length, and is deterministic. Python's side of this is `jobs/store.py`.
+//! `[compares, then, otherwise, request id]`; compares and operations are arrays whose first element is the tag.
+//! Version 1 had no request ids. Decoding borrows from the bytes, believes no length, and is deterministic. Python's
+//! side of this is `jobs/store.py`.
 
 use rmp::decode::{read_array_len, read_bin_len, read_int};
 use rmp::encode::{ValueWriteError, write_array_len, write_bin, write_bool, write_nil, write_str, write_uint};
@@ -9,8 +10,10 @@ use crate::error::KvError;
 use crate::read::KeyValue;
 use crate::{MAX_KEY_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES};
 
-/// Version of the command's form.
-pub const COMMAND_VERSION: u8 = 1;
+/// Version of the command's form. Logs may still hold older ones.
+pub const COMMAND_VERSION: u8 = 2;
+/// Bytes of a request id.
+pub const REQUEST_ID_BYTES: usize = 16;
 
 /// An atomic change: `then` when every compare holds, else `otherwise`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Txn<'a> {
     pub then: Vec<Op<'a>>,
     /// Operations when one does not.
     pub otherwise: Vec<Op<'a>>,
+    /// Names the request that asked for it: while that is remembered, the transaction is not applied again.
+    pub request: Option<&'a [u8; REQUEST_ID_BYTES]>,
 }
 
 /// A condition on a key; one that is absent has zeros and an empty value.
@@ -179,35 +184,61 @@ pub fn limit_problem(txn: &Txn<'_>, branch: &[Op<'_>]) -> Option<String> {
     })
 }
 
-/// Encode the results of a command.
-#[must_use]
-pub fn encode_results(results: &[TxnResult]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(16 + 32 * results.len());
-    encode_results_to(&mut out, results).expect("writing to memory cannot fail");
+/// The results of a command as they go out: an array with one result for each transaction, `[error, succeeded,
+/// revision, results]`, and a `true` behind these where the transaction was applied before, by an earlier command.
+pub(crate) struct Results(Vec<u8>);
+
+impl Results {
+    pub fn of(txns: usize) -> Self {
+        let mut out = Vec::with_capacity(16 + 32 * txns);
+        array(&mut out, txns).expect(IN_MEMORY);
+        Self(out)
+    }
+
+    /// Add what a transaction did now.
+    pub fn add(&mut self, fields: &[u8]) {
+        array(&mut self.0, 4).expect(IN_MEMORY);
+        self.0.extend_from_slice(fields);
+    }
+
+    /// Add what it did before.
+    pub fn add_remembered(&mut self, fields: &[u8]) {
+        array(&mut self.0, 5).expect(IN_MEMORY);
+        self.0.extend_from_slice(fields);
+        write_bool(&mut self.0, true).expect(IN_MEMORY);
+    }
+
+    pub fn finish(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+const IN_MEMORY: &str = "writing to memory cannot fail";
+
+/// Encode the fields of a result, without the array around them.
+pub(crate) fn encode_fields(result: &TxnResult) -> Vec<u8> {
+    let mut out = Vec::with_capacity(32);
+    encode_fields_to(&mut out, result).expect(IN_MEMORY);
     out
 }
 
-fn encode_results_to(out: &mut Vec<u8>, results: &[TxnResult]) -> Result<(), ValueWriteError> {
-    array(out, results.len())?;
-    for result in results {
-        array(out, 4)?;
-        write_str(out, &result.error)?;
-        write_bool(out, result.succeeded).map_err(ValueWriteError::InvalidMarkerWrite)?;
-        write_uint(out, result.revision)?;
-        array(out, result.results.len())?;
-        for item in &result.results {
-            match item {
-                OpResult::Nothing | OpResult::Found(None) => {
-                    write_nil(out).map_err(ValueWriteError::InvalidMarkerWrite)?;
-                }
-                OpResult::Deleted(count) => write_uint(out, *count).map(drop)?,
-                OpResult::Found(Some(found)) => {
-                    array(out, 6)?;
-                    write_bin(out, &found.key)?;
-                    write_bin(out, &found.value)?;
-                    for number in [found.version, found.create_revision, found.mod_revision, found.lease] {
-                        write_uint(out, number)?;
-                    }
+fn encode_fields_to(out: &mut Vec<u8>, result: &TxnResult) -> Result<(), ValueWriteError> {
+    write_str(out, &result.error)?;
+    write_bool(out, result.succeeded).map_err(ValueWriteError::InvalidMarkerWrite)?;
+    write_uint(out, result.revision)?;
+    array(out, result.results.len())?;
+    for item in &result.results {
+        match item {
+            OpResult::Nothing | OpResult::Found(None) => {
+                write_nil(out).map_err(ValueWriteError::InvalidMarkerWrite)?;
+            }
+            OpResult::Deleted(count) => write_uint(out, *count).map(drop)?,
+            OpResult::Found(Some(found)) => {
+                array(out, 6)?;
+                write_bin(out, &found.key)?;
+                write_bin(out, &found.value)?;
+                for number in [found.version, found.create_revision, found.mod_revision, found.lease] {
+                    write_uint(out, number)?;
                 }
             }
         }
@@ -226,12 +257,13 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn command(&mut self) -> Result<Vec<Txn<'a>>, String> {
-        match self.command.split_first() {
-            Some((&COMMAND_VERSION, rest)) => self.rest = rest,
-            Some((version, _)) => return Err(format!("version {version}; this build knows {COMMAND_VERSION}")),
-            None => return Err("it is empty".into()),
-        }
-        let txns = self.list(Self::txn)?;
+        let (&version, rest) = self.command.split_first().ok_or("it is empty")?;
+        self.rest = rest;
+        let txns = match version {
+            1 => self.list(|reader| reader.txn(3))?,
+            COMMAND_VERSION => self.list(|reader| reader.txn(4))?,
+            _ => return Err(format!("version {version}; this build knows 1 to {COMMAND_VERSION}")),
+        };
         if self.rest.is_empty() {
             Ok(txns)
         } else {
@@ -239,13 +271,25 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn txn(&mut self) -> Result<Txn<'a>, String> {
-        self.fields(3)?;
+    fn txn(&mut self, fields: usize) -> Result<Txn<'a>, String> {
+        self.fields(fields)?;
         Ok(Txn {
             compare: self.list(Self::compare)?,
             then: self.list(Self::op)?,
             otherwise: self.list(Self::op)?,
+            request: if fields > 3 { self.request()? } else { None },
         })
+    }
+
+    /// A request id; no bytes for none.
+    fn request(&mut self) -> Result<Option<&'a [u8; REQUEST_ID_BYTES]>, String> {
+        match self.bytes()? {
+            [] => Ok(None),
+            id => id
+                .try_into()
+                .map(Some)
+                .map_err(|_| format!("a request id of {} bytes, not {REQUEST_ID_BYTES}", id.len())),
+        }
     }
 
     fn compare(&mut self) -> Result<Compare<'a>, String> {

@@ -9,14 +9,20 @@
 //! | `e` revision, number within it | [`Change`] |
 //! | `l` lease | time to live in ms |
 //! | `a` lease, key | (nothing): the key is attached |
+//! | `r` or `s`, request id | what the request's transaction did |
+//!
+//! Request ids are remembered in two generations, each in a table of its own. A new id goes into the younger one. When
+//! that is full, the older one is cleared and takes its turn as the younger.
 
 use rmp::decode::read_int;
 use rmp::encode::write_uint;
 
+use crate::command::REQUEST_ID_BYTES;
 use crate::error::KvError;
 
-/// Version of everything in this file.
-pub const FORMAT_VERSION: u8 = 2;
+/// Version of everything in this file. Version 2 remembered no request ids; it is read, and written as this one.
+pub const FORMAT_VERSION: u8 = 3;
+const WITHOUT_REQUESTS: u8 = 2;
 
 pub(crate) const META: &[u8] = b"m";
 pub(crate) const LATEST: u8 = b'k';
@@ -24,12 +30,35 @@ pub(crate) const DELETED: u8 = b'd';
 pub(crate) const EVENTS: u8 = b'e';
 pub(crate) const LEASES: u8 = b'l';
 pub(crate) const ATTACHED: u8 = b'a';
+pub(crate) const REQUESTS: [u8; 2] = [b'r', b's'];
 
-/// Whether a key is one of history: such rows are only ever put behind all others of their kind, and no range that is
-/// scanned holds both these and others.
+/// Kinds of rows that a backend may keep apart: no range that is scanned holds more than one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any row that is not of another kind.
+    State,
+    /// Rows of history are only ever put behind all others of their kind.
+    History,
+    /// Rows of this generation of request ids all go at once.
+    Requests(usize),
+}
+
+impl Kind {
+    /// All, in the order in which a snapshot has them.
+    pub const ALL: [Self; 4] = [Self::State, Self::History, Self::Requests(0), Self::Requests(1)];
+}
+
+/// Of what kind the row with a key is.
 #[must_use]
-pub fn is_history(key: &[u8]) -> bool {
-    key.first() == Some(&EVENTS)
+pub fn kind_of(key: &[u8]) -> Kind {
+    match key.first() {
+        Some(&EVENTS) => Kind::History,
+        Some(&table) => REQUESTS
+            .iter()
+            .position(|&requests| requests == table)
+            .map_or(Kind::State, Kind::Requests),
+        None => Kind::State,
+    }
 }
 
 /// Values up to this size are kept in the event of their put; larger ones are found through the key.
@@ -50,6 +79,10 @@ pub struct Meta {
     pub events: u64,
     /// Bound of `events`; 0 for none.
     pub max_events: u64,
+    /// Number of the younger generation of request ids: the even ones are in the first of their tables.
+    pub generation: u64,
+    /// Request ids in it.
+    pub requests: u64,
 }
 
 /// A place in history: a revision and the number of the change within it.
@@ -116,6 +149,15 @@ pub(crate) fn attached_key(lease: u64, key: &[u8]) -> Vec<u8> {
     joined(&[&[ATTACHED], &lease.to_be_bytes(), key])
 }
 
+/// The row of a request id in a generation.
+pub(crate) fn request_key(generation: u64, id: &[u8; REQUEST_ID_BYTES]) -> Vec<u8> {
+    joined(&[&[request_table(generation)], id])
+}
+
+pub(crate) fn request_table(generation: u64) -> u8 {
+    REQUESTS[usize::from(generation % 2 == 1)]
+}
+
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
@@ -130,6 +172,8 @@ impl Meta {
             self.compact_revision,
             self.events,
             self.max_events,
+            self.generation,
+            self.requests,
         ] {
             put_number(&mut out, field);
         }
@@ -143,19 +187,28 @@ impl Meta {
     pub fn decode<E>(data: &[u8]) -> Result<Self, KvError<E>> {
         let mut reader = Reader { data };
         let version = reader.byte()?;
-        if version != FORMAT_VERSION {
+        if !(WITHOUT_REQUESTS..=FORMAT_VERSION).contains(&version) {
             return Err(KvError::Damaged(format!(
-                "format version {version}; this build knows {FORMAT_VERSION}"
+                "format version {version}; this build knows {WITHOUT_REQUESTS} to {FORMAT_VERSION}"
             )));
         }
         let (index, term) = (reader.number()?, reader.number()?);
-        Ok(Self {
+        let meta = Self {
             index,
             term,
             revision: reader.number()?,
             compact_revision: reader.number()?,
             events: reader.number()?,
             max_events: reader.number()?,
+            ..Self::default()
+        };
+        if version == WITHOUT_REQUESTS {
+            return Ok(meta);
+        }
+        Ok(Self {
+            generation: reader.number()?,
+            requests: reader.number()?,
+            ..meta
         })
     }
 }

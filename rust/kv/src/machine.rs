@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use crate::backend::{Backend, Read};
-use crate::command::{Compare, Op, OpResult, Operator, Target, Txn, TxnResult, decode, limit_problem};
+use crate::command::{
+    Compare, Op, OpResult, Operator, REQUEST_ID_BYTES, Results, Target, Txn, TxnResult, decode, encode_fields,
+    limit_problem,
+};
 use crate::error::KvError;
 use crate::layout::{
-    ATTACHED, After, Before, Change, EVENTS, INLINE_BYTES, LATEST, LEASES, META, Meta, Point, Version, attached_key,
-    deleted_key, event_key, latest_key, lease_key,
+    ATTACHED, After, Before, Change, EVENTS, INLINE_BYTES, LATEST, LEASES, META, Meta, Point, REQUESTS, Version,
+    attached_key, deleted_key, event_key, kind_of, latest_key, lease_key, request_key,
 };
-use crate::read::{KeyValue, after, latest, next_table};
-use crate::{MAX_DELETE_KEYS, MAX_TXN_OPS};
+use crate::read::{KeyValue, after, latest, next_table, remembered};
+use crate::{MAX_DELETE_KEYS, MAX_REMEMBERED_BYTES, MAX_TXN_OPS};
 
 /// Events that a command forgets at least, while there are any to forget.
 const FORGET_MIN: usize = 64;
@@ -27,32 +30,35 @@ pub fn load<B: Read>(backend: &B) -> Result<Meta, KvError<B::Error>> {
     }
 }
 
-/// Apply the command of one Raft entry; an empty one only advances the index. Returns a result for each transaction.
+/// Apply the command of one Raft entry; an empty one only advances the index. Returns the encoded results, one for each
+/// transaction; nothing for an empty command. Replicas must agree on `generation_requests`, which is
+/// [`crate::GENERATION_REQUESTS`] but in tests.
 ///
 /// # Errors
 /// [`KvError`]; the caller must then give up everything it wrote to the backend since the last commit.
 pub fn apply<B: Backend>(
     backend: &mut B,
     meta: &mut Meta,
-    index: u64,
-    term: u64,
-    command: &[u8],
-) -> Result<Vec<TxnResult>, KvError<B::Error>> {
-    let txns = if command.is_empty() {
-        Vec::new()
-    } else {
-        decode(command)?
-    };
+    (index, term, command): (u64, u64, &[u8]),
+    generation_requests: u64,
+) -> Result<Vec<u8>, KvError<B::Error>> {
     let mut machine = Machine {
         backend,
         meta: *meta,
+        generation_requests,
         events: 0,
         number: 0,
     };
-    let mut results = Vec::with_capacity(txns.len());
-    for txn in &txns {
-        results.push(machine.txn(txn)?);
-    }
+    let results = if command.is_empty() {
+        Vec::new()
+    } else {
+        let txns = decode(command)?;
+        let mut results = Results::of(txns.len());
+        for txn in &txns {
+            machine.apply(txn, &mut results)?;
+        }
+        results.finish()
+    };
     let events = machine.events;
     machine.forget(FORGET_MIN + 2 * events)?;
     machine.meta.index = index;
@@ -66,6 +72,7 @@ pub fn apply<B: Backend>(
 struct Machine<'a, B> {
     backend: &'a mut B,
     meta: Meta,
+    generation_requests: u64,
     /// Events written by this command.
     events: usize,
     /// Number of the next change within the revision.
@@ -75,6 +82,43 @@ struct Machine<'a, B> {
 type Outcome<T, B> = Result<T, KvError<<B as Read>::Error>>;
 
 impl<B: Backend> Machine<'_, B> {
+    /// Apply a transaction, unless one with its request id was.
+    fn apply(&mut self, txn: &Txn<'_>, results: &mut Results) -> Outcome<(), B> {
+        let Some(id) = txn.request else {
+            results.add(&encode_fields(&self.txn(txn)?));
+            return Ok(());
+        };
+        if let Some(fields) = remembered(self.backend, &self.meta, id)? {
+            results.add_remembered(&fields);
+            return Ok(());
+        }
+        let result = self.txn(txn)?;
+        let fields = encode_fields(&result);
+        results.add(&fields);
+        if fields.len() <= MAX_REMEMBERED_BYTES {
+            return self.remember(id, &fields);
+        }
+        let short = TxnResult {
+            error: "result_gone".into(),
+            results: Vec::new(),
+            ..result
+        };
+        self.remember(id, &encode_fields(&short))
+    }
+
+    fn remember(&mut self, id: &[u8; REQUEST_ID_BYTES], fields: &[u8]) -> Outcome<(), B> {
+        if self.meta.requests >= self.generation_requests {
+            self.meta.generation += 1;
+            self.meta.requests = 0;
+            let oldest = kind_of(&request_key(self.meta.generation, id));
+            self.backend.clear(oldest).map_err(KvError::Backend)?;
+        }
+        self.meta.requests += 1;
+        self.backend
+            .put(&request_key(self.meta.generation, id), fields)
+            .map_err(KvError::Backend)
+    }
+
     fn txn(&mut self, txn: &Txn<'_>) -> Outcome<TxnResult, B> {
         let mut succeeded = true;
         for compare in &txn.compare {
@@ -201,6 +245,9 @@ impl<B: Backend> Machine<'_, B> {
                 Ok(OpResult::Deleted(0))
             }
             Op::LeaseRevoke { id } => {
+                if self.backend.get(&lease_key(id)).map_err(KvError::Backend)?.is_none() {
+                    return Ok(OpResult::Nothing);
+                }
                 let limit = MAX_DELETE_KEYS + MAX_TXN_OPS;
                 let keys = self.keys(&attached_key(id, &[]), &after(&attached_key(id, &[])), limit)?;
                 for key in &keys {
@@ -365,13 +412,13 @@ impl<B: Backend> Machine<'_, B> {
     }
 }
 
-/// Visit everything that replicas must agree on at one revision, in order: where the machine stands in history, the
-/// newest versions, and the leases with what is attached to them.
+/// Visit everything that replicas must agree on after one entry, in order: the newest versions, the leases with what is
+/// attached to them, and the request ids that are remembered.
 ///
 /// # Errors
 /// [`KvError::Backend`].
 pub fn visit_state<B: Read>(backend: &B, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError<B::Error>> {
-    for table in [ATTACHED, LATEST, LEASES] {
+    for table in [ATTACHED, LATEST, LEASES, REQUESTS[0], REQUESTS[1]] {
         let mut each = |key: &[u8], value: &[u8]| {
             visit(key, value);
             ControlFlow::Continue(())

@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 
 use crate::backend::Read;
+use crate::command::{REQUEST_ID_BYTES, Results};
 use crate::error::KvError;
 use crate::layout::{
     After, Before, Change, DELETED, EVENTS, LATEST, LEASES, Meta, Point, Version, attached_key, damaged, deleted_key,
-    event_key, latest_key,
+    event_key, latest_key, request_key,
 };
 
 /// Rows that one step of a scan in the past looks at.
@@ -410,6 +411,35 @@ fn value_of<B: Read>(backend: &B, key: &[u8], wanted: Point) -> Outcome<Vec<u8>,
             Before::Live(version, _) => made = version.at,
         }
     }
+}
+
+/// The encoded fields of what the transaction of a request did; `None` where that is not remembered.
+pub(crate) fn remembered<B: Read>(
+    backend: &B,
+    meta: &Meta,
+    request: &[u8; REQUEST_ID_BYTES],
+) -> Outcome<Option<Vec<u8>>, B> {
+    for generation in [meta.generation, meta.generation.wrapping_sub(1)] {
+        let found = backend
+            .get(&request_key(generation, request))
+            .map_err(KvError::Backend)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+/// What the transaction of a request did, encoded as the results of a command with it alone.
+///
+/// # Errors
+/// What the backend says.
+pub fn recall<B: Read>(backend: &B, meta: &Meta, request: &[u8; REQUEST_ID_BYTES]) -> Outcome<Option<Vec<u8>>, B> {
+    Ok(remembered(backend, meta, request)?.map(|fields| {
+        let mut results = Results::of(1);
+        results.add_remembered(&fields);
+        results.finish()
+    }))
 }
 
 /// Every lease with its time to live in ms.

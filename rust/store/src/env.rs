@@ -7,7 +7,7 @@ use std::path::Path;
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, RwTxn, WithoutTls};
 use jobs_kv::backend::Visit;
-use jobs_kv::{Backend, Read, is_history};
+use jobs_kv::{Backend, Kind, Read, kind_of};
 
 use crate::error::{Result, StoreError};
 
@@ -20,30 +20,39 @@ pub(crate) type Lmdb = Env<WithoutTls>;
 type Table = Database<'static, Bytes, Bytes>;
 
 /// Where the rows lie. History has a table of its own, because it only grows at its end: a row appended there needs no
-/// search, and fills its page, where one put into the middle of a table leaves half a page free.
+/// search, and fills its page, where one put into the middle of a table leaves half a page free. So has each generation
+/// of request ids: a table is cleared page by page, not row by row.
 #[derive(Clone, Copy)]
-pub(crate) struct Tables {
-    state: Table,
-    history: Table,
-}
+pub(crate) struct Tables([Table; Kind::ALL.len()]);
+
+/// Names of the tables, in the order of [`Kind::ALL`].
+const NAMES: [&str; Kind::ALL.len()] = ["state", "history", "requests-0", "requests-1"];
+#[allow(clippy::cast_possible_truncation, reason = "there are few")]
+const MAX_TABLES: u32 = NAMES.len() as u32;
 
 impl Tables {
-    const NAMES: [&'static str; 2] = ["state", "history"];
-
-    fn of(&self, key: &[u8]) -> Table {
-        if is_history(key) { self.history } else { self.state }
+    fn of(&self, kind: Kind) -> Table {
+        match kind {
+            Kind::State => self.0[0],
+            Kind::History => self.0[1],
+            Kind::Requests(generation) => self.0[2 + generation],
+        }
     }
 
-    /// Both, in the order in which a snapshot has them.
-    pub fn all(&self) -> [Table; 2] {
-        [self.state, self.history]
+    fn with(&self, key: &[u8]) -> Table {
+        self.of(kind_of(key))
+    }
+
+    /// All, in the order in which a snapshot has them.
+    pub fn all(&self) -> [Table; NAMES.len()] {
+        self.0
     }
 }
 
 /// Open for writing. Commits are not synced.
 pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Tables)> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
-    options.map_size(max_bytes).max_readers(MAX_READERS).max_dbs(2);
+    options.map_size(max_bytes).max_readers(MAX_READERS).max_dbs(MAX_TABLES);
     // SAFETY: the flags only weaken durability, which the Raft log provides (see the crate's first lines). The file is
     // written by this process alone: the log beside it is locked, and heed refuses to open a path twice in a process.
     let env = unsafe {
@@ -52,17 +61,14 @@ pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Tables)>
     };
     env.clear_stale_readers()?;
     let txn = env.write_txn()?;
-    let (state, history) = env
+    let tables = env
         .create_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
-            let [state, history] = Tables::NAMES;
-            Ok(CommitOrAbort::<_, ()>::Commit((
-                opener.create_database::<Bytes, Bytes>(txn, Some(state))?,
-                opener.create_database::<Bytes, Bytes>(txn, Some(history))?,
-            )))
+            let made = NAMES.map(|name| opener.create_database::<Bytes, Bytes>(txn, Some(name)));
+            let [state, history, even, odd] = made;
+            Ok(CommitOrAbort::<_, ()>::Commit([state?, history?, even?, odd?]))
         })?
         .unwrap_commit();
-    let tables = Tables { state, history };
-    Ok((env, tables))
+    Ok((env, Tables(tables)))
 }
 
 /// Open for reading; `None` when there is nothing yet.
@@ -78,24 +84,23 @@ pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Tables)>>
     options
         .map_size(usize::try_from(len).unwrap_or(usize::MAX).max(1 << 20))
         .max_readers(MAX_READERS)
-        .max_dbs(2);
+        .max_dbs(MAX_TABLES);
     // SAFETY: read-only, through LMDB's own lock file, so the writer keeps the pages that this reader sees.
     let env = unsafe {
         options.flags(EnvFlags::READ_ONLY);
         options.open(directory)?
     };
     let txn = env.read_txn()?;
-    let (state, history) = env
+    let [state, history, even, odd] = env
         .open_databases_and_commit(txn, |opener, txn| -> heed::Result<_> {
-            let [state, history] = Tables::NAMES;
-            Ok(CommitOrAbort::<_, ()>::Commit((
-                opener.open_database::<Bytes, Bytes>(txn, Some(state))?,
-                opener.open_database::<Bytes, Bytes>(txn, Some(history))?,
-            )))
+            let [state, history, even, odd] = NAMES.map(|name| opener.open_database::<Bytes, Bytes>(txn, Some(name)));
+            Ok(CommitOrAbort::<_, ()>::Commit([state?, history?, even?, odd?]))
         })?
         .unwrap_commit();
-    let tables = state.zip(history).map(|(state, history)| Tables { state, history });
-    Ok(tables.map(|tables| (env, tables)))
+    let (Some(state), Some(history), Some(even), Some(odd)) = (state, history, even, odd) else {
+        return Ok(None);
+    };
+    Ok(Some((env, Tables([state, history, even, odd]))))
 }
 
 /// A read transaction.
@@ -114,11 +119,11 @@ impl Read for Reading<'_> {
     type Error = heed::Error;
 
     fn get(&self, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
-        Ok(self.tables.of(key).get(self.txn, key)?.map(<[u8]>::to_vec))
+        Ok(self.tables.with(key).get(self.txn, key)?.map(<[u8]>::to_vec))
     }
 
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
-        scan(self.tables.of(start), self.txn, start, end, reverse, visit)
+        scan(self.tables.with(start), self.txn, start, end, reverse, visit)
     }
 }
 
@@ -126,11 +131,11 @@ impl Read for Writing<'_, '_> {
     type Error = heed::Error;
 
     fn get(&self, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
-        Ok(self.tables.of(key).get(self.txn, key)?.map(<[u8]>::to_vec))
+        Ok(self.tables.with(key).get(self.txn, key)?.map(<[u8]>::to_vec))
     }
 
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
-        scan(self.tables.of(start), self.txn, start, end, reverse, visit)
+        scan(self.tables.with(start), self.txn, start, end, reverse, visit)
     }
 }
 
@@ -138,22 +143,26 @@ impl Writing<'_, '_> {
     /// Put a row behind all others of its table.
     pub fn append(&mut self, key: &[u8], value: &[u8]) -> heed::Result<()> {
         self.tables
-            .of(key)
+            .with(key)
             .put_with_flags(self.txn, PutFlags::APPEND, key, value)
     }
 }
 
 impl Backend for Writing<'_, '_> {
     fn put(&mut self, key: &[u8], value: &[u8]) -> heed::Result<()> {
-        if is_history(key) {
+        match kind_of(key) {
             // The machine's events come in order.
-            return self.append(key, value);
+            Kind::History => self.append(key, value),
+            kind => self.tables.of(kind).put(self.txn, key, value),
         }
-        self.tables.state.put(self.txn, key, value)
     }
 
     fn delete(&mut self, key: &[u8]) -> heed::Result<()> {
-        self.tables.of(key).delete(self.txn, key).map(drop)
+        self.tables.with(key).delete(self.txn, key).map(drop)
+    }
+
+    fn clear(&mut self, kind: Kind) -> heed::Result<()> {
+        self.tables.of(kind).clear(self.txn)
     }
 }
 

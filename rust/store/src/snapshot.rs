@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
 use jobs_kv::machine::load;
-use jobs_kv::{Backend, Memory, Meta, is_history};
+use jobs_kv::{Backend, Kind, Memory, Meta, kind_of};
 
 use crate::error::{Result, StoreError};
 
@@ -191,8 +191,8 @@ pub fn of_memory(memory: &Memory, meta: &Meta) -> Result<Vec<u8>> {
     let mut data = Vec::new();
     let mut write = || -> io::Result<()> {
         let mut writer = Writer::new(&mut data, meta.index, meta.term)?;
-        for history in [false, true] {
-            for (key, value) in memory.rows().filter(|row| is_history(row.0) == history) {
+        for kind in Kind::ALL {
+            for (key, value) in memory.rows().filter(|row| kind_of(row.0) == kind) {
                 writer.row(key, value)?;
             }
         }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use heed::RwTxn;
-use jobs_kv::command::{TxnResult, encode_results};
+use jobs_kv::command::REQUEST_ID_BYTES;
 use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
-use jobs_kv::{KeyValue, KvError, Meta, Read};
+use jobs_kv::{GENERATION_REQUESTS, KeyValue, KvError, Meta, Read};
 
 use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open};
 use crate::error::{Result, StoreError, no_room};
@@ -33,6 +33,8 @@ pub struct Options {
     pub max_bytes: usize,
     /// Boot to take this one for; `None` asks the kernel. For tests of what a power cut leaves.
     pub boot_id: Option<String>,
+    /// Request ids in a generation. Replicas must agree on it: it differs from the default only in tests.
+    pub generation_requests: u64,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
         Self {
             max_bytes: 64 << 30,
             boot_id: None,
+            generation_requests: GENERATION_REQUESTS,
         }
     }
 }
@@ -53,6 +56,7 @@ struct Open {
 pub struct Store {
     directory: PathBuf,
     boot_id: String,
+    generation_requests: u64,
     recovered: Option<String>,
     open: Option<Open>,
     meta: Mutex<Meta>,
@@ -86,6 +90,7 @@ impl Store {
         let store = Self {
             directory: directory.to_owned(),
             boot_id,
+            generation_requests: options.generation_requests,
             recovered,
             open: Some(Open { env, tables }),
             meta: Mutex::new(meta),
@@ -191,12 +196,13 @@ impl Store {
                 results.push(Vec::new());
                 continue;
             }
-            let done: Vec<TxnResult> = machine::apply(&mut writing, &mut meta, index, term, command)?;
-            results.push(if command.is_empty() {
-                Vec::new()
-            } else {
-                encode_results(&done)
-            });
+            let entry = (index, term, command);
+            results.push(machine::apply(
+                &mut writing,
+                &mut meta,
+                entry,
+                self.generation_requests,
+            )?);
         }
         txn.commit()?;
         *lock(&self.meta) = meta;
@@ -210,6 +216,14 @@ impl Store {
     /// [`StoreError`].
     pub fn get(&self, key: &[u8], revision: u64) -> Result<Option<KeyValue>> {
         self.reading(|reading, meta| Ok(read::get(reading, meta, key, revision)?))
+    }
+
+    /// What the transaction of a request did, encoded as the results of a command with it alone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn recall(&self, request: &[u8; REQUEST_ID_BYTES]) -> Result<Option<Vec<u8>>> {
+        self.reading(|reading, meta| Ok(read::recall(reading, meta, request)?))
     }
 
     /// Read a range.
@@ -258,7 +272,7 @@ impl Store {
         self.reading(|reading, _| Ok(read::lease_keys(reading, lease)?))
     }
 
-    /// BLAKE3 of everything that replicas must agree on at the current revision.
+    /// BLAKE3 of everything that replicas must agree on after the last entry.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -411,13 +425,15 @@ fn has_room(directory: &Path) -> bool {
     !matches!(written, Err(error) if no_room(&error))
 }
 
-/// BLAKE3 of everything that replicas must agree on at one revision.
+/// BLAKE3 of everything that replicas must agree on after one entry.
 ///
 /// # Errors
 /// What the backend says.
 pub fn hash_state<B: Read>(backend: &B, meta: &Meta) -> std::result::Result<[u8; 32], KvError<B::Error>> {
     let mut hash = blake3::Hasher::new();
-    hash.update(&meta.revision.to_le_bytes());
+    for number in [meta.revision, meta.generation] {
+        hash.update(&number.to_le_bytes());
+    }
     visit_state(backend, &mut |key, value| {
         for part in [key, value] {
             hash.update(&(part.len() as u64).to_le_bytes());
