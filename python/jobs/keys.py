@@ -51,8 +51,9 @@ SCHEDULES: Final = b"/schedules/state/"
 SCHEDULE_JOBS: Final = b"/schedules/job/"
 UNFINISHED: Final = b"/schedules/unfinished/"
 MEMBERS: Final = b"/cluster/members/"
+GUESTS: Final = b"/cluster/guests/"
 MEMBERS_CHANGED: Final = b"/cluster/changed"
-"""Changes with every change of a member."""
+"""Changes with every change of a member or a guest."""
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -62,6 +63,11 @@ _MAX_PRIORITY: Final = 100
 def member(member_id: str) -> bytes:
     """Record of a member of the cluster."""
     return MEMBERS + member_id.encode()
+
+
+def guest(guest_id: str) -> bytes:
+    """Record of a key that may ask to join."""
+    return GUESTS + guest_id.encode()
 
 
 def spec(job: JobId) -> bytes:

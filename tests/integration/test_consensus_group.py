@@ -10,6 +10,7 @@ import pytest
 
 from jobs._native import Log, Store
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
+from jobs.consensus.membership import put_member, remove_member
 from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, Unavailable
 from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
 
@@ -88,10 +89,10 @@ class Group:
     async def of(self, *names: str) -> Group:
         """Start a group of these, the first one leading."""
         first = await self.start(names[0], first=True)
-        await first.put_member(MemberRecord(id=names[0], name=names[0], role=Role.VOTER))
+        await add(first, MemberRecord(id=names[0], name=names[0], role=Role.VOTER))
         for name in names[1:]:
             await self.start(name)
-            await first.put_member(MemberRecord(id=name, name=name))
+            await add(first, MemberRecord(id=name, name=name))
             await until(lambda name=name: name in first.members.voters)  # type: ignore[misc]
         await until(lambda: all(len(one.members.voters) == len(names) for one in self.members))
         return self
@@ -126,6 +127,14 @@ async def until(holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not holds():
             await asyncio.sleep(0.005)
+
+
+async def add(leader: Consensus, record: MemberRecord) -> None:
+    await leader.change_members(put_member(leader.members, record))
+
+
+async def remove(leader: Consensus, member: str) -> None:
+    await leader.change_members(remove_member(leader.members, member))
 
 
 async def put(member: Consensus, key: str, value: str = "v") -> int:
@@ -256,19 +265,19 @@ def test_members_are_removed_one_at_a_time_the_leader_too(tmp_path: Path) -> Non
         async with await Group(tmp_path).of("a", "b", "c") as group:
             leader = await group.leader()
             both = await asyncio.gather(
-                *(leader.remove_member(one.me) for one in group.members if one is not leader), return_exceptions=True
+                *(remove(leader, one.me) for one in group.members if one is not leader), return_exceptions=True
             )
             assert sorted(type(one) for one in both if one is not None) == [MembershipConflict]
             await until(lambda: len(leader.members.voters) == 2)
             rest = next(member for member in leader.members.voters if member != leader.me)
-            await leader.remove_member(leader.me)
+            await remove(leader, leader.me)
             successor = await group.leader()
             assert successor.me == rest
             assert successor.members.voters == (rest,)
             assert not leader.is_leader
             await put(successor, "k")
             with pytest.raises(MembershipConflict, match="only voter"):
-                await successor.remove_member(rest)
+                await remove(successor, rest)
 
     run(scenario)
 
@@ -282,7 +291,7 @@ def test_who_is_far_behind_gets_a_snapshot_and_then_a_vote(tmp_path: Path) -> No
             await leader.snapshot()
             assert group.disks[leader.me][0].first_index > 1
             late = await group.start("c")
-            await leader.put_member(MemberRecord(id="c", name="c"))
+            await add(leader, MemberRecord(id="c", name="c"))
             await until(lambda: "c" in leader.members.voters)
             assert late.snapshots_installed == 1
             await until(lambda: late.applied_index == leader.applied_index)

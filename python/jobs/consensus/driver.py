@@ -17,16 +17,16 @@ from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any, Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jobs._native import DiskFullError, Log, Store
 from jobs.consensus import messages
 from jobs.consensus.member import ConsensusError, Discarded, LeadershipLost, Member
-from jobs.consensus.membership import MemberRecord, Members, Role, put_member, remove_member
+from jobs.consensus.membership import MemberRecord, Members, Role, put_member
 from jobs.consensus.messages import MessageError
 from jobs.consensus.raft import Timing
 from jobs.errors import JobsError, MembershipConflict, NotLeader, OutcomeUnknown, StorageFull, Unavailable
-from jobs.store import Op, Txn, TxnResult, decode_results, encode_command
+from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
 
@@ -285,16 +285,16 @@ class Consensus:
 
     # --- members --------------------------------------------------------------------------------------------------
 
-    async def put_member(self, record: MemberRecord, extra: tuple[Op, ...] = ()) -> None:
-        """Add a member, or replace its record, and with it do what else is given. Only a leader can.
+    async def change_members(self, txn: Txn) -> None:
+        """Carry out a change that `membership` has made of the present `members`. Only a leader can.
 
-        Raises MembershipConflict while another change is under way or when it cannot be, and as `propose`.
+        Raises MembershipConflict when another change came in between, and as `propose`.
         """
-        await self._change_members(put_member(self._member.members, record, extra))
-
-    async def remove_member(self, member: str) -> None:
-        """Remove a member, which may be this leader. Raises NotFound, and as `put_member`."""
-        await self._change_members(remove_member(self._member.members, member))
+        result = await self._propose(txn, 1024, changes_members=True)
+        if result.error or not result.succeeded:
+            raise MembershipConflict(
+                "another change of the members came in between", expected="the same again", retry_after_s=1
+            )
 
     async def transfer(self, to: str | None) -> str:
         """Hand leadership over to a voter, or to the one with the longest log, and return who it was.
@@ -327,13 +327,6 @@ class Consensus:
             self._schedule()
         return chosen
 
-    async def _change_members(self, txn: Txn) -> None:
-        result = await self._propose(txn, 1024, changes_members=True)
-        if result.error or not result.succeeded:
-            raise MembershipConflict(
-                "another change of the members came in between", expected="the same again", retry_after_s=1
-            )
-
     def _promote(self) -> None:
         """Give learners that have caught up their vote, one at a time."""
         raft = self._member.raft
@@ -348,11 +341,9 @@ class Consensus:
                 return
 
     async def _give_vote(self, record: MemberRecord) -> None:
-        voter = MemberRecord(
-            id=record.id, name=record.name, addresses=record.addresses, role=Role.VOTER, joined_ms=record.joined_ms
-        )
+        voter = structs.replace(record, role=Role.VOTER)
         try:
-            await self.put_member(voter)
+            await self.change_members(put_member(self.members, voter))
         except JobsError as error:
             logger.info("%s does not get its vote yet: %s", record.name, error)
 

@@ -8,10 +8,10 @@ begins no change before the former one is applied and an entry of its own term i
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jobs import keys
 from jobs.errors import InvalidRequest, MembershipConflict, NotFound
@@ -19,6 +19,7 @@ from jobs.store import EQ, Delete, ModRevisionIs, Op, Put, Store, Txn, VersionIs
 
 MAX_MEMBERS: Final = 9
 """More do not make a group safer, only slower."""
+MAX_GUESTS: Final = 64
 RECORD_VERSION: Final = 1
 
 
@@ -42,10 +43,22 @@ class MemberRecord(Struct, frozen=True, kw_only=True, array_like=True):
     joined_ms: int = 0
 
 
+class GuestRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A key that may ask once to become a member; whoever has the ticket has it."""
+
+    id: str
+    expires_ms: int
+    made_by: int
+    """Uid of who made the ticket."""
+    used_by: str | None = None
+    """Member that joined with it: it may ask again, as its answer may have been lost."""
+
+
 class Members(Struct, frozen=True):
-    """All members at one moment."""
+    """All members and guests at one moment."""
 
     records: tuple[MemberRecord, ...] = ()
+    guests: tuple[GuestRecord, ...] = ()
     revision: int = 0
     """Of the last change; 0 before the first."""
 
@@ -60,23 +73,36 @@ class Members(Struct, frozen=True):
     def get(self, member: str) -> MemberRecord | None:
         return next((record for record in self.records if record.id == member), None)
 
+    def guest(self, key: str, now_ms: int) -> GuestRecord | None:
+        """Return the guest of a key, unless its time has passed."""
+        return next((one for one in self.guests if one.id == key and one.expires_ms > now_ms), None)
 
+
+_T = TypeVar("_T")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(MemberRecord).decode
+_member_decoder: Final[msgspec.msgpack.Decoder[MemberRecord]] = msgspec.msgpack.Decoder(MemberRecord)
+_guest_decoder: Final[msgspec.msgpack.Decoder[GuestRecord]] = msgspec.msgpack.Decoder(GuestRecord)
 _VERSION: Final = bytes((RECORD_VERSION,))
 
 
 def read_members(store: Store) -> Members:
     """Return the members that a store knows. Raises ValueError for a record of another version."""
-    rows, _ = store.range(keys.MEMBERS, prefix_end(keys.MEMBERS), limit=2 * MAX_MEMBERS)
     change = store.get(keys.MEMBERS_CHANGED)
-    return Members(tuple(_read(row[1]) for row in rows), change[4] if change else 0)
+    return Members(
+        _read(store, keys.MEMBERS, MAX_MEMBERS, _member_decoder),
+        _read(store, keys.GUESTS, MAX_GUESTS, _guest_decoder),
+        change[4] if change else 0,
+    )
 
 
-def _read(value: bytes) -> MemberRecord:
-    if value[:1] != _VERSION:
-        raise ValueError(f"a member's record has version {value[:1].hex()}; this build knows {RECORD_VERSION}")
-    return _decode(value[1:])
+def _read(store: Store, prefix: bytes, most: int, decoder: msgspec.msgpack.Decoder[_T]) -> tuple[_T, ...]:
+    rows, _ = store.range(prefix, prefix_end(prefix), limit=most)
+    found = []
+    for key, value, *_ in rows:
+        if value[:1] != _VERSION:
+            raise ValueError(f"{key!r} has version {value[:1].hex()}; this build knows {RECORD_VERSION}")
+        found.append(decoder.decode(value[1:]))
+    return tuple(found)
 
 
 def put_member(members: Members, record: MemberRecord, extra: tuple[Op, ...] = ()) -> Txn:
@@ -92,17 +118,46 @@ def put_member(members: Members, record: MemberRecord, extra: tuple[Op, ...] = (
                 f"another member is named {record.name!r}: {other.id}",
                 expected=f"another node.id, or first: jobctl cluster remove {record.name}",
             )
-    return _change(members, Put(keys.member(record.id), _VERSION + _encode(record)), extra)
+    return _change(members, (_put(record), *extra))
 
 
-def remove_member(members: Members, member: str) -> Txn:
+def put_guest(members: Members, guest: GuestRecord, now_ms: int, extra: tuple[Op, ...] = ()) -> Txn:
+    """Return the change that lets a key ask to join; guests whose time has passed go.
+
+    Raises MembershipConflict for one too many.
+    """
+    old = [one for one in members.guests if one.expires_ms <= now_ms]
+    if len(members.guests) - len(old) >= MAX_GUESTS:
+        raise MembershipConflict(f"{MAX_GUESTS} tickets are valid already", expected="some of them to expire first")
+    return _change(members, (*(Delete(keys.guest(one.id)) for one in old), _put(guest), *extra))
+
+
+def admit(members: Members, guest: GuestRecord, record: MemberRecord) -> Txn:
+    """Return the change by which a guest's ticket is used and its node becomes a member.
+
+    Raises MembershipConflict for a ticket that another node has used, and as `put_member`.
+    """
+    if guest.used_by not in (None, record.id):
+        raise MembershipConflict(
+            "the ticket has been used by another node", expected="a new one: jobctl cluster ticket"
+        )
+    used = structs.replace(guest, used_by=record.id)
+    return put_member(members, record, (_put(used),))
+
+
+def _put(record: MemberRecord | GuestRecord) -> Put:
+    key = keys.member(record.id) if isinstance(record, MemberRecord) else keys.guest(record.id)
+    return Put(key, _VERSION + _encode(record))
+
+
+def remove_member(members: Members, member: str, extra: tuple[Op, ...] = ()) -> Txn:
     """Return the change that removes a member. Raises NotFound, and MembershipConflict for the only voter."""
     record = members.get(member)
     if record is None:
         raise NotFound(f"no member has the id {member}", expected=f"one of {', '.join(sorted(members.voters))}")
     if members.voters == (member,):
         raise MembershipConflict(f"{record.name} is the only voter", expected="another one to be added first")
-    return _change(members, Delete(keys.member(member)))
+    return _change(members, (Delete(keys.member(member)), *extra))
 
 
 def find_member(members: Members, wanted: str) -> MemberRecord:
@@ -118,11 +173,11 @@ def find_member(members: Members, wanted: str) -> MemberRecord:
     return found[0]
 
 
-def _change(members: Members, op: Op, extra: tuple[Op, ...] = ()) -> Txn:
+def _change(members: Members, ops: tuple[Op, ...]) -> Txn:
     """Only on top of the members that were looked at."""
     compare = (
         ModRevisionIs(keys.MEMBERS_CHANGED, EQ, members.revision)
         if members.revision
         else VersionIs(keys.MEMBERS_CHANGED, EQ, 0)
     )
-    return Txn((compare,), (op, Put(keys.MEMBERS_CHANGED, b""), *extra))
+    return Txn((compare,), (*ops, Put(keys.MEMBERS_CHANGED, b"")))
