@@ -29,7 +29,7 @@ from aiohttp import web
 from jobs.api import ApiConfig, serve
 from jobs.protocol.ids import Attempt, JobId, Revision
 from jobs.protocol.model import JobState, JobSubmit, JobView, Submitted
-from jobs.service import Caller, Service
+from jobs.service import Backend, Caller, Service
 
 PIPELINED = 8
 BODY = json.dumps({"type": "shell", "payload": {"argv": ["echo", "hello"]}, "labels": {"team": "a"}}).encode()
@@ -65,6 +65,13 @@ class NullService:
     async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
         return [Submitted(job=JOB, created=True) for _ in jobs]
 
+
+class NullBackend:
+    """Has that service."""
+
+    async def service(self) -> Service:
+        return cast("Service", NullService())
+
     def metrics(self) -> dict[str, tuple[str, float]]:
         return {}
 
@@ -81,7 +88,7 @@ async def serve_bare(path: str) -> None:
 
 
 async def serve_api(path: str) -> None:
-    await serve(cast("Service", NullService()), path, ApiConfig())
+    await serve(cast("Backend", NullBackend()), path, ApiConfig())
 
 
 def server(kind: str, path: str, profile: bool, pipe: Connection) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from jobs import jobs, keys, records
 from jobs._native import Log, Store
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control import Control, ControlConfig
+from jobs.control import ControlConfig, Site
 from jobs.control.retention import RetentionConfig
 from jobs.control.transitions import write_ops
 from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, WorkerId
@@ -100,24 +99,20 @@ async def turn(data: Path, limits: Limits, seconds: float) -> tuple[list[float],
     """Submit jobs for a while; return the latencies in ms, and how many jobs went a second."""
     log, store = Log(str(data / "log")), Store(str(data / "store"))
     consensus = Consensus("one", log, store)
-    control = Control("one", consensus, store, ControlConfig(retention=RetentionConfig(jobs=limits)))
+    site = Site("one", consensus, store, ControlConfig(retention=RetentionConfig(jobs=limits)))
     await consensus.start()
-    with socket.socket(socket.AF_UNIX) as workers:
-        workers.bind(str(data / "worker.sock"))
-        workers.listen()
-        await control.start(workers)
-        await asyncio.sleep(SETTLE_S)
-        latencies: list[float] = []
-        removed, began = control.metrics()["jobs_removed_total"][1], time.perf_counter()
-        while (start := time.perf_counter()) < began + seconds:
-            await control.submit(CALLER, [JOB])
-            latencies.append((time.perf_counter() - start) * 1_000)
-        rate = (control.metrics()["jobs_removed_total"][1] - removed) / (time.perf_counter() - began)
-        await control.stop()
+    control = await site.service()
+    await asyncio.sleep(SETTLE_S)
+    latencies: list[float] = []
+    removed, began = control.metrics()["jobs_removed_total"][1], time.perf_counter()
+    while (start := time.perf_counter()) < began + seconds:
+        await control.submit(CALLER, [JOB])
+        latencies.append((time.perf_counter() - start) * 1_000)
+    rate = (control.metrics()["jobs_removed_total"][1] - removed) / (time.perf_counter() - began)
+    await site.stop()
     await consensus.stop()
     store.close()
     log.close()
-    (data / "worker.sock").unlink()
     return latencies, rate
 
 

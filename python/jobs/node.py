@@ -20,12 +20,13 @@ from jobs._native import Log, NativeError, Store
 from jobs.api import ApiConfig, ApiServer, serve
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
-from jobs.control import Control, ControlConfig
+from jobs.control import ControlConfig, Site
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.notify import VARIABLES, Notifier
 from jobs.retention import Limits
-from jobs.sockets import SocketError, listen_unix
+from jobs.sockets import SocketError
+from jobs.workerdoor import WorkerDoor
 
 logger = logging.getLogger("jobs.node")
 
@@ -37,7 +38,7 @@ STATUS_PERIOD_S: Final = 5.0
 
 
 class Node:
-    """Log, store, consensus, control and API of one process."""
+    """Log, store, consensus, what follows from it, and the two sockets of one process."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
@@ -45,7 +46,8 @@ class Node:
         self._store: Store | None = None
         self._api: ApiServer | None = None
         self.consensus: Consensus | None = None
-        self.control: Control | None = None
+        self.site: Site | None = None
+        self._door: WorkerDoor | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -64,25 +66,34 @@ class Node:
                 logger.warning("recovered: %s", part.recovered)
         self.consensus = consensus = Consensus(config.node.id, log, store, consensus_config(config))
         consensus.on_failure = lambda error: self.failed.set()
+        self.site = site = Site(config.node.id, consensus, store, control_config(config))
+        site.on_failure = lambda error: self.failed.set()
+        site.on_change = self._on_site_change
         await consensus.start()
-        workers = listen_unix(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
-        self.control = control = Control(config.node.id, consensus, store, control_config(config))
-        await control.start(workers)
-        self._api = await serve(control, str(config.api_socket), api_config(config))
+        self._door = door = WorkerDoor(config.node.id, worker_uids(config))
+        await door.start(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
+        self._on_site_change()
+        self._api = await serve(site, str(config.api_socket), api_config(config))
+        await site.settled()
+
+    def _on_site_change(self) -> None:
+        if self._door is not None and self.site is not None:
+            self._door.lead(None if self.site.control is None else self.site.control.gateway)
 
     def healthy(self) -> bool:
         """Tell whether the watchdog may be fed."""
-        return not self.failed.is_set() and self.consensus is not None and self.consensus.is_leader
+        return not self.failed.is_set() and self.consensus is not None
 
     async def stop(self) -> None:
         """Answer what is under way, leave the workers their jobs, close what is on disk; also after half a start."""
-        if self.control is not None:
-            self.control.on_stopping()
+        if self.site is not None:
+            self.site.on_stopping()
         if self._api is not None:
             await self._api.stop(STOP_GRACE_S)
-        if self.control is not None:
-            await self.control.stop()
-            self._config.worker_socket_path.unlink(missing_ok=True)
+        if self.site is not None:
+            await self.site.stop()
+        if self._door is not None:
+            await self._door.stop()
         if self.consensus is not None:
             await self.consensus.stop()
         if self._store is not None:
@@ -104,11 +115,9 @@ def consensus_config(config: NodeConfig) -> ConsensusConfig:
 
 
 def control_config(config: NodeConfig) -> ControlConfig:
-    uids = {0, os.geteuid()} | {uid_of(user) for user in config.worker_socket.users}
     return ControlConfig(
         max_pending=config.queue.max_pending,
         worker_lease_s=config.workers.lease_s,
-        worker_uids=frozenset(uids),
         history_events=config.store.history_events,
         max_store_bytes=config.store.max_bytes,
         max_schedules=config.schedules.max_count,
@@ -116,6 +125,11 @@ def control_config(config: NodeConfig) -> ControlConfig:
         max_fires_per_minute=config.schedules.max_fires_per_minute,
         retention=retention_config(config),
     )
+
+
+def worker_uids(config: NodeConfig) -> frozenset[int]:
+    """Return who may register workers."""
+    return frozenset({0, os.geteuid()} | {uid_of(user) for user in config.worker_socket.users})
 
 
 def retention_config(config: NodeConfig) -> RetentionConfig:
@@ -231,9 +245,10 @@ async def serve_until(stop: asyncio.Event, node: Node, notifier: Notifier) -> No
 
 
 def status_line(node: Node) -> str:
-    if node.control is None:
-        return "starting"
-    value = {name: value for name, (_, value) in node.control.metrics().items()}
+    site = node.site
+    if site is None or site.control is None:
+        return "starting" if site is None else site.health().status
+    value = {name: value for name, (_, value) in site.control.metrics().items()}
     return (
         f"{value['jobs_pending']:.0f} jobs wait, {value['jobs_running']:.0f} run on {value['jobs_workers']:.0f} workers"
     )

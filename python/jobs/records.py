@@ -327,6 +327,8 @@ class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     stopping: bool = False
     """It has said that it takes no more jobs, and goes when those it has are done."""
     resources: dict[str, int] = msgspec.field(default_factory=dict)
+    process: str = ""
+    """Which process of the node it is, told from all that had or will have its pid; "" where that is not known."""
 
 
 class _PayloadOnly(Struct):

@@ -1,7 +1,8 @@
-"""What the API asks of the control plane. `control.Control` implements it; `api` knows nothing else of it."""
+"""What the API asks of the node and its control plane. `control` implements it; `api` knows nothing else of it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
 
@@ -65,6 +66,16 @@ class Caller(Struct, frozen=True, kw_only=True):
     uid: int
     gid: int
     admin: bool
+
+
+class WorkerProcess(Struct, frozen=True, kw_only=True):
+    """The process behind a worker's connection, for which its node vouches."""
+
+    node: str
+    pid: int
+    uid: int
+    process: str
+    """Told from all processes of the node that had or will have this pid; "" where that is not known."""
 
 
 class JobFilter(Struct, frozen=True, kw_only=True):
@@ -228,11 +239,12 @@ class ScheduleService(Protocol):
     async def preview(self, caller: Caller, wanted: TimetablePreview) -> ScheduleTimes: ...
 
 
-class Service(Protocol):
-    """Every method raises the errors of `jobs.errors`, `Forbidden` for what the caller may not see or touch."""
+class Reads(Protocol):
+    """What can be read of any node's store; errors are those of `Service`."""
 
-    async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
-        """Accept all or none; returns after the jobs are durable."""
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done once this will tell nothing more: whoever waits for something asks again."""
 
     async def get(self, caller: Caller, job: JobId) -> JobDetail: ...
 
@@ -247,23 +259,12 @@ class Service(Protocol):
     async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
         """Return as soon as the job is final, or as it is after `timeout_s`."""
 
-    async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome: ...
-
-    async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
-        """End the jobs of a selection, page by page; the work for a page is bounded."""
-
-    async def depend(self, caller: Caller, job: JobId, depends_on: Sequence[JobId]) -> JobView:
-        """Let a job wait for others of its owner as well; raises AlreadyStarted."""
-
     async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
         """What a job depends on and what depends on it, the nearest first."""
 
     def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
         """Pieces of output, attempt by attempt; the first one is empty and tells the position before the others.
         Raises LogsGone, also in the middle."""
-
-    async def explain(self, caller: Caller, job: JobId) -> Explanation:
-        """Why the job is where it is."""
 
     async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
         """Every attempt, the first one first."""
@@ -273,6 +274,34 @@ class Service(Protocol):
     ) -> AsyncIterator[JobEvent | int]:
         """Changes after a revision (None: from now on). Yields a bare revision now and then when nothing happened, so
         that a client can resume from there. Raises Compacted."""
+
+    async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None: ...
+
+    async def kv_scan(
+        self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
+    ) -> KvPage: ...
+
+    def kv_watch(
+        self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
+    ) -> AsyncIterator[KvEvent | int]: ...
+
+
+class Service(Reads, Protocol):
+    """Every method raises the errors of `jobs.errors`, `Forbidden` for what the caller may not see or touch."""
+
+    async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
+        """Accept all or none; returns after the jobs are durable."""
+
+    async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome: ...
+
+    async def cancel_many(self, caller: Caller, wanted: CancelMany) -> CancelPage:
+        """End the jobs of a selection, page by page; the work for a page is bounded."""
+
+    async def depend(self, caller: Caller, job: JobId, depends_on: Sequence[JobId]) -> JobView:
+        """Let a job wait for others of its owner as well; raises AlreadyStarted."""
+
+    async def explain(self, caller: Caller, job: JobId) -> Explanation:
+        """Why the job is where it is."""
 
     async def workers(self, caller: Caller) -> list[WorkerView]: ...
 
@@ -290,21 +319,11 @@ class Service(Protocol):
     @property
     def schedules(self) -> ScheduleService: ...
 
-    async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None: ...
-
-    async def kv_scan(
-        self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
-    ) -> KvPage: ...
-
     async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult: ...
 
     async def kv_delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult: ...
 
     async def kv_txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult: ...
-
-    def kv_watch(
-        self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
-    ) -> AsyncIterator[KvEvent | int]: ...
 
     async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease: ...
 
@@ -320,6 +339,17 @@ class Service(Protocol):
 
     @property
     def audit(self) -> AuditService: ...
+
+
+class Backend(Protocol):
+    """The node behind the API."""
+
+    @property
+    def reads(self) -> Reads:
+        """Of its own store, however far that is."""
+
+    async def service(self) -> Service:
+        """Return the control plane; raises Unavailable when this node is not the one that has it."""
 
     def health(self) -> Health: ...
 

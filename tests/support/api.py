@@ -147,7 +147,7 @@ async def served(directory: Path, *, plane: dict[str, Any] | None = None, **chan
     """Serve a control plane without workers with these settings of ApiConfig."""
     async with Plane(directory, **(plane or {})) as made:
         socket = directory / "api.sock"
-        server = await serve(made.control, str(socket), ApiConfig(**changes))
+        server = await serve(made.site, str(socket), ApiConfig(**changes))
         try:
             yield Api(made, server, socket)
         finally:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from jobs._native import MemoryStore
+from jobs.errors import Unavailable
 from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 
@@ -15,7 +16,8 @@ class MemoryConsensus:
     Like the real one, it goes on with what was proposed when nobody waits for it any more.
     """
 
-    is_leader = True
+    is_leader = False
+    leader = "test"
     no_room = None
     fsyncs = commands = transactions = 0
 
@@ -23,10 +25,19 @@ class MemoryConsensus:
         self._store = store
         self._queue: list[tuple[Txn, asyncio.Future[TxnResult]]] = []
         self.on_applied: Callable[[], None] = lambda: None
+        self.on_leadership: Callable[[bool], None] = lambda leads: None
+
+    def lead(self, leads: bool) -> None:
+        """Begin or cease to lead."""
+        self.is_leader = leads
+        self.on_leadership(leads)
 
     def propose(self, txn: Txn, size_bytes: int = 256) -> asyncio.Future[TxnResult]:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[TxnResult] = loop.create_future()
+        if not self.is_leader:
+            done.set_exception(Unavailable("it does not lead"))
+            return done
         if not self._queue:
             loop.call_soon(self._apply)
         self._queue.append((txn, done))
@@ -43,3 +54,5 @@ class MemoryConsensus:
 
     async def barrier(self) -> None:
         """Whatever was acknowledged has been applied."""
+        if not self.is_leader:
+            raise Unavailable("it does not lead")

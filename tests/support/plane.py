@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 from jobs._native import Log, Store
 from jobs.consensus import Consensus, ConsensusConfig
-from jobs.control import Control
-from jobs.control.control import ControlConfig
+from jobs.control import Control, ControlConfig, Site
 from jobs.protocol.model import JobSubmit, ShellJob, ShellPayload
 from jobs.service import Caller
+from jobs.workerdoor import WorkerDoor
 
 ADMIN = Caller(uid=0, gid=0, admin=True)
 ALICE = Caller(uid=1001, gid=1001, admin=False)
@@ -19,12 +18,13 @@ BOB = Caller(uid=1002, gid=1002, admin=False)
 
 
 class Plane:
-    """Log, store, consensus and control in one directory; `start` after `stop` is a restart."""
+    """Log, store, consensus, control and the workers' door in one directory; `start` after `stop` is a restart."""
 
-    def __init__(self, directory: Path, **changes: object) -> None:
+    def __init__(self, directory: Path, *, worker_uids: frozenset[int] | None = None, **changes: object) -> None:
         self.directory = directory
         self.worker_socket = directory / "worker.sock"
-        settings: dict[str, object] = {"worker_uids": frozenset({os.getuid()}), "worker_lease_s": 5.0}
+        self._worker_uids = frozenset({os.getuid()}) if worker_uids is None else worker_uids
+        settings: dict[str, object] = {"worker_lease_s": 5.0}
         settings.update(changes)
         self.config = ControlConfig(**settings)  # type: ignore[arg-type]
 
@@ -32,17 +32,25 @@ class Plane:
         self.log = Log(str(self.directory / "log"))
         self.store = Store(str(self.directory / "store"))
         self.consensus = Consensus("test", self.log, self.store, consensus)
-        self.control = Control("test", self.consensus, self.store, self.config)
+        self.site = Site("test", self.consensus, self.store, self.config)
+        self.door = WorkerDoor("test", self._worker_uids)
+        await self.door.start(self.worker_socket, 0o600, None)
+        self.site.on_change = self._on_change
         await self.consensus.start()
-        self.worker_socket.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.worker_socket))
-        listener.listen()
-        await self.control.start(listener)
+        await self.site.settled()
         return self
 
+    @property
+    def control(self) -> Control:
+        assert self.site.control is not None, "it does not lead"
+        return self.site.control
+
+    def _on_change(self) -> None:
+        self.door.lead(None if self.site.control is None else self.site.control.gateway)
+
     async def stop(self) -> None:
-        await self.control.stop()
+        await self.site.stop()
+        await self.door.stop()
         await self.consensus.stop()
         self.store.close()
         self.log.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Protocol
 from jobs import AsyncClient
 from jobs._native import MemoryStore
 from jobs.client.requests import post
-from jobs.control import Control
-from jobs.control.control import ControlConfig
+from jobs.control import Control, ControlConfig, Site
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     AttemptView,
@@ -28,6 +26,7 @@ from jobs.protocol.model import (
     Submitted,
 )
 from jobs.service import Caller, JobFilter
+from jobs.workerdoor import WorkerDoor
 from tests.support.memory import MemoryConsensus
 from tests.support.nodeprocess import NodeProcess
 
@@ -76,16 +75,23 @@ class InMemory:
         self._consensus = MemoryConsensus(self._store)
 
     async def start(self) -> None:
-        config = ControlConfig(worker_uids=frozenset({os.getuid()}), worker_lease_s=LEASE_S)
-        self._control = Control("test", self._consensus, self._store, config)  # type: ignore[arg-type]
-        self.worker_socket.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.worker_socket))
-        listener.listen()
-        await self._control.start(listener)
+        config = ControlConfig(worker_lease_s=LEASE_S)
+        self._site = Site("test", self._consensus, self._store, config)  # type: ignore[arg-type]
+        self._door = WorkerDoor("test", frozenset({os.getuid()}))
+        await self._door.start(self.worker_socket, 0o600, None)
+        self._consensus.lead(True)
+        await self._site.settled()
+        self._door.lead(self._control.gateway)
+
+    @property
+    def _control(self) -> Control:
+        assert self._site.control is not None
+        return self._site.control
 
     async def stop(self) -> None:
-        await self._control.stop()
+        self._consensus.lead(False)
+        await self._site.stop()
+        await self._door.stop()
 
     async def restart(self, how: signal.Signals) -> None:
         await self.stop()

@@ -1,4 +1,4 @@
-"""Prometheus metrics: what the API counts itself, and what the service tells."""
+"""Prometheus metrics: what the API counts itself, and what the node tells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jobs.service import Service
+from jobs.service import Backend
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -18,9 +18,9 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 class ApiMetrics:
     """Label values come from the table of routes, so their number is bounded."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_ServiceMetrics(service))
+        self._registry.register(_NodeMetrics(backend))
         self.requests = Counter("jobs_api_requests", "Requests answered", ("route", "status"), registry=self._registry)
         self.latency = Histogram(
             "jobs_api_request_seconds",
@@ -38,12 +38,12 @@ class ApiMetrics:
         return generate_latest(self._registry)
 
 
-class _ServiceMetrics(Collector):
-    def __init__(self, service: Service) -> None:
-        self._service = service
+class _NodeMetrics(Collector):
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
 
     def collect(self) -> Iterator[Metric]:
-        for name, (help_text, value) in self._service.metrics().items():
+        for name, (help_text, value) in self._backend.metrics().items():
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield family(name, help_text, value=value)
 

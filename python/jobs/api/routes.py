@@ -65,6 +65,8 @@ class Route(Struct, frozen=True, kw_only=True):
     status: int = 200
     again: str | None = None
     """What it means when the status is 200 instead."""
+    local: bool = False
+    """About the node that is asked, and answered by it, whoever leads."""
     streams: tuple[str, ...] = ()
     """Content types of a success that goes on, instead of `answer`."""
     errors: Errors = ()
@@ -333,9 +335,12 @@ ROUTES: Final = (
         method="GET", path="/v1/overview", handler=Handlers.overview, query=node_calls.OverviewQuery,
         answer=model.Overview, summary="How the node is and what goes on, in bounded parts",
     ),
-    Route(method="GET", path="/v1/health", handler=Handlers.health, answer=model.Health, summary="How the node is"),
     Route(
-        method="GET", path="/v1/ready", handler=Handlers.ready, answer=model.Health,
+        method="GET", path="/v1/health", handler=Handlers.health, answer=model.Health, local=True,
+        summary="How the node is",
+    ),
+    Route(
+        method="GET", path="/v1/ready", handler=Handlers.ready, answer=model.Health, local=True,
         summary="Whether the node serves: 503 when it does not",
     ),
 )  # fmt: skip

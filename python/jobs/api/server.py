@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
@@ -22,10 +22,10 @@ from jobs.api.metrics import CONTENT_TYPE as METRICS_TYPE
 from jobs.api.metrics import ApiMetrics
 from jobs.api.openapi import document
 from jobs.api.problem import as_jobs_error, response_of
-from jobs.api.routes import Router
-from jobs.api.streams import StreamSlots
+from jobs.api.routes import Route, Router
+from jobs.api.streams import StreamSlots, leads_no_more
 from jobs.errors import MethodNotAllowed
-from jobs.service import Caller, Service
+from jobs.service import Backend, Caller, Service
 from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ _UNROUTED: Final = "(none)"
 _SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_array", "watch_job", "watch_jobs", "kv_watch")
 
 
-async def serve(service: Service, socket_path: str, config: ApiConfig) -> ApiServer:
+async def serve(backend: Backend, socket_path: str, config: ApiConfig) -> ApiServer:
     """Serve on a Unix socket; raises SocketError when it cannot be had."""
-    server = ApiServer(service, config)
+    server = ApiServer(backend, config)
     await server.start(Path(socket_path))
     return server
 
@@ -46,7 +46,7 @@ async def serve(service: Service, socket_path: str, config: ApiConfig) -> ApiSer
 class ApiServer(web.Server):
     """One listening socket and its connections."""
 
-    def __init__(self, service: Service, config: ApiConfig) -> None:
+    def __init__(self, backend: Backend, config: ApiConfig) -> None:
         super().__init__(
             self._handle,
             request_factory=self._make_request,
@@ -59,10 +59,10 @@ class ApiServer(web.Server):
             lingering_time=1.0,
         )
         self.config = config
-        self.metrics = ApiMetrics(service)
+        self.metrics = ApiMetrics(backend)
+        self._backend = backend
         self._gate = Gate(config, Identities(config.admin_group), self.metrics)
         self._slots = StreamSlots(config.max_streams_per_uid)
-        self._handlers = Handlers(service, config, self._slots)
         self._router = Router()
         self._openapi = document()
         self._listener: asyncio.Server | None = None
@@ -117,15 +117,26 @@ class ApiServer(web.Server):
                 data = await read_body(request, self.config)
                 body = decode_body(target.decoder, target.tags, _content_type(request), data)
             call = Call(request, _caller(request), filled, query, body)
-            response = await target.route.handler(self._handlers, call)
-        except (ConnectionError, asyncio.CancelledError):
+            response = await target.route.handler(await self._handlers(target.route), call)
+        except ConnectionError:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # What this waited for was part of a control plane that has ended.
+            response = self._problem(request, leads_no_more())
         except Exception as error:
             response = self._problem(request, error)
         self.metrics.requests.labels(route, response.status).inc()
         if not slow:
             self.metrics.latency.labels(route).observe(time.perf_counter() - started)
         return response
+
+    async def _handlers(self, route: Route) -> Handlers:
+        """Return what answers a route. Raises Unavailable."""
+        service = cast("Service", self._backend.reads) if route.local else await self._backend.service()
+        return Handlers(service, self._backend, self.config, self._slots)
 
     def _special(self, request: web.BaseRequest) -> web.Response | None:
         """Answer the two routes that are not JSON."""

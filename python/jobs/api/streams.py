@@ -23,24 +23,28 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Place:
-    """The right to one stream or long poll, for as long as there is somebody to talk to."""
+    """The right to one stream or long poll, for as long as there is somebody to talk to and something to tell."""
 
-    def __init__(self, closing: asyncio.Future[None], gone: asyncio.Future[None]) -> None:
+    def __init__(self, closing: asyncio.Future[None], ended: asyncio.Future[None], gone: asyncio.Future[None]) -> None:
         self._closing = closing
+        self._ended = ended
         self._gone = gone
 
     async def first(self, task: asyncio.Future[Any], timeout_s: float | None = None) -> bool:
         """Wait for the task or the time; tell whether the task is done.
 
-        Raises Unavailable when the node stops, ConnectionResetError when the client has gone.
+        Raises Unavailable when the node stops or no longer has what is asked, ConnectionResetError when the client
+        has gone.
         """
-        over = (task, self._closing, self._gone)
+        over = (task, self._closing, self._ended, self._gone)
         await asyncio.wait(over, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return True
         if self._gone.done():
             raise ConnectionResetError("the client has gone")
         check_open(self._closing)
+        if self._ended.done():
+            raise leads_no_more()
         return False
 
     async def result(self, work: Coroutine[Any, Any, T]) -> T:
@@ -66,8 +70,8 @@ class StreamSlots:
         return self._used.total()
 
     @contextmanager
-    def take(self, uid: int, gone: asyncio.Future[None]) -> Iterator[Place]:
-        """Hold one place until the end, or until `gone`.
+    def take(self, uid: int, ended: asyncio.Future[None], gone: asyncio.Future[None]) -> Iterator[Place]:
+        """Hold one place until the end, or until the service has `ended`, or the client has `gone`.
 
         Raises TooManyRequests when the user has none left, Unavailable after `close`.
         """
@@ -80,7 +84,7 @@ class StreamSlots:
             )
         self._used[uid] += 1
         try:
-            yield Place(self._closing, gone)
+            yield Place(self._closing, ended, gone)
         finally:
             self._used[uid] -= 1
             if not self._used[uid]:
@@ -95,6 +99,13 @@ class StreamSlots:
 def check_open(closing: asyncio.Future[None]) -> None:
     if closing.done():
         raise Unavailable("the node stops", expected="the same request a little later", retry_after_s=1)
+
+
+def leads_no_more() -> Unavailable:
+    """Return what is to be raised where the control plane that was asked has ended."""
+    return Unavailable(
+        "the node ceased to lead the cluster", expected="the same request a little later", retry_after_s=0.1
+    )
 
 
 def event(data: Any, event_id: str) -> bytes:

@@ -27,7 +27,7 @@ from jobs.control.audit import job_entry
 from jobs.control.hub import Waiter
 from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Change, Transitions, check, scan, view, write_ops
+from jobs.control.transitions import Change, Transitions, check, scan_in_turns, view, write_ops
 from jobs.errors import InternalError, InvalidRequest, StorageFull, Unavailable
 from jobs.indices import Indices
 from jobs.jobs import Refusal
@@ -52,6 +52,8 @@ LOOKED_AT: Final = 2_000
 """Failed tasks whose indices are shown at most."""
 NAMED_RUNS: Final = 20
 """Of indices, in the audit trail."""
+TAKEN_UP: Final = 256
+"""Arrays that are taken up at the start before others have their turn."""
 TELL_S: Final = 1.0
 """Between two words on the progress of one array."""
 TASK_BYTES: Final = 512
@@ -144,22 +146,27 @@ class Arrays:
 
     # --- life -----------------------------------------------------------------------------------------------------
 
+    async def load(self) -> None:
+        """Read the arrays that have not ended, and count their tasks."""
+        async for page in scan_in_turns(self._store, keys.ARRAYS_OPEN):
+            for key, *_ in page:
+                array = keys.job_of(key)
+                found = read_array(self._store, array)
+                assert found is not None, f"array {array} is open and has no record"
+                opened = self._open[array] = _Open(found.parent, found.record.withdrawn)
+                opened.tally = await arraystore.tally(self._store, array, found.record)
+                await asyncio.sleep(0)
+
     def start(self) -> None:
-        """Read the arrays that have not ended, count their tasks, and go on with them."""
-        for key, *_ in scan(self._store, keys.ARRAYS_OPEN):
-            array = keys.job_of(key)
-            found = read_array(self._store, array)
-            assert found is not None, f"array {array} is open and has no record"
-            opened = self._open[array] = _Open(found.parent, found.record.withdrawn)
-            tally = opened.tally
-            tally.split = found.record.split
-            tally.stored_bytes, tally.log_bytes = found.record.stored_bytes, found.record.log_bytes
-            tally.failed = arraystore.count_tasks(self._store, keys.TASKS_FAILED, array)
-            tally.cancelled = arraystore.count_tasks(self._store, keys.TASKS_CANCELLED, array)
-            for index in arraystore.indices_of(self._store, keys.TASKS_ACTIVE, array):
-                tally.add(self._transitions.read_existing(task_id(array, index)).record)
-        for array, opened in list(self._open.items()):
-            self._on_array(array, opened)
+        """Go on with the arrays that have not ended."""
+        self._spawn(self._take_up(list(self._open.items())))
+
+    async def _take_up(self, found: list[tuple[JobId, _Open]]) -> None:
+        for number, (array, opened) in enumerate(found):
+            if self._open.get(array) is opened:
+                self._on_array(array, opened)
+            if number % TAKEN_UP == TAKEN_UP - 1:
+                await asyncio.sleep(0)
 
     def stop(self) -> None:
         self._stopped = True

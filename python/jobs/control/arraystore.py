@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from msgspec import Struct
 
 from jobs import arrays, indices, keys, records
-from jobs.control.transitions import Stored, scan
+from jobs.arrays import Tally
+from jobs.control.transitions import COUNT_LIMIT, Stored, count_in_turns, read_job, scan, scan_in_turns
 from jobs.errors import NotFound
 from jobs.indices import Indices
-from jobs.protocol.ids import JobId, Revision, array_id, task_index
+from jobs.protocol.ids import JobId, Revision, array_id, task_id, task_index
 from jobs.protocol.model import Reason
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, ModRevisionIs, Store, prefix_end
-
-COUNT_LIMIT: Final = 1 << 62
 
 
 class StoredArray(Struct, frozen=True):
@@ -86,10 +84,7 @@ def _has(store: Store, kind: bytes, array: JobId, index: int) -> bool:
 
 def find(store: Store, job: JobId) -> Stored | None:
     """Return a job's record; for a task that is no job of its own yet, or never was, what stands for it."""
-    found = store.get(keys.state(job))
-    if found is not None:
-        return Stored(records.decode(JobRecord, found[1]), Revision(found[4]))
-    return _unsplit_task(store, job)
+    return read_job(store, job) or _unsplit_task(store, job)
 
 
 def watched(job: JobId, record: JobRecord) -> list[bytes]:
@@ -134,6 +129,21 @@ def count_tasks(store: Store, kind: bytes, array: JobId) -> int:
     """Return how many tasks of an array stand under keys of a kind."""
     prefix = keys.of_array(kind, array)
     return store.count(prefix, prefix_end(prefix), limit=COUNT_LIMIT)
+
+
+async def tally(store: Store, array: JobId, record: ArrayRecord) -> Tally:
+    """Return how the tasks of an array that has not ended stand."""
+    found = Tally()
+    found.split = record.split
+    found.stored_bytes, found.log_bytes = record.stored_bytes, record.log_bytes
+    found.failed = await count_in_turns(store, keys.of_array(keys.TASKS_FAILED, array))
+    found.cancelled = await count_in_turns(store, keys.of_array(keys.TASKS_CANCELLED, array))
+    async for page in scan_in_turns(store, keys.of_array(keys.TASKS_ACTIVE, array)):
+        for row in page:
+            task = read_job(store, task_id(array, keys.number_of(row[0])))
+            if task is not None:  # None only where others write meanwhile
+                found.add(task.record)
+    return found
 
 
 def spec_key(job: JobId, record: JobRecord) -> bytes:

@@ -1,15 +1,13 @@
-"""The control plane as one object: the parts wired together, and what the API calls."""
+"""The control plane of one leadership as one object: the parts wired together, and what the API calls."""
 
 from __future__ import annotations
 
-import socket
-import time
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
 
-from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.arrays import Arrays
 from jobs.control.arrayservice import ArrayOperations
@@ -21,7 +19,6 @@ from jobs.control.dispatch import Dispatcher
 from jobs.control.explain import Explanations
 from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
-from jobs.control.graph import Graphs
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
@@ -37,7 +34,7 @@ from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import StorageFull
-from jobs.protocol.ids import Attempt, JobId, Revision, WorkerId
+from jobs.protocol.ids import Attempt, JobId, WorkerId
 from jobs.protocol.model import (
     AttemptList,
     CancelMany,
@@ -61,6 +58,7 @@ from jobs.protocol.model import (
     KvTxnResult,
     Lease,
     Overview,
+    Progress,
     Submitted,
     WorkerView,
 )
@@ -78,8 +76,6 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Jobs that may wait; one more is refused with 429."""
     worker_lease_s: float = 10.0
     """Without a sign of life for this long a worker is lost."""
-    worker_uids: frozenset[int] = frozenset()
-    """Who may register workers."""
     history_events: int = 500_000
     """Changes of keys that watches and reads can go back."""
     retention: RetentionConfig = RetentionConfig()
@@ -93,31 +89,28 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
 
 
 class Control:
-    """Implements `service.Service` over one member of the cluster."""
+    """Implements `service.Service` for as long as this node leads: made from the store when it begins to, and given up
+    when it ceases to. What memory holds is right because nobody else writes meanwhile."""
 
-    def __init__(self, node: str, consensus: Consensus, store: Store, config: ControlConfig) -> None:
-        self._node = node
+    def __init__(
+        self, consensus: Consensus, store: Store, hub: Hub, config: ControlConfig, health: Callable[[], Health]
+    ) -> None:
         self._consensus = consensus
         self._store = store
         self._config = config
-        self._started = time.monotonic()
-        self._state = "starting"
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks = tasks = Tasks()
         self._transitions = transitions = Transitions(consensus, store)
-        self._hub = Hub(store)
         self._leases = Leases(consensus, store, tasks.spawn)
-        self._fleet = Fleet(
-            node, consensus, store, transitions, self._leases, tasks.spawn, lease_ttl_s=config.worker_lease_s
-        )
+        self._fleet = Fleet(consensus, store, transitions, self._leases, tasks.spawn, lease_ttl_s=config.worker_lease_s)
         self._queues = Queues(consensus, store)
         self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
         self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
         self._dependencies = Dependencies(consensus, store, transitions, tasks.spawn)
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
-        self._graphs = Graphs(store, transitions)
         self._arrays = Arrays(consensus, store, transitions, self._queues, tasks.spawn)
-        self._queries = Queries(consensus, store, transitions, self._hub, self._arrays)
+        self._queries = Queries(consensus.barrier, store, hub, self._array_progress)
         self.dead_letters = DeadLetters(
             consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
         )
@@ -138,15 +131,13 @@ class Control:
             self._queues,
             self.queues,
             self._activity,
-            self.health,
+            health,
         )
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
         self._retention = Retention(consensus, store, transitions, tasks.spawn, config.retention)
         self.audit = Trail(consensus, store, transitions)
-        self._data = Data(consensus, store, self._hub, self._leases)
-        self._gateway = Gateway(
-            node, transitions, self._fleet, tasks.spawn, types=WORKER_TYPES, uids=config.worker_uids
-        )
+        self._data = Data(consensus, store, hub, self._leases)
+        self.gateway = Gateway(transitions, self._fleet, tasks.spawn, types=WORKER_TYPES)
         self._schedule_driver = Schedules(
             consensus,
             store,
@@ -171,34 +162,41 @@ class Control:
 
     # --- life ---------------------------------------------------------------------------------------------------
 
-    async def start(self, worker_socket: socket.socket) -> None:
-        """Take up the work from the store and let workers in; consensus has been started."""
-        self._consensus.on_applied = self._hub.on_applied
+    async def start(self) -> None:
+        """Take up the work from the store, which nobody else writes: this node leads, and has applied everything.
+
+        Reading it takes many short turns; nothing is written or promised before all of it is known.
+        """
         await self._bound_history()
+        await self._leases.load()
+        await self._queues.load()
+        await self._fleet.load()
+        await self._dispatcher.load()
+        await self._dependencies.load()
+        await self._arrays.load()
+        await self._schedule_driver.load()
         self._leases.start()
-        self._queues.start()
         self._fleet.start()
         self._dispatcher.start()
         self._dependencies.start()
         self._arrays.start()
         self._schedule_driver.start()
         self._retention.start()
-        await self._gateway.start(worker_socket)
-        self._state = "ok"
 
-    def on_stopping(self) -> None:
-        """Say in `health` that the node is about to go."""
-        self._state = "stopping"
-
-    async def stop(self) -> None:
-        """Let go of the workers, which keep their jobs, and end what runs in the background."""
-        self.on_stopping()
-        await self._gateway.stop()
+    def end(self) -> None:
+        """Begin nothing more, and let those who wait for something of this know that it will not come."""
+        if not self.ended.done():
+            self.ended.set_result(None)
         self._schedule_driver.stop()
         self._dispatcher.stop()
         self._arrays.stop()
         self._retention.stop()
         self._leases.stop()
+        self.gateway.stop()
+
+    async def stop(self) -> None:
+        """Let go of the workers, which keep their jobs, and end everything; also after half a start."""
+        self.end()
         await self._tasks.stop()
 
     def _on_change(self, change: Change) -> None:
@@ -251,8 +249,7 @@ class Control:
         return await self._dependencies.add(caller, job, depends_on)
 
     async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
-        await self._queries.read(caller, job)
-        return self._graphs.around(job, limit)
+        return await self._queries.graph(caller, job, limit=limit)
 
     def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
         return self._queries.logs(caller, job, wanted)
@@ -323,27 +320,8 @@ class Control:
     async def overview(self, caller: Caller, limits: OverviewLimits) -> Overview:
         return await self._overviews.get(caller, limits)
 
-    def health(self) -> Health:
-        leader, no_room = self._consensus.is_leader, self._consensus.no_room
-        works = leader and no_room is None
-        return Health(
-            status="failing" if self._state == "ok" and not works else self._state,  # type: ignore[arg-type]
-            node=self._node,
-            version=_native.__version__,
-            leader=leader,
-            revision=Revision(self._store.revision),
-            applied_index=self._store.applied_index,
-            uptime_s=time.monotonic() - self._started,
-            checks={
-                "consensus": "no leader" if not leader else no_room or "leading",
-                "store": f"{self._store.used_bytes()} of {self._config.max_store_bytes} bytes used",
-                "workers": f"{len(self._fleet.views())} registered",
-            },
-        )
-
     def metrics(self) -> dict[str, tuple[str, float]]:
         workers = self._fleet.views()
-        store, consensus = self._store, self._consensus
         ended = self._retention.totals.known or Totals(0, 0)
         return {
             "jobs_pending": ("Jobs that wait, for a worker or for a time", self._dispatcher.pending),
@@ -352,7 +330,7 @@ class Control:
             "jobs_submitted_total": ("Jobs accepted", self._activity.submitted.total),
             "jobs_assigned_total": ("Attempts given to workers", self._dispatcher.assigned.total),
             "jobs_ended_total": ("Jobs that completed or failed for good", self._activity.ended.total),
-            "jobs_refused_reports_total": ("Late reports refused", self._gateway.refused_reports_total),
+            "jobs_refused_reports_total": ("Late reports refused", self.gateway.refused_reports_total),
             "jobs_schedules": ("Schedules", len(self._schedule_driver.owners)),
             "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),
             "jobs_ended": ("Ended jobs that are kept, 0 until they have been counted", ended.jobs),
@@ -370,15 +348,14 @@ class Control:
             "jobs_workers": ("Registered workers", len(workers)),
             "jobs_worker_slots": ("Slots of registered workers", sum(worker.slots for worker in workers)),
             "jobs_workers_lost_total": ("Workers lost", self._fleet.lost_total),
-            "jobs_store_revision": ("Revision of the store", store.revision),
-            "jobs_store_compact_revision": ("Oldest revision that can be read", store.compact_revision),
-            "jobs_store_used_bytes": ("Bytes of the store in use", store.used_bytes()),
-            "jobs_raft_applied_index": ("Last log entry applied", store.applied_index),
-            "jobs_raft_leader": ("Whether this node leads", float(consensus.is_leader)),
-            "jobs_raft_fsyncs_total": ("Syncs of the log", consensus.fsyncs),
-            "jobs_raft_commands_total": ("Raft commands proposed", consensus.commands),
-            "jobs_raft_transactions_total": ("Transactions proposed", consensus.transactions),
         }
+
+    @property
+    def worker_count(self) -> int:
+        return len(self._fleet.views())
+
+    async def _array_progress(self, array: JobId) -> Progress:
+        return self._arrays.progress(array)
 
     def _check_space(self) -> None:
         used = self._store.used_bytes()

@@ -13,7 +13,7 @@ from jobs.content import content_bytes, content_of
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.queries import decode_cursor, encode_cursor
-from jobs.control.transitions import check
+from jobs.control.transitions import Barrier, check
 from jobs.errors import Compacted, Forbidden, InvalidRequest, LeaseNotFound, PayloadTooLarge, StorageFull
 from jobs.protocol.ids import LeaseId, Revision
 from jobs.protocol.model import (
@@ -62,18 +62,17 @@ _NUMBERS: Final[dict[str, type[VersionIs] | type[CreateRevisionIs] | type[ModRev
 }
 
 
-class Data:
-    """The users' part of the store."""
+class DataReads:
+    """Reads of the users' part of the store, each after a barrier: linearizable by the leader's, stale by none."""
 
-    def __init__(self, consensus: Consensus, store: Store, hub: Hub, leases: Leases) -> None:
-        self._consensus = consensus
+    def __init__(self, barrier: Barrier, store: Store, hub: Hub) -> None:
+        self._barrier = barrier
         self._store = store
         self._hub = hub
-        self._leases = leases
 
     async def get(self, caller: Caller, key: str, revision: int) -> KeyValue | None:
         name = readable(caller, key, "key")
-        await self._consensus.barrier()
+        await self._barrier()
         self._check_revision(revision)
         try:
             found = self._store.get(name, revision)
@@ -85,7 +84,7 @@ class Data:
         self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
     ) -> KvPage:
         name = readable(caller, prefix, "prefix")
-        await self._consensus.barrier()
+        await self._barrier()
         self._check_revision(revision)
         at = revision or self._store.revision
         start = name if cursor is None else decode_cursor(cursor, name) + b"\x00"
@@ -95,18 +94,6 @@ class Data:
             raise Compacted(str(error)) from error
         next_cursor = encode_cursor(rows[-1][0]) if more and rows else None
         return KvPage(kvs=[key_value(row) for row in rows], next_cursor=next_cursor, revision=Revision(at))
-
-    async def put(self, caller: Caller, put: KvPut) -> KvTxnResult:
-        return await self._write(Txn(then=(self._put(put, "$"),)))
-
-    async def delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult:
-        return await self._write(Txn(then=(self._delete(delete, "$"),)))
-
-    async def txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
-        compare = tuple(self._compare(caller, item, f"$.compare[{i}]") for i, item in enumerate(txn.compare))
-        then = tuple(self._op(caller, item, f"$.then[{i}]") for i, item in enumerate(txn.then))
-        otherwise = tuple(self._op(caller, item, f"$.otherwise[{i}]") for i, item in enumerate(txn.otherwise))
-        return await self._write(Txn(compare, then, otherwise))
 
     async def watch(
         self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
@@ -123,6 +110,35 @@ class Data:
                 yield KvEvent(
                     revision=Revision(revision), type="delete" if kv is None else "put", key=text(found), kv=kv
                 )
+
+    def _check_revision(self, revision: int) -> None:
+        if revision > self._store.revision:
+            raise InvalidRequest(
+                f"revision {revision} has not been reached",
+                field="revision",
+                expected=f"0 for the newest, or at most {self._store.revision}",
+            )
+
+
+class Data(DataReads):
+    """The users' part of the store, as the leader has it."""
+
+    def __init__(self, consensus: Consensus, store: Store, hub: Hub, leases: Leases) -> None:
+        super().__init__(consensus.barrier, store, hub)
+        self._consensus = consensus
+        self._leases = leases
+
+    async def put(self, caller: Caller, put: KvPut) -> KvTxnResult:
+        return await self._write(Txn(then=(self._put(put, "$"),)))
+
+    async def delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult:
+        return await self._write(Txn(then=(self._delete(delete, "$"),)))
+
+    async def txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
+        compare = tuple(self._compare(caller, item, f"$.compare[{i}]") for i, item in enumerate(txn.compare))
+        then = tuple(self._op(caller, item, f"$.then[{i}]") for i, item in enumerate(txn.then))
+        otherwise = tuple(self._op(caller, item, f"$.otherwise[{i}]") for i, item in enumerate(txn.otherwise))
+        return await self._write(Txn(compare, then, otherwise))
 
     async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease:
         lease = LeaseId(secrets.randbits(52) + 1)
@@ -192,14 +208,6 @@ class Data:
                 f"{item.target} is compared", field=where, expected="number from 0 to 2^63-1, and no value"
             )
         return _NUMBERS[item.target](key, operator, item.number)
-
-    def _check_revision(self, revision: int) -> None:
-        if revision > self._store.revision:
-            raise InvalidRequest(
-                f"revision {revision} has not been reached",
-                field="revision",
-                expected=f"0 for the newest, or at most {self._store.revision}",
-            )
 
 
 def key_value(row: tuple[bytes, bytes, int, int, int, int]) -> KeyValue:

@@ -22,7 +22,7 @@ from jobs.consensus import Consensus
 from jobs.control.audit import job_entry
 from jobs.control.newjobs import NewJob
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan, view, write_ops
+from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan_in_turns, view, write_ops
 from jobs.errors import AlreadyStarted, InternalError, InvalidRequest, StorageFull, Unavailable
 from jobs.jobs import Refusal, Step
 from jobs.protocol.ids import JobId, Revision
@@ -95,6 +95,7 @@ class Dependencies:
         self._all_told: list[JobId] = []
         """Ended jobs that have nobody left to tell."""
         self._telling = False
+        self._started = False
 
     def parents_of(self, job: JobId) -> list[JobId]:
         """Return the jobs that a job depends on."""
@@ -245,11 +246,17 @@ class Dependencies:
 
     # --- telling children -----------------------------------------------------------------------------------------
 
+    async def load(self) -> None:
+        """Read which ended jobs have somebody left to tell."""
+        async for page in scan_in_turns(self._store, keys.PARENT_ENDED):
+            for key, *_ in page:
+                parent = keys.job_of(key)
+                self._add_ended(parent, self._transitions.read_existing(parent).record)
+
     def start(self) -> None:
         """Go on telling where it was left off."""
-        for key, *_ in scan(self._store, keys.PARENT_ENDED):
-            parent = keys.job_of(key)
-            self._add_ended(parent, self._transitions.read_existing(parent).record)
+        self._started = True
+        self._tell()
 
     def on_change(self, change: Change) -> None:
         """Take note of a committed change of a job."""
@@ -259,7 +266,10 @@ class Dependencies:
 
     def _add_ended(self, parent: JobId, record: JobRecord) -> None:
         self._ended.append(_Ended(parent, record.state, keys.children_prefix(parent)))
-        if not self._telling:
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._ended and self._started and not self._telling:
             self._telling = True
             self._spawn(self._tell_all())
 
@@ -283,7 +293,7 @@ class Dependencies:
         """
         taken, forgotten = self._take(), self._all_told
         self._all_told = []
-        writes = [self._tell(ended, child) for ended, _, children in taken for child in children]
+        writes = [self._tell_child(ended, child) for ended, _, children in taken for child in children]
         done = await asyncio.gather(*writes, *map(self._forget, forgotten), return_exceptions=True)
         failed = [error for error in done if isinstance(error, BaseException)]
         worst = next((error for error in failed if not isinstance(error, Unavailable | StorageFull)), None)
@@ -312,7 +322,7 @@ class Dependencies:
             room -= max(1, len(rows))
         return taken
 
-    async def _tell(self, ended: _Ended, child: JobId) -> None:
+    async def _tell_child(self, ended: _Ended, child: JobId) -> None:
         """Change the child, and with it the edge: whoever finds the edge untold has not changed the child."""
         key, now_ms = keys.child(ended.parent, child), wall_ms()
 

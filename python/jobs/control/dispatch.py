@@ -20,7 +20,7 @@ from jobs.control.meter import Meter
 from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
 from jobs.control.timers import Timers
-from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan, write_ops
+from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan_in_turns, write_ops
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, Revision, WorkerId
 from jobs.protocol.wire import Assignment
@@ -32,6 +32,8 @@ from jobs.store import Put, Store, Txn, TxnResult, prefix_end
 PLAN_LIMIT: Final = 256
 """Assignments of one plan; more make the next one."""
 FILL_ROWS: Final = 1_024
+LOAD_LANES: Final = 128
+"""Lanes that are taken up before others have their turn."""
 
 
 class Dispatcher:
@@ -66,19 +68,24 @@ class Dispatcher:
         """Jobs that wait, for a worker, a time or other jobs."""
         return self._queues.pending
 
-    def start(self) -> None:
+    async def load(self) -> None:
         """Read the heads of the queues, what runs, and how far rates have got."""
         self._loop = asyncio.get_running_loop()
         self._fleet.on_room = self.wake
         self._queues.on_owner_changed = self._on_owner_changed
         self.backlog.set_limits(self._queues.records, self._queues.owner_records)
-        for key, value, *_ in scan(self._store, keys.RATES):
-            arrival_us = records.decode(RateRecord, value).arrival_us
-            self.backlog.set_arrival(key[len(keys.RATES) :].decode(), arrival_us)
-        for key, value, *_ in scan(self._store, keys.RUNNING):
-            running = records.decode(RunningRecord, value)
-            self.backlog.start(keys.job_of(key), Run(running.queue, running.owner, running.concurrency_key))
-        self._load_backlog()
+        async for page in scan_in_turns(self._store, keys.RATES):
+            for key, value, *_ in page:
+                arrival_us = records.decode(RateRecord, value).arrival_us
+                self.backlog.set_arrival(key[len(keys.RATES) :].decode(), arrival_us)
+        async for page in scan_in_turns(self._store, keys.RUNNING):
+            for key, value, *_ in page:
+                running = records.decode(RunningRecord, value)
+                self.backlog.start(keys.job_of(key), Run(running.queue, running.owner, running.concurrency_key))
+        await self._load_backlog()
+
+    def start(self) -> None:
+        """Give jobs to workers from now on."""
         self._timers.start()
         self.wake()
 
@@ -87,7 +94,7 @@ class Dispatcher:
         self._timers.stop()
         self._alarm.stop()
 
-    def _load_backlog(self) -> None:
+    async def _load_backlog(self) -> None:
         """Read the head of every lane: page by page, and past the rest of a lane that is longer than a page."""
         start, end = keys.QUEUE, prefix_end(keys.QUEUE)
         while True:
@@ -96,11 +103,14 @@ class Dispatcher:
             for row in rows:
                 lanes.setdefault(keys.lane_of(row[0]), []).append((row[0], records.decode(Demand, row[1])))
             last = next(reversed(lanes), b"")
-            for lane, jobs_of_lane in lanes.items():
+            for number, (lane, jobs_of_lane) in enumerate(lanes.items()):
                 self.backlog.fill(lane, jobs_of_lane, more and lane == last)
+                if number % LOAD_LANES == LOAD_LANES - 1:
+                    await asyncio.sleep(0)
             if not more:
                 return
             start = prefix_end(last)
+            await asyncio.sleep(0)
 
     def _fill(self, lane: bytes, after: bytes) -> None:
         rows, more = self._store.range(after + b"\x00", prefix_end(lane), limit=FILL_ROWS)

@@ -20,7 +20,7 @@ from jobs.control.assignments import assignment
 from jobs.control.audit import audit_entry
 from jobs.control.leases import Leases
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import EMPTY, Transitions, check, scan
+from jobs.control.transitions import EMPTY, Transitions, check, scan_in_turns
 from jobs.errors import NotFound, WorkerStopping
 from jobs.jobs import Refusal
 from jobs.protocol.ids import Attempt, Incarnation, JobId, LeaseId, WorkerId
@@ -28,7 +28,7 @@ from jobs.protocol.model import PressureKind, Requires, WorkerView
 from jobs.protocol.wire import Assignment, Heartbeat, JobRef, Register, Registered
 from jobs.records import JobRecord, ResultRecord, RunningRecord, WorkerRecord
 from jobs.scheduler import Amounts, Candidate
-from jobs.service import Caller
+from jobs.service import Caller, WorkerProcess
 from jobs.store import Delete, LeaseGrant, Op, Put, Store, Txn, prefix_end
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,6 @@ class Fleet:
 
     def __init__(
         self,
-        node: str,
         consensus: Consensus,
         store: Store,
         transitions: Transitions,
@@ -156,7 +155,6 @@ class Fleet:
         *,
         lease_ttl_s: float,
     ) -> None:
-        self._node = node
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
@@ -168,19 +166,25 @@ class Fleet:
         self._workers: dict[WorkerId, Worker] = {}
         self._drained: set[WorkerId] = set()
         """Also workers that are not there at present."""
+        self._abandoned: list[tuple[JobId, RunningRecord]] = []
+        """Found at the start, and nobody's."""
         self.on_room: Callable[[], None] = lambda: None
         """Called when a worker may take more than before."""
         self.lost_total = 0
         leases.on_expired = self._on_lease_expired
 
-    def start(self) -> None:
+    async def load(self) -> None:
         """Read the workers and what they hold from the store; each has the time of its lease to come back."""
-        self._drained = {WorkerId(row[0][len(keys.DRAINED) :].decode()) for row in scan(self._store, keys.DRAINED)}
-        for key, value, _, _, _, lease in scan(self._store, keys.WORKERS):
-            worker_id = WorkerId(key[len(keys.WORKERS) :].decode())
-            record = records.decode(WorkerRecord, value)
-            self._workers[worker_id] = self._worker(worker_id, record, LeaseId(lease))
-        runs = [(row[0], records.decode(RunningRecord, row[1])) for row in scan(self._store, keys.RUNNING)]
+        async for page in scan_in_turns(self._store, keys.DRAINED):
+            self._drained.update(WorkerId(row[0][len(keys.DRAINED) :].decode()) for row in page)
+        async for page in scan_in_turns(self._store, keys.WORKERS):
+            for key, value, _, _, _, lease in page:
+                worker_id = WorkerId(key[len(keys.WORKERS) :].decode())
+                record = records.decode(WorkerRecord, value)
+                self._workers[worker_id] = self._worker(worker_id, record, LeaseId(lease))
+        runs: list[tuple[bytes, RunningRecord]] = []
+        async for page in scan_in_turns(self._store, keys.RUNNING):
+            runs += ((row[0], records.decode(RunningRecord, row[1])) for row in page)
         for key, running in sorted(runs, key=lambda run: run[1].started_ms):
             worker_id = WorkerId(key[len(keys.RUNNING) : key.index(b"\x00")].decode())
             worker = self._workers.get(worker_id)
@@ -189,7 +193,13 @@ class Fleet:
                     running.attempt, running.requires, running.owner, running.started_ms
                 )
             else:
-                self._spawn(self.end_attempt(keys.job_of(key), running.attempt, running.incarnation))
+                self._abandoned.append((keys.job_of(key), running))
+
+    def start(self) -> None:
+        """End the attempts whose workers are gone."""
+        abandoned, self._abandoned = self._abandoned, []
+        for job, running in abandoned:
+            self._spawn(self.end_attempt(job, running.attempt, running.incarnation))
 
     # --- what the dispatcher asks ---------------------------------------------------------------------------------
 
@@ -243,7 +253,7 @@ class Fleet:
 
     # --- coming and going -----------------------------------------------------------------------------------------
 
-    async def register(self, frame: Register, session: Session) -> Registered:
+    async def register(self, frame: Register, process: WorkerProcess, session: Session) -> Registered:
         """Take a worker in: a new life ends the former one first, a known one goes on where it was."""
         async with self._registering:
             worker = self._workers.get(frame.worker)
@@ -251,14 +261,14 @@ class Fleet:
                 await self.lose(worker, "another life of it has registered")
                 worker = None
             if worker is None:
-                worker = await self._enrol(frame)
+                worker = await self._enrol(frame, process)
             elif worker.session is not None:
                 worker.session.supersede()
             worker.session = session
             self._leases.keep(worker.lease, self._lease_ttl_s)
         logger.info("worker registered", extra={"worker": frame.worker, "incarnation": frame.incarnation})
         return Registered(
-            node=self._node,
+            node=process.node,
             heartbeat_s=self._lease_ttl_s / 4,
             lease_ttl_s=self._lease_ttl_s,
             fenced=[ref for ref in frame.running if not self._is_running(ref, frame.incarnation)],
@@ -282,11 +292,11 @@ class Fleet:
         self.deliver(frame.worker, frame.incarnation, missed)
         self.on_room()
 
-    async def _enrol(self, frame: Register) -> Worker:
+    async def _enrol(self, frame: Register, process: WorkerProcess) -> Worker:
         record = WorkerRecord(
             type=frame.type,
             incarnation=frame.incarnation,
-            node=self._node,
+            node=process.node,
             slots=frame.slots,
             labels=frame.labels,
             cpu_milli=frame.cpu_milli,
@@ -294,6 +304,7 @@ class Fleet:
             sandbox=frame.sandbox,
             registered_ms=wall_ms(),
             resources=frame.resources,
+            process=process.process,
         )
         lease = LeaseId(secrets.randbits(62) + 1)
         grant = LeaseGrant(lease, int(self._lease_ttl_s * 1000))
@@ -323,11 +334,11 @@ class Fleet:
         if found is not None and found.session is session:
             found.session = None
 
-    def died(self, worker: WorkerId, incarnation: Incarnation) -> None:
-        """The process of this life of the worker has ended: it will not come back."""
-        found = self.get(worker, incarnation)
-        if found is not None:
-            self._spawn(self.lose(found, "its process has ended"))
+    def died(self, node: str, process: str) -> None:
+        """A process has ended on a node: a life of a worker that it was will not come back."""
+        for worker in list(self._workers.values()):
+            if (worker.record.node, worker.record.process) == (node, process):
+                self._spawn(self.lose(worker, "its process has ended"))
 
     async def lose(self, worker: Worker, why: str) -> None:
         """Forget a worker: fence what it had, and end its lease."""

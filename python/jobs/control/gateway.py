@@ -1,16 +1,15 @@
-"""The node's end of the worker socket: frames in, transitions out.
+"""The leader's end of workers' connections: frames in, transitions out.
 
-A connection is as trusted as the uid behind it (SO_PEERCRED against the allowed ones); what it sends is bounded and
-checked before anything is done with it, and a peer that breaks the protocol is cut off with the reason.
+Whose a connection is, the node has found out that has the worker's socket. What it sends is bounded and checked before
+anything is done with it, and a peer that breaks the protocol is cut off with the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import socket
+from collections import deque
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, cast
@@ -28,13 +27,16 @@ from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import Execution, JobState
 from jobs.records import JobRecord, LogChunk, ProgressRecord, ResultRecord
-from jobs.sockets import BACKLOG, peer_credentials
+from jobs.service import WorkerProcess
 from jobs.store import Op, Put
 
 logger = logging.getLogger(__name__)
 
 REGISTER_TIMEOUT_S: Final = 10.0
-MAX_CONNECTIONS: Final = 256
+MAX_CONNECTIONS: Final = 1_024
+"""Of the workers of all nodes."""
+MAX_ENDED: Final = 256
+"""Ended processes that are remembered while a registration of theirs may be under way."""
 MAX_OUTSTANDING: Final = 1_024
 """Reports of one worker that may wait to be written before nothing more is read from it."""
 SEGMENT_OVERHEAD_BYTES: Final = 64
@@ -43,75 +45,56 @@ PROGRESS_BYTES: Final = 256
 
 
 class Gateway:
-    """Accepts workers."""
+    """Takes workers' connections."""
 
     def __init__(
         self,
-        node: str,
         transitions: Transitions,
         fleet: Fleet,
         spawn: Spawn,
         *,
         types: frozenset[str],
-        uids: frozenset[int],
     ) -> None:
-        self.node = node
         self.transitions = transitions
         self.fleet = fleet
         self.spawn = spawn
         self.types = types
-        self.uids = uids
         self.connections: set[WorkerConnection] = set()
         self.refused_reports_total = 0
-        self._server: asyncio.Server | None = None
-        self._pidfds: dict[WorkerId, int] = {}
-        """Processes of workers that are not connected."""
+        self._ended: deque[tuple[str, str]] = deque(maxlen=MAX_ENDED)
 
-    async def start(self, sock: socket.socket) -> None:
-        """Serve a listening Unix socket."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: WorkerConnection(self), sock=sock, backlog=BACKLOG)
+    def connection(self, process: WorkerProcess) -> WorkerConnection:
+        """Return the protocol of a connection that a process has made."""
+        return WorkerConnection(self, process)
 
-    async def stop(self) -> None:
-        """Stop accepting and close the connections; the workers keep their jobs and come back."""
-        if self._server is not None:
-            self._server.close()
+    async def tell_process_end(self, process: WorkerProcess) -> None:
+        """A process that was connected has ended: a worker which it was is lost at once."""
+        self._ended.append((process.node, process.process))
+        self.fleet.died(process.node, process.process)
+
+    def on_registered(self, process: WorkerProcess) -> None:
+        """A worker was taken in; its process may have ended meanwhile."""
+        if (process.node, process.process) in self._ended:
+            self.fleet.died(process.node, process.process)
+
+    def stop(self) -> None:
+        """Cut the connections; the workers keep their jobs and come back."""
         for connection in list(self.connections):
-            connection.close()
-        for worker in list(self._pidfds):
-            self.forget_process(worker)
-
-    def disconnected(self, worker: WorkerId, incarnation: Incarnation, session: WorkerConnection, pidfd: int) -> None:
-        """Take note that a connection ended; if its process does too, now or later, the worker is lost at once."""
-        self.fleet.disconnected(worker, incarnation, session)
-        if pidfd >= 0:
-            self.forget_process(worker)
-            self._pidfds[worker] = pidfd
-            asyncio.get_running_loop().add_reader(pidfd, self._on_process_end, worker, incarnation)
-
-    def forget_process(self, worker: WorkerId) -> None:
-        pidfd = self._pidfds.pop(worker, None)
-        if pidfd is not None:
-            asyncio.get_running_loop().remove_reader(pidfd)
-            os.close(pidfd)
-
-    def _on_process_end(self, worker: WorkerId, incarnation: Incarnation) -> None:
-        self.forget_process(worker)
-        self.fleet.died(worker, incarnation)
+            connection.abort()
 
 
 class WorkerConnection(asyncio.Protocol):
     """One worker's connection: a `fleet.Session`."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, process: WorkerProcess) -> None:
         self._gateway = gateway
+        self._process = process
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._worker: WorkerId | None = None
         self._incarnation: Incarnation | None = None
         self._registering = False
         self._is_lost = False
-        self._pidfd = -1
         self._register_timer: asyncio.TimerHandle | None = None
         self._outstanding = 0
         self._tails: dict[JobId, asyncio.Task[None]] = {}
@@ -121,14 +104,10 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
-        self._transport = transport = cast("asyncio.Transport", transport)
-        pid, uid, _ = peer_credentials(transport)
-        if uid not in self._gateway.uids:
-            self._refuse("forbidden", f"uid {uid} may not register workers here")
-        elif len(self._gateway.connections) >= MAX_CONNECTIONS:
+        self._transport = cast("asyncio.Transport", transport)
+        if len(self._gateway.connections) >= MAX_CONNECTIONS:
             self._refuse("too_many_connections", f"{MAX_CONNECTIONS} workers are connected already")
         else:
-            self._pidfd = open_pidfd(pid)
             self._gateway.connections.add(self)
             loop = asyncio.get_running_loop()
             self._register_timer = loop.call_later(REGISTER_TIMEOUT_S, self._on_register_timeout)
@@ -163,12 +142,8 @@ class WorkerConnection(asyncio.Protocol):
             self._let_go()
 
     def _let_go(self) -> None:
-        """The connection is gone, and the worker behind it perhaps."""
-        pidfd, self._pidfd = self._pidfd, -1
         if self._worker is not None and self._incarnation is not None:
-            self._gateway.disconnected(self._worker, self._incarnation, self, pidfd)
-        elif pidfd >= 0:
-            os.close(pidfd)
+            self._gateway.fleet.disconnected(self._worker, self._incarnation, self)
 
     # --- what the fleet tells the worker --------------------------------------------------------------------------
 
@@ -196,8 +171,14 @@ class WorkerConnection(asyncio.Protocol):
         self._refuse("superseded", "this life of the worker is no longer registered")
 
     def close(self) -> None:
+        """Close once what was written is sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever the worker has not taken."""
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- frames ---------------------------------------------------------------------------------------------------
 
@@ -266,8 +247,9 @@ class WorkerConnection(asyncio.Protocol):
 
     async def _register(self, frame: wire.Register) -> None:
         try:
-            answer = await self._gateway.fleet.register(frame, self)
+            answer = await self._gateway.fleet.register(frame, self._process, self)
             self._worker, self._incarnation = frame.worker, frame.incarnation
+            self._gateway.on_registered(self._process)
         except JobsError as error:
             self._refuse(error.code, str(error))
             return
@@ -278,7 +260,6 @@ class WorkerConnection(asyncio.Protocol):
         if self._register_timer is not None:
             self._register_timer.cancel()
         if not self._is_lost:
-            self._gateway.forget_process(frame.worker)
             self._send(answer)
             self._gateway.fleet.resume(frame, self)
 
@@ -318,7 +299,7 @@ class WorkerConnection(asyncio.Protocol):
             return jobs.on_finished(record, frame.attempt, incarnation, frame.outcome, now_ms, chance)
 
         def extra(record: JobRecord) -> tuple[Op, ...]:
-            execution = execution_of(frame, worker, incarnation, self._gateway.node, queued_ms)
+            execution = execution_of(frame, worker, incarnation, self._process.node, queued_ms)
             result = result_of(record, frame.outcome, execution)
             put = Put(keys.result(frame.job, frame.attempt), records.encode(result))
             return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments))
@@ -396,11 +377,3 @@ def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) ->
         return ResultRecord(state=record.state, reason=record.reason, message=record.message, execution=execution)
     state = JobState.COMPLETED if outcome.reason is None else JobState.FAILED
     return ResultRecord(state=state, reason=outcome.reason, message=outcome.message, execution=execution)
-
-
-def open_pidfd(pid: int) -> int:
-    """Return a pidfd, or -1 when the process is gone or out of sight."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return -1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from jobs.control.dependencies import children_of, parents_of
-from jobs.control.transitions import Transitions
+from jobs.control.transitions import read_job
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import GraphEdge, GraphNode, JobGraph
 from jobs.store import Store
@@ -20,9 +20,8 @@ MAX_EDGES: Final = 10_000
 class Graphs:
     """Reads graphs out of the store."""
 
-    def __init__(self, store: Store, transitions: Transitions) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._transitions = transitions
 
     def around(self, job: JobId, limit: int) -> JobGraph:
         """Return at most `limit` jobs: ancestors and descendants of one, itself included."""
@@ -60,7 +59,7 @@ class Graphs:
         return children_of(self._store, job, limit)
 
     def _node(self, job: JobId) -> GraphNode:
-        stored = self._transitions.read(job)
+        stored = read_job(self._store, job)
         if stored is None:
             return GraphNode(id=job, ref=None, state=None, reason=None)
         record = stored.record

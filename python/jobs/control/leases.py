@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ from jobs.store import LeaseRevoke, Store, Txn
 
 logger = logging.getLogger(__name__)
 
+LOAD_LEASES: Final = 1_024
+"""Leases that are taken up before others have their turn."""
 STALL_S: Final = 0.5
 """A timer this late was held up."""
 
@@ -34,16 +37,26 @@ class Leases:
         self._ttl_s: dict[LeaseId, float] = {}
         self._timers: dict[LeaseId, asyncio.TimerHandle] = {}
         self._deadline: dict[LeaseId, float] = {}
+        self._began_s = math.inf
+        """Before this nobody could keep a lease."""
+        self._stopped = False
         self.on_expired: Callable[[LeaseId], Coroutine[Any, Any, None] | None] = lambda lease: None
         """Asked when a lease runs out; what it returns is done instead of the plain revocation."""
 
-    def start(self) -> None:
-        """Give every lease in the store its full time."""
+    async def load(self) -> None:
+        """Take up every lease in the store."""
         self._loop = asyncio.get_running_loop()
-        for lease, ttl_ms in self._store.leases():
+        for number, (lease, ttl_ms) in enumerate(self._store.leases()):
             self.keep(LeaseId(lease), ttl_ms / 1000)
+            if number % LOAD_LEASES == LOAD_LEASES - 1:
+                await asyncio.sleep(0)
+
+    def start(self) -> None:
+        """Give every lease its full time from now on."""
+        self._began_s = self._loop.time()
 
     def stop(self) -> None:
+        self._stopped = True
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -54,7 +67,7 @@ class Leases:
             self._ttl_s[lease] = ttl_s
         self.check(lease)
         self._deadline[lease] = self._loop.time() + self._ttl_s[lease]
-        if lease not in self._timers:
+        if lease not in self._timers and not self._stopped:
             self._timers[lease] = self._loop.call_at(self._deadline[lease], self._check, lease)
 
     def check(self, lease: LeaseId) -> None:
@@ -63,7 +76,7 @@ class Leases:
             raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
 
     def remaining_s(self, lease: LeaseId) -> float:
-        return min(self._ttl_s[lease], max(0.0, self._deadline[lease] - self._loop.time()))
+        return min(self._ttl_s[lease], max(0.0, self._due_s(lease) - self._loop.time()))
 
     def ttl_s(self, lease: LeaseId) -> float:
         return self._ttl_s[lease]
@@ -81,17 +94,22 @@ class Leases:
         self.forget(lease)
         check(await self._consensus.propose(Txn(then=(LeaseRevoke(lease),))))
 
+    def _due_s(self, lease: LeaseId) -> float:
+        return max(self._deadline[lease], self._began_s + self._ttl_s[lease])
+
     def _check(self, lease: LeaseId) -> None:
         """A timer rang; the lease may have been kept since it was set.
 
         A timer that rings late means that this process stood still, and signs of life wait to be read: the lease gets
         its time anew, so that a stopped or swapped-out node does not lose all its workers when it goes on.
         """
-        late_s = self._loop.time() - self._deadline[lease]
+        now_s = self._loop.time()
+        late_s = now_s - self._due_s(lease)
         if late_s > STALL_S:
-            self._deadline[lease] = self._loop.time() + self._ttl_s[lease]
+            self._deadline[lease] = now_s + self._ttl_s[lease]
         if late_s < 0 or late_s > STALL_S:
-            self._timers[lease] = self._loop.call_at(self._deadline[lease], self._check, lease)
+            due_s = min(self._due_s(lease), now_s + self._ttl_s[lease])
+            self._timers[lease] = self._loop.call_at(due_s, self._check, lease)
             return
         logger.info("lease ran out", extra={"lease": lease})
         self.forget(lease)

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from msgspec import Struct
 
 from jobs import jobs, keys
-from jobs.consensus import Consensus
 from jobs.control.arraystore import find, watched
 from jobs.control.hub import Hub
 from jobs.control.output import LOG_CHUNKS, pieces_after, pieces_of
-from jobs.control.transitions import missing
+from jobs.control.transitions import Barrier, missing
 from jobs.errors import InvalidRequest, LogsGone, NotFound
 from jobs.protocol.ids import Attempt, JobId, array_id
 from jobs.protocol.model import MAX_TAIL_BYTES, Stream
@@ -32,8 +31,8 @@ class _Start(Struct, frozen=True):
 class Logs:
     """Reads the output of jobs that the caller may see."""
 
-    def __init__(self, consensus: Consensus, store: Store, hub: Hub) -> None:
-        self._consensus = consensus
+    def __init__(self, barrier: Barrier, store: Store, hub: Hub) -> None:
+        self._barrier = barrier
         self._store = store
         self._hub = hub
 
@@ -68,7 +67,7 @@ class Logs:
 
     async def _read_kept(self, job: JobId) -> JobRecord:
         """Return the job's record; raises LogsGone when its output is no longer kept."""
-        await self._consensus.barrier()
+        await self._barrier()
         stored = find(self._store, job)
         if stored is None:
             raise missing(self._store, job)

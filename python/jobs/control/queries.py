@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from jobs import keys, records
-from jobs.consensus import Consensus
 from jobs.content import content_of
-from jobs.control.arrays import Arrays
 from jobs.control.arraystore import find, spec_key, watched
 from jobs.control.dependencies import parents_of
+from jobs.control.graph import Graphs
 from jobs.control.hub import Hub
 from jobs.control.listing import jobs_in_order, state_prefix
 from jobs.control.logs import Logs, output_is_gone
 from jobs.control.output import INLINE_BYTES, beginnings
-from jobs.control.transitions import Stored, Transitions, missing, read_gone, view
+from jobs.control.transitions import Barrier, Stored, missing, read_gone, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
 from jobs.protocol.model import (
@@ -27,6 +26,7 @@ from jobs.protocol.model import (
     AttemptView,
     JobDetail,
     JobEvent,
+    JobGraph,
     JobPage,
     JobResult,
     JobState,
@@ -45,19 +45,21 @@ TURN_ROWS: Final = 256
 
 
 class Queries:
-    """Linearizable reads of the local store for one caller."""
+    """Reads of the local store for one caller, each after a barrier: linearizable by the leader's, stale by none."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, hub: Hub, arrays: Arrays) -> None:
-        self._consensus = consensus
+    def __init__(
+        self, barrier: Barrier, store: Store, hub: Hub, array_progress: Callable[[JobId], Awaitable[Progress]]
+    ) -> None:
+        self._barrier = barrier
         self._store = store
-        self._transitions = transitions
         self._hub = hub
-        self._logs = Logs(consensus, store, hub)
-        self._arrays = arrays
+        self._logs = Logs(barrier, store, hub)
+        self._graphs = Graphs(store)
+        self._array_progress = array_progress
 
     async def read(self, caller: Caller, job: JobId) -> Stored:
         """Return the job's record; raises NotFound, Gone, and Forbidden for another owner's."""
-        await self._consensus.barrier()
+        await self._barrier()
         stored = find(self._store, job)
         if stored is None:
             gone = read_gone(self._store, job)
@@ -76,14 +78,12 @@ class Queries:
         return JobDetail(
             job=view(job, stored.record, stored.revision),
             spec=records.decode_spec(spec[1]),
-            progress=self.progress(job, stored.record),
+            progress=await self._array_progress(job) if stored.record.tasks else self.progress(job, stored.record),
             parents=parents_of(self._store, job),
         )
 
     def progress(self, job: JobId, record: JobRecord) -> Progress | None:
-        """Return what the present or last attempt last said of itself."""
-        if record.tasks:
-            return self._arrays.progress(job)
+        """Return what the present or last attempt of a job, which is no array, last said of itself."""
         found = self._store.get(keys.progress(job))
         if found is None:
             return None
@@ -96,7 +96,7 @@ class Queries:
     async def list_jobs(
         self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
     ) -> JobPage:
-        await self._consensus.barrier()
+        await self._barrier()
         revision = Revision(self._store.revision)
         found: list[JobView] = []
         last: bytes | None = None
@@ -188,6 +188,10 @@ class Queries:
                 )
             )
         return AttemptList(attempts=found, logs_gone=output_is_gone(self._store, job, record))
+
+    async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
+        await self.read(caller, job)
+        return self._graphs.around(job, limit)
 
     async def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None

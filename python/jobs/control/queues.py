@@ -7,6 +7,7 @@ accepted or started that was decided by the former settings.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import audit_entry
-from jobs.control.transitions import check, scan
+from jobs.control.transitions import check, count_in_turns, scan_in_turns
 from jobs.errors import InternalError, InvalidRequest, QueueClosed, QueueFull
 from jobs.records import JobRecord, OwnerRecord, QueueRecord
 from jobs.service import Caller
@@ -30,7 +31,6 @@ TRIES: Final = 16
 RETRY_AFTER_S: Final = 5
 MAX_RECORDS: Final = 100_000
 """Queues and owners that settings may be kept for: they are all held in memory."""
-COUNT_LIMIT: Final = 1 << 62
 
 K = TypeVar("K")
 R = TypeVar("R", bound=Struct)
@@ -98,18 +98,20 @@ class Queues:
         """How many jobs are pending, by queue and owner."""
         return self._pending
 
-    def start(self) -> None:
+    async def load(self) -> None:
         """Read the settings, and count what is pending without reading it."""
-        for key, value, _, _, revision, _ in scan(self._store, keys.QUEUES):
-            self.records[key[len(keys.QUEUES) :].decode()] = records.decode(QueueRecord, value)
-            self._revisions[key] = revision
-        for key, value, _, _, revision, _ in scan(self._store, keys.OWNERS):
-            self.owner_records[int(key[len(keys.OWNERS) :])] = records.decode(OwnerRecord, value)
-            self._revisions[key] = revision
+        async for page in scan_in_turns(self._store, keys.QUEUES):
+            for key, value, _, _, revision, _ in page:
+                self.records[key[len(keys.QUEUES) :].decode()] = records.decode(QueueRecord, value)
+                self._revisions[key] = revision
+        async for page in scan_in_turns(self._store, keys.OWNERS):
+            for key, value, _, _, revision, _ in page:
+                self.owner_records[int(key[len(keys.OWNERS) :])] = records.decode(OwnerRecord, value)
+                self._revisions[key] = revision
         for kind in (keys.QUEUE, keys.WAITING):
-            self._count(kind)
+            await self._count(kind)
 
-    def _count(self, kind: bytes) -> None:
+    async def _count(self, kind: bytes) -> None:
         """Count the jobs of each queue and owner, skipping from one to the next."""
         start, end = kind, prefix_end(kind)
         while True:
@@ -118,9 +120,10 @@ class Queues:
                 return
             queue, owner = keys.share_of(first[0][0])
             share = keys.share_prefix(kind, queue, owner)
-            count = self._store.count(share, prefix_end(share), limit=COUNT_LIMIT)
+            count = await count_in_turns(self._store, share)
             self._pending.add(queue, owner, count, waiting=kind == keys.WAITING)
             start = prefix_end(share)
+            await asyncio.sleep(0)
 
     def on_change(self, old: JobRecord | None, new: JobRecord) -> None:
         """Take note of a committed change of a job."""

@@ -23,7 +23,7 @@ from jobs.control.alarm import Alarm
 from jobs.control.newjobs import JobMaker, NewJob
 from jobs.control.pace import Pace
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Change, Transitions, check, guard, scan, write_ops
+from jobs.control.transitions import Change, Transitions, check, guard, scan_in_turns, write_ops
 from jobs.errors import (
     InvalidRequest,
     NotFound,
@@ -101,16 +101,20 @@ class Schedules:
         """Who each belongs to."""
         self.fired_total = 0
 
-    def start(self) -> None:
-        """Look at every schedule soon, and go on with the cap from where it was."""
+    async def load(self) -> None:
+        """Read which schedules there are, and how many jobs they have made lately."""
         now_ms = wall_ms()
         ages_ms: list[int] = []
-        for key, value, *_ in scan(self._store, keys.SCHEDULES):
-            record, name = records.decode(ScheduleRecord, value), key[len(keys.SCHEDULES) :].decode()
-            self.owners[name] = record.owner
-            ages_ms += [now_ms - at_ms for at_ms in record.fired_ms if now_ms - MINUTE_MS < at_ms <= now_ms]
-            self._push(name, now_ms)
+        async for page in scan_in_turns(self._store, keys.SCHEDULES):
+            for key, value, *_ in page:
+                record, name = records.decode(ScheduleRecord, value), key[len(keys.SCHEDULES) :].decode()
+                self.owners[name] = record.owner
+                ages_ms += [now_ms - at_ms for at_ms in record.fired_ms if now_ms - MINUTE_MS < at_ms <= now_ms]
+                self._push(name, now_ms)
         self._pace.load(ages_ms, _monotonic_ms())
+
+    def start(self) -> None:
+        """Look at every schedule soon."""
         self._arm()
 
     def stop(self) -> None:

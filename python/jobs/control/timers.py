@@ -35,7 +35,7 @@ class Timers:
 
     def expect(self, due_ms: int) -> None:
         """A timer key for this moment was written."""
-        if not self._firing and (self._alarm.due_ms is None or due_ms < self._alarm.due_ms):
+        if not self._firing and not self._stopped and (self._alarm.due_ms is None or due_ms < self._alarm.due_ms):
             self._alarm.set(due_ms)
 
     def _arm(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final, TypeAlias
 
 from msgspec import Struct
 
@@ -20,7 +21,14 @@ ATTEMPTS: Final = 32
 """A transition is tried again when another one came between; this often is a fault, not contention."""
 
 SCAN_ROWS: Final = 1_024
+COUNT_INLINE: Final = 16_384
+"""Counting so many keys holds nobody up."""
+COUNT_LIMIT: Final = 1 << 62
 EMPTY: Final = records.VERSION_ONLY
+
+
+Barrier: TypeAlias = Callable[[], Awaitable[None]]
+"""Returns once the local store may be read; raises Unavailable when that cannot be known."""
 
 
 class Stored(Struct, frozen=True):
@@ -68,8 +76,7 @@ class Transitions:
         """Jobs that are about to be deleted: nothing may come to depend on them any more."""
 
     def read(self, job: JobId) -> Stored | None:
-        found = self._store.get(keys.state(job))
-        return None if found is None else Stored(records.decode(JobRecord, found[1]), Revision(found[4]))
+        return read_job(self._store, job)
 
     def read_existing(self, job: JobId) -> Stored:
         """Raises NotFound, and Gone for a job that was here."""
@@ -124,6 +131,11 @@ class Transitions:
         raise InternalError(f"job {job} changed {ATTEMPTS} times while one write was tried")
 
 
+def read_job(store: Store, job: JobId) -> Stored | None:
+    found = store.get(keys.state(job))
+    return None if found is None else Stored(records.decode(JobRecord, found[1]), Revision(found[4]))
+
+
 def read_gone(store: Store, job: JobId) -> GoneRecord | None:
     """Return what is left of a job, or of the array of which it was a task, for as long as that is kept."""
     for name in (job, array_id(job)):
@@ -148,6 +160,25 @@ def scan(store: Store, prefix: bytes) -> Iterator[tuple[bytes, bytes, int, int, 
         yield from page
         if page:
             start = page[-1][0] + b"\x00"
+
+
+async def scan_in_turns(store: Store, prefix: bytes) -> AsyncIterator[list[tuple[bytes, bytes, int, int, int, int]]]:
+    """Yield every key-value under a prefix in pages, and let others have their turn after each."""
+    start, more = prefix, True
+    while more:
+        page, more = store.range(start, prefix_end(prefix), limit=SCAN_ROWS)
+        if page:
+            yield page
+            start = page[-1][0] + b"\x00"
+        await asyncio.sleep(0)
+
+
+async def count_in_turns(store: Store, prefix: bytes) -> int:
+    """Return how many keys there are under a prefix; where they are many, they are counted beside the event loop."""
+    count = store.count(prefix, prefix_end(prefix), limit=COUNT_INLINE)
+    if count < COUNT_INLINE:
+        return count
+    return await asyncio.to_thread(store.count, prefix, prefix_end(prefix), limit=COUNT_LIMIT)
 
 
 def check(result: TxnResult) -> None:

@@ -16,7 +16,7 @@ from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, eve
 from jobs.errors import InvalidRequest
 from jobs.protocol.ids import JobId, is_job_id
 from jobs.protocol.model import Name, Submitted
-from jobs.service import Service
+from jobs.service import Backend, Service
 
 NAME_EXPECTED: Final = "1 to 128 letters, digits and signs of _.:/@-, a letter, a digit or _ first"
 _encode = msgspec.json.Encoder().encode
@@ -32,8 +32,9 @@ class Query(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Base:
     """What every group of handlers stands on."""
 
-    def __init__(self, service: Service, config: ApiConfig, slots: StreamSlots) -> None:
+    def __init__(self, service: Service, backend: Backend, config: ApiConfig, slots: StreamSlots) -> None:
         self._service = service
+        self._backend = backend
         self._config = config
         self._slots = slots
 
@@ -44,7 +45,7 @@ class Base:
         )
 
     def _place(self, call: Call) -> AbstractContextManager[Place]:
-        return self._slots.take(call.caller.uid, call.gone)
+        return self._slots.take(call.caller.uid, self._service.ended, call.gone)
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:

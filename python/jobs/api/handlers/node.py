@@ -41,10 +41,10 @@ class NodeHandlers(Base):
         return json_response(await self._service.resume_worker(call.caller, call.path))
 
     async def health(self, call: Call) -> web.StreamResponse:
-        return json_response(self._service.health())
+        return json_response(self._backend.health())
 
     async def ready(self, call: Call) -> web.StreamResponse:
-        health = self._service.health()
+        health = self._backend.health()
         if health.status != "ok":
             raise Unavailable(f"the node is {health.status}", retry_after_s=1)
         return json_response(health)
