@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 SCALE ?= 10
 # Every test that does more at a larger scale.
 CAMPAIGNS := tests/property $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py node_kill.py \
-	schedules_node.py array_node.py)
+	schedules_node.py array_node.py net.py)
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 
@@ -32,7 +32,7 @@ $(VENV)/.locked: $(LOCK)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "The venv module of $(PYTHON) is missing; on Debian: apt install python3-venv"; exit 1; }
 	@command -v $(CARGO) >/dev/null || \
-	  { echo "A Rust toolchain (cargo 1.85 or newer) is needed; see https://rustup.rs"; exit 1; }
+	  { echo "A Rust toolchain (cargo 1.91 or newer) is needed; see https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "A C compiler is needed; on Debian: apt install gcc libc6-dev"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
@@ -60,6 +60,7 @@ lint: setup ## Check formats, lints and types
 
 test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long random runs
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-log
+	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet -p jobs-net --lib
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do

@@ -249,3 +249,85 @@ def launcher_main(control_fd: int) -> None:
 
 def sandbox_probe() -> list[tuple[str, bool, bool, str]]:
     """What the sandbox needs of this host: (feature, present, required by level `strict`, why or how, in words)."""
+
+# --- transport -----------------------------------------------------------------------------------------------------
+
+NetEvent = tuple[str, str, int, bytes, str, str, int]
+"""(what, peer, number, body, text, detail, extra); what each `what` means by the others:
+
+up               messages to the peer are sent from now on. text: its name
+down             messages to the peer are dropped from now on. detail: why
+refused          somebody was refused. peer: what is known of them; text: kind (a counter `refused_KIND` counts all of
+                 them, or `by_peer`: the peer refused this node); detail: why; extra: left out since the last one told
+message          body
+request          number; body; extra: milliseconds that the caller waits
+request_gone     nobody waits for the answer any more. number; detail: why
+answer           to an own request. number; body
+failure          of an own request. number; text: unreachable, refused, timeout, too_large, closed, or failed;
+                 detail: why; extra: 1 when it may have been carried out
+stream           a peer opened a stream. number; body: its header
+stream_data      number; body
+stream_end       the peer has finished its side. number
+stream_writable  there is room again for what is written. number
+stream_closed    both sides have finished, and all that was written has reached the peer. number
+stream_broken    over before its end. number; text: unreachable, refused, busy (so far the peer's application knows
+                 nothing of it), reset (by the peer), stalled, closed (the connection is lost); detail: why
+"""
+
+class UnknownPeerError(NativeError):
+    """The peer is not on the allowlist."""
+
+class Endpoint:
+    """A node's endpoint for the other nodes of its cluster: QUIC between keys that know each other.
+
+    No call waits for the network and nothing calls back: what comes is taken with `receive`, and the descriptor of
+    `fileno` is readable while something waits. Thread-safe."""
+
+    def __init__(
+        self, key_file: str, *, bind: list[str], cluster: str, node: str, limits: dict[str, int] | None = None
+    ) -> None:
+        """Bind (IP:PORT, at most one of IPv4 and one of IPv6) and take connections from the first `set_peers` on.
+
+        The key file is made when it is absent, and refused when others could use it. Limits: rust/net/src/config.rs."""
+    @property
+    def id(self) -> str:
+        """Public key, in hexadecimal."""
+    @property
+    def addresses(self) -> list[str]:
+        """What is bound."""
+    def fileno(self) -> int: ...
+    def receive(self, max_count: int = 1024) -> list[NetEvent]: ...
+    def set_peers(self, peers: list[tuple[str, list[str]]]) -> None:
+        """Replace the allowlist: (id, addresses). Who is not on it any more is cut off before this returns."""
+    def peers(self) -> list[tuple[str, str, bool, int, int]]:
+        """(id, name, up, bytes of messages that wait, requests not answered)."""
+    def counters(self) -> dict[str, int]: ...
+    def send(self, peer: str, message: bytes) -> bool:
+        """Send after the messages before it. False: dropped, since the peer is not up or its queue is full."""
+    def request(self, peer: str, body: bytes, wait_ms: int) -> int:
+        """Begin a request; one event with its number follows, `answer` or `failure`. LimitError: nothing was done."""
+    def cancel(self, number: int) -> bool | None:
+        """Give up a request; no event follows. Whether it may have been carried out; None when it has ended."""
+    def respond(self, number: int, answer: bytes) -> bool:
+        """False when nobody waits any more. LimitError when it is too long; it can then be declined."""
+    def decline(self, number: int, reason: str, *, maybe_done: bool = False) -> bool: ...
+    def stream_open(self, peer: str, header: bytes) -> int:
+        """Open a stream; its number. It can be written to at once."""
+    def stream_write(self, number: int, data: bytes) -> bool:
+        """False: there is no room, give it again after `stream_writable`. At most 64 KiB always fit in the end."""
+    def stream_finish(self, number: int) -> None:
+        """Nothing more is written; the peer's side goes on."""
+    def stream_consumed(self, number: int, size_bytes: int) -> None:
+        """So many bytes that came were used: there is room for more. Nothing once the stream is over."""
+    def stream_reset(self, number: int) -> bool:
+        """Give it up, both ways; no event follows. False: it is over."""
+    def close(self) -> None:
+        """Close all connections and join all threads; again: nothing. Waits up to 4 s for peers."""
+
+class Blake3:
+    """A BLAKE3 hash that is fed in parts."""
+
+    def __init__(self) -> None: ...
+    def update(self, data: bytes) -> None: ...
+    def digest(self) -> bytes:
+        """Of what was fed so far."""

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use jobs_kv::KvError;
 use jobs_log::LogError;
+use jobs_net::NetError;
 use jobs_store::StoreError;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -39,6 +40,12 @@ create_exception!(
     NativeError,
     "The revision is older than what is kept."
 );
+create_exception!(
+    jobs._native,
+    UnknownPeerError,
+    NativeError,
+    "The peer is not on the allowlist."
+);
 create_exception!(jobs._native, LimitError, NativeError, "A documented limit is exceeded.");
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -48,6 +55,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DiskFullError", py.get_type::<DiskFullError>())?;
     module.add("PoisonedError", py.get_type::<PoisonedError>())?;
     module.add("CompactedError", py.get_type::<CompactedError>())?;
+    module.add("UnknownPeerError", py.get_type::<UnknownPeerError>())?;
     module.add("LimitError", py.get_type::<LimitError>())
 }
 
@@ -75,6 +83,17 @@ pub(crate) fn store_error(error: StoreError) -> PyErr {
         }
         StoreError::Machine(KvError::Compacted { .. }) => CompactedError::new_err(text),
         _ => NativeError::new_err(text),
+    }
+}
+
+/// Exception for an error of the transport.
+#[allow(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn net_error(error: NetError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        NetError::Limit(_) => LimitError::new_err(text),
+        NetError::UnknownPeer(_) => UnknownPeerError::new_err(text),
+        NetError::Key(_) | NetError::Invalid(_) | NetError::Start(_) | NetError::Closed => NativeError::new_err(text),
     }
 }
 

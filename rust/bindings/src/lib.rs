@@ -3,6 +3,7 @@
 
 mod errors;
 mod log;
+mod net;
 mod sandbox;
 mod sim;
 mod store;
@@ -20,6 +21,7 @@ mod _native {
         super::log::register(module)?;
         super::sim::register(module)?;
         super::store::register(module)?;
-        super::sandbox::register(module)
+        super::sandbox::register(module)?;
+        super::net::register(module)
     }
 }
