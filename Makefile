@@ -60,7 +60,7 @@ lint: setup ## Check formats, lints and types
 
 test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long random runs
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-log
-	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet -p jobs-net --lib
+	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet -p jobs-net
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do
@@ -68,6 +68,7 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.arrays
 	$(BIN)/python -m benchmarks.retention
+	$(BIN)/python -m benchmarks.net
 
 lock: ## Renew the lock file from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }

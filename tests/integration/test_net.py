@@ -28,10 +28,9 @@ QUICK = {"idle_ms": 2_000, "backoff_cap_ms": 200, "handshake_ms": 1_000}
 class Node:
     """An endpoint in this process, which keeps what it is told."""
 
-    def __init__(self, folder: Path, name: str, **limits: int) -> None:
-        self.endpoint = Endpoint(
-            str(folder / f"{name}.key"), bind=["127.0.0.1:0"], cluster="test", node=name, limits=limits
-        )
+    def __init__(self, folder: Path, name: str, cluster: str, limits: dict[str, int]) -> None:
+        key = str(folder / f"{name}.key")
+        self.endpoint = Endpoint(key, bind=["127.0.0.1:0"], cluster=cluster, node=name, limits=limits)
         self.net = Net(self.endpoint, self)
         self.id = self.endpoint.id
         self.addresses = self.endpoint.addresses
@@ -95,9 +94,9 @@ class Node:
 
 
 @contextlib.asynccontextmanager
-async def nodes(folder: Path, *names: str, **limits: int) -> AsyncIterator[list[Node]]:
+async def nodes(folder: Path, *names: str, cluster: str = "test", **limits: int) -> AsyncIterator[list[Node]]:
     """Nodes that know each other, when all of them are up."""
-    made = [Node(folder, name, **limits) for name in names]
+    made = [Node(folder, name, cluster, limits) for name in names]
     try:
         for node in made:
             node.know(*(other for other in made if other is not node))
@@ -217,6 +216,26 @@ def test_what_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
     ]:
         with pytest.raises(NativeError, match=words):
             start(**changes)
+
+
+@on_loop
+async def test_who_is_refused_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with nodes(tmp_path, "n1") as (one,), nodes(tmp_path, "n2", cluster="other") as (two,):
+        # Given a stranger
+        two.know(one)
+        assert await one.wait("refused", "stranger")
+        assert await two.wait("refused", "by_peer")
+        # And a peer that is of another cluster
+        one.net.set_peers({two.id: []})
+        refused = await one.wait("refused", "cluster")
+        assert refused[2] == 'cluster "other" is not this node\'s, which is "test"'
+        counters = one.endpoint.counters()
+        assert counters["refused_stranger"] > 0
+        assert counters["refused_cluster"] > 0
+        assert counters["accepted"] == 0
+    logged = caplog.text
+    assert f"{two.id} at 127.0.0.1: stranger: this endpoint id is not on the allowlist" in logged
+    assert 'cluster: cluster "other" is not this node\'s' in logged
 
 
 @on_loop

@@ -39,7 +39,12 @@ async def test_a_partition_is_noticed_and_healed_and_the_others_go_on(tmp_path: 
         async with contextlib.AsyncExitStack() as stack:
             one, two, three = await start(stack, net, tmp_path)
             for round_ in range(2):
+                # A stream is open in the middle of it
+                one.order(open=f"stream {round_}", to=three.id)
+                await three.wait("stream", stream=f"stream {round_}")
                 net.cut(3)
+                for end in (one, three):
+                    await end.wait("broken", broken="closed")
                 await one.wait("down")
                 await two.wait("down")
                 await three.wait("down")

@@ -82,6 +82,13 @@ class Peer:
         except TransferFailed as failed:
             tell(broken="file", detail=str(failed))
 
+    async def _open(self, peer: str, header: str) -> None:
+        stream = await self._net.open_stream(peer, header.encode())
+        try:
+            await stream.closed
+        except StreamBroken as broken:
+            tell(broken=broken.kind, detail=broken.detail)
+
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -98,6 +105,8 @@ class Peer:
                 tell(taken=self._net.send(order["to"], order["send"].encode()))
             elif "file" in order:
                 self._keep(self._send_file(order["to"], order["file"]))
+            elif "open" in order:
+                self._keep(self._open(order["to"], order["open"]))
             elif "counters" in order:
                 tell(counters=self._net.endpoint.counters())
         await self._net.close()

@@ -129,8 +129,85 @@ fn traffic_that_keeps_to_nothing_closes_its_connection_only() {
 }
 
 #[test]
+fn noise_in_place_of_traffic_costs_its_connection_only() {
+    let (mut node, mut friend, raw) = crowd(&[("stall_ms", 200)]);
+    let scale: u64 = std::env::var("JOBS_TEST_SCALE").map_or(1, |text| text.parse().unwrap());
+    let mut chance = Chance(scale);
+    let whole = [
+        (Channel::Messages, Kind::Message),
+        (Channel::Requests, Kind::Request),
+        (Channel::Streams, Kind::Open),
+    ];
+    for round in 0..60 * scale {
+        let (channel, kind) = whole[chance.below(whole.len())];
+        // Right frames, of which some bits are turned, or that are cut, or noise alone.
+        let mut bytes: Vec<u8> = (0..chance.below(4))
+            .flat_map(|_| frame::encode(kind, &chance.bytes(300)))
+            .collect();
+        match chance.below(3) {
+            0 => bytes.truncate(chance.below(bytes.len() + 1)),
+            1 => bytes.extend(chance.bytes(300)),
+            _ => {}
+        }
+        for _ in 0..chance.below(3).min(bytes.len()) {
+            let place = chance.below(bytes.len() * 8);
+            bytes[place / 8] ^= 1 << (place % 8);
+        }
+        let greets = chance.below(4) > 0;
+        let connection = if greets {
+            raw.join(&node, channel)
+        } else {
+            raw.connect(&node, ALPN).unwrap()
+        };
+        // The other half is kept: without it nothing is read.
+        let (mut send, _receive) = if greets && channel == Channel::Messages {
+            (raw.runtime.block_on(connection.open_uni()).unwrap(), None)
+        } else {
+            let (send, receive) = raw.open(&connection);
+            (send, Some(receive))
+        };
+        // The node may have closed it before all was written.
+        let written = raw.runtime.block_on(send.write_all(&bytes));
+        if written.is_ok() && chance.below(2) == 0 {
+            let _ = send.finish();
+        }
+        if round % 10 == 0 {
+            node.assert_answers(&mut friend);
+        }
+        connection.close(0u32.into(), b"");
+    }
+    node.assert_answers(&mut friend);
+    let refused: u64 = node
+        .counters()
+        .iter()
+        .filter(|(name, _)| name.starts_with("refused_"))
+        .map(|(_, count)| count)
+        .sum();
+    assert!(refused > 0, "{:?}", node.counters());
+}
+
+/// Numbers that look random, from a seed.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit.max(1)
+    }
+
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        (0..self.below(most))
+            .map(|_| self.below(256).to_le_bytes()[0])
+            .collect()
+    }
+}
+
+#[test]
 fn a_peer_that_says_nothing_is_closed_after_the_handshakes_time() {
-    let mut node = Node::with("n1", "test", &[("handshake_ms", 300)]);
+    let mut node = Node::with("n1", "test", &[("handshake_ms", 2_000)]);
     let raw = Raw::start();
     node.know_raw(&raw);
     let mute = raw.connect(&node, ALPN).unwrap();
@@ -175,14 +252,9 @@ fn datagrams_that_are_no_quic_change_nothing() {
     node.know(&[&friend]);
     friend.know(&[&node]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let mut number = 1u64;
+    let mut chance = Chance(1);
     for length in (0..1_400).step_by(7) {
-        let noise: Vec<u8> = (0..length)
-            .map(|_| {
-                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                number.to_be_bytes()[0]
-            })
-            .collect();
+        let noise: Vec<u8> = (0..length).map(|_| chance.below(256).to_le_bytes()[0]).collect();
         socket.send_to(&noise, node.address()).unwrap();
         // Like a long header of QUIC version 1, with the rest as noise.
         let initial = [&[0xc3, 0, 0, 0, 1, 8][..], &noise].concat();
@@ -265,7 +337,7 @@ fn nothing_of_a_former_connection_comes_after_a_later_one_counts() {
 
 #[test]
 fn a_stream_that_never_says_what_it_is_for_is_given_up_alone() {
-    let mut node = Node::with("n1", "test", &[("handshake_ms", 300)]);
+    let mut node = Node::with("n1", "test", &[("handshake_ms", 2_000)]);
     let raw = Raw::start();
     node.know_raw(&raw);
     let connection = raw.join(&node, Channel::Streams);

@@ -148,7 +148,7 @@ impl Node {
             .endpoint
             .request(&self.endpoint.id(), Bytes::from_static(b"there?"), PATIENCE);
         let number = number.unwrap();
-        let question = self.wait(What::Request);
+        let question = self.wait_for(|event| event.what == What::Request && &event.body[..] == b"there?");
         assert!(
             self.endpoint
                 .respond(question.number, Bytes::from_static(b"yes"))
