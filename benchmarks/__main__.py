@@ -1,12 +1,14 @@
 """`make bench`: what the node does beside what the same machine can do, in one run; prints ratios.
 
-python -m benchmarks [--seconds 5] [--queued 100000] [--only jobs,latency,kv,depth,memory]
+python -m benchmarks [--seconds 5] [--queued 100000] [--only jobs,latency,kv,ids,depth,memory]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import secrets
+import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -18,10 +20,13 @@ import uvloop
 from benchmarks import spawn_rate
 from benchmarks.load import ECHO, TRUE, Connection, closed_loop, percentiles, request
 from benchmarks.report import show
+from jobs.protocol.ids import uuid7
 from jobs.testing import EmbeddedNode
 
 SLOTS = 4
 BATCH = 160
+ID_TURNS = 5
+"""Turns with and without request ids each; the median counts."""
 
 
 async def jobs_rate(node: EmbeddedNode, options: argparse.Namespace) -> None:
@@ -95,6 +100,37 @@ async def kv_writes(node: EmbeddedNode, options: argparse.Namespace) -> None:
         show(f"KV writes, fsynced, {clients} clients", f"{rate:.0f}/s", against)
 
 
+async def request_ids(node: EmbeddedNode, options: argparse.Namespace) -> None:
+    """The same writes with an id each, which the node remembers, and without; turn by turn, so that both have the same
+    machine and the same store."""
+    value = "v" * 256
+
+    def once(with_ids: bool) -> Callable[[Connection, int], Awaitable[object]]:
+        async def send(connection: Connection, number: int) -> None:
+            put = {"key": f"/data/bench/{number}", "value": {"text": value}}
+            name = uuid7(time.time_ns() // 1_000_000, secrets.randbits(74)) if with_ids else None
+            await connection.send(request("POST", "/v1/kv:put", put, request_id=name))
+
+        return send
+
+    for clients in (1, 16, 256):
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        costs_us: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(2 * ID_TURNS):
+            with_ids, used_s = turn % 2 == 1, processor_s(node.pid)
+            rate, latencies = await closed_loop(node.socket, clients, options.seconds / ID_TURNS, once(with_ids))
+            rates[with_ids].append(rate)
+            costs_us[with_ids].append((processor_s(node.pid) - used_s) / len(latencies) * 1e6)
+        (known, plain), (cost, plain_cost) = (
+            (statistics.median(found[True]), statistics.median(found[False])) for found in (rates, costs_us)
+        )
+        against = (
+            f"{known / plain:.2f} × without ({plain:.0f}/s); "
+            f"{cost:.0f} µs of processor a write, {cost / plain_cost:.2f} × without"
+        )
+        show(f"KV writes with request ids, {clients} clients", f"{known:.0f}/s", against)
+
+
 async def depth(node: EmbeddedNode, options: argparse.Namespace) -> None:
     """What a submission costs at 1,000 and at many queued jobs; nobody takes them."""
     waiting = {"type": "shell", "payload": {"argv": ["true"]}, "requires": {"labels": {"never": "there"}}}
@@ -136,6 +172,12 @@ def anonymous_bytes(pid: int) -> int:
     raise RuntimeError(f"process {pid} tells no RssAnon")
 
 
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def bench_node(directory: Path) -> EmbeddedNode:
     return EmbeddedNode(directory, env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
 
@@ -145,6 +187,7 @@ PARTS: dict[str, Callable[[EmbeddedNode, argparse.Namespace], Awaitable[None]]] 
     "latency": latency,
     "jobs": jobs_rate,
     "kv": kv_writes,
+    "ids": request_ids,
     "depth": depth,
 }
 

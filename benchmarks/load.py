@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.protocol.ids import REQUEST_ID_HEADER
+
 ECHO = {"type": "shell", "payload": {"argv": ["echo", "hello"]}}
 TRUE = {"type": "shell", "payload": {"argv": ["/bin/true"]}}
 
@@ -46,10 +48,14 @@ class Connection:
         self._writer.close()
 
 
-def request(method: str, target: str, body: object = None) -> bytes:
+def request(method: str, target: str, body: object = None, *, request_id: str | None = None) -> bytes:
     data = b"" if body is None else msgspec.json.encode(body)
-    kind = "Content-Type: application/json\r\n" if data else ""
-    return f"{method} {target} HTTP/1.1\r\nHost: jobs\r\n{kind}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    lines = [f"{method} {target} HTTP/1.1", "Host: jobs", f"Content-Length: {len(data)}"]
+    if data:
+        lines.append("Content-Type: application/json")
+    if request_id is not None:
+        lines.append(f"{REQUEST_ID_HEADER}: {request_id}")
+    return "\r\n".join([*lines, "", ""]).encode() + data
 
 
 async def closed_loop(

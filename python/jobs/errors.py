@@ -100,6 +100,10 @@ class LogsGone(Gone):
     code, title = "logs_gone", "The output is no longer kept"
 
 
+class ResultGone(Gone):
+    code, title = "result_gone", "Done before; its result is no longer kept"
+
+
 class PayloadTooLarge(JobsError):
     code, status, title = "payload_too_large", 413, "Too large"
 

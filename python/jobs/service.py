@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from jobs.protocol.ids import MAX_TASKS, Attempt, JobId
+from jobs.protocol.ids import MAX_TASKS, NO_REQUEST, Attempt, JobId, RequestId
 from jobs.protocol.model import (
     ArrayRetry,
     ArrayView,
@@ -61,11 +61,13 @@ from jobs.protocol.model import (
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Who asks, from SO_PEERCRED."""
+    """Who asks, from SO_PEERCRED, and by which request."""
 
     uid: int
     gid: int
     admin: bool
+    request_id: RequestId = NO_REQUEST
+    """Of a request to change something, the same however often it is sent: it is to be carried out once."""
 
 
 class WorkerProcess(Struct, frozen=True, kw_only=True):

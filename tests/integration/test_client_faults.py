@@ -132,15 +132,21 @@ def test_a_submission_whose_answers_are_lost_makes_one_job(
     assert [job.id for job in client.list(labels={"test": mark})] == [submitted.job.id]
 
 
-def test_a_write_whose_answer_is_lost_is_not_done_again(connect: Connect, proxy: Any) -> None:
+def test_a_write_whose_answers_are_lost_is_done_once(connect: Connect, proxy: Any) -> None:
     path, lossy = proxy(b"POST /v1/kv:put")
     client = connect(path)
     key = f"/data/lost/{path.parent.name}"
-    with pytest.raises(ConnectionFailed) as caught:
-        client.kv.put(key, "1")
-    assert caught.value.sent
-    assert lossy.lost == 1
+    done = client.kv.put(key, "1")
+    assert lossy.lost == 2
     assert client.kv.get(key).version == 1
+    assert client.kv.get(key).mod_revision == done.revision
+
+
+def test_a_client_without_patience_tells_that_a_request_may_have_been_done(connect: Connect, proxy: Any) -> None:
+    path, _ = proxy(b"POST /v1/kv:put")
+    with pytest.raises(ConnectionFailed) as caught:
+        connect(path, patience_s=0).kv.put("/data/lost/perhaps", "1")
+    assert caught.value.sent
 
 
 def test_a_read_whose_answers_are_lost_is_done_again(connect: Connect, proxy: Any) -> None:
@@ -216,7 +222,7 @@ def test_connections_that_ended_meanwhile_are_made_anew_for_writes_too(connect: 
         client.kv.put("/data/a", "1")
         # When the node ends it, being started again
         node.restart()
-        # Then the next write, which may only be sent once, goes over another
+        # Then the next write, which is sent once without patience, goes over another
         client.kv.put("/data/a", "2")
         assert client.kv.get("/data/a").version == 2
 

@@ -8,37 +8,44 @@ import pytest
 
 from jobs.client.failures import ConnectionFailed
 from jobs.client.patience import MAX_BACKOFF_S, MAX_POLL_S, Deadline, Patience
-from jobs.errors import InvalidRequest, JobsError, NotFound, QueueFull, StorageFull, TooManyRequests, Unavailable
+from jobs.errors import (
+    InvalidRequest,
+    JobsError,
+    NotFound,
+    QueueFull,
+    ResultGone,
+    StorageFull,
+    TooManyRequests,
+    Unavailable,
+)
 
 AWAY = ConnectionFailed("away", sent=False)
 LOST = ConnectionFailed("lost", sent=True)
 
 
 @pytest.mark.parametrize(
-    ("error", "safe", "again"),
+    ("error", "again"),
     [
-        (AWAY, True, True),
-        (AWAY, False, True),
-        (LOST, True, True),
-        (LOST, False, False),
-        (Unavailable("x"), True, True),
-        (Unavailable("x"), False, False),
-        (TooManyRequests("x"), False, True),
-        (QueueFull("x"), False, True),
-        (NotFound("x"), True, False),
-        (InvalidRequest("x"), True, False),
-        (StorageFull("x"), True, False),
+        (AWAY, True),
+        (LOST, True),
+        (Unavailable("x"), True),
+        (TooManyRequests("x"), True),
+        (QueueFull("x"), True),
+        (NotFound("x"), False),
+        (InvalidRequest("x"), False),
+        (StorageFull("x"), False),
+        (ResultGone("x"), False),
     ],
 )
-def test_only_what_can_help_and_do_no_harm_is_tried_again(error: JobsError, safe: bool, again: bool) -> None:
-    pause = Patience().pause_s(error, safe=safe, within_s=10, now_s=0, chance=0.5)
+def test_only_what_can_help_is_tried_again(error: JobsError, again: bool) -> None:
+    pause = Patience().pause_s(error, within_s=10, now_s=0, chance=0.5)
     assert (pause is not None) == again
 
 
 def test_pauses_grow_to_a_bound_and_end_in_time() -> None:
     chance = random.Random(7)
     patience, now_s, pauses = Patience(), 100.0, list[float]()
-    while (pause := patience.pause_s(AWAY, safe=True, within_s=30, now_s=now_s, chance=chance.random())) is not None:
+    while (pause := patience.pause_s(AWAY, within_s=30, now_s=now_s, chance=chance.random())) is not None:
         pauses.append(pause)
         now_s += pause
     assert pauses[0] <= 0.1
@@ -49,22 +56,22 @@ def test_pauses_grow_to_a_bound_and_end_in_time() -> None:
 
 def test_the_node_is_given_the_time_it_asks_for_unless_that_is_too_long() -> None:
     busy = QueueFull("full", retry_after_s=3)
-    pause = Patience().pause_s(busy, safe=True, within_s=10, now_s=0, chance=0)
+    pause = Patience().pause_s(busy, within_s=10, now_s=0, chance=0)
     assert pause is not None
     assert 3 <= pause < 3.2
-    assert Patience().pause_s(busy, safe=True, within_s=2, now_s=0, chance=0) is None
+    assert Patience().pause_s(busy, within_s=2, now_s=0, chance=0) is None
 
 
 def test_a_success_begins_anew() -> None:
     patience = Patience()
-    assert patience.pause_s(AWAY, safe=True, within_s=1, now_s=0, chance=0) is not None
-    assert patience.pause_s(AWAY, safe=True, within_s=1, now_s=5, chance=0) is None
+    assert patience.pause_s(AWAY, within_s=1, now_s=0, chance=0) is not None
+    assert patience.pause_s(AWAY, within_s=1, now_s=5, chance=0) is None
     patience.reset()
-    assert patience.pause_s(AWAY, safe=True, within_s=1, now_s=5, chance=0) is not None
+    assert patience.pause_s(AWAY, within_s=1, now_s=5, chance=0) is not None
 
 
 def test_no_patience_is_no_second_try() -> None:
-    assert Patience().pause_s(AWAY, safe=True, within_s=0, now_s=0, chance=0) is None
+    assert Patience().pause_s(AWAY, within_s=0, now_s=0, chance=0) is None
 
 
 def test_a_deadline_is_waited_for_in_requests_that_the_node_takes() -> None:

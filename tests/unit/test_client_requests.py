@@ -14,11 +14,12 @@ import pytest
 import jobs
 from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
-from jobs.client.operations import list_jobs, submit
-from jobs.client.requests import decode, post, segment
+from jobs.client.operations import METRICS, list_jobs, submit
+from jobs.client.requests import Feed, change, decode, get, post, segment, write
 from jobs.client.submission import shell_job, to_content, with_key
 from jobs.client.sync import Client, KeyValueClient
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest, QueueFull
+from jobs.protocol.ids import is_job_id
 from jobs.protocol.model import Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
 
 
@@ -78,7 +79,15 @@ def test_a_submission_is_given_a_key_of_its_own_once() -> None:
     first, second = with_key(plain), with_key(plain)
     assert first.idempotency_key != second.idempotency_key
     assert with_key(first) is first
-    assert submit(first).request.safe
+
+
+def test_every_change_has_an_id_of_its_own_and_no_read_has_one() -> None:
+    changes = [change("DELETE", "/x"), post("/x", dict).request, write("PUT", "/x", dict, {}).request]
+    ids = [request.headers["Jobs-Request-Id"] for request in changes]
+    assert len(set(ids)) == len(changes)
+    assert all(is_job_id(name) for name in ids), "no UUIDv7"
+    reads = [get("/x", dict).request, Feed("/x", {}, dict).request(), METRICS]
+    assert not any("Jobs-Request-Id" in request.headers for request in reads)
 
 
 def test_a_query_is_quoted_and_leaves_out_what_is_not_given() -> None:

@@ -11,6 +11,7 @@ from jobs._native import __version__
 from jobs.api.problem import CONTENT_TYPE
 from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
 from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
+from jobs.protocol.ids import REQUEST_ID_HEADER
 from jobs.protocol.model import NAME_PATTERN, Problem
 
 _REF: Final = "#/components/schemas/{name}"
@@ -26,6 +27,13 @@ _ID_PATTERNS: Final = {
 }
 """What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)
+_REQUEST_ID_PARAMETER: Final = {
+    "name": REQUEST_ID_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "format": "uuid"},
+    "description": "A new UUID (best a UUIDv7) for each request, the same when that is sent again: it is done once",
+}
 
 
 def document() -> bytes:
@@ -67,6 +75,9 @@ def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, An
         "parameters": [*_path_parameters(route), *_query_parameters(route.query, components)],
         "responses": _responses(route, schema_of),
     }
+    if route.repeat is not None:
+        made["description"] = f"Sent again with the same {REQUEST_ID_HEADER}: {route.repeat}"
+        made["parameters"].append(_REQUEST_ID_PARAMETER)
     if route.body is not None:
         content = {"application/json": {"schema": schema_of[id(route.body)]}}
         made["requestBody"] = {"required": True, "content": content}

@@ -38,6 +38,11 @@ _WRITE: Final[Errors] = (errors.StorageFull,)
 _REDRIVE: Final[Errors] = (*_WRITE, errors.QueueClosed, errors.QueueFull)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
+_MADE: Final = "The job is known by its idempotency key, or else by the request id: the answer tells it."
+_SET: Final = "By the request id: it is not changed again, and the answer tells how it is now."
+_ENDED: Final = "What has ended stays so, and is told as already final."
+_PUT_AWAY: Final = "What has been put away stays so, and is not counted again."
+_REMEMBERED: Final = "By the request id: the answer is the same again."
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
 
 
@@ -67,6 +72,8 @@ class Route(Struct, frozen=True, kw_only=True):
     """What it means when the status is 200 instead."""
     local: bool = False
     """About the node that is asked, and answered by it, whoever leads."""
+    repeat: str | None = None
+    """Of those that change something: why it does no harm to send it again with the same request id."""
     streams: tuple[str, ...] = ()
     """Content types of a success that goes on, instead of `answer`."""
     errors: Errors = ()
@@ -78,11 +85,13 @@ ROUTES: Final = (
         method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
         answer=model.Submitted, status=201, again="The idempotency key was known: the job it made", errors=_SUBMIT,
         summary="Submit a job",
+        repeat=_MADE,
     ),
     Route(
         method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch, tags=_TaggedBatch,
         answer=model.BatchSubmitted, status=201, errors=_SUBMIT,
         summary="Submit several jobs, all or none",
+        repeat=_MADE,
     ),
     Route(
         method="GET", path="/v1/jobs", handler=Handlers.list_jobs, query=job_calls.ListQuery, answer=model.JobPage,
@@ -108,10 +117,12 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/jobs/{id}/cancel", handler=Handlers.cancel, answer=model.CancelOutcome, errors=_READ,
         summary="End a job",
+        repeat=_ENDED,
     ),
     Route(
         method="POST", path="/v1/jobs:cancel", handler=Handlers.cancel_jobs, body=model.CancelMany,
         answer=model.CancelPage, errors=(errors.Forbidden,), summary="End the jobs of a selection, page by page",
+        repeat=_ENDED,
     ),
     Route(
         method="GET", path="/v1/jobs/{id}/attempts", handler=Handlers.attempts, answer=model.AttemptList, errors=_READ,
@@ -137,6 +148,7 @@ ROUTES: Final = (
         method="POST", path="/v1/jobs/{id}/dependencies", handler=Handlers.depend, body=model.Depend,
         answer=model.JobView, errors=(*_READ, *_WRITE, errors.AlreadyStarted),
         summary="Let a job that has not started wait for others",
+        repeat="What the job waits for already changes nothing.",
     ),
     Route(
         method="GET", path="/v1/jobs/{id}/graph", handler=Handlers.graph, query=dependency_calls.GraphQuery,
@@ -155,12 +167,14 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/jobs/{id}/array/cancel", handler=Handlers.cancel_tasks, body=model.TasksCancel,
         answer=model.CancelOutcome, errors=_READ, summary="End some of an array's tasks",
+        repeat=_ENDED,
     ),
     Route(
         method="POST", path="/v1/jobs/{id}/retry", handler=Handlers.retry_array, body=model.ArrayRetry,
         answer=model.Submitted, status=201, again="They were repeated so before: the array that does",
         errors=(*_READ, *_SUBMIT, errors.NotRedrivable),
         summary="Repeat the tasks of an ended array that did not complete, as a new array",
+        repeat="All tasks together are repeated by one array; that of some is known as a job is that was submitted.",
     ),
     # --- workers
     Route(
@@ -170,10 +184,12 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/workers/{id}/drain", handler=Handlers.drain_worker, answer=model.WorkerView,
         errors=_READ, summary="Give a worker no more jobs",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/workers/{id}/resume", handler=Handlers.resume_worker, answer=model.WorkerView,
         errors=(*_READ, errors.WorkerStopping), summary="Give a drained worker jobs again",
+        repeat=_SET,
     ),
     # --- queues and owners
     Route(
@@ -187,26 +203,32 @@ ROUTES: Final = (
     Route(
         method="PUT", path="/v1/queues/{id}", handler=Handlers.put_queue, body=model.QueueSettings,
         answer=model.QueueView, errors=_ADMIN, summary="Replace a queue's settings; what is left out is as by default",
+        repeat=_SET,
     ),
     Route(
         method="PATCH", path="/v1/queues/{id}", handler=Handlers.change_queue, body=model.QueueChange,
         answer=model.QueueView, errors=_ADMIN, summary="Change some of a queue's settings",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/queues/{id}/pause", handler=Handlers.pause_queue, answer=model.QueueView,
         errors=_ADMIN, summary="Start nothing of a queue any more; what runs goes on",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/queues/{id}/resume", handler=Handlers.resume_queue, answer=model.QueueView,
         errors=_ADMIN, summary="Start jobs of a paused queue again",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/queues/{id}/drain", handler=Handlers.drain_queue, answer=model.QueueView,
         errors=_ADMIN, summary="Take no more jobs in; what waits is still run",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/queues/{id}/open", handler=Handlers.open_queue, answer=model.QueueView,
         errors=_ADMIN, summary="Take jobs in again",
+        repeat=_SET,
     ),
     Route(
         method="GET", path="/v1/owners/{id}", handler=Handlers.get_owner, answer=model.OwnerView, errors=_ADMIN,
@@ -215,10 +237,12 @@ ROUTES: Final = (
     Route(
         method="PUT", path="/v1/owners/{id}", handler=Handlers.put_owner, body=model.OwnerSettings,
         answer=model.OwnerView, errors=_ADMIN, summary="Replace an owner's settings; what is left out is as by default",
+        repeat=_SET,
     ),
     Route(
         method="PATCH", path="/v1/owners/{id}", handler=Handlers.change_owner, body=model.OwnerChange,
         answer=model.OwnerView, errors=_ADMIN, summary="Change some of an owner's settings",
+        repeat=_SET,
     ),
     # --- dead letters
     Route(
@@ -230,20 +254,24 @@ ROUTES: Final = (
         method="POST", path="/v1/jobs/{id}/redrive", handler=Handlers.redrive, answer=model.Submitted, status=201,
         again="It was redriven before: the job that repeats it", errors=(*_READ, *_REDRIVE, errors.NotRedrivable),
         summary="Repeat a failed job as a new one",
+        repeat="A job is redriven once: the answer tells what repeats it.",
     ),
     Route(
         method="POST", path="/v1/dead-letters:redrive", handler=Handlers.redrive_dead_letters,
         body=model.DeadLetterSelection, answer=model.RedrivePage, errors=(errors.Forbidden, *_REDRIVE),
         summary="Repeat the jobs of a selection of dead letters, page by page",
+        repeat="Each job is redriven once; those of a lost answer are not told again.",
     ),
     Route(
         method="DELETE", path="/v1/dead-letters/{id}", handler=Handlers.purge, answer=model.PurgeOutcome, errors=_READ,
         summary="Put a dead letter away; the job is kept as any other is",
+        repeat=_PUT_AWAY,
     ),
     Route(
         method="POST", path="/v1/dead-letters:purge", handler=Handlers.purge_dead_letters,
         body=model.DeadLetterSelection, answer=model.PurgePage, errors=(errors.Forbidden,),
         summary="Put the dead letters of a selection away, page by page",
+        repeat=_PUT_AWAY,
     ),
     # --- audit trail
     Route(
@@ -265,24 +293,30 @@ ROUTES: Final = (
         again="It was there: as it is now",
         errors=(*_WRITE, errors.Forbidden, errors.RevisionConflict, errors.SchedulesFull),
         summary="Make a schedule, or replace what it says",
+        repeat=_SET,
     ),
     Route(
         method="DELETE", path="/v1/schedules/{id}", handler=Handlers.delete_schedule, status=204,
         query=schedule_calls.SetScheduleQuery, errors=(*_READ, errors.RevisionConflict),
         summary="Delete a schedule; its jobs go on",
+        repeat="By the request id: one that somebody has made anew since is not deleted.",
     ),
     Route(
         method="POST", path="/v1/schedules/{id}/pause", handler=Handlers.pause_schedule, answer=model.ScheduleView,
         errors=_READ, summary="Make no jobs until it is resumed",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/schedules/{id}/resume", handler=Handlers.resume_schedule, answer=model.ScheduleView,
         errors=_READ, summary="Go on from now",
+        repeat=_SET,
     ),
     Route(
         method="POST", path="/v1/schedules/{id}/trigger", handler=Handlers.trigger_schedule, answer=model.Submitted,
-        status=201, errors=(*_READ, *_WRITE, errors.QueueClosed, errors.QueueFull),
+        status=201, again="The request had made it before",
+        errors=(*_READ, *_WRITE, errors.QueueClosed, errors.QueueFull),
         summary="Make a job now, whatever the timetable says",
+        repeat="By the request id: the answer tells the job that was made then.",
     ),
     Route(
         method="GET", path="/v1/schedules/{id}/next", handler=Handlers.next_times, query=schedule_calls.TimesQuery,
@@ -291,6 +325,7 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/schedules:preview", handler=Handlers.preview_schedule, body=model.TimetablePreview,
         answer=model.ScheduleTimes, summary="Tell the times of a timetable that no schedule has",
+        repeat="It changes nothing.",
     ),
     # --- key-value
     Route(
@@ -309,26 +344,32 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/kv:put", handler=Handlers.kv_put, body=model.KvPut, answer=model.KvTxnResult,
         errors=(*_READ, *_WRITE), summary="Set a key",
+        repeat=_REMEMBERED,
     ),
     Route(
         method="POST", path="/v1/kv:delete", handler=Handlers.kv_delete, body=model.KvDelete,
         answer=model.KvTxnResult, errors=_READ, summary="Delete a key or prefix",
+        repeat=_REMEMBERED,
     ),
     Route(
         method="POST", path="/v1/kv:txn", handler=Handlers.kv_txn, body=model.KvTxn, answer=model.KvTxnResult,
-        errors=(*_READ, *_WRITE), summary="Compare and change keys atomically",
+        errors=(*_READ, errors.ResultGone, *_WRITE), summary="Compare and change keys atomically",
+        repeat=_REMEMBERED,
     ),
     Route(
         method="POST", path="/v1/leases", handler=Handlers.grant_lease, body=model.LeaseGrant, answer=model.Lease,
         status=201, errors=_WRITE, summary="Make a lease",
+        repeat="By the request id: the answer tells the lease that was made then.",
     ),
     Route(
         method="POST", path="/v1/leases/{id}/keepalive", handler=Handlers.keep_lease, answer=model.Lease,
         errors=(errors.LeaseNotFound,), summary="Start a lease's time anew",
+        repeat="The time begins anew once more.",
     ),
     Route(
         method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
+        repeat=_REMEMBERED,
     ),
     # --- node
     Route(

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
+from msgspec.structs import replace
 
 from jobs.api.call import Call, decode_body, decode_query, read_body
 from jobs.api.config import ApiConfig
@@ -25,6 +26,8 @@ from jobs.api.problem import as_jobs_error, response_of
 from jobs.api.routes import Route, Router
 from jobs.api.streams import StreamSlots, leads_no_more
 from jobs.errors import MethodNotAllowed
+from jobs.protocol.ids import REQUEST_ID_HEADER
+from jobs.requestid import request_id
 from jobs.service import Backend, Caller, Service
 from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
 
@@ -112,11 +115,11 @@ class ApiServer(web.Server):
             target, filled = self._router.find(request.method, request.rel_url.raw_path)
             route, slow = target.route.path, target.route.handler.__name__ in _SLOW_ROUTES
             query = decode_query(target.route.query, target.lists, request)
-            body = None
+            data, body = b"", None
             if target.decoder is not None:
                 data = await read_body(request, self.config)
                 body = decode_body(target.decoder, target.tags, _content_type(request), data)
-            call = Call(request, _caller(request), filled, query, body)
+            call = Call(request, _caller(request, data), filled, query, body)
             response = await target.route.handler(await self._handlers(target.route), call)
         except ConnectionError:
             raise
@@ -159,9 +162,14 @@ class ApiServer(web.Server):
         return response
 
 
-def _caller(request: web.BaseRequest) -> Caller:
+def _caller(request: web.BaseRequest, body: bytes) -> Caller:
+    """Return who asks; raise InvalidRequest for a change whose id is none."""
     assert isinstance(request.protocol, Connection)
-    return request.protocol.caller
+    caller, given = request.protocol.caller, request.headers.get(REQUEST_ID_HEADER)
+    if given is None or request.method == "GET":
+        return caller
+    known_by = request_id(given, caller.uid, request.method, request.rel_url.raw_path_qs, body)
+    return replace(caller, request_id=known_by)
 
 
 def _content_type(request: web.BaseRequest) -> str:

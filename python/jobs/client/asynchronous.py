@@ -267,13 +267,13 @@ class AsyncClient:
                 return
 
     async def send(self, request: Request) -> bytes:
-        """Send a request and return its answer's body, trying again where that is safe and may help."""
+        """Send a request and return its answer's body, trying again where that may help."""
         patience = Patience()
         while True:
             try:
                 return b"".join([data async for data in self._send_once(request)])
             except JobsError as error:
-                await self._pause(patience, error, safe=request.safe, waits_for_room=request.waits_for_room)
+                await self._pause(patience, error, waits_for_room=request.waits_for_room)
 
     async def events(self, feed: Feed[T]) -> AsyncIterator[T]:
         """Yield the typed events of a stream, going on after a lost connection where it was."""
@@ -289,7 +289,7 @@ class AsyncClient:
             except JobsError as error:
                 if feed.position != position:
                     patience.reset()
-                await self._pause(patience, error, safe=True)
+                await self._pause(patience, error)
 
     async def _send_once(self, request: Request) -> AsyncGenerator[bytes, None]:
         if self._session is None:
@@ -314,11 +314,10 @@ class AsyncClient:
             self._met = True
             raise gone(error) from error
 
-    async def _pause(self, patience: Patience, error: JobsError, *, safe: bool, waits_for_room: bool = True) -> None:
+    async def _pause(self, patience: Patience, error: JobsError, *, waits_for_room: bool = True) -> None:
         """Wait before the next try; raise the error when there should be none."""
         pause_s = patience.pause_s(
             error,
-            safe=safe,
             waits_for_room=waits_for_room,
             within_s=self._patience_s if self._met else 0.0,
             now_s=time.monotonic(),

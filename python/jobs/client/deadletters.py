@@ -47,19 +47,19 @@ def list_dead_letters(where: DeadLetterFilter, cursor: str | None) -> Call[DeadL
 
 
 def redrive(job: str) -> Call[Submitted]:
-    return post(f"/v1/jobs/{segment(job)}/redrive", Submitted, safe=True)
+    return post(f"/v1/jobs/{segment(job)}/redrive", Submitted)
 
 
 def redrive_many(where: DeadLetterChoice, cursor: str | None) -> Call[RedrivePage]:
-    return post("/v1/dead-letters:redrive", RedrivePage, DeadLetterSelection(**where, cursor=cursor), safe=True)
+    return post("/v1/dead-letters:redrive", RedrivePage, DeadLetterSelection(**where, cursor=cursor))
 
 
 def purge(job: str) -> Call[PurgeOutcome]:
-    return write("DELETE", f"/v1/dead-letters/{segment(job)}", PurgeOutcome, safe=True)
+    return write("DELETE", f"/v1/dead-letters/{segment(job)}", PurgeOutcome)
 
 
 def purge_many(where: DeadLetterChoice, cursor: str | None) -> Call[PurgePage]:
-    return post("/v1/dead-letters:purge", PurgePage, DeadLetterSelection(**where, cursor=cursor), safe=True)
+    return post("/v1/dead-letters:purge", PurgePage, DeadLetterSelection(**where, cursor=cursor))
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

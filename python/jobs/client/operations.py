@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict
 from msgspec import Raw
 from msgspec.structs import replace
 
-from jobs.client.requests import Call, Feed, Request, get, post, segment
+from jobs.client.requests import Call, Feed, Request, change, get, post, segment
 from jobs.client.submission import new_key, to_content
 from jobs.protocol import model
 from jobs.protocol.model import JobState, JobSubmit, KvCompare, KvOp, Stream
@@ -81,12 +81,12 @@ class AuditOptions(TypedDict, total=False):
 
 def submit(job: JobSubmit) -> Call[model.Submitted]:
     """`job` carries an idempotency key, so that sending it again is safe."""
-    return post("/v1/jobs", model.Submitted, job, safe=True)
+    return post("/v1/jobs", model.Submitted, job)
 
 
 def submit_batch(jobs: list[Raw]) -> Call[model.BatchSubmitted]:
     """Each job carries an idempotency key."""
-    call = post("/v1/jobs:batch", model.BatchSubmitted, {"jobs": jobs}, safe=True)
+    call = post("/v1/jobs:batch", model.BatchSubmitted, {"jobs": jobs})
     return Call(replace(call.request, waits_for_room=False), call.answer)
 
 
@@ -118,12 +118,12 @@ def result(job: str, attempt: int | None, timeout_s: float) -> Call[model.JobRes
 
 
 def cancel(job: str) -> Call[model.CancelOutcome]:
-    return post(f"/v1/jobs/{segment(job)}/cancel", model.CancelOutcome, safe=True)
+    return post(f"/v1/jobs/{segment(job)}/cancel", model.CancelOutcome)
 
 
 def cancel_tasks(array: str, indices: Indices) -> Call[model.CancelOutcome]:
     wanted = model.TasksCancel(indices=index_text(indices))
-    return post(f"/v1/jobs/{segment(array)}/array/cancel", model.CancelOutcome, wanted, safe=True)
+    return post(f"/v1/jobs/{segment(array)}/array/cancel", model.CancelOutcome, wanted)
 
 
 def cancel_many(where: CancelOptions, cursor: str | None) -> Call[model.CancelPage]:
@@ -138,7 +138,7 @@ def cancel_many(where: CancelOptions, cursor: str | None) -> Call[model.CancelPa
         all=where.get("all", False),
         cursor=cursor,
     )
-    return post("/v1/jobs:cancel", model.CancelPage, wanted, safe=True)
+    return post("/v1/jobs:cancel", model.CancelPage, wanted)
 
 
 def cancelled(pages: Iterable[model.CancelPage]) -> model.CancelCounts:
@@ -168,7 +168,7 @@ def retry(
         only=only,
         idempotency_key=idempotency_key or new_key(),
     )
-    return post(f"/v1/jobs/{segment(array)}/retry", model.Submitted, wanted, safe=True)
+    return post(f"/v1/jobs/{segment(array)}/retry", model.Submitted, wanted)
 
 
 def index_text(indices: Indices) -> str:
@@ -181,7 +181,7 @@ def index_text(indices: Indices) -> str:
 
 
 def depend(job: str, on: Sequence[str]) -> Call[model.JobView]:
-    return post(f"/v1/jobs/{segment(job)}/dependencies", model.JobView, {"depends_on": list(on)}, safe=True)
+    return post(f"/v1/jobs/{segment(job)}/dependencies", model.JobView, {"depends_on": list(on)})
 
 
 def graph(job: str, limit: int | None) -> Call[model.JobGraph]:
@@ -253,11 +253,11 @@ def list_workers() -> Call[model.WorkerList]:
 
 
 def drain(worker: str) -> Call[model.WorkerView]:
-    return post(f"/v1/workers/{segment(worker)}/drain", model.WorkerView, safe=True)
+    return post(f"/v1/workers/{segment(worker)}/drain", model.WorkerView)
 
 
 def undrain(worker: str) -> Call[model.WorkerView]:
-    return post(f"/v1/workers/{segment(worker)}/resume", model.WorkerView, safe=True)
+    return post(f"/v1/workers/{segment(worker)}/resume", model.WorkerView)
 
 
 class OverviewLimits(TypedDict, total=False):
@@ -281,7 +281,7 @@ def ready() -> Call[model.Health]:
     return get("/v1/ready", model.Health)
 
 
-METRICS: Final = Request(method="GET", target="/metrics", safe=True)
+METRICS: Final = Request(method="GET", target="/metrics")
 
 
 # --- audit trail -----------------------------------------------------------------------------------------------------
@@ -325,8 +325,8 @@ def lease_grant(ttl_s: float) -> Call[model.Lease]:
 
 
 def lease_keepalive(lease: int) -> Call[model.Lease]:
-    return post(f"/v1/leases/{lease}/keepalive", model.Lease, safe=True)
+    return post(f"/v1/leases/{lease}/keepalive", model.Lease)
 
 
 def lease_revoke(lease: int) -> Request:
-    return Request(method="DELETE", target=f"/v1/leases/{lease}")
+    return change("DELETE", f"/v1/leases/{lease}")

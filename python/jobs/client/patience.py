@@ -29,17 +29,13 @@ class Patience:
         self,
         error: JobsError,
         *,
-        safe: bool,
         within_s: float,
         now_s: float,
         chance: float,
         waits_for_room: bool = True,
     ) -> float | None:
-        """Return the pause before the next try; None when there should be none.
-
-        `safe`: the request does no harm when it is sent twice. `chance` is between 0 and 1.
-        """
-        if not may_help(error, safe=safe) or (is_refusal(error) and not waits_for_room):
+        """Return the pause before the next try; None when there should be none. `chance` is between 0 and 1."""
+        if not may_help(error) or (is_refusal(error) and not waits_for_room):
             return None
         if self._failures == 0:
             self._first_s = now_s
@@ -53,11 +49,9 @@ class Patience:
         self._failures = 0
 
 
-def may_help(error: JobsError, *, safe: bool) -> bool:
-    """Tell whether the same request may succeed a little later, and does no harm if it was done already."""
-    if isinstance(error, ConnectionFailed):
-        return safe or not error.sent
-    return is_refusal(error) or (safe and isinstance(error, Unavailable))
+def may_help(error: JobsError) -> bool:
+    """Tell whether the same request may succeed a little later. It does no harm if it was done already."""
+    return is_refusal(error) or isinstance(error, ConnectionFailed | Unavailable)
 
 
 def is_refusal(error: JobsError) -> bool:

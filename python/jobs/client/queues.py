@@ -44,16 +44,16 @@ def get_queue(name: str) -> Call[QueueView]:
 
 
 def put_queue(name: str, settings: QueueSettings) -> Call[QueueView]:
-    return write("PUT", _queue(name), QueueView, settings, safe=True)
+    return write("PUT", _queue(name), QueueView, settings)
 
 
 def change_queue(name: str, changes: QueueChanges) -> Call[QueueView]:
-    return write("PATCH", _queue(name), QueueView, changes, safe=True)
+    return write("PATCH", _queue(name), QueueView, changes)
 
 
 def tell_queue(name: str, what: str) -> Call[QueueView]:
     """`what`: pause, resume, drain or open."""
-    return post(f"{_queue(name)}/{what}", QueueView, safe=True)
+    return post(f"{_queue(name)}/{what}", QueueView)
 
 
 def get_owner(uid: int) -> Call[OwnerView]:
@@ -61,11 +61,11 @@ def get_owner(uid: int) -> Call[OwnerView]:
 
 
 def put_owner(uid: int, settings: OwnerSettings) -> Call[OwnerView]:
-    return write("PUT", f"/v1/owners/{uid}", OwnerView, settings, safe=True)
+    return write("PUT", f"/v1/owners/{uid}", OwnerView, settings)
 
 
 def change_owner(uid: int, changes: OwnerChanges) -> Call[OwnerView]:
-    return write("PATCH", f"/v1/owners/{uid}", OwnerView, changes, safe=True)
+    return write("PATCH", f"/v1/owners/{uid}", OwnerView, changes)
 
 
 def _queue(name: str) -> str:

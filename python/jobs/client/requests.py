@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode
@@ -12,6 +14,7 @@ from msgspec import Struct
 from jobs.client.events import EventParser
 from jobs.client.failures import error_of
 from jobs.errors import InternalError, InvalidRequest
+from jobs.protocol.ids import REQUEST_ID_HEADER, uuid7
 
 T = TypeVar("T")
 
@@ -22,13 +25,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Request(Struct, frozen=True, kw_only=True):
-    """One request; `safe` when it may be sent again without harm after its answer was lost."""
+    """One request. It may be sent again after its answer was lost: what changes something carries an id."""
 
     method: str
     target: str
     headers: Mapping[str, str] = {}
     body: bytes | None = None
-    safe: bool = False
     waits_for_room: bool = True
     """Whether it is sent again when the node refused it as too much."""
     timeout_s: float = TIMEOUT_S
@@ -63,7 +65,7 @@ class Feed(Generic[T]):
         headers = {"Accept": EVENT_STREAM}
         if self.position is not None:
             headers["Last-Event-ID"] = self.position
-        return Request(method="GET", target=self._target, headers=headers, safe=True)
+        return Request(method="GET", target=self._target, headers=headers)
 
     def feed(self, data: bytes) -> Iterator[T]:
         """Yield what is now complete, and then raise the error with which the node ended the stream, if it did.
@@ -80,21 +82,28 @@ class Feed(Generic[T]):
 
 def get(path: str, answer: type[T], query: Mapping[str, Any] | None = None, *, wait_s: float = 0.0) -> Call[T]:
     """Return a read that the node may take `wait_s` to answer."""
-    request = Request(method="GET", target=target(path, query or {}), safe=True, timeout_s=TIMEOUT_S + wait_s)
+    request = Request(method="GET", target=target(path, query or {}), timeout_s=TIMEOUT_S + wait_s)
     return Call(request, answer)
 
 
-def post(path: str, answer: type[T], body: Any = None, *, safe: bool = False) -> Call[T]:
+def post(path: str, answer: type[T], body: Any = None) -> Call[T]:
     """Return a write. Raises InvalidRequest for text that JSON cannot carry."""
-    return write("POST", path, answer, body, safe=safe)
+    return write("POST", path, answer, body)
 
 
-def write(method: str, path: str, answer: type[T], body: Any = None, *, safe: bool = False) -> Call[T]:
+def write(method: str, path: str, answer: type[T], body: Any = None) -> Call[T]:
     """Return a write by any method. Raises InvalidRequest for text that JSON cannot carry."""
+    return Call(change(method, path, body), answer)
+
+
+def change(method: str, path: str, body: Any = None) -> Request:
+    """Return a request that changes something, with an id: however often it is sent, it is carried out once."""
+    headers = {REQUEST_ID_HEADER: uuid7(time.time_ns() // 1_000_000, int.from_bytes(os.urandom(10)))}
     if body is None:
-        return Call(Request(method=method, target=path, body=b"", safe=safe), answer)
-    headers = {"Content-Type": "application/json"}
-    return Call(Request(method=method, target=path, headers=headers, body=encode(body), safe=safe), answer)
+        return Request(method=method, target=path, headers=headers, body=b"")
+    return Request(
+        method=method, target=path, headers=headers | {"Content-Type": "application/json"}, body=encode(body)
+    )
 
 
 def encode(body: Any) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from jobs.client.requests import Call, Request, get, post, segment, target, write
+from jobs.client.requests import Call, Request, change, get, post, segment, target, write
 from jobs.protocol.model import (
     Schedule,
     ScheduleDetail,
@@ -36,18 +36,17 @@ def get_schedule(name: str) -> Call[ScheduleDetail]:
 
 
 def set_schedule(name: str, schedule: Schedule, revision: int | None) -> Call[ScheduleView]:
-    """Sent again it does nothing more, unless it was for one revision."""
     path = target(_schedule(name), {"revision": revision})
-    return write("PUT", path, ScheduleView, schedule, safe=revision is None)
+    return write("PUT", path, ScheduleView, schedule)
 
 
 def delete_schedule(name: str, revision: int | None) -> Request:
-    return Request(method="DELETE", target=target(_schedule(name), {"revision": revision}))
+    return change("DELETE", target(_schedule(name), {"revision": revision}))
 
 
 def tell_schedule(name: str, what: str) -> Call[ScheduleView]:
     """`what`: pause or resume."""
-    return post(f"{_schedule(name)}/{what}", ScheduleView, safe=True)
+    return post(f"{_schedule(name)}/{what}", ScheduleView)
 
 
 def trigger_schedule(name: str) -> Call[Submitted]:
@@ -59,7 +58,7 @@ def next_times(name: str, count: int) -> Call[ScheduleTimes]:
 
 
 def preview_schedule(wanted: TimetablePreview) -> Call[ScheduleTimes]:
-    return post("/v1/schedules:preview", ScheduleTimes, wanted, safe=True)
+    return post("/v1/schedules:preview", ScheduleTimes, wanted)
 
 
 def _schedule(name: str) -> str:

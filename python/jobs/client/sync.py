@@ -63,9 +63,10 @@ P = TypeVar("P", bound=Page)
 class Client:
     """Talks to one node. Threads may share it: each request takes a connection of its own.
 
-    What failed is tried again for `patience_s` seconds, with growing pauses, where that can help and do no harm: reads,
-    submissions (see `submit`), and whatever the node refused as too much. So a client outlives a restart of its node;
-    a node that it never reached is reported at once.
+    What failed is tried again for `patience_s` seconds, with growing pauses, where that can help: when the node could
+    not be reached or went away, and when it refused a request as too much. So a client outlives a restart of its node;
+    a node that it never reached is reported at once. A request to change something carries an id, the same each time
+    it is sent, by which the node carries it out once.
 
     Every method raises the errors of `jobs.errors` by the node's code, and `ConnectionFailed`.
     """
@@ -288,13 +289,13 @@ class Client:
                 return
 
     def send(self, request: Request) -> bytes:
-        """Send a request and return its answer's body, trying again where that is safe and may help."""
+        """Send a request and return its answer's body, trying again where that may help."""
         patience = Patience()
         while True:
             try:
                 return b"".join(self._send_once(request))
             except JobsError as error:
-                self._pause(patience, error, safe=request.safe, waits_for_room=request.waits_for_room)
+                self._pause(patience, error, waits_for_room=request.waits_for_room)
 
     def _send_once(self, request: Request) -> Generator[bytes, None, None]:
         with self._connections.exchange(request) as answer:
@@ -314,13 +315,12 @@ class Client:
             except JobsError as error:
                 if feed.position != position:
                     patience.reset()
-                self._pause(patience, error, safe=True)
+                self._pause(patience, error)
 
-    def _pause(self, patience: Patience, error: JobsError, *, safe: bool, waits_for_room: bool = True) -> None:
+    def _pause(self, patience: Patience, error: JobsError, *, waits_for_room: bool = True) -> None:
         """Wait before the next try; raise the error when there should be none."""
         pause_s = patience.pause_s(
             error,
-            safe=safe,
             waits_for_room=waits_for_room,
             within_s=self._patience_s if self._connections.met else 0.0,
             now_s=time.monotonic(),
@@ -332,7 +332,7 @@ class Client:
 
 
 class KeyValueClient:
-    """Key-value operations: `client.kv`. Writes are sent once: one whose answer was lost may have been done."""
+    """Key-value operations: `client.kv`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -11,6 +11,7 @@ from jobs.clock import wall_ms
 from jobs.control.arrays import Arrays
 from jobs.control.deadletters import DeadLetters
 from jobs.control.newjobs import JobMaker
+from jobs.control.once import idempotency_key
 from jobs.control.queries import Queries
 from jobs.control.repetition import repeat_tasks, uncompleted
 from jobs.control.submission import Submission
@@ -77,6 +78,7 @@ class ArrayOperations:
         # Keys, times and dependencies were for the whole, and for its first time.
         spec = replace(
             records.decode_spec(stored[1]),
+            idempotency_key=wanted.idempotency_key or idempotency_key(caller.request_id),
             unique_key=None,
             not_before_ms=None,
             deadline_ms=None,
@@ -84,7 +86,7 @@ class ArrayOperations:
             ref=None,
         )
         new = repeat_tasks(self._store, self._maker, array, spec, chosen, wall_ms())
-        return await self._submission.repeat(caller, array, new, wanted.idempotency_key)
+        return await self._submission.repeat(caller, array, new)
 
 
 def _given(text: str, chosen: Indices) -> Indices:

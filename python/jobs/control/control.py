@@ -22,6 +22,7 @@ from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
 from jobs.control.newjobs import JobMaker
+from jobs.control.once import was_done
 from jobs.control.overview import Activity, Overviews
 from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
@@ -34,7 +35,7 @@ from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import StorageFull
-from jobs.protocol.ids import Attempt, JobId, WorkerId
+from jobs.protocol.ids import NO_REQUEST, Attempt, JobId, RequestId, WorkerId
 from jobs.protocol.model import (
     AttemptList,
     CancelMany,
@@ -290,14 +291,14 @@ class Control:
         return await self._data.scan(caller, prefix, limit=limit, cursor=cursor, revision=revision, keys_only=keys_only)
 
     async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult:
-        self._check_space()
+        self._check_space(caller.request_id)
         return await self._data.put(caller, put)
 
     async def kv_delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult:
         return await self._data.delete(caller, delete)
 
     async def kv_txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
-        self._check_space()
+        self._check_space(caller.request_id)
         return await self._data.txn(caller, txn)
 
     def kv_watch(
@@ -306,7 +307,7 @@ class Control:
         return self._data.watch(caller, key, prefix=prefix, after_revision=after_revision)
 
     async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease:
-        self._check_space()
+        self._check_space(caller.request_id)
         return await self._data.lease_grant(caller, ttl_s)
 
     async def lease_keepalive(self, caller: Caller, lease: int) -> Lease:
@@ -357,9 +358,10 @@ class Control:
     async def _array_progress(self, array: JobId) -> Progress:
         return self._arrays.progress(array)
 
-    def _check_space(self) -> None:
+    def _check_space(self, request: RequestId = NO_REQUEST) -> None:
+        """Raise StorageFull when there is no room, unless the request was carried out before: then it takes none."""
         used = self._store.used_bytes()
-        if used > self._config.max_store_bytes:
+        if used > self._config.max_store_bytes and not was_done(self._store, request):
             raise StorageFull(
                 f"the store holds {used} bytes; the limit is {self._config.max_store_bytes}",
                 expected="a larger store.max_bytes, or fewer jobs kept",

@@ -11,10 +11,19 @@ from jobs._native import CompactedError
 from jobs.consensus import Consensus
 from jobs.content import content_bytes, content_of
 from jobs.control.hub import Hub
-from jobs.control.leases import Leases
+from jobs.control.leases import Leases, no_lease
+from jobs.control.once import LEASE_BITS, lease_id
 from jobs.control.queries import decode_cursor, encode_cursor
 from jobs.control.transitions import Barrier, check
-from jobs.errors import Compacted, Forbidden, InvalidRequest, LeaseNotFound, PayloadTooLarge, StorageFull
+from jobs.errors import (
+    Compacted,
+    Forbidden,
+    InvalidRequest,
+    LeaseNotFound,
+    PayloadTooLarge,
+    ResultGone,
+    StorageFull,
+)
 from jobs.protocol.ids import LeaseId, Revision
 from jobs.protocol.model import (
     KeyValue,
@@ -129,34 +138,38 @@ class Data(DataReads):
         self._leases = leases
 
     async def put(self, caller: Caller, put: KvPut) -> KvTxnResult:
-        return await self._write(Txn(then=(self._put(put, "$"),)))
+        return await self._write(Txn(then=(self._put(put, "$"),), request_id=caller.request_id))
 
     async def delete(self, caller: Caller, delete: KvDelete) -> KvTxnResult:
-        return await self._write(Txn(then=(self._delete(delete, "$"),)))
+        return await self._write(Txn(then=(self._delete(delete, "$"),), request_id=caller.request_id))
 
     async def txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
         compare = tuple(self._compare(caller, item, f"$.compare[{i}]") for i, item in enumerate(txn.compare))
         then = tuple(self._op(caller, item, f"$.then[{i}]") for i, item in enumerate(txn.then))
         otherwise = tuple(self._op(caller, item, f"$.otherwise[{i}]") for i, item in enumerate(txn.otherwise))
-        return await self._write(Txn(compare, then, otherwise))
+        return await self._write(Txn(compare, then, otherwise, caller.request_id))
 
     async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease:
-        lease = LeaseId(secrets.randbits(52) + 1)
-        check(await self._consensus.propose(Txn(then=(LeaseGrant(lease, int(ttl_s * 1000)),))))
-        self._leases.keep(lease, ttl_s)
-        return Lease(id=lease, ttl_s=ttl_s, remaining_s=ttl_s)
+        lease = lease_id(caller.request_id, secrets.randbits(LEASE_BITS))
+        grant = LeaseGrant(lease, int(ttl_s * 1000))
+        done = await self._consensus.propose(Txn(then=(grant,), request_id=caller.request_id))
+        check(done)
+        if done.remembered:
+            self._leases.check(lease)
+        else:
+            self._leases.keep(lease, ttl_s)
+        return self._lease(lease)
 
     async def lease_keepalive(self, caller: Caller, lease: int) -> Lease:
         self._leases.keep(LeaseId(lease))
-        return Lease(
-            id=lease,
-            ttl_s=self._leases.ttl_s(LeaseId(lease)),
-            remaining_s=self._leases.remaining_s(LeaseId(lease)),
-        )
+        return self._lease(LeaseId(lease))
+
+    def _lease(self, lease: LeaseId) -> Lease:
+        return Lease(id=lease, ttl_s=self._leases.ttl_s(lease), remaining_s=self._leases.remaining_s(lease))
 
     async def lease_revoke(self, caller: Caller, lease: int) -> None:
-        self._leases.check(LeaseId(lease))
-        await self._leases.revoke(LeaseId(lease))
+        if not await self._leases.revoke(LeaseId(lease), caller.request_id):
+            raise no_lease(LeaseId(lease))
 
     async def _write(self, txn: Txn) -> KvTxnResult:
         size_bytes = 128 + sum(
@@ -265,6 +278,10 @@ def _op_result(op: Op, result: int | tuple[bytes, bytes, int, int, int, int] | N
 
 
 def _write_error(error: str) -> Exception:
+    if error == "result_gone":
+        return ResultGone(
+            "the request was carried out before; its result was too large to be kept", expected="a read of the keys"
+        )
     if error.startswith("lease_not_found"):
         return LeaseNotFound("the lease of a put is not there: it was revoked or ran out", field="lease")
     if error.startswith("full"):

@@ -156,6 +156,10 @@ class Dependencies:
             found = self._store.get(keys.DEPENDENCIES_ADDED)
             searched = ModRevisionIs(keys.DEPENDENCIES_ADDED, EQ, 0 if found is None else found[4])
             stored = self._transitions.read_existing(job)
+            before = self.parents_of(job)
+            fresh = [item for item in wanted if item.parent not in before]
+            if not fresh:
+                return view(job, stored.record, stored.revision)
             if stored.record.is_task:
                 raise AlreadyStarted(
                     f"job {job} is a task of an array, which has been started", expected="a job of its own, or an array"
@@ -165,10 +169,6 @@ class Dependencies:
                     f"job {job} is {stored.record.state}, at attempt {stored.record.attempt}",
                     expected="a job that waits for its first start",
                 )
-            before = self.parents_of(job)
-            fresh = [item for item in wanted if item.parent not in before]
-            if not fresh:
-                return view(job, stored.record, stored.revision)
             parents = [*before, *dict.fromkeys(item.parent for item in fresh)]
             if len(parents) > MAX_PARENTS:
                 raise InvalidRequest(

@@ -19,6 +19,7 @@ from jobs.consensus import Consensus
 from jobs.control.assignments import assignment
 from jobs.control.audit import audit_entry
 from jobs.control.leases import Leases
+from jobs.control.once import was_done
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import EMPTY, Transitions, check, scan_in_turns
 from jobs.errors import NotFound, WorkerStopping
@@ -385,12 +386,13 @@ class Fleet:
     async def drain(self, worker_id: WorkerId, caller: Caller) -> WorkerView:
         """Give the worker, and its next lives, no more jobs until `undrain`. Raises NotFound."""
         async with self._draining:
-            if not self._find(worker_id).drained:
+            if not (self._find(worker_id).drained or was_done(self._store, caller.request_id)):
                 # At once, so that nothing is assigned by a transaction after this one.
                 self._set_drained(worker_id, True)
                 try:
                     entry = audit_entry(caller, "worker.drain", worker_id, wall_ms())
-                    check(await self._consensus.propose(Txn(then=(Put(keys.drained(worker_id), EMPTY), entry))))
+                    ops = (Put(keys.drained(worker_id), EMPTY), entry)
+                    check(await self._consensus.propose(Txn(then=ops, request_id=caller.request_id)))
                 except BaseException:
                     self._set_drained(worker_id, False)
                     raise
@@ -400,11 +402,14 @@ class Fleet:
         """Give the worker jobs again. Raises NotFound, and WorkerStopping for one that takes none by its own will."""
         async with self._draining:
             worker = self._find(worker_id)
+            if was_done(self._store, caller.request_id):
+                return worker.view()
             if worker.record.stopping:
                 raise WorkerStopping(f"worker {worker_id} stops: it takes no more jobs", expected="its next life")
             if worker.drained:
                 entry = audit_entry(caller, "worker.resume", worker_id, wall_ms())
-                check(await self._consensus.propose(Txn(then=(Delete(keys.drained(worker_id)), entry))))
+                ops = (Delete(keys.drained(worker_id)), entry)
+                check(await self._consensus.propose(Txn(then=ops, request_id=caller.request_id)))
                 self._set_drained(worker_id, False)
                 self.on_room()
             return self._find(worker_id).view()

@@ -16,7 +16,7 @@ from jobs.consensus import Consensus
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import check
 from jobs.errors import LeaseNotFound
-from jobs.protocol.ids import LeaseId
+from jobs.protocol.ids import NO_REQUEST, LeaseId, RequestId
 from jobs.store import LeaseRevoke, Store, Txn
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Leases:
     def check(self, lease: LeaseId) -> None:
         """Raise LeaseNotFound unless the lease is there."""
         if lease not in self._ttl_s:
-            raise LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")
+            raise no_lease(lease)
 
     def remaining_s(self, lease: LeaseId) -> float:
         return min(self._ttl_s[lease], max(0.0, self._due_s(lease) - self._loop.time()))
@@ -89,10 +89,12 @@ class Leases:
         if timer is not None:
             timer.cancel()
 
-    async def revoke(self, lease: LeaseId) -> None:
-        """End the lease and delete its keys."""
+    async def revoke(self, lease: LeaseId, request: RequestId = NO_REQUEST) -> bool:
+        """End the lease and delete its keys; tell whether it was there."""
         self.forget(lease)
-        check(await self._consensus.propose(Txn(then=(LeaseRevoke(lease),))))
+        done = await self._consensus.propose(Txn(then=(LeaseRevoke(lease),), request_id=request))
+        check(done)
+        return done.results[0] is not None
 
     def _due_s(self, lease: LeaseId) -> float:
         return max(self._deadline[lease], self._began_s + self._ttl_s[lease])
@@ -113,4 +115,12 @@ class Leases:
             return
         logger.info("lease ran out", extra={"lease": lease})
         self.forget(lease)
-        self._spawn(self.on_expired(lease) or self.revoke(lease))
+        self._spawn(self.on_expired(lease) or self._expire(lease))
+
+    async def _expire(self, lease: LeaseId) -> None:
+        await self.revoke(lease)
+
+
+def no_lease(lease: LeaseId) -> LeaseNotFound:
+    """Return what is to be raised for a lease that is not there."""
+    return LeaseNotFound(f"there is no lease {lease}: it was revoked or ran out")

@@ -100,9 +100,8 @@ class JobMaker:
             kept = arrays.only(data, index, members)
             if kept is not None:
                 tasks.append(Put(keys.numbered(keys.ARRAY_ITEMS, made, index), kept))
-        job = replace(spec, idempotency_key=None)
-        first = replace(jobs.on_submit(job, owner, now_ms, members.bit_count()), redrive_of=old)
-        return _sized(NewJob(made, first, records.encode_spec(job), tuple(tasks)))
+        first = replace(jobs.on_submit(spec, owner, now_ms, members.bit_count()), redrive_of=old)
+        return _sized(NewJob(made, first, records.encode_spec(spec), tuple(tasks)))
 
     def _next_id(self, now_ms: int) -> JobId:
         return self._ids.next(now_ms, secrets.randbits(62))

@@ -21,13 +21,14 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import audit_entry
+from jobs.control.once import MAX_TRIES, try_id, was_done
 from jobs.control.transitions import check, count_in_turns, scan_in_turns
 from jobs.errors import InternalError, InvalidRequest, QueueClosed, QueueFull
+from jobs.protocol.ids import RequestId
 from jobs.records import JobRecord, OwnerRecord, QueueRecord
 from jobs.service import Caller
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, prefix_end
 
-TRIES: Final = 16
 RETRY_AFTER_S: Final = 5
 MAX_RECORDS: Final = 100_000
 """Queues and owners that settings may be kept for: they are all held in memory."""
@@ -182,17 +183,20 @@ class Queues:
     ) -> None:
         """Change what is said of a queue, with an entry in the audit trail; what changes nothing writes nothing."""
         entry = partial(audit_entry, caller, action, name)
-        if await self._change(keys.queue_settings(name), self.records, name, QueueRecord(), change, entry):
+        key = keys.queue_settings(name)
+        if await self._change(caller.request_id, key, self.records, name, QueueRecord(), change, entry):
             self.on_queue_changed(name)
 
     async def change_owner(self, caller: Caller, owner: int, change: Callable[[OwnerRecord], OwnerRecord]) -> None:
         """Change what is said of an owner of jobs, with an entry in the audit trail."""
         entry = partial(audit_entry, caller, "owner.set", str(owner))
-        if await self._change(keys.owner_settings(owner), self.owner_records, owner, OwnerRecord(), change, entry):
+        key = keys.owner_settings(owner)
+        if await self._change(caller.request_id, key, self.owner_records, owner, OwnerRecord(), change, entry):
             self.on_owner_changed(owner)
 
     async def _change(
         self,
+        request: RequestId,
         key: bytes,
         kept: dict[K, R],
         name: K,
@@ -200,8 +204,11 @@ class Queues:
         change: Callable[[R], R],
         entry: Callable[[int, str], Put],
     ) -> bool:
-        """Write what `change` makes of a record; one that says nothing any more is deleted."""
-        for _ in range(TRIES):
+        """Write what `change` makes of a record; one that says nothing any more is deleted. Sent again, it is not made
+        again: somebody else may have changed it back meanwhile."""
+        for number in range(MAX_TRIES):
+            if was_done(self._store, request):
+                return False
             old = kept.get(name, default)
             new = change(old)
             if new == old:
@@ -210,7 +217,8 @@ class Queues:
                 raise InvalidRequest(f"settings are kept for {MAX_RECORDS} queues and owners already", expected="fewer")
             guard = ModRevisionIs(key, EQ, self._revisions.get(key, 0))
             write: Op = Delete(key) if new == default else Put(key, records.encode(new))
-            done = await self._consensus.propose(Txn((guard,), (write, entry(wall_ms(), said(old, new)))))
+            ops = (write, entry(wall_ms(), said(old, new)))
+            done = await self._consensus.propose(Txn((guard,), ops, request_id=try_id(request, number)))
             check(done)
             if not done.succeeded:
                 continue
@@ -221,7 +229,7 @@ class Queues:
                 kept[name] = new
                 self._revisions[key] = done.revision
             return True
-        raise InternalError(f"{key.decode()} changed {TRIES} times while one change was tried")
+        raise InternalError(f"{key.decode()} changed {MAX_TRIES} times while one change was tried")
 
 
 def said(old: Struct, new: Struct) -> str:

@@ -23,7 +23,7 @@ from jobs.control.alarm import Alarm
 from jobs.control.newjobs import JobMaker, NewJob
 from jobs.control.pace import Pace
 from jobs.control.tasks import Spawn
-from jobs.control.transitions import Change, Transitions, check, guard, scan_in_turns, write_ops
+from jobs.control.transitions import Change, Transitions, check, guard, scan_in_turns, view, write_ops
 from jobs.errors import (
     InvalidRequest,
     NotFound,
@@ -35,7 +35,8 @@ from jobs.errors import (
 )
 from jobs.jobs import Refusal
 from jobs.protocol.ids import JobId, Revision
-from jobs.records import JobRecord, ScheduleRecord
+from jobs.protocol.model import Submitted
+from jobs.records import IdempotencyRecord, JobRecord, ScheduleRecord
 from jobs.schedules import MINUTE_MS, Fire, Settle, Wait
 from jobs.store import EQ, Compare, ModRevisionIs, Op, Put, Store, Txn, prefix_end
 
@@ -149,14 +150,24 @@ class Schedules:
         if new.schedule is not None and new.state.is_final and not new.is_task:
             self.look(new.schedule)
 
-    def make(self, name: str, owner: int, nominal_ms: int, now_ms: int) -> NewJob:
+    def make(self, name: str, owner: int, nominal_ms: int, now_ms: int, idempotency_key: str | None = None) -> NewJob:
         """Return the schedule's job for a time. Raises one of REFUSALS."""
         self._check_space()
         spec = self._store.get(keys.schedule_job(name))
         if spec is None:
             raise NotFound(f"there is no schedule {name!r}")
-        new = self._maker.make(records.decode_spec(spec[1]), owner, now_ms, "$.job")
+        job = replace(records.decode_spec(spec[1]), idempotency_key=idempotency_key)
+        new = self._maker.make(job, owner, now_ms, "$.job")
         return replace(new, record=replace(new.record, schedule=name, nominal_ms=nominal_ms))
+
+    def made_with(self, owner: int, idempotency_key: str) -> Submitted | None:
+        """Return the job that was made with an idempotency key. Raises Gone where it is no longer kept."""
+        found = self._store.get(keys.idempotency(owner, idempotency_key))
+        if found is None:
+            return None
+        job = records.decode(IdempotencyRecord, found[1]).job
+        stored = self._transitions.read_existing(job)
+        return Submitted(job=view(job, stored.record, stored.revision), created=False)
 
     async def store_job(
         self, name: str, stored: StoredSchedule, record: ScheduleRecord, new: NewJob, *extra: Op

@@ -12,6 +12,7 @@ from jobs.clock import rfc3339, wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import audit_entry, job_entry
 from jobs.control.newjobs import JobMaker
+from jobs.control.once import MAX_TRIES, idempotency_key, try_id, was_done
 from jobs.control.queries import decode_cursor, encode_cursor
 from jobs.control.schedules import Schedules, StoredSchedule
 from jobs.control.transitions import check, view
@@ -29,12 +30,11 @@ from jobs.protocol.model import (
     Submitted,
     TimetablePreview,
 )
-from jobs.records import ScheduleRecord
+from jobs.records import IdempotencyRecord, ScheduleRecord
 from jobs.service import Caller
 from jobs.store import EQ, Delete, ModRevisionIs, Op, Put, Store, Txn
 from jobs.validate import check_spec_size
 
-TRIES: Final = 16
 TURN_VIEWS: Final = 32
 """After so many, others have their turn: the next time of a rare expression takes milliseconds to find."""
 
@@ -111,10 +111,12 @@ class ScheduleOperations:
         spec = records.encode_spec(schedule.job)
         check_spec_size(len(spec) - 1, "$.job")
         async with self._setting:
-            for _ in range(TRIES):
+            for number in range(MAX_TRIES):
                 now_ms = wall_ms()
                 stored, set_at = self._driver.read(name), self._set_at(name)
                 former = None if stored is None else self._owned(caller, name, stored).record
+                if was_done(self._store, caller.request_id):
+                    return self._view(name, (await self._read(caller, name)).record), False
                 _check_revision(name, set_at, revision)
                 record = schedules.on_set(former, schedule, caller.uid, now_ms)
                 known = self._store.get(keys.schedule_job(name))
@@ -126,7 +128,7 @@ class ScheduleOperations:
                     schedules.check_fires(record.timetable, now_ms)
                 entry = audit_entry(caller, "schedule.set", name, now_ms, owner=record.owner)
                 ops = (_put(name, record), Put(keys.schedule_job(name), spec), entry)
-                if await self._write(name, stored, ops, len(spec)):
+                if await self._write(caller, number, name, stored, ops, len(spec)):
                     self._driver.owners[name] = record.owner
                     self._driver.look(name)
                     return self._view(name, record), former is None
@@ -134,35 +136,47 @@ class ScheduleOperations:
 
     async def delete(self, caller: Caller, name: str, revision: int | None) -> None:
         async with self._setting:
-            for _ in range(TRIES):
+            for number in range(MAX_TRIES):
+                if was_done(self._store, caller.request_id):
+                    return
                 stored = await self._read(caller, name)
                 _check_revision(name, self._set_at(name), revision)
                 entry = audit_entry(caller, "schedule.delete", name, wall_ms(), owner=stored.record.owner)
                 ops = (Delete(keys.schedule(name)), Delete(keys.schedule_job(name)), entry)
-                if await self._write(name, stored, ops):
+                if await self._write(caller, number, name, stored, ops):
                     self._driver.forget(name)
                     return
         raise _too_busy(name)
 
     async def pause(self, caller: Caller, name: str, *, paused: bool) -> ScheduleView:
         action = "schedule.pause" if paused else "schedule.resume"
-        for _ in range(TRIES):
+        for number in range(MAX_TRIES):
             stored, now_ms = await self._read(caller, name), wall_ms()
+            if was_done(self._store, caller.request_id):
+                return self._view(name, stored.record)
             record = schedules.on_pause(stored.record) if paused else schedules.on_resume(stored.record, now_ms)
             if record == stored.record:
                 return self._view(name, record)
             entry = audit_entry(caller, action, name, now_ms, owner=record.owner)
-            if await self._write(name, stored, (_put(name, record), entry)):
+            if await self._write(caller, number, name, stored, (_put(name, record), entry)):
                 self._driver.look(name)
                 return self._view(name, record)
         raise _too_busy(name)
 
     async def trigger(self, caller: Caller, name: str) -> Submitted:
-        for _ in range(TRIES):
+        key = idempotency_key(caller.request_id)
+        for _ in range(MAX_TRIES):
             stored, now_ms = await self._read(caller, name), wall_ms()
-            new = self._driver.make(name, stored.record.owner, now_ms, now_ms)
-            entry = job_entry(caller, "schedule.trigger", new.id, stored.record.owner, now_ms, name)
-            revision = await self._driver.store_job(name, stored, stored.record, new, *entry)
+            owner = stored.record.owner
+            if key is not None and (known := self._driver.made_with(owner, key)) is not None:
+                return known
+            new = self._driver.make(name, owner, now_ms, now_ms, key)
+            ops = job_entry(caller, "schedule.trigger", new.id, owner, now_ms, name)
+            if key is not None:
+                # Another one with this key would change the schedule, so this needs no compare of its own.
+                made = IdempotencyRecord(job=new.id, body_sha256=new.body_sha256())
+                ops = (*ops, Put(keys.idempotency(owner, key), records.encode(made)))
+            revision = await self._driver.store_job(name, stored, stored.record, new, *ops)
             if revision is not None:
                 return Submitted(job=view(new.id, new.record, revision), created=True)
         raise _too_busy(name)
@@ -199,10 +213,19 @@ class ScheduleOperations:
             if now >= limit:
                 raise SchedulesFull(f"there are {now} schedules {what}; the limit is {limit}", expected="fewer")
 
-    async def _write(self, name: str, stored: StoredSchedule | None, ops: tuple[Op, ...], size_bytes: int = 0) -> bool:
-        """Write if the schedule is as it was read, or still not there; tell whether it was."""
+    async def _write(
+        self,
+        caller: Caller,
+        number: int,
+        name: str,
+        stored: StoredSchedule | None,
+        ops: tuple[Op, ...],
+        size_bytes: int = 0,
+    ) -> bool:
+        """Write if the schedule is as it was read, or still not there; tell whether it was. `number`: of the try."""
         guard = ModRevisionIs(keys.schedule(name), EQ, 0) if stored is None else stored.compare(name)
-        done = await self._consensus.propose(Txn((guard,), ops), 1024 + size_bytes)
+        txn = Txn((guard,), ops, request_id=try_id(caller.request_id, number))
+        done = await self._consensus.propose(txn, 1024 + size_bytes)
         check(done)
         return done.succeeded
 
@@ -266,4 +289,4 @@ def _times(times: Iterator[int], timezone: str, count: int) -> ScheduleTimes:
 
 
 def _too_busy(name: str) -> InternalError:
-    return InternalError(f"schedule {name!r} changed {TRIES} times while one change was tried")
+    return InternalError(f"schedule {name!r} changed {MAX_TRIES} times while one change was tried")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jobs import keys, records
 from jobs.clock import wall_ms
@@ -14,9 +15,10 @@ from jobs.consensus import Consensus
 from jobs.control.audit import job_entry, submission_entry
 from jobs.control.dependencies import Dependencies, Linked, Wanted
 from jobs.control.newjobs import JobMaker, NewJob
+from jobs.control.once import idempotency_key
 from jobs.control.transitions import Transitions, check, view
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest
-from jobs.protocol.ids import JobId, Revision, is_job_id
+from jobs.protocol.ids import JobId, RequestId, Revision, is_job_id
 from jobs.protocol.model import JobSubmit, Submitted
 from jobs.records import IdempotencyRecord, UniqueRecord
 from jobs.service import Caller
@@ -84,6 +86,7 @@ class Submission:
         """Store all jobs or none; those whose keys are known already are answered with the jobs that have them."""
         now_ms = wall_ms()
         one = len(submitted) == 1
+        submitted = [_with_key(job, caller.request_id, index) for index, job in enumerate(submitted)]
         news = [
             self._prepare(index, job, caller.uid, now_ms, "$" if one else f"$.jobs[{index}]")
             for index, job in enumerate(submitted)
@@ -106,15 +109,16 @@ class Submission:
             return [answers[index] for index in range(len(submitted))]
         raise InternalError(f"keys or queues changed {TRIES} times while the jobs were stored")
 
-    async def repeat(self, caller: Caller, old: JobId, new: NewJob, idempotency_key: str | None) -> Submitted:
+    async def repeat(self, caller: Caller, old: JobId, new: NewJob) -> Submitted:
         """Store a job that repeats another; one whose idempotency key is known already is answered with what has it."""
-        key = None if idempotency_key is None else keys.idempotency(caller.uid, idempotency_key)
+        submitted, owner = records.decode_spec(new.spec), new.record.owner
+        given = submitted.idempotency_key
+        key = None if given is None else keys.idempotency(owner, given)
         body = new.body_sha256()
         # The same body for another job is another request.
         body = body[:SHA256_BYTES] + hashlib.sha256(body[SHA256_BYTES:] + old.encode()).digest()
-        submitted = records.decode_spec(new.spec)
         wanted = _New(index=0, where="$", submitted=submitted, job=new, idempotency_key=key, body_sha256=body)
-        owner, detail = new.record.owner, f"as job {new.id}"
+        detail = f"as job {new.id}"
         entry = job_entry(caller, "job.retry", old, owner, wall_ms(), detail, made=new.id)
         for _ in range(TRIES):
             request = self._look_up([wanted])
@@ -199,6 +203,13 @@ class Submission:
         for new, job in zip(news, linked.news, strict=True):
             answers[new.index] = Submitted(job=view(job.id, job.record, done.revision), created=True)
         return True
+
+
+def _with_key(job: JobSubmit, request: RequestId, index: int) -> JobSubmit:
+    """Return the job with an idempotency key of its request where it has none, so that it is made once."""
+    if job.idempotency_key is not None or not request:
+        return job
+    return replace(job, idempotency_key=idempotency_key(request, index))
 
 
 def _references(news: Sequence[_New]) -> dict[str, int]:

@@ -17,6 +17,11 @@ Revision = NewType("Revision", int)
 """Position in the key-value store's history; 0 is the empty store."""
 LeaseId = NewType("LeaseId", int)
 """Lease in the key-value store; 0 means no lease."""
+RequestId = NewType("RequestId", bytes)
+"""Names a request among all others, the same however often it is sent: 16 bytes, none for a request without an id."""
+NO_REQUEST: Final = RequestId(b"")
+REQUEST_ID_HEADER: Final = "Jobs-Request-Id"
+"""Carries a UUID, of which a `RequestId` is made."""
 
 MAX_TASKS: Final = 1_000_000
 """Of one array."""

@@ -8,7 +8,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from jobs.api.call import Call
-from jobs.api.handlers.base import AfterRevision, Base, Limit, Query, json_response, name
+from jobs.api.handlers.base import AfterRevision, Base, Limit, Query, json_response, name, submitted_response
 from jobs.protocol.model import PREVIEW_TIMES
 
 
@@ -51,7 +51,7 @@ class ScheduleHandlers(Base):
         return json_response(await self._service.schedules.pause(call.caller, name(call), paused=False))
 
     async def trigger_schedule(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.schedules.trigger(call.caller, name(call)), 201)
+        return submitted_response(await self._service.schedules.trigger(call.caller, name(call)))
 
     async def next_times(self, call: Call) -> web.StreamResponse:
         query: TimesQuery = call.query
