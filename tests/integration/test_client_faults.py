@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import pytest
 
 from jobs import AsyncClient, Client, ConnectionFailed, JobState, Reason, shell_job
+from jobs._native import Store
+from jobs.protocol.model import Content, KvCompare, KvOp, KvPut, Schedule
 from jobs.testing import EmbeddedNode
 
 
@@ -31,7 +33,7 @@ class Blocking:
 
     def __getattr__(self, name: str) -> Any:
         member = getattr(self._target, name)
-        if name == "kv":
+        if name in ("kv", "schedules", "queues"):
             return Blocking(member, self._loop)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -78,8 +80,11 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
 class LossyProxy:
     """Stands between clients and a node; loses the answers to requests with a certain start, the first `losses`."""
 
-    def __init__(self, path: Path, node: Path, *, start: bytes, losses: int) -> None:
+    def __init__(
+        self, path: Path, node: Path, *, start: bytes, losses: int, on_loss: Callable[[], None] = lambda: None
+    ) -> None:
         self.lost = 0
+        self._on_loss = on_loss
         self._node, self._start, self._losses = node, start, losses
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -100,6 +105,7 @@ class LossyProxy:
                 answer = node.recv(1 << 20)
                 if request.startswith(self._start) and self.lost < self._losses:
                     self.lost += 1
+                    self._on_loss()
                     return
                 client.sendall(answer)
 
@@ -140,6 +146,55 @@ def test_a_write_whose_answers_are_lost_is_done_once(connect: Connect, proxy: An
     assert lossy.lost == 2
     assert client.kv.get(key).version == 1
     assert client.kv.get(key).mod_revision == done.revision
+
+
+def test_what_was_done_before_the_node_was_killed_is_done_once(connect: Connect, tmp_path: Path) -> None:
+    # Given a node that is killed each time it has done what the first requests of each kind ask, before it says so
+    starts = [b"POST /v1/kv:put", b"POST /v1/kv:txn", b"POST /v1/leases", b"POST /v1/schedules/s/t", b"POST /v1/queues"]
+    with EmbeddedNode(tmp_path / "node") as node, contextlib.ExitStack() as stack:
+        with node.client() as direct:
+            direct.schedules.set("s", Schedule(job=shell_job(["true"]), every_s=86_400))
+        restarts: list[threading.Thread] = []
+
+        def kill() -> None:
+            node.kill()
+            restarts.append(threading.Thread(target=node.start))
+            restarts[-1].start()
+
+        def client(number: int) -> Any:
+            path = tmp_path / f"proxy-{number}.sock"
+            proxy = LossyProxy(path, node.socket, start=starts[number], losses=1, on_loss=kill)
+            stack.callback(proxy.close)
+            return connect(path, patience_s=60)
+
+        # When a client asks each of them
+        put = client(0).kv.put("/data/puts", "1")
+        restarts[0].join()
+        key = KvCompare(key="/data/txn", target="version", number=0)
+        write = KvOp(put=KvPut(key="/data/txn", value=Content(text="1")))
+        txn = client(1).kv.txn(compare=[key], then=[write])
+        restarts[1].join()
+        lease = client(2).kv.grant(600)
+        restarts[2].join()
+        triggered = client(3).schedules.trigger("s")
+        restarts[3].join()
+        client(4).queues.pause("q")
+        restarts[4].join()
+        # Then it was done, once, and told
+        assert len(restarts) == len(starts)
+        with node.client() as direct:
+            assert direct.kv.get("/data/puts").mod_revision == put.revision
+            assert direct.kv.get("/data/puts").version == 1
+            assert txn.succeeded, "the repetition compared with what the first time had done"
+            assert direct.kv.get("/data/txn").version == 1
+            assert direct.kv.keepalive(lease.id).ttl_s == 600
+            assert [found.id for found in direct.list(schedule="s")] == [triggered.job.id]
+            entries = [entry.action for entry in direct.audit()]
+            assert entries.count("queue.pause") == 1
+        node.stop()
+        store = Store(str(node.directory / "data" / "store"))
+        assert [found for found in store.leases() if found[1] == 600_000] == [(lease.id, 600_000)]
+        store.close()
 
 
 def test_a_client_without_patience_tells_that_a_request_may_have_been_done(connect: Connect, proxy: Any) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, QueueFull, WorkerStopping
 from jobs.protocol import wire
-from jobs.protocol.ids import Attempt, JobId
+from jobs.protocol.ids import Attempt, JobId, RequestId
 from jobs.protocol.model import BATCH_JOBS, JobState, JobSubmit, JobView, Reason, Requires, Retry, Stream
 from jobs.service import JobFilter, LogPiece, LogPosition, LogsWanted
 from tests.support.peer import WorkerPeer
@@ -474,6 +475,21 @@ def test_a_draining_worker_gets_nothing_new(tmp_path: Path) -> None:
             assert (await plane.control.resume_worker(ADMIN, "draining")).state == "ready"
             with pytest.raises(NotFound):
                 await plane.control.resume_worker(ADMIN, "nobody")
+
+    run(scenario())
+
+
+def test_a_drain_that_was_undone_meanwhile_is_not_made_again_by_its_request(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            await WorkerPeer("w").register(plane.worker_socket)
+            drain, resume = (replace(ADMIN, request_id=RequestId(name * 16)) for name in (b"d", b"r"))
+            for _ in range(2):
+                assert (await plane.control.drain_worker(drain, "w")).drained
+            assert not (await plane.control.resume_worker(resume, "w")).drained
+            assert not (await plane.control.drain_worker(drain, "w")).drained
+            assert (await plane.control.drain_worker(ADMIN, "w")).drained
+            assert (await plane.control.resume_worker(resume, "w")).drained
 
     run(scenario())
 

@@ -296,6 +296,8 @@ def test_edges_are_added_one_by_one_until_the_job_has_begun(tmp_path: Path) -> N
             other = await one(plane)
             with pytest.raises(AlreadyStarted, match="running"):
                 await control.depend(ALICE, job.id, [other.id])
+            # But to ask again for what it has waited for is answered
+            assert (await control.depend(ALICE, job.id, [parents[0].id])).state is JobState.RUNNING
             worker.finish(item)
             await worker.expect(wire.FinishedAck)
             with pytest.raises(AlreadyStarted, match="completed"):

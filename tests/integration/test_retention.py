@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from jobs import keys, records
 from jobs.clock import wall_ms
@@ -19,8 +20,8 @@ from jobs.control.retention import RetentionConfig
 from jobs.errors import Forbidden, Gone, InvalidRequest, LogsGone, NotFound
 from jobs.jobs import on_held, on_output_gone
 from jobs.protocol import wire
-from jobs.protocol.ids import JobId, task_id
-from jobs.protocol.model import ArrayRange, ArraySpec, JobState, Reason, Retention
+from jobs.protocol.ids import JobId, RequestId, task_id
+from jobs.protocol.model import ArrayRange, ArrayRetry, ArraySpec, CancelMany, JobState, Reason, Retention, Schedule
 from jobs.records import AuditRecord, EndedRecord
 from jobs.retention import Limits, Totals
 from jobs.retention import plan as decide
@@ -306,6 +307,25 @@ def test_an_array_goes_with_its_tasks_and_their_output(tmp_path: Path) -> None:
             left = {key for task in tasks for key in left_of(made.store, task)}
             assert all(key.startswith((b"/audit", b"/gone/")) for key in left), left
             await until(lambda: made.control._retention.totals.known == Totals(0, 0))
+            assert check_whole(made.store) == {}
+
+    asyncio.run(run())
+
+
+def test_what_a_request_made_takes_the_key_that_it_was_given_with_it(tmp_path: Path) -> None:
+    async def run() -> None:
+        callers = [replace(ALICE, request_id=RequestId(bytes([number]) * 16)) for number in range(3)]
+        async with plane(tmp_path) as made:
+            await made.control.schedules.put(ALICE, "s", Schedule(job=shell(), every_s=86_400), None)
+            (array,) = await made.control.submit(callers[0], [shell(array=ArraySpec(range=ArrayRange(stop=4)))])
+            await made.control.cancel(ALICE, array.job.id)
+            await made.control.arrays.retry(ALICE, array.job.id, ArrayRetry(indices="0", idempotency_key="given"))
+            await made.control.arrays.retry(callers[1], array.job.id, ArrayRetry(indices="1"))
+            await made.control.schedules.trigger(callers[2], "s")
+            assert made.store.count(keys.IDEMPOTENCY, prefix_end(keys.IDEMPOTENCY), limit=9) == 4
+            await made.control.cancel_many(ALICE, CancelMany(all=True))
+        async with plane(tmp_path, max_jobs=0) as made:
+            await until(lambda: made.store.count(keys.STATE, prefix_end(keys.STATE), limit=1) == 0)
             assert check_whole(made.store) == {}
 
     asyncio.run(run())
