@@ -147,7 +147,7 @@ impl Endpoint {
     }
 
     /// Replace the allowlist, with the addresses of each. Who is not on it any more is cut off before this returns:
-    /// nothing of theirs is handed on after it.
+    /// no message, request or new stream of theirs is handed on after it.
     ///
     /// # Errors
     /// When an id is none, or they are too many; the former list stays.
