@@ -289,6 +289,10 @@ class Endpoint:
         """Bind (IP:PORT, at most one of IPv4 and one of IPv6) and take connections from the first `set_peers` on.
 
         The key file is made when it is absent, and refused when others could use it. Limits: rust/net/src/config.rs."""
+    @staticmethod
+    def generate_key() -> tuple[str, str]:
+        """Make a key that is in no file; return the secret, as a key file has it, and its endpoint id."""
+
     @property
     def id(self) -> str:
         """Public key, in hexadecimal."""

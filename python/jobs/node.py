@@ -10,21 +10,27 @@ import os
 import pwd
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
 import uvloop
 
 from jobs import logs
-from jobs._native import Log, NativeError, Store
+from jobs._native import Log, NativeError, Store, __version__
 from jobs.api import ApiConfig, ApiServer, serve
+from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import ControlConfig, Site
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
+from jobs.errors import Unavailable
 from jobs.notify import VARIABLES, Notifier
+from jobs.protocol.ids import Revision
+from jobs.protocol.model import Health
 from jobs.retention import Limits
+from jobs.service import Reads, Service
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
 
@@ -34,6 +40,7 @@ EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: starting again will not help."""
 STOP_GRACE_S: Final = 5.0
+_UNFORMED: Final = "this node belongs to no cluster yet"
 STATUS_PERIOD_S: Final = 5.0
 
 
@@ -48,6 +55,9 @@ class Node:
         self.consensus: Consensus | None = None
         self.site: Site | None = None
         self._door: WorkerDoor | None = None
+        self._forming: asyncio.Task[None] | None = None
+        self._began_s = time.monotonic()
+        self.cluster = Cluster(cluster_config(config))
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -64,17 +74,77 @@ class Node:
         for part in (log, store):
             if part.recovered:
                 logger.warning("recovered: %s", part.recovered)
-        self.consensus = consensus = Consensus(config.node.id, log, store, consensus_config(config))
+        self.cluster.is_empty = lambda: store.revision == 0
+        self.cluster.open()
+        if self.cluster.formed.is_set():
+            await self._take_part(log, store)
+            self._api = await serve(self, str(config.api_socket), api_config(config))
+            await self.settled()
+        else:
+            logger.info("this node waits for `jobctl cluster init` or `jobctl cluster join TICKET`")
+            self._api = await serve(self, str(config.api_socket), api_config(config))
+            self._forming = asyncio.get_running_loop().create_task(self._take_part_once_formed(log, store))
+
+    async def _take_part_once_formed(self, log: Log, store: Store) -> None:
+        await self.cluster.formed.wait()
+        try:
+            await self._take_part(log, store)
+        except Exception as error:
+            logger.critical("cannot take part in the cluster", exc_info=error)
+            self.failed.set()
+
+    async def _take_part(self, log: Log, store: Store) -> None:
+        """Be a member, of a group of one or of several, and let workers in."""
+        config, cluster = self._config, self.cluster
+        self.consensus = consensus = Consensus(
+            cluster.id, log, store, consensus_config(config), network=cluster.peers, alone=cluster.is_founder
+        )
         consensus.on_failure = lambda error: self.failed.set()
         self.site = site = Site(config.node.id, consensus, store, control_config(config))
         site.on_failure = lambda error: self.failed.set()
         site.on_change = self._on_site_change
+        cluster.attach(consensus)
         await consensus.start()
         self._door = door = WorkerDoor(config.node.id, worker_uids(config))
         await door.start(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
         self._on_site_change()
-        self._api = await serve(site, str(config.api_socket), api_config(config))
-        await site.settled()
+
+    # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
+
+    @property
+    def reads(self) -> Reads:
+        return self._formed_site().reads
+
+    async def service(self) -> Service:
+        return await self._formed_site().service()
+
+    async def settled(self) -> None:
+        """Return once the work is taken up, or is not this node's to take up."""
+        await self._formed_site().settled()
+
+    def health(self) -> Health:
+        if self.site is not None:
+            return self.site.health()
+        return Health(
+            status="starting",
+            node=self._config.node.id,
+            version=__version__,
+            leader=False,
+            revision=Revision(0),
+            applied_index=0,
+            uptime_s=time.monotonic() - self._began_s,
+            checks={"consensus": _UNFORMED},
+        )
+
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        return {**self.cluster.metrics(), **({} if self.site is None else self.site.metrics())}
+
+    def _formed_site(self) -> Site:
+        if self.site is None:
+            raise Unavailable(_UNFORMED, expected="jobctl cluster init, or jobctl cluster join TICKET", retry_after_s=1)
+        return self.site
+
+    # --- life, continued ----------------------------------------------------------------------------------------------
 
     def _on_site_change(self) -> None:
         if self._door is not None and self.site is not None:
@@ -82,20 +152,26 @@ class Node:
 
     def healthy(self) -> bool:
         """Tell whether the watchdog may be fed."""
-        return not self.failed.is_set() and self.consensus is not None
+        return not self.failed.is_set()
 
     async def stop(self) -> None:
         """Answer what is under way, leave the workers their jobs, close what is on disk; also after half a start."""
         if self.site is not None:
             self.site.on_stopping()
+        if self.consensus is not None:
+            # First of all: then another has taken up the work while this node still hands requests on.
+            await self.consensus.hand_over()
         if self._api is not None:
             await self._api.stop(STOP_GRACE_S)
-        if self.site is not None:
-            await self.site.stop()
-        if self._door is not None:
-            await self._door.stop()
-        if self.consensus is not None:
-            await self.consensus.stop()
+        if self._forming is not None:
+            self._forming.cancel()
+        for part in (self.site, self._door, self.consensus):
+            if part is not None:
+                await part.stop()
+        await self.cluster.close()
+        self._close_disk()
+
+    def _close_disk(self) -> None:
         if self._store is not None:
             try:
                 self._store.close()
@@ -103,6 +179,16 @@ class Node:
                 logger.warning("the store could not be marked as closed: %s", error)
         if self._log is not None:
             self._log.close()
+
+
+def cluster_config(config: NodeConfig) -> ClusterConfig:
+    return ClusterConfig(
+        name=config.node.id,
+        data_dir=config.node.data_dir,
+        incoming_dir=config.store_dir,
+        listen=config.cluster.listen,
+        advertise=config.cluster.advertise,
+    )
 
 
 def consensus_config(config: NodeConfig) -> ConsensusConfig:
@@ -204,7 +290,7 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
         notifier.start_watchdog(node.healthy)
         logger.info("serving", extra={"socket": str(config.api_socket)})
         await serve_until(stop, node, notifier)
-    except (NativeError, ConsensusError, SocketError, OSError) as error:
+    except (NativeError, ConsensusError, ClusterFileError, SocketError, OSError) as error:
         logger.critical("cannot start: %s", error)
         return EXIT_FAILED
     finally:
@@ -247,7 +333,7 @@ async def serve_until(stop: asyncio.Event, node: Node, notifier: Notifier) -> No
 def status_line(node: Node) -> str:
     site = node.site
     if site is None or site.control is None:
-        return "starting" if site is None else site.health().status
+        return node.health().checks["consensus"]
     value = {name: value for name, (_, value) in site.control.metrics().items()}
     return (
         f"{value['jobs_pending']:.0f} jobs wait, {value['jobs_running']:.0f} run on {value['jobs_workers']:.0f} workers"

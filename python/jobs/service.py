@@ -17,6 +17,8 @@ from jobs.protocol.model import (
     CancelMany,
     CancelOutcome,
     CancelPage,
+    ClusterJoin,
+    ClusterView,
     DeadLetterPage,
     DeadLetterSelection,
     Explanation,
@@ -36,6 +38,8 @@ from jobs.protocol.model import (
     KvPut,
     KvTxn,
     KvTxnResult,
+    LeaderTransfer,
+    LeaderTransferred,
     Lease,
     Overview,
     OwnerChange,
@@ -55,6 +59,8 @@ from jobs.protocol.model import (
     ScheduleView,
     Stream,
     Submitted,
+    TicketRequest,
+    TicketView,
     TimetablePreview,
     WorkerView,
 )
@@ -343,8 +349,27 @@ class Service(Reads, Protocol):
     def audit(self) -> AuditService: ...
 
 
+class ClusterService(Protocol):
+    """The cluster and its members; what changes it is for admins only."""
+
+    async def view(self, caller: Caller) -> ClusterView: ...
+
+    async def init(self, caller: Caller) -> ClusterView: ...
+
+    async def join(self, caller: Caller, wanted: ClusterJoin) -> ClusterView: ...
+
+    async def ticket(self, caller: Caller, wanted: TicketRequest) -> TicketView: ...
+
+    async def transfer(self, caller: Caller, wanted: LeaderTransfer) -> LeaderTransferred: ...
+
+    async def remove(self, caller: Caller, member: str) -> ClusterView: ...
+
+
 class Backend(Protocol):
     """The node behind the API."""
+
+    @property
+    def cluster(self) -> ClusterService: ...
 
     @property
     def reads(self) -> Reads:

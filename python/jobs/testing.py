@@ -1,13 +1,14 @@
-"""A real node with its workers in a directory, for tests: started, stopped, killed and started again."""
+"""Real nodes with their workers in directories, for tests: started, stopped, killed, started again."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -30,6 +31,8 @@ class EmbeddedNode:
     def __init__(
         self, directory: Path, *, env: Mapping[str, str] | None = None, workers: int = 1, prefix: tuple[str, ...] = ()
     ) -> None:
+        """`env`: on top of the environment. `workers`: how many of its own it has when it is started. `prefix`: what
+        its command begins with, such as one that changes a namespace."""
         self.directory = directory
         self.socket = directory / "api.sock"
         self.log_file = directory / "node.log"
@@ -39,18 +42,24 @@ class EmbeddedNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def is_running(self) -> bool:
+        """Whether it was started, and not stopped or killed."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the node is not running"
         return self._process.pid
 
-    def start(self) -> EmbeddedNode:
-        """Start the node and wait until it and its workers serve. Raises NodeFailed."""
+    def start(self, *, wait: bool = True) -> EmbeddedNode:
+        """Start the node and wait until it and its workers serve; without `wait` only until it answers at all, as one
+        does that belongs to no cluster yet or whose cluster has no leader. Raises NodeFailed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [*self._prefix, sys.executable, "-m", "jobs.node", "--embedded", str(self.directory)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env)
         try:
-            self._wait_until_it_serves(self._process)
+            self._wait_until(self._serves if wait else self._answers)
         except BaseException:
             self.kill()
             raise
@@ -62,9 +71,15 @@ class EmbeddedNode:
             self.stop()
         return self.start()
 
-    def _wait_until_it_serves(self, process: subprocess.Popen[bytes]) -> None:
+    def wait_until_it_serves(self) -> None:
+        """Wait until it and its workers serve. Raises NodeFailed."""
+        self._wait_until(self._serves)
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        process = self._process
+        assert process is not None, "the node is not running"
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._serves():
+        while not holds():
             if process.poll() is not None:
                 raise NodeFailed(f"the node ended with {process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
@@ -76,8 +91,19 @@ class EmbeddedNode:
             return False
         try:
             with Client(str(self.socket), patience_s=0) as client:
-                ready = [worker for worker in client.workers() if worker.state == "ready"]
-                return client.health().status == "ok" and len(ready) >= self._workers
+                health = client.health()
+                own = [one for one in client.workers() if one.state == "ready" and one.node == health.node]
+                return health.status == "ok" and len(own) >= self._workers
+        except JobsError:
+            return False
+
+    def _answers(self) -> bool:
+        if not self.socket.exists():
+            return False
+        try:
+            with Client(str(self.socket), patience_s=0) as client:
+                client.health()
+                return True
         except JobsError:
             return False
 
@@ -111,3 +137,102 @@ class EmbeddedNode:
     ) -> None:
         if self._process is not None:
             self.stop()
+
+
+class EmbeddedCluster:
+    """Several embedded nodes on this machine's loopback addresses that form a cluster: `n1`, `n2`, and so on, each in a
+    directory of its name. With `with`, it is formed and stopped."""
+
+    def __init__(self, directory: Path, size: int = 3, *, env: Mapping[str, str] | None = None) -> None:
+        self.directory = directory
+        self._env = dict(env or {})
+        self.nodes: dict[str, EmbeddedNode] = {}
+        for number in range(1, size + 1):
+            self.add(f"n{number}")
+
+    def add(self, name: str) -> EmbeddedNode:
+        """Make a further node; it is not started and in no cluster."""
+        assert name not in self.nodes
+        env = {
+            **self._env,
+            "JOBS_NODE__ID": name,
+            "JOBS_CLUSTER__LISTEN": f'["127.0.0.1:{free_port()}"]',
+        }
+        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env)
+        return made
+
+    def start(self) -> EmbeddedCluster:
+        """Start the nodes and form a cluster of them. Raises NodeFailed and the errors of joining."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        first, *others = self.nodes.values()
+        first.start(wait=False)
+        with first.client() as client:
+            client.cluster.init()
+        first.wait_until_it_serves()
+        for node in others:
+            node.start(wait=False)
+            self.join(node)
+        return self
+
+    def join(self, node: EmbeddedNode, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Let a node that runs and is in no cluster join, and wait until it has its vote."""
+        with self.client(without=node) as client:
+            ticket = client.cluster.ticket(timeout_s).ticket
+        with node.client() as client:
+            client.cluster.join(ticket)
+            deadline = time.monotonic() + timeout_s
+            while not _has_vote(client):
+                if time.monotonic() > deadline:
+                    raise NodeFailed(f"the node got no vote within {timeout_s:.0f} s:\n{node.log_tail()}")
+                time.sleep(POLL_S)
+
+    def leader(self, timeout_s: float = START_TIMEOUT_S) -> EmbeddedNode:
+        """Return the node that leads and has taken up the work. Raises NodeFailed when there is none in time."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for node in self.running():
+                try:
+                    with Client(str(node.socket), patience_s=0) as client:
+                        health = client.health()
+                except JobsError:
+                    continue
+                if health.leader and health.status == "ok":
+                    return node
+            time.sleep(POLL_S)
+        raise NodeFailed(f"nobody led within {timeout_s:.0f} s")
+
+    def running(self) -> Iterator[EmbeddedNode]:
+        return (node for node in self.nodes.values() if node.is_running)
+
+    def client(self, *, without: EmbeddedNode | None = None) -> Client:
+        """Return a client of the first node that runs, or of the first other one."""
+        return next(node for node in self.running() if node is not without).client()
+
+    def stop(self) -> None:
+        for node in list(self.running()):
+            node.stop()
+
+    def __enter__(self) -> EmbeddedCluster:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for node in list(self.running()):
+            node.kill()
+
+
+def _has_vote(client: Client) -> bool:
+    try:
+        view = client.cluster.view()
+    except JobsError:
+        return False
+    return any(member.id == view.id and member.role == "voter" for member in view.members)
+
+
+def free_port() -> int:
+    """Return a UDP port of the loopback address that was free just now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -74,6 +74,7 @@ class Group:
         return member
 
     async def stop(self, name: str) -> None:
+        await self.wires.members[name].hand_over()
         await self.wires.members[name].stop()
         self.kill(name)
 

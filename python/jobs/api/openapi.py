@@ -24,6 +24,7 @@ _ID_PATTERNS: Final = {
     "owners": "^[0-9]{1,10}$",
     "schedules": NAME_PATTERN,
     "leases": "^[0-9]{1,18}$",
+    "members": "^[^/]+$",
 }
 """What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)

@@ -371,6 +371,40 @@ ROUTES: Final = (
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
         repeat=_REMEMBERED,
     ),
+    # --- cluster
+    Route(
+        method="GET", path="/v1/cluster", handler=Handlers.get_cluster, answer=model.ClusterView, local=True,
+        summary="Read who the members are, as the node knows it",
+    ),
+    Route(
+        method="POST", path="/v1/cluster:init", handler=Handlers.init_cluster, answer=model.ClusterView, local=True,
+        errors=(errors.Forbidden, errors.MembershipConflict),
+        repeat="A node that belongs to a cluster is told so (`membership_conflict`): it is founded once.",
+        summary="Found a cluster of the node alone",
+    ),
+    Route(
+        method="POST", path="/v1/cluster:join", handler=Handlers.join_cluster, body=model.ClusterJoin,
+        answer=model.ClusterView, local=True, errors=(errors.Forbidden, errors.MembershipConflict),
+        repeat="A node that belongs to a cluster is told so (`membership_conflict`); on the way there it is let in once.",
+        summary="Let the node join the cluster of a ticket",
+    ),
+    Route(
+        method="POST", path="/v1/cluster:ticket", handler=Handlers.make_ticket, body=model.TicketRequest,
+        answer=model.TicketView, status=201, errors=(errors.Forbidden, errors.MembershipConflict),
+        repeat="Another ticket is made; that of a lost answer nobody has.",
+        summary="Make a ticket with which one node can join",
+    ),
+    Route(
+        method="POST", path="/v1/cluster:transfer", handler=Handlers.transfer_leadership, body=model.LeaderTransfer,
+        answer=model.LeaderTransferred, errors=(*_READ, errors.MembershipConflict),
+        repeat="Whoever leads then hands over; without `to`, that may be another one.",
+        summary="Let another member lead",
+    ),
+    Route(
+        method="DELETE", path="/v1/members/{id}", handler=Handlers.remove_member, answer=model.ClusterView,
+        errors=(*_READ, errors.MembershipConflict), repeat="A member that is gone is told as `not_found`.",
+        summary="Remove a member",
+    ),
     # --- node
     Route(
         method="GET", path="/v1/overview", handler=Handlers.overview, query=node_calls.OverviewQuery,

@@ -8,13 +8,28 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from jobs.cli import arrays, audit, deadletters, exits, explain, graph, jobs, kv, node, queues, run, schedules, top
+from jobs.cli import (
+    arrays,
+    audit,
+    cluster,
+    deadletters,
+    exits,
+    explain,
+    graph,
+    jobs,
+    kv,
+    node,
+    queues,
+    run,
+    schedules,
+    top,
+)
 from jobs.cli.command import Parser, UsageError
 from jobs.cli.output import note
 from jobs.client import Client
 from jobs.errors import JobsError
 
-GROUPS: Final = (run, jobs, arrays, explain, graph, top, schedules, queues, deadletters, audit, kv, node)
+GROUPS: Final = (run, jobs, arrays, explain, graph, top, schedules, queues, deadletters, audit, cluster, kv, node)
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
 
 

@@ -15,6 +15,7 @@ from yarl import URL
 
 from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
+from jobs.client.cluster import AsyncClusterClient
 from jobs.client.deadletters import AsyncDeadLettersClient
 from jobs.client.failures import error_of, gone, unreachable
 from jobs.client.operations import (
@@ -73,6 +74,7 @@ class AsyncClient:
         self._patience_s = patience_s
         self._met = False
         self._session: aiohttp.ClientSession | None = None
+        self.cluster = AsyncClusterClient(self)
         self.dead_letters = AsyncDeadLettersClient(self)
         self.kv = AsyncKeyValueClient(self)
         self.queues = AsyncQueuesClient(self)

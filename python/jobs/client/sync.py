@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, Unpack
 
 from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
+from jobs.client.cluster import ClusterClient
 from jobs.client.connection import Connections
 from jobs.client.deadletters import DeadLettersClient
 from jobs.client.failures import error_of
@@ -75,6 +76,7 @@ class Client:
         """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
         self._connections = Connections(socket_path or operations.default_socket())
         self._patience_s = patience_s
+        self.cluster = ClusterClient(self)
         self.dead_letters = DeadLettersClient(self)
         self.kv = KeyValueClient(self)
         self.queues = QueuesClient(self)

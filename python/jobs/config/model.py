@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -38,6 +39,19 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _socket_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if colon and port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535 and (":" not in host or host[0] == "["):
+        try:
+            ip_address(host.strip("[]"))
+        except ValueError:
+            pass
+        else:
+            return value
+    raise ValueError(f"{value!r} is no address and port, as in 10.0.0.1:7420 or [fd00::1]:7420")
+
+
+SocketAddress: TypeAlias = Annotated[str, AfterValidator(_socket_address)]
 Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
 """A number of bytes, or text such as "64MiB"."""
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
@@ -306,6 +320,26 @@ class Workers(_Section):
         return {"shell": self.shell}[worker_type]
 
 
+class Cluster(_Section):
+    """How other nodes reach this one. Without `listen` the node is alone."""
+
+    listen: Annotated[tuple[SocketAddress, ...], Field(max_length=2)] = ()
+    """Addresses and ports (UDP) to listen on, at most one of IPv4 and one of IPv6, such as `10.0.0.1:7420`."""
+    advertise: Annotated[tuple[SocketAddress, ...], Field(max_length=8)] = ()
+    """Addresses and ports at which others reach this node. By default those of `listen`."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Cluster:
+        families = [ip_address(address.rpartition(":")[0].strip("[]")) for address in self.listen]
+        if len({family.version for family in families}) < len(families):
+            raise ValueError("listen takes one address of IPv4 and one of IPv6 at most")
+        if any(family.is_unspecified for family in families) and not self.advertise:
+            raise ValueError("advertise has to say at which address others reach this node, as listen takes any")
+        if self.advertise and not self.listen:
+            raise ValueError("advertise is of no use without listen")
+        return self
+
+
 class NodeConfig(BaseSettings):
     """Everything that can be configured."""
 
@@ -334,6 +368,8 @@ class NodeConfig(BaseSettings):
     """What makes jobs by itself."""
     retention: Retention = Retention()
     """What is kept of jobs that have ended."""
+    cluster: Cluster = Cluster()
+    """Other nodes."""
     raft: Raft = Raft()
     """Consensus."""
     logging: Logging = Logging()

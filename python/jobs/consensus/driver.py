@@ -182,14 +182,16 @@ class Consensus:
         if self._ready is not None:
             await self._ready
 
-    async def stop(self) -> None:
-        """Hand leadership over if somebody can take it, refuse what waits, finish what is being written, and let go of
-        log and store (which stay open)."""
-        if self.is_leader and len(self._member.members.voters) > 1:
+    async def hand_over(self) -> None:
+        """Let another lead, if this member does and somebody can take over: before it stops."""
+        if self.is_leader and len(self.members.voters) > 1:
             try:
                 await self.transfer(None)
             except JobsError as error:
                 logger.warning("nobody took over the leadership: %s", error)
+
+    async def stop(self) -> None:
+        """Refuse what waits, finish what is being written, and let go of log and store (which stay open)."""
         if self._timer is not None:
             self._timer.cancel()
         self._fail_waiting(Unavailable("the node is stopping", retry_after_s=1))

@@ -37,9 +37,9 @@ class Journal:
     The first and the last entry are kept at hand, because the library asks for them several times a tick.
     """
 
-    def __init__(self, log: RaftLog, applied_index: int) -> None:
+    def __init__(self, log: RaftLog, committed_index: int) -> None:
         self._log = log
-        self._applied_index = applied_index
+        self._committed_index = committed_index
         self._first: JournalEntry | None = None
         self._last: JournalEntry | None = None
         if log.last_index >= log.first_index:
@@ -82,10 +82,11 @@ class Journal:
         return self._log.hard_state()[1]
 
     def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
-        """Not kept: what was applied was committed, and the rest is found by the next leader's first commit."""
+        """Not kept: what was applied was committed, entries that change members tell of what was before them, and the
+        rest is found by the next leader's first commit."""
 
     def getRaftCommitIndex(self) -> int:
-        return max(self._applied_index, 1)
+        return max(self._committed_index, 1)
 
     def onOneSecondTimer(self) -> None:
         pass

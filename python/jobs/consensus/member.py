@@ -16,11 +16,13 @@ from collections.abc import Callable
 from random import Random
 from typing import Final, Protocol, TypeAlias
 
+from msgspec import structs
+
 from jobs._native import DiskFullError
 from jobs.consensus.journal import Journal, RaftLog
 from jobs.consensus.membership import MemberRecord, Members, Role, read_members
 from jobs.consensus.messages import Message
-from jobs.consensus.raft import DISCARDED, LOST, MEMBERS, NO_OP, REGULAR, Raft, Timing
+from jobs.consensus.raft import DISCARDED, INDEX_BYTES, LOST, MEMBERS, NO_OP, REGULAR, Raft, Timing
 from jobs.store import Store
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Member:
         self._alone = alone
         self._no_room: str | None = None
         self._led = False
-        self._journal = Journal(log, store.applied_index)
+        self._journal = Journal(log, self._committed_index())
         self._mend_interrupted_install()
         self._check_history()
         self.members = Members()
@@ -82,7 +84,7 @@ class Member:
         """After each batch of entries; must not raise."""
         self.on_members: Callable[[], None] = lambda: None
         """After `members` has changed; must not raise."""
-        self.raft = Raft(me, self._journal, timing, rng, self._apply, now_s)
+        self.raft = Raft(me, self._journal, timing, rng, self._apply, now_s, store.applied_index)
         self._read_members(now_s)
         if self.members.voters == (me,) or (alone and not self.members.records):
             self.raft.elect_now()
@@ -132,7 +134,8 @@ class Member:
             else:
                 on_done(None, Discarded("another entry took its place"))
 
-        if not self.raft.append(now_s, (MEMBERS if changes_members else REGULAR) + command, done):
+        applied = self.raft.applied_index.to_bytes(INDEX_BYTES, "big")
+        if not self.raft.append(now_s, MEMBERS + applied + command if changes_members else REGULAR + command, done):
             on_done(None, Discarded("this member does not lead"))
 
     def prepare(self, now_s: float) -> None:
@@ -178,6 +181,17 @@ class Member:
             logger.warning("the log begins anew at entry %d, with which the snapshot in the store ends", index)
             self._journal.restart_at(index, term, NO_OP)
 
+    def _committed_index(self) -> int:
+        """Return up to where the log is known to be committed. A store that has lost what it had applied, in a power
+        cut, has also lost changes of members: none of them may be missing when this member stands for election."""
+        committed = self._store.applied_index
+        index = max(committed + 1, self._log.first_index)
+        while entries := self._log.entries(index, APPLY_ENTRIES, APPLY_BYTES):
+            known = [_index_in(payload) for payload, _, _ in entries if payload[:1] == MEMBERS]
+            committed = max(committed, *known) if known else committed
+            index = entries[-1][1] + 1
+        return committed
+
     def _check_history(self) -> None:
         applied, first, last = self._store.applied_index, self._log.first_index, self._log.last_index
         if applied > last:
@@ -199,7 +213,7 @@ class Member:
         except ValueError as error:
             raise ConsensusError(str(error)) from error
         if not found.records and self._alone:
-            found = Members((MemberRecord(id=self.me, name=self.me, role=Role.VOTER),))
+            found = structs.replace(found, records=(MemberRecord(id=self.me, name=self.me, role=Role.VOTER),))
         if found != self.members:
             self.members = found
             self.raft.set_members(now_s, found.voters, found.learners)
@@ -233,14 +247,21 @@ class Member:
         return entries[-1][1]
 
 
+def _index_in(payload: bytes) -> int:
+    """Return what an entry that changes members says is committed."""
+    return int.from_bytes(payload[1 : 1 + INDEX_BYTES], "big")
+
+
 def _command_of(payload: bytes, index: int) -> bytes:
     """Return the store's command in a log entry; b"" for Raft's own entries.
 
     Raises ConsensusError for the kinds that PySyncObj would unpickle: nothing here ever writes them.
     """
     kind = payload[:1]
-    if kind in (REGULAR, MEMBERS):
+    if kind == REGULAR:
         return payload[1:]
+    if kind == MEMBERS:
+        return payload[1 + INDEX_BYTES :]
     if kind == NO_OP:
         return b""
     raise ConsensusError(f"log entry {index} is of kind {kind.hex() or 'none'}, which this build never writes")

@@ -132,7 +132,7 @@ def put_guest(members: Members, guest: GuestRecord, now_ms: int, extra: tuple[Op
     return _change(members, (*(Delete(keys.guest(one.id)) for one in old), _put(guest), *extra))
 
 
-def admit(members: Members, guest: GuestRecord, record: MemberRecord) -> Txn:
+def admit(members: Members, guest: GuestRecord, record: MemberRecord, extra: tuple[Op, ...] = ()) -> Txn:
     """Return the change by which a guest's ticket is used and its node becomes a member.
 
     Raises MembershipConflict for a ticket that another node has used, and as `put_member`.
@@ -142,7 +142,7 @@ def admit(members: Members, guest: GuestRecord, record: MemberRecord) -> Txn:
             "the ticket has been used by another node", expected="a new one: jobctl cluster ticket"
         )
     used = structs.replace(guest, used_by=record.id)
-    return put_member(members, record, (_put(used),))
+    return put_member(members, record, (_put(used), *extra))
 
 
 def _put(record: MemberRecord | GuestRecord) -> Put:

@@ -33,7 +33,9 @@ REGULAR: Final = bytes((pysyncobj._COMMAND_TYPE.REGULAR,))
 """First byte of an entry that holds a command of the store."""
 NO_OP: Final = bytes((pysyncobj._COMMAND_TYPE.NO_OP,))
 MEMBERS: Final = b"\x10"
-"""The same as REGULAR; the command changes who the members are."""
+"""The same after 8 bytes: the command changes who the members are. The bytes are the last index that the leader had
+applied, big-endian: what is committed for certain wherever this entry is, the former change of members included."""
+INDEX_BYTES: Final = 8
 
 APPEND_BYTES: Final = 1 << 20
 """A message takes no further entry once it is this large."""
@@ -145,7 +147,9 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     `outbox` holds what may leave at once; `answers` what may leave only when the log is durable.
     """
 
-    def __init__(self, me: str, journal: Journal, timing: Timing, rng: Random, apply: Apply, now_s: float) -> None:
+    def __init__(
+        self, me: str, journal: Journal, timing: Timing, rng: Random, apply: Apply, now_s: float, applied_index: int
+    ) -> None:
         self.me = me
         self.outbox: list[tuple[str, Message]] = []
         self.answers: list[tuple[str, Message]] = []
@@ -190,7 +194,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         finally:
             pysyncobj.createJournal = stock
         self._poller = _NullPoller()
-        self._SyncObj__raftLastApplied = journal.getRaftCommitIndex()
+        self._SyncObj__raftLastApplied = max(applied_index, 1)
         self._SyncObj__selfNode = None  # no vote before `set_members` says so
 
     # --- state ------------------------------------------------------------------------------------------------------

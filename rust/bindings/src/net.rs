@@ -79,6 +79,11 @@ impl Endpoint {
         Ok(Self { inner })
     }
 
+    #[staticmethod]
+    fn generate_key() -> (String, String) {
+        jobs_net::generate_key()
+    }
+
     #[getter]
     fn id(&self) -> String {
         self.inner.id()

@@ -24,6 +24,13 @@ pub fn load_or_create(path: &Path) -> Result<SecretKey, NetError> {
     }
 }
 
+/// Make a key that is in no file; returns the secret as a key file has it, and the id that goes with it.
+#[must_use]
+pub fn generate() -> (String, String) {
+    let key = SecretKey::generate();
+    (encode_hex(&key.to_bytes()), key.public().to_string())
+}
+
 fn open(path: &Path) -> Result<File, rustix::io::Errno> {
     // Nonblocking, so that a pipe in its place does not hold the start up.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;

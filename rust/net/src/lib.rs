@@ -39,6 +39,7 @@ pub use counters::{Counter, Counters};
 pub use endpoint::{Endpoint, PeerStatus};
 pub use error::{NetError, Result};
 pub use events::{Event, EventQueue, What};
+pub use identity::generate as generate_key;
 
 /// Protocol of every connection, in the TLS handshake. The version is told in the hello, so that it can be named.
 pub const ALPN: &[u8] = b"jobs-net";

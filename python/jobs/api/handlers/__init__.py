@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
+from jobs.api.handlers.cluster import ClusterHandlers
 from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
@@ -16,6 +17,7 @@ from jobs.api.handlers.schedules import ScheduleHandlers
 class Handlers(
     ArrayHandlers,
     AuditHandlers,
+    ClusterHandlers,
     DeadLetterHandlers,
     JobHandlers,
     DependencyHandlers,

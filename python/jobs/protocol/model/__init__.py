@@ -25,6 +25,15 @@ from jobs.protocol.model.base import (
     TimeMs,
 )
 from jobs.protocol.model.cancels import CancelCounts, CancelMany, CancelOutcome, CancelPage
+from jobs.protocol.model.cluster import (
+    ClusterJoin,
+    ClusterView,
+    LeaderTransfer,
+    LeaderTransferred,
+    MemberView,
+    TicketRequest,
+    TicketView,
+)
 from jobs.protocol.model.deadletters import (
     DeadLetter,
     DeadLetterPage,
@@ -145,6 +154,8 @@ __all__ = [
     "CancelOutcome",
     "CancelPage",
     "CatchUp",
+    "ClusterJoin",
+    "ClusterView",
     "Content",
     "DeadLetter",
     "DeadLetterPage",
@@ -181,11 +192,14 @@ __all__ = [
     "KvTxnResult",
     "LabelValue",
     "Labels",
+    "LeaderTransfer",
+    "LeaderTransferred",
     "Lease",
     "LeaseGrant",
     "Limit",
     "Limits",
     "LogEvent",
+    "MemberView",
     "MomentMs",
     "Name",
     "Number",
@@ -231,6 +245,8 @@ __all__ = [
     "StreamInfo",
     "Submitted",
     "TasksCancel",
+    "TicketRequest",
+    "TicketView",
     "TimeMs",
     "TimesCount",
     "Timetable",

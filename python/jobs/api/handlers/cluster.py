@@ -1,0 +1,28 @@
+"""The cluster and its members."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from jobs.api.call import Call
+from jobs.api.handlers.base import Base, json_response
+
+
+class ClusterHandlers(Base):
+    async def get_cluster(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.view(call.caller))
+
+    async def init_cluster(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.init(call.caller))
+
+    async def join_cluster(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.join(call.caller, call.body))
+
+    async def make_ticket(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.ticket(call.caller, call.body), 201)
+
+    async def transfer_leadership(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.transfer(call.caller, call.body))
+
+    async def remove_member(self, call: Call) -> web.StreamResponse:
+        return json_response(await self._backend.cluster.remove(call.caller, call.path))

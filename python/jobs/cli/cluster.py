@@ -1,0 +1,173 @@
+"""Commands on the cluster: cluster init, ticket, join, members, remove, transfer-leader."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from typing import Final
+
+from jobs.cli import exits
+from jobs.cli.command import Command, Parser
+from jobs.cli.output import note, print_fields, print_json, print_table
+from jobs.cli.submission import duration
+from jobs.client import Client
+from jobs.clock import rfc3339
+from jobs.errors import Unavailable
+from jobs.protocol.model import ClusterView, MemberView
+
+POLL_S: Final = 0.2
+
+
+def members(client: Client, options: argparse.Namespace) -> int:
+    return _show(client.cluster.view(), options)
+
+
+def init(client: Client, options: argparse.Namespace) -> int:
+    client.cluster.init()
+    return _show(_wait(client, options.wait, lambda view: view.leader is not None and bool(view.members)), options)
+
+
+def ticket(client: Client, options: argparse.Namespace) -> int:
+    made = client.cluster.ticket(options.ttl)
+    if options.json:
+        print_json(made)
+    else:
+        print(made.ticket)
+        note(f"valid until {rfc3339(made.expires_ms)}, for one node; on that node: jobctl cluster join TICKET")
+    return exits.OK
+
+
+def join(client: Client, options: argparse.Namespace) -> int:
+    text = sys.stdin.readline() if options.ticket == "-" else options.ticket
+    client.cluster.join(text.strip())
+    return _show(_wait(client, options.wait, _has_vote), options)
+
+
+def remove(client: Client, options: argparse.Namespace) -> int:
+    return _show(client.cluster.remove(options.member), options)
+
+
+def transfer_leader(client: Client, options: argparse.Namespace) -> int:
+    done = client.cluster.transfer(options.to)
+    if options.json:
+        print_json(done)
+    else:
+        print(f"{done.leader} leads")
+    return exits.OK
+
+
+def _has_vote(view: ClusterView) -> bool:
+    return any(member.id == view.id and member.role == "voter" for member in view.members)
+
+
+def _wait(client: Client, within_s: float, holds: object) -> ClusterView:
+    """Return the cluster once something holds of it, or as it is when the time has passed, saying so."""
+    assert callable(holds)
+    ends_s = time.monotonic() + within_s
+    while True:
+        try:
+            view = client.cluster.view()
+        except Unavailable:
+            if time.monotonic() >= ends_s:
+                raise
+        else:
+            if holds(view):
+                return view
+            if time.monotonic() >= ends_s:
+                note(f"it takes longer than {within_s:g} s and goes on; look again with: jobctl cluster members")
+                return view
+        time.sleep(POLL_S)
+
+
+def _show(view: ClusterView, options: argparse.Namespace) -> int:
+    if options.json:
+        print_json(view)
+        return exits.OK
+    print_fields(
+        [
+            ("cluster", view.cluster or "none"),
+            ("node", f"{view.node}, {_STATES[view.state]}"),
+            ("leader", f"{view.leader}, in term {view.term}" if view.leader else "none is known"),
+        ]
+    )
+    if view.members:
+        print()
+        print_table(
+            ("NAME", "ROLE", "STATE", "BEHIND", "ADDRESSES", "ID"),
+            (
+                (one.name, one.role, _state_of(one), _behind(one), ", ".join(one.addresses) or "-", one.id[:16])
+                for one in view.members
+            ),
+        )
+    return exits.OK
+
+
+_STATES: Final = {
+    "alone": "alone: it has no address for others (cluster.listen)",
+    "unformed": "in no cluster yet: jobctl cluster init, or jobctl cluster join TICKET",
+    "outside": "not a member yet, or any more",
+    "member": "a member",
+}
+
+
+def _state_of(member: MemberView) -> str:
+    if member.leader:
+        return "leads"
+    if member.connected is None:
+        return "this node"
+    return "connected" if member.connected else "unreachable"
+
+
+def _behind(member: MemberView) -> str:
+    return "-" if member.lag_entries is None else f"{member.lag_entries} entries"
+
+
+def _configure(parser: Parser) -> None:
+    commands = parser.add_commands("cluster_command")
+    for command in _COMMANDS:
+        command.add_to(commands)
+
+
+def _add_wait(parser: Parser, what: str, within_s: float) -> None:
+    parser.add_argument(
+        "--wait", type=duration, default=within_s, metavar="TIME", help=f"how long to wait until {what} (default: 30s)"
+    )
+
+
+def _configure_ticket(parser: Parser) -> None:
+    parser.add_argument(
+        "--ttl", type=duration, default=3_600.0, metavar="TIME", help="how long it may be used (default: 1h)"
+    )
+
+
+def _configure_join(parser: Parser) -> None:
+    parser.add_argument("ticket", help="what `jobctl cluster ticket` printed on a member; - reads it from stdin")
+    _add_wait(parser, "the node has its vote", 30.0)
+
+
+def _configure_transfer(parser: Parser) -> None:
+    parser.add_argument("to", nargs="?", metavar="MEMBER", help="name or id; by default the one with the longest log")
+
+
+_COMMANDS: Final = (
+    Command(
+        "init",
+        init,
+        "Found a cluster of this node alone, with all that it holds.",
+        partial(_add_wait, what="it leads", within_s=30.0),
+    ),
+    Command("ticket", ticket, "Print a ticket with which one node can join, for a while.", _configure_ticket),
+    Command("join", join, "Join the cluster of a ticket; wait until the node has caught up.", _configure_join),
+    Command("members", members, "List the members, who leads, and how far each is."),
+    Command(
+        "remove",
+        remove,
+        "Remove a member, which may be the leader.",
+        lambda parser: parser.add_argument("member", help="name or id"),
+    ),
+    Command("transfer-leader", transfer_leader, "Let another member lead.", _configure_transfer),
+)
+
+COMMANDS: Final = (Command("cluster", None, "Found and join a cluster, and see to its members.", _configure),)

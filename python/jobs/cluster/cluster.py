@@ -1,0 +1,514 @@
+"""This node's part in its cluster: its key and endpoint, who may speak to it, and how members come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct, structs
+
+from jobs._native import Endpoint, __version__
+from jobs.clock import wall_ms
+from jobs.cluster.file import Belonging, load, save
+from jobs.cluster.peers import LIMITS, Asked, Peers
+from jobs.cluster.tickets import Ticket, TicketPeer, decode, encode
+from jobs.consensus import Consensus, MemberRecord, Members, find_member
+from jobs.consensus.membership import GuestRecord, admit, put_guest, put_member, remove_member
+from jobs.control.audit import audit_entry
+from jobs.errors import Forbidden, JobsError, MembershipConflict, NotFound, Unavailable
+from jobs.net import Declined, RequestFailed
+from jobs.protocol.model import (
+    ClusterJoin,
+    ClusterView,
+    LeaderTransfer,
+    LeaderTransferred,
+    MemberView,
+    TicketRequest,
+    TicketView,
+)
+from jobs.service import Caller
+from jobs.store import Txn
+
+logger = logging.getLogger(__name__)
+
+JOIN_VERSION: Final = 1
+KEY_FILE: Final = "node.key"
+GUEST_KEY_FILE: Final = "guest.key"
+JOIN_S: Final = 20.0
+"""How long a node tries to join."""
+ASK_S: Final = 3.0
+"""How long it waits for one member, and a follower for the leader's view."""
+RETRY_S: Final = 0.2
+CHANGE_TRIES: Final = 5
+ANNOUNCE_S: Final = 0.5
+
+
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+_Addresses = Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(min_length=1, max_length=8)]
+
+
+class ClusterConfig(Struct, frozen=True, kw_only=True):
+    """What a node must know to be in a cluster; without `listen` it is alone."""
+
+    name: str
+    data_dir: Path
+    incoming_dir: Path
+    """On the store's file system: where snapshots of others arrive."""
+    listen: tuple[str, ...] = ()
+    advertise: tuple[str, ...] = ()
+
+
+class _Join(Struct, frozen=True, kw_only=True, array_like=True):
+    """What a guest asks."""
+
+    version: int
+    id: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    name: _Name
+    addresses: _Addresses
+    release: str
+
+
+class _Joined(Struct, frozen=True, kw_only=True, array_like=True):
+    """The answer: the members, or why not, in which case `leader` may be worth asking."""
+
+    members: dict[str, list[str]] = {}
+    refusal: str = ""
+    expected: str | None = None
+    leader: str | None = None
+
+
+class _Progress(Struct, frozen=True, array_like=True):
+    """What a leader knows of a member."""
+
+    lag_entries: int
+    answered_ago_s: float | None
+
+
+class Cluster:
+    """Implements `service.ClusterService`. Life: `open`, then `attach` once consensus is there, `close`."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._belonging: Belonging | None = load(config.data_dir) if config.listen else None
+        self._consensus: Consensus | None = None
+        self._forming = asyncio.Lock()
+        self.peers: Peers | None = None
+        self._announcing: asyncio.Task[None] | None = None
+        self.formed = asyncio.Event()
+        """Set once the node is alone or belongs to a cluster, and its endpoint is open."""
+        self.is_empty: Callable[[], bool] = lambda: True
+        """Whether the node holds nothing that joining would throw away."""
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_alone(self) -> bool:
+        return not self._config.listen
+
+    @property
+    def is_founder(self) -> bool:
+        """Whether this node is a group of its own until its store says otherwise."""
+        return self.is_alone or (self._belonging is not None and self._belonging.founder)
+
+    @property
+    def id(self) -> str:
+        """Id as a member."""
+        return self._config.name if self.peers is None else self.peers.id
+
+    def open(self) -> None:
+        """Open the endpoint of a node that belongs to a cluster. Raises NativeError."""
+        if self._belonging is not None:
+            self.peers = self._open_endpoint(self._belonging.cluster)
+            self._allow()
+        if self.is_alone or self._belonging is not None:
+            self.formed.set()
+
+    def attach(self, consensus: Consensus) -> None:
+        """Connect consensus with the others."""
+        self._consensus = consensus
+        if self.peers is None:
+            return
+        consensus.on_members = self._allow
+        self.peers.on_raft = consensus.on_message
+        self.peers.on_snapshot_file = consensus.install_snapshot
+        self.peers.requests[Asked.JOIN] = self._on_join
+        self.peers.requests[Asked.PROGRESS] = self._on_progress
+        self.peers.requests[Asked.MOVED] = self._on_moved
+        self._allow()
+        self._announcing = asyncio.get_running_loop().create_task(self._announce())
+
+    async def close(self) -> None:
+        if self._announcing is not None:
+            self._announcing.cancel()
+        if self.peers is not None:
+            await self.peers.close()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others reach this node."""
+        if self._config.advertise or self.peers is None:
+            return self._config.advertise or self._config.listen
+        return tuple(self.peers.addresses)
+
+    def _open_endpoint(self, cluster: str) -> Peers:
+        config = self._config
+        endpoint = Endpoint(
+            str(config.data_dir / KEY_FILE), bind=list(config.listen), cluster=cluster, node=config.name, limits=LIMITS
+        )
+        return Peers(endpoint, config.incoming_dir)
+
+    def _allow(self) -> None:
+        """Speak with the members that the store knows, or that were known when this node joined."""
+        if self.peers is None or self._belonging is None:
+            return
+        members = self._consensus.members if self._consensus is not None else None
+        known = {} if members is None else {record.id: list(record.addresses) for record in members.records}
+        if self.id not in known:
+            # Not on record here yet: who let this node in still has to reach it.
+            known = self._belonging.peers | known
+        self.peers.allow(known, [] if members is None else [guest.id for guest in members.guests])
+
+    # --- what the API asks ------------------------------------------------------------------------------------------
+
+    async def view(self, caller: Caller) -> ClusterView:
+        """Return the cluster as this node knows it, with what the leader tells of the others' progress."""
+        consensus = self._consensus
+        leader = None if consensus is None else consensus.leader
+        progress = await self._progress_of(leader)
+        members = () if consensus is None else consensus.members.records
+        names = {record.id: record.name for record in members}
+        up = {} if self.peers is None else self.peers.up
+        return ClusterView(
+            state=self._state(),
+            node=self._config.name,
+            id=None if self.peers is None else self.id,
+            addresses=list(self.addresses),
+            cluster=None if self._belonging is None else self._belonging.cluster,
+            leader=None if leader is None else names.get(leader, leader),
+            term=0 if consensus is None else consensus.term,
+            members=[
+                MemberView(
+                    id=record.id,
+                    name=record.name,
+                    addresses=list(record.addresses),
+                    role=record.role.value,
+                    leader=record.id == leader,
+                    joined_ms=record.joined_ms,
+                    connected=None if record.id == self.id else record.id in up,
+                    lag_entries=progress[record.id].lag_entries if record.id in progress else None,
+                    answered_ago_s=progress[record.id].answered_ago_s if record.id in progress else None,
+                )
+                for record in members
+            ],
+        )
+
+    async def init(self, caller: Caller) -> ClusterView:
+        """Found a cluster of this node alone, with all that it holds. Raises MembershipConflict."""
+        _check_admin(caller, "found a cluster")
+        async with self._forming:
+            self._check_unformed()
+            belonging = Belonging(cluster=secrets.token_hex(16), founder=True)
+            self.peers = self._open_endpoint(belonging.cluster)
+            save(self._config.data_dir, belonging)
+            self._belonging = belonging
+            logger.info("founded a cluster", extra={"cluster": belonging.cluster, "id": self.id})
+            self.formed.set()
+        return await self.view(caller)
+
+    async def join(self, caller: Caller, wanted: ClusterJoin) -> ClusterView:
+        """Ask the members on a ticket to let this node in. Raises InvalidRequest for a ticket that is none,
+        MembershipConflict when it is not let in, Unavailable when nobody answers."""
+        _check_admin(caller, "join a cluster")
+        ticket = decode(wanted.ticket, wall_ms())
+        async with self._forming:
+            self._check_unformed()
+            if not self.is_empty():
+                raise MembershipConflict(
+                    "this node holds jobs or data of its own, which joining would throw away",
+                    expected="a node with an empty node.data_dir",
+                )
+            peers = self._open_endpoint(ticket.cluster)
+            try:
+                self.peers = peers
+                members = await self._ask_to_join(ticket)
+                belonging = Belonging(cluster=ticket.cluster, founder=False, peers=members)
+                save(self._config.data_dir, belonging)
+            except BaseException:
+                self.peers = None
+                await peers.close()
+                raise
+            self._belonging = belonging
+            self._allow()
+            logger.info("joined a cluster", extra={"cluster": belonging.cluster, "id": self.id})
+            self.formed.set()
+        return await self.view(caller)
+
+    async def ticket(self, caller: Caller, wanted: TicketRequest) -> TicketView:
+        """Make a ticket. Raises NotLeader elsewhere than on the leader."""
+        _check_admin(caller, "let nodes join")
+        consensus = self._led("make tickets")
+        secret, key = Endpoint.generate_key()
+        expires_ms = wall_ms() + int(wanted.ttl_s * 1_000)
+        guest = GuestRecord(id=key, expires_ms=expires_ms, made_by=caller.uid)
+        entry = audit_entry(caller, "cluster.ticket", key, wall_ms(), f"expires_ms={expires_ms}")
+        await self._change(lambda: put_guest(consensus.members, guest, wall_ms(), (entry,)))
+        peers = [TicketPeer(one, addresses) for one, addresses in self._addresses_of(consensus.members).items()]
+        assert self._belonging is not None
+        text = encode(Ticket(cluster=self._belonging.cluster, expires_ms=expires_ms, secret=secret, peers=peers))
+        return TicketView(ticket=text, expires_ms=expires_ms)
+
+    async def remove(self, caller: Caller, member: str) -> ClusterView:
+        """Remove a member by its name or id, which may be the leader. Raises NotFound and MembershipConflict."""
+        _check_admin(caller, "remove members")
+        consensus = self._led("remove members")
+        record = find_member(consensus.members, member)
+        entry = audit_entry(caller, "cluster.remove", record.id, wall_ms(), record.name)
+        await self._change(lambda: remove_member(consensus.members, record.id, (entry,)))
+        return await self.view(caller)
+
+    async def transfer(self, caller: Caller, wanted: LeaderTransfer) -> LeaderTransferred:
+        """Let another member lead. Raises NotFound, MembershipConflict, Unavailable."""
+        _check_admin(caller, "choose the leader")
+        consensus = self._led("hand leadership over")
+        to = None if wanted.to is None else find_member(consensus.members, wanted.to).id
+        chosen = await consensus.transfer(to)
+        record = consensus.members.get(chosen)
+        return LeaderTransferred(leader=chosen if record is None else record.name)
+
+    def _state(self) -> Literal["alone", "unformed", "outside", "member"]:
+        if self.is_alone:
+            return "alone"
+        if self._belonging is None or self._consensus is None:
+            return "unformed"
+        return "outside" if self._consensus.members.get(self.id) is None else "member"
+
+    def _check_unformed(self) -> None:
+        if self.is_alone:
+            raise MembershipConflict(
+                "this node has no address for others", expected="cluster.listen in its configuration, and a restart"
+            )
+        if self._belonging is not None:
+            raise MembershipConflict(f"this node belongs to cluster {self._belonging.cluster} already")
+
+    def _led(self, what: str) -> Consensus:
+        if self._consensus is None or self.peers is None:
+            raise MembershipConflict(
+                f"this node belongs to no cluster, so it cannot {what}", expected="first: jobctl cluster init"
+            )
+        return self._consensus
+
+    async def _change(self, make: Callable[[], Txn]) -> None:
+        """Carry out a change of the members, again when another one came in between."""
+        assert self._consensus is not None
+        for tries in range(CHANGE_TRIES):
+            try:
+                await self._consensus.change_members(make())
+                return
+            except MembershipConflict as error:
+                if error.retry_after_s is None or tries + 1 == CHANGE_TRIES:
+                    raise
+
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        """Prometheus metrics: name → (help, value)."""
+        found: dict[str, tuple[str, float]] = {}
+        if self._consensus is not None:
+            raft = self._consensus
+            found |= {
+                "jobs_raft_term": ("Term", raft.term),
+                "jobs_raft_commit_index": ("Last log entry committed, as far as is known", raft.commit_index),
+                "jobs_raft_members": ("Members of the cluster", len(raft.members.records)),
+                "jobs_raft_snapshots_sent_total": ("Snapshots sent to members", raft.snapshots_sent),
+                "jobs_raft_snapshots_installed_total": ("Snapshots taken in", raft.snapshots_installed),
+                "jobs_raft_bad_messages_total": ("Messages of members that could not be read", raft.bad_messages),
+            }
+        if self.peers is not None:
+            counters = self.peers.counters()
+            refused = sum(count for name, count in counters.items() if name.startswith("refused_"))
+            found |= {
+                "jobs_peers_connected": ("Peers that messages reach", len(self.peers.up)),
+                "jobs_peers_refused_total": (
+                    "Connections and traffic refused, of strangers, other clusters and versions, or malformed",
+                    refused + self.peers.not_allowed,
+                ),
+            }
+            for name, count in counters.items():
+                found[f"jobs_net_{name}_total"] = (f"Transport: {name.replace('_', ' ')}", count)
+        return found
+
+    # --- joining ------------------------------------------------------------------------------------------------------
+
+    async def _ask_to_join(self, ticket: Ticket) -> dict[str, list[str]]:
+        """Return the members' addresses once one of them has let this node in."""
+        guest_key = self._config.data_dir / GUEST_KEY_FILE
+        guest_key.unlink(missing_ok=True)
+        guest_key.touch(0o600)
+        guest_key.write_text(ticket.secret + "\n")
+        try:
+            endpoint = Endpoint(
+                str(guest_key), bind=_any_ports(self._config.listen), cluster=ticket.cluster, node=self._config.name
+            )
+        finally:
+            guest_key.unlink()
+        guest = Peers(endpoint, self._config.incoming_dir)
+        try:
+            guest.allow({peer.id: peer.addresses for peer in ticket.peers})
+            async with asyncio.timeout(JOIN_S):
+                return await self._ask_members(guest, [peer.id for peer in ticket.peers])
+        except TimeoutError:
+            raise Unavailable(
+                f"no member let this node in within {JOIN_S:g} s",
+                expected="a network on which the members' addresses are reached, and a ticket that is still valid",
+            ) from None
+        finally:
+            await guest.close()
+
+    async def _ask_members(self, guest: Peers, members: list[str]) -> dict[str, list[str]]:
+        asked = _Join(
+            version=JOIN_VERSION,
+            id=self.id,
+            name=self._config.name,
+            addresses=list(self.addresses),
+            release=__version__,
+        )
+        body = msgspec.msgpack.encode(asked)
+        while True:
+            for member in list(members):
+                try:
+                    answer = await guest.request(member, Asked.JOIN, body, ASK_S)
+                except RequestFailed as error:
+                    logger.info("%s did not let this node in: %s", member, error)
+                    continue
+                joined = msgspec.msgpack.decode(answer, type=_Joined)
+                if joined.members:
+                    return joined.members
+                if joined.leader is None and joined.refusal:
+                    raise MembershipConflict(joined.refusal, expected=joined.expected)
+            await asyncio.sleep(RETRY_S)
+
+    async def _on_join(self, peer: str, body: bytes) -> bytes:
+        """Let a guest's node in."""
+        try:
+            asked = msgspec.msgpack.decode(body, type=_Join)
+            joined = await self._let_in(peer, asked)
+        except msgspec.MsgspecError as error:
+            raise Declined(f"the request to join cannot be read: {error}") from error
+        except Unavailable as error:
+            assert self._consensus is not None
+            joined = _Joined(refusal=str(error), leader=self._consensus.leader or "unknown")
+        except JobsError as error:
+            joined = _Joined(refusal=error.detail, expected=error.expected)
+        return msgspec.msgpack.encode(joined)
+
+    async def _let_in(self, guest_key: str, asked: _Join) -> _Joined:
+        consensus = self._consensus
+        assert consensus is not None
+        if asked.version != JOIN_VERSION:
+            return _Joined(refusal=f"it asks in version {asked.version}; this build knows {JOIN_VERSION}")
+        await consensus.barrier()
+        guest = consensus.members.guest(guest_key, wall_ms())
+        if guest is None:
+            return _Joined(refusal="the ticket has expired", expected="a new one: jobctl cluster ticket")
+        if consensus.members.get(asked.id) is None:
+            record = MemberRecord(id=asked.id, name=asked.name, addresses=tuple(asked.addresses), joined_ms=wall_ms())
+            entry = audit_entry(
+                Caller(uid=guest.made_by, gid=0, admin=True), "cluster.join", asked.id, wall_ms(), asked.name
+            )
+            await self._change(lambda: admit(consensus.members, guest, record, (entry,)))
+            logger.info("%s joins the cluster", asked.name, extra={"id": asked.id, "release": asked.release})
+        return _Joined(members=self._addresses_of(consensus.members))
+
+    def _addresses_of(self, members: Members) -> dict[str, list[str]]:
+        """Return where to find the members that can be found, this one even before it is on record."""
+        known = {
+            one.id: list(one.addresses or (self.addresses if one.id == self.id else ())) for one in members.records
+        }
+        return {member: addresses for member, addresses in known.items() if addresses}
+
+    # --- where this node is -------------------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """See to it that this member's record says where it is and what it is called: a founder's first of all, and
+        that of a node whose configuration has changed."""
+        consensus, peers = self._consensus, self.peers
+        assert consensus is not None
+        assert peers is not None
+        while True:
+            own = consensus.members.get(self.id)
+            if own is not None and own.addresses == self.addresses and own.name == self._config.name:
+                return
+            try:
+                if own is None or consensus.leader is None:
+                    pass
+                elif consensus.is_leader:
+                    await self._move(self.id, self._config.name, self.addresses)
+                else:
+                    body = msgspec.msgpack.encode((self._config.name, self.addresses))
+                    await peers.request(consensus.leader, Asked.MOVED, body, ASK_S)
+            except (JobsError, RequestFailed) as error:
+                logger.warning("this node's name and addresses cannot be put on record yet: %s", error)
+            await asyncio.sleep(ANNOUNCE_S)
+
+    async def _on_moved(self, peer: str, body: bytes) -> bytes:
+        try:
+            name, addresses = msgspec.msgpack.decode(body, type=tuple[_Name, _Addresses])
+            await self._move(peer, name, tuple(addresses))
+        except (msgspec.MsgspecError, JobsError) as error:
+            raise Declined(f"the record is not changed: {error}") from error
+        return b""
+
+    async def _move(self, member: str, name: str, addresses: tuple[str, ...]) -> None:
+        consensus = self._consensus
+        assert consensus is not None
+
+        def change() -> Txn:
+            record = consensus.members.get(member)
+            if record is None:
+                raise NotFound(f"no member has the id {member}")
+            moved = structs.replace(record, name=name, addresses=addresses, joined_ms=record.joined_ms or wall_ms())
+            return put_member(consensus.members, moved)
+
+        await self._change(change)
+        logger.info("%s is at %s", name, ", ".join(addresses), extra={"id": member})
+
+    # --- progress -----------------------------------------------------------------------------------------------------
+
+    async def _progress_of(self, leader: str | None) -> dict[str, _Progress]:
+        if leader is None or self.peers is None or self._consensus is None:
+            return {}
+        if leader == self.id:
+            return self._own_progress()
+        try:
+            answer = await self.peers.request(leader, Asked.PROGRESS, b"", ASK_S)
+            return msgspec.msgpack.decode(answer, type=dict[str, _Progress])
+        except (RequestFailed, msgspec.MsgspecError):
+            return {}
+
+    async def _on_progress(self, peer: str, body: bytes) -> bytes:
+        return msgspec.msgpack.encode(self._own_progress())
+
+    def _own_progress(self) -> dict[str, _Progress]:
+        consensus = self._consensus
+        if consensus is None or not consensus.is_leader:
+            return {}
+        found = {self.id: _Progress(0, 0.0)}
+        for record in consensus.members.records:
+            if record.id != self.id:
+                seen = consensus.progress(record.id)
+                lag = max(0, consensus.commit_index - seen.match_index)
+                found[record.id] = _Progress(lag, seen.answered_ago_s)
+        return found
+
+
+def _any_ports(listen: tuple[str, ...]) -> list[str]:
+    """Return the same addresses without the ports, which the node itself has."""
+    return [address.rpartition(":")[0] + ":0" for address in listen]
+
+
+def _check_admin(caller: Caller, what: str) -> None:
+    if not caller.admin:
+        raise Forbidden(f"only administrators may {what}")

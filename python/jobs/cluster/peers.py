@@ -1,0 +1,174 @@
+"""Who this node speaks with, and what about: one endpoint, an allowlist, a table of what each kind of traffic is for.
+
+Members may do everything that members do; a guest, who has a ticket, may ask to join and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from jobs._native import Endpoint
+from jobs.net import Declined, Net, Stream
+from jobs.transfer import TransferFailed, read_offer, send_file
+
+logger = logging.getLogger(__name__)
+
+LIMITS: Final = {"max_message_bytes": 32 << 20, "outbox_bytes": 64 << 20, "inbox_bytes": 64 << 20}
+"""A Raft message holds a command, which holds a request of up to 10 MiB."""
+
+
+class Asked(IntEnum):
+    """What a request is about: its first byte."""
+
+    JOIN = 1
+    PROGRESS = 2
+    FORWARD = 3
+    MOVED = 4
+
+
+class Opened(IntEnum):
+    """What a stream is for: the first byte of its header."""
+
+    SNAPSHOT = 1
+    FORWARD = 2
+    WORKER = 3
+
+
+OnRequest: TypeAlias = Callable[[str, bytes], Awaitable[bytes]]
+OnStream: TypeAlias = Callable[[str, bytes, Stream], Awaitable[None]]
+
+
+class Peers:
+    """An open endpoint: a `net.Owner`, and the `Network` of consensus.
+
+    `requests` and `streams` are called with the peer's id and what follows the first byte.
+    """
+
+    def __init__(self, endpoint: Endpoint, incoming: Path) -> None:
+        self._net = Net(endpoint, self)
+        self._incoming = incoming
+        self._members: frozenset[str] = frozenset()
+        self._guests: frozenset[str] = frozenset()
+        self._allowed: dict[str, list[str]] = {}
+        self.up: dict[str, str] = {}
+        """Names of the peers that messages reach, by id."""
+        self.not_allowed = 0
+        """What peers were refused that they may not do, or that is not known here; the endpoint counts the rest."""
+        self.requests: dict[Asked, OnRequest] = {}
+        self.streams: dict[Opened, OnStream] = {Opened.SNAPSHOT: self._on_snapshot}
+        self.on_raft: Callable[[str, bytes], None] = lambda peer, message: None
+        self.on_snapshot_file: Callable[[str, Path], Awaitable[None]] | None = None
+
+    @property
+    def id(self) -> str:
+        return self._net.id
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the endpoint is bound."""
+        return self._net.endpoint.addresses
+
+    def allow(self, members: Mapping[str, Sequence[str]], guests: Sequence[str] = ()) -> None:
+        """Speak with these from now on, and with nobody else: addresses by id; guests are only listened to."""
+        others = {member: list(addresses) for member, addresses in members.items() if member != self.id}
+        self._members = frozenset(others)
+        self._guests = frozenset(guests) - self._members
+        allowed = others | {guest: [] for guest in sorted(self._guests)}
+        if allowed != self._allowed:
+            self._allowed = allowed
+            self._net.set_peers(allowed)
+
+    def counters(self) -> dict[str, int]:
+        return self._net.endpoint.counters()
+
+    async def close(self) -> None:
+        await self._net.close()
+
+    # --- to others ------------------------------------------------------------------------------------------------
+
+    def send(self, peer: str, message: bytes) -> bool:
+        return self._net.send(peer, message)
+
+    async def send_file(self, peer: str, name: str, path: Path) -> None:
+        """Send a snapshot. Raises TransferFailed, StreamBroken and OSError."""
+        await send_file(await self.open_stream(peer, Opened.SNAPSHOT), path, name)
+
+    async def request(self, peer: str, what: Asked, body: bytes, timeout_s: float) -> bytes:
+        """Return the peer's answer. Raises RequestFailed."""
+        return await self._net.request(peer, bytes((what,)) + body, timeout_s)
+
+    async def open_stream(self, peer: str, what: Opened, header: bytes = b"") -> Stream:
+        """Raises StreamBroken."""
+        return await self._net.open_stream(peer, bytes((what,)) + header)
+
+    # --- from others: `net.Owner` -----------------------------------------------------------------------------------
+
+    def on_peer_up(self, peer: str, name: str) -> None:
+        self.up[peer] = name
+        logger.info("connected with %s", name, extra={"peer": peer})
+
+    def on_peer_down(self, peer: str, reason: str) -> None:
+        name = self.up.pop(peer, peer)
+        logger.warning("lost %s: %s", name, reason, extra={"peer": peer})
+
+    def on_refused(self, who: str, kind: str, detail: str, left_out: int) -> None:
+        logger.warning("refused %s: %s: %s", who, kind, detail, extra={"left_out": left_out})
+
+    def on_message(self, peer: str, message: bytes) -> None:
+        if peer in self._members:
+            self.on_raft(peer, message)
+        else:
+            self._refuse(peer, "a message")
+
+    async def on_request(self, peer: str, body: bytes) -> bytes:
+        try:
+            what = Asked(body[0])
+            handler = self.requests[what]
+        except (IndexError, ValueError, KeyError):
+            self._refuse(peer, f"a request of kind {body[:1].hex() or 'none'}")
+            raise Declined(f"requests of kind {body[:1].hex() or 'none'} are not known here") from None
+        if peer not in self._members and what is not Asked.JOIN:
+            self._refuse(peer, f"a request to {what.name.lower()}")
+            raise Declined("a guest may only ask to join")
+        return await handler(peer, body[1:])
+
+    async def on_stream(self, peer: str, header: bytes, stream: Stream) -> None:
+        try:
+            handler = self.streams[Opened(header[0])]
+        except (IndexError, ValueError, KeyError):
+            self._refuse(peer, f"a stream of kind {header[:1].hex() or 'none'}")
+            stream.reset("its kind is not known")
+            return
+        if peer not in self._members:
+            self._refuse(peer, "a stream")
+            stream.reset("not a member")
+            return
+        await handler(peer, header[1:], stream)
+
+    def _refuse(self, peer: str, what: str) -> None:
+        self.not_allowed += 1
+        logger.warning("refused %s: %s", peer, what)
+
+    async def _on_snapshot(self, peer: str, header: bytes, stream: Stream) -> None:
+        """Receive the leader's snapshot beside the store, and hand it over."""
+        try:
+            offer = await read_offer(stream)
+            if self.on_snapshot_file is None:
+                await offer.decline("no snapshot is wanted")
+                return
+            # One name whatever is offered: what a former try left is gone on with, or thrown away.
+            path = self._incoming / "incoming.snap"
+            await offer.receive(path)
+        except (TransferFailed, OSError) as error:
+            logger.warning("a snapshot of %s was not received: %s", peer, error)
+            return
+        try:
+            await self.on_snapshot_file(peer, path)
+        except Exception as error:
+            logger.warning("a snapshot of %s was not taken in: %s", peer, error)
+        finally:
+            path.unlink(missing_ok=True)

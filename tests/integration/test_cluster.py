@@ -1,0 +1,235 @@
+"""Clusters of real nodes: founding, tickets, joining, losing and removing members."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.client import Client
+from jobs.cluster import Cluster, ClusterConfig
+from jobs.cluster.tickets import decode, encode
+from jobs.errors import Forbidden, InvalidRequest, JobsError, MembershipConflict, NotFound, Unavailable
+from jobs.protocol.model import ClusterJoin, LeaderTransfer, TicketRequest
+from jobs.service import Caller
+from jobs.testing import EmbeddedCluster, EmbeddedNode
+from tests.support.jobctl import jobctl
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(tmp_path) as made:
+        yield made
+
+
+def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if holds():
+                return
+        except JobsError:
+            pass
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def test_three_nodes_form_a_cluster_and_all_of_them_know_it(cluster: EmbeddedCluster) -> None:
+    views = []
+    for node in cluster.nodes.values():
+        with node.client() as client:
+            views.append(client.cluster.view())
+    assert {view.state for view in views} == {"member"}
+    assert len({view.cluster for view in views}) == 1
+    assert {view.leader for view in views} == {"n1"}
+    for view in views:
+        assert [(one.name, one.role) for one in sorted(view.members, key=lambda one: one.name)] == [
+            ("n1", "voter"),
+            ("n2", "voter"),
+            ("n3", "voter"),
+        ]
+        assert [one.name for one in view.members if one.leader] == ["n1"]
+        assert [one.name for one in view.members if one.connected is None] == [view.node]
+
+
+def test_the_leader_is_killed_and_what_it_acknowledged_is_there(cluster: EmbeddedCluster) -> None:
+    for number in range(3):
+        leader = cluster.leader()
+        with leader.client() as client:
+            client.kv.put(f"/data/k{number}", f"v{number}")
+        leader.kill()
+        successor = cluster.leader()
+        with successor.client() as client:
+            for past in range(number + 1):
+                found = client.kv.get(f"/data/k{past}")
+                assert found is not None
+                assert found.value.text == f"v{past}"
+        leader.start(wait=False)
+
+
+def test_a_node_alone_can_found_a_cluster_with_all_it_holds(tmp_path: Path) -> None:
+    # Given a node that was alone and holds data
+    alone = EmbeddedNode(tmp_path / "n1", env={"JOBS_NODE__ID": "n1"})
+    with alone, alone.client() as client:
+        client.kv.put("/data/k", "v")
+        with pytest.raises(MembershipConflict, match=r"no address for others.*cluster\.listen"):
+            client.cluster.init()
+    # When it gets an address and founds a cluster, another joins it and has what it held
+    cluster = EmbeddedCluster(tmp_path, 2)
+    try:
+        cluster.start()
+        with cluster.nodes["n1"].client() as client:
+            assert client.cluster.transfer("n2").leader == "n2"
+        with cluster.nodes["n2"].client() as client:
+            until(lambda: client.health().leader)
+            found = client.kv.get("/data/k")
+            assert found is not None
+            assert found.value.text == "v"
+    finally:
+        cluster.__exit__(None, None, None)
+
+
+def test_a_node_in_no_cluster_says_what_to_do(tmp_path: Path) -> None:
+    cluster = EmbeddedCluster(tmp_path, 1)
+    node = cluster.nodes["n1"].start(wait=False)
+    try:
+        with node.client() as client:
+            assert client.cluster.view().state == "unformed"
+        with Client(str(node.socket), patience_s=0) as client, pytest.raises(Unavailable, match="jobctl cluster init"):
+            client.kv.get("/data/k")
+        with node.client() as client, pytest.raises((Unavailable, MembershipConflict)):
+            client.cluster.ticket()
+    finally:
+        node.stop()
+
+
+def test_tickets_that_are_none_are_refused_each_with_its_reason(cluster: EmbeddedCluster) -> None:
+    other = cluster.add("n4").start(wait=False)
+    with cluster.client(without=other) as client:
+        made = client.cluster.ticket(1.0)
+        good = client.cluster.ticket(600.0)
+    with other.client() as client:
+        with pytest.raises(InvalidRequest, match="no ticket"):
+            client.cluster.join("hello")
+        with pytest.raises(InvalidRequest, match="damaged"):
+            client.cluster.join(good.ticket[:-3])
+        until(lambda: time.time() * 1000 > made.expires_ms)
+        with pytest.raises(InvalidRequest, match="expired"):
+            client.cluster.join(made.ticket)
+        # A ticket whose time was changed by who has it lets nobody in: the cluster knows better
+        ticket = decode(made.ticket, 0)
+        forged = encode(type(ticket)(**{**_fields(ticket), "expires_ms": made.expires_ms + 10_000_000}))
+        with pytest.raises((MembershipConflict, Unavailable)):
+            client.cluster.join(forged)
+        # One of another cluster neither
+        strange = encode(type(ticket)(**{**_fields(decode(good.ticket, 0)), "cluster": "f" * 32}))
+        with pytest.raises(Unavailable):
+            client.cluster.join(strange)
+        assert client.cluster.view().state == "unformed"
+        # And after all that the right one does
+        client.cluster.join(good.ticket)
+    # A ticket is for one node
+    fifth = cluster.add("n5").start(wait=False)
+    with fifth.client() as client, pytest.raises(MembershipConflict, match="used by another node"):
+        client.cluster.join(good.ticket)
+
+
+def _fields(ticket: object) -> dict[str, object]:
+    return {name: getattr(ticket, name) for name in ticket.__struct_fields__}  # type: ignore[attr-defined]
+
+
+def test_a_member_whose_disk_is_lost_joins_anew_under_another_id(cluster: EmbeddedCluster) -> None:
+    lost = cluster.nodes["n3"]
+    with lost.client() as client:
+        former = client.cluster.view().id
+    lost.kill()
+    shutil.rmtree(lost.directory)
+    lost.start(wait=False)
+    with cluster.client(without=lost) as client:
+        ticket = client.cluster.ticket().ticket
+        with lost.client() as own, pytest.raises(MembershipConflict, match="another member is named 'n3'"):
+            own.cluster.join(ticket)
+        client.cluster.remove("n3")
+    cluster.join(lost)
+    with lost.client() as client:
+        view = client.cluster.view()
+        assert view.id != former
+        assert sorted(one.name for one in view.members) == ["n1", "n2", "n3"]
+
+
+def test_a_removed_node_that_comes_back_with_its_old_log_harms_nobody(cluster: EmbeddedCluster) -> None:
+    old = cluster.nodes["n3"]
+    old.kill()
+    leader = cluster.leader()
+    with leader.client() as client:
+        client.cluster.remove("n3")
+        term = client.cluster.view().term
+        client.kv.put("/data/k", "v")
+    old.start(wait=False)
+    with old.client() as client:
+        assert client.cluster.view().leader is None
+    with leader.client() as client:
+        until(lambda: _metric(client, "jobs_peers_refused_total") > 0)
+        for _ in range(20):
+            client.kv.put("/data/k", "v")
+        view = client.cluster.view()
+        assert view.term == term
+        assert sorted(one.name for one in view.members) == ["n1", "n2"]
+
+
+def _metric(client: Client, name: str) -> float:
+    found = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", client.metrics(), re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
+
+
+def test_the_leader_is_removed_and_another_leads(cluster: EmbeddedCluster) -> None:
+    leader = cluster.leader()
+    with leader.client() as client:
+        client.kv.put("/data/k", "v")
+        client.cluster.remove("n1")
+    until(lambda: cluster.leader() is not leader)
+    with cluster.leader().client() as client:
+        assert client.kv.get("/data/k") is not None
+        assert sorted(one.name for one in client.cluster.view().members) == ["n2", "n3"]
+        with pytest.raises(NotFound, match="n2, n3"):
+            client.cluster.remove("n1")
+
+
+def test_commands(tmp_path: Path) -> None:
+    cluster = EmbeddedCluster(tmp_path, 2)
+    first, second = (node.start(wait=False) for node in cluster.nodes.values())
+    try:
+        assert b"jobctl cluster init" in jobctl(first, "cluster", "members").stdout
+        assert jobctl(first, "cluster", "init").returncode == 0
+        ticket = jobctl(first, "cluster", "ticket", "--ttl", "10m")
+        assert ticket.stdout.startswith(b"jobs-ticket-")
+        joined = jobctl(second, "cluster", "join", "-", stdin=ticket.stdout)
+        assert joined.returncode == 0, joined.stderr
+        members = jobctl(first, "cluster", "members").stdout.decode()
+        assert re.search(r"n1\s+voter\s+leads", members)
+        assert re.search(r"n2\s+voter\s+connected", members)
+        assert jobctl(first, "cluster", "transfer-leader", "n2").stdout == b"n2 leads\n"
+        until(lambda: cluster.leader() is second)
+        assert jobctl(second, "cluster", "remove", "n1").returncode == 0
+        assert "n1" not in jobctl(second, "cluster", "members").stdout.decode().split("NAME")[1]
+    finally:
+        cluster.__exit__(None, None, None)
+
+
+def test_only_administrators_change_the_cluster(tmp_path: Path) -> None:
+    somebody = Caller(uid=1000, gid=1000, admin=False)
+    alone = Cluster(ClusterConfig(name="n1", data_dir=tmp_path, incoming_dir=tmp_path))
+    for asked in (
+        alone.init(somebody),
+        alone.join(somebody, ClusterJoin(ticket="t")),
+        alone.ticket(somebody, TicketRequest()),
+        alone.remove(somebody, "n1"),
+        alone.transfer(somebody, LeaderTransfer()),
+    ):
+        with pytest.raises(Forbidden, match="only administrators"):
+            asyncio.run(asked)  # type: ignore[arg-type]
