@@ -105,7 +105,7 @@ class Store:
         *,
         max_bytes: int = 64 << 30,
         boot_id: str | None = None,
-        generation_requests: int = 100_000,
+        generation_requests: int = 250_000,
     ) -> None:
         """Open for writing (one process at a time). After an unclean end of the operating system (not merely of the
         process) the LMDB files are not trusted: the newest valid snapshot in `directory` is restored instead.
@@ -196,7 +196,7 @@ class StoreReader:
 class MemoryStore:
     """The same state machine over memory; no files. Methods as in `Store`."""
 
-    def __init__(self, *, generation_requests: int = 100_000) -> None: ...
+    def __init__(self, *, generation_requests: int = 250_000) -> None: ...
     @property
     def applied_index(self) -> int: ...
     @property

@@ -112,9 +112,9 @@ def test_bytes_that_are_no_command_are_refused_with_their_offset(tmp_path: Path,
     assert store.applied_index == 0
 
 
-def test_a_request_id_is_remembered_for_at_least_100_000_others_and_at_most_twice_as_many(tmp_path: Path) -> None:
+def test_a_request_id_is_remembered_for_at_least_250_000_others_and_at_most_twice_as_many(tmp_path: Path) -> None:
     # Given a full generation of ids, and then another
-    ids = [number.to_bytes(16) for number in range(200_001)]
+    ids = [number.to_bytes(16) for number in range(500_001)]
     store = Store(str(tmp_path))
 
     def apply(first: int, last: int) -> None:
@@ -127,21 +127,21 @@ def test_a_request_id_is_remembered_for_at_least_100_000_others_and_at_most_twic
         entries = [(store.applied_index + 1 + number, 1, command) for number, command in enumerate(commands)]
         store.apply(entries)
 
-    apply(0, 200_000)
-    assert store.revision == 200_000
+    apply(0, 500_000)
+    assert store.revision == 500_000
     assert store.recall(ids[0]) is not None
     # When there is no room for one more
-    apply(200_000, 200_001)
+    apply(500_000, 500_001)
     # Then the older generation is forgotten, and no other
-    assert store.recall(ids[99_999]) is None
-    assert store.recall(ids[100_000]) is not None
+    assert store.recall(ids[249_999]) is None
+    assert store.recall(ids[250_000]) is not None
     # And what is remembered is not done again, also after a restart
     store.close()
     store = Store(str(tmp_path))
-    apply(100_000, 200_001)
-    assert store.revision == 200_001
+    apply(250_000, 500_001)
+    assert store.revision == 500_001
     apply(0, 1)
-    assert store.revision == 200_002
+    assert store.revision == 500_002
     store.close()
 
 

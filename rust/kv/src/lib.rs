@@ -34,6 +34,6 @@ pub const MAX_TXN_OPS: usize = 1_000;
 /// Most keys that one ranged delete may delete.
 pub const MAX_DELETE_KEYS: usize = 10_000;
 /// Request ids in a generation: the last so many are remembered, and at most twice as many. Replicas must agree on it.
-pub const GENERATION_REQUESTS: u64 = 100_000;
+pub const GENERATION_REQUESTS: u64 = 250_000;
 /// Largest result that is remembered, as it is encoded; of a larger one only that the transaction was applied.
 pub const MAX_REMEMBERED_BYTES: usize = 1 << 10;
