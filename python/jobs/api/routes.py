@@ -385,7 +385,7 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/cluster:join", handler=Handlers.join_cluster, body=model.ClusterJoin,
         answer=model.ClusterView, local=True, errors=(errors.Forbidden, errors.MembershipConflict),
-        repeat="A node that belongs to a cluster is told so (`membership_conflict`); on the way there it is let in once.",
+        repeat="A node that belongs to a cluster is told so (`membership_conflict`); it is let in once.",
         summary="Let the node join the cluster of a ticket",
     ),
     Route(
