@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use jobs_kv::command::REQUEST_ID_BYTES;
 use jobs_kv::read::{self, Event, KeyValue, Page, RangeOptions};
-use jobs_kv::{GENERATION_REQUESTS, KvError, Memory, Meta, machine};
+use jobs_kv::{GENERATION_REQUESTS, KvError, Memory, Meta, Tentative, machine};
 use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -369,7 +369,7 @@ impl MemoryStore {
             generation_requests,
         } = &mut *state;
         // Like the store on disk: all of it or nothing.
-        let (mut new_backend, mut new_meta) = (backend.clone(), *meta);
+        let (mut tentative, mut new_meta) = (Tentative::new(backend), *meta);
         let mut results = Vec::with_capacity(entries.len());
         for (index, term, command) in entries {
             if index <= new_meta.index {
@@ -377,10 +377,15 @@ impl MemoryStore {
                 continue;
             }
             let entry = (index, term, &command[..]);
-            let done = machine::apply(&mut new_backend, &mut new_meta, entry, *generation_requests);
-            results.push(bytes(py, &done.map_err(memory_error)?));
+            match machine::apply(&mut tentative, &mut new_meta, entry, *generation_requests) {
+                Ok(done) => results.push(bytes(py, &done)),
+                Err(error) => {
+                    tentative.roll_back();
+                    return Err(memory_error(error));
+                }
+            }
         }
-        (*backend, *meta) = (new_backend, new_meta);
+        *meta = new_meta;
         Ok(results)
     }
 

@@ -96,3 +96,69 @@ impl Backend for Memory {
         Ok(())
     }
 }
+
+/// A backend in memory whose changes can be taken back.
+#[derive(Debug)]
+pub struct Tentative<'a> {
+    memory: &'a mut Memory,
+    /// What stood under each key before it was changed; in order.
+    former: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl<'a> Tentative<'a> {
+    /// Begin to change a backend.
+    pub fn new(memory: &'a mut Memory) -> Self {
+        Self {
+            memory,
+            former: Vec::new(),
+        }
+    }
+
+    /// Take every change back.
+    pub fn roll_back(self) {
+        for (key, value) in self.former.into_iter().rev() {
+            match value {
+                Some(value) => drop(self.memory.0.insert(key, value)),
+                None => drop(self.memory.0.remove(&key)),
+            }
+        }
+    }
+}
+
+impl Read for Tentative<'_> {
+    type Error = Infallible;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Infallible> {
+        self.memory.get(key)
+    }
+
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> Result<(), Infallible> {
+        self.memory.scan(start, end, reverse, visit)
+    }
+}
+
+impl Backend for Tentative<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), Infallible> {
+        let former = self.memory.0.insert(key.to_vec(), value.to_vec());
+        self.former.push((key.to_vec(), former));
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &[u8]) -> Result<(), Infallible> {
+        if let Some(former) = self.memory.0.remove(key) {
+            self.former.push((key.to_vec(), Some(former)));
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self, kind: Kind) -> Result<(), Infallible> {
+        let keys: Vec<_> = self
+            .memory
+            .0
+            .keys()
+            .filter(|key| kind_of(key) == kind)
+            .cloned()
+            .collect();
+        keys.iter().try_for_each(|key| self.delete(key))
+    }
+}

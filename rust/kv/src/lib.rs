@@ -19,7 +19,7 @@ mod layout;
 pub mod machine;
 pub mod read;
 
-pub use backend::{Backend, Memory, Read};
+pub use backend::{Backend, Memory, Read, Tentative};
 pub use error::KvError;
 pub use layout::{Kind, Meta, kind_of};
 pub use machine::apply;
