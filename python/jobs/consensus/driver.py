@@ -388,7 +388,12 @@ class Consensus:
                 if task is not None:
                     await asyncio.wait([task])
             await self._loop.run_in_executor(self._threads, self._store.install, str(path))
-            self._member.on_snapshot_installed(now_s())
+            try:
+                self._member.on_snapshot_installed(now_s())
+            except Exception as error:
+                # The store is ahead of the log now: a restart mends that.
+                self._fail(error)
+                raise
             self.snapshots_installed += 1
             logger.info("snapshot taken in", extra={"index": self._store.applied_index, "peer": peer})
         finally:
@@ -515,7 +520,7 @@ class Consensus:
             if not waiter.done():
                 waiter.set_result(None)
         self._step_waiters.clear()
-        for peer in self._member.raft.needs_snapshot - self._sending:
+        for peer in sorted(self._member.raft.needs_snapshot - self._sending):
             self._sending.add(peer)
             self._spawn(self._send_snapshot(peer))
         can_append = self._queue and not self._holding and len(self._in_flight) < MAX_COMMANDS_IN_FLIGHT
@@ -527,10 +532,9 @@ class Consensus:
             self._network.send(peer, messages.encode(message))
 
     async def _stepped(self) -> None:
-        """Return after the next step."""
+        """Return after the next step, which a message or the timer brings about."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._step_waiters.append(waiter)
-        self._schedule()
         await waiter
 
     # --- reads ----------------------------------------------------------------------------------------------------
@@ -635,7 +639,7 @@ class Consensus:
         keep = min([snapshot, *lacking]) if raft.leads else snapshot
         entries = self._log.last_index - self._log.first_index + 1
         most = int(entries * TRAIL_SHARE)
-        return max(keep, self._log.last_index - most) if keep < snapshot else snapshot
+        return min(snapshot, max(keep, self._log.last_index - most))
 
     async def _send_snapshot(self, peer: str) -> None:
         """Send a member the newest snapshot from which the log goes on."""

@@ -111,6 +111,8 @@ class Member:
 
     def take_outbox(self) -> list[tuple[str, Message]]:
         outbox, self.raft.outbox = self.raft.outbox, []
+        # The library asks for votes in the order of a set, which differs from process to process.
+        outbox.sort(key=_peer_of)
         return outbox
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -250,6 +252,10 @@ class Member:
 def _index_in(payload: bytes) -> int:
     """Return what an entry that changes members says is committed."""
     return int.from_bytes(payload[1 : 1 + INDEX_BYTES], "big")
+
+
+def _peer_of(message: tuple[str, Message]) -> str:
+    return message[0]
 
 
 def _command_of(payload: bytes, index: int) -> bytes:

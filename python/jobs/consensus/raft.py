@@ -274,7 +274,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         """Take the members as the store has them. A leader that is no longer a voter tells the others, and ceases."""
         _clock.now_s = now_s
         wanted = (set(voters) | set(learners)) - {self.me}
-        for member in wanted - self._nodes.keys():
+        for member in sorted(wanted - self._nodes.keys()):
             node = self._nodes[member] = Node(member)
             self._flows[member] = _Flow()
             self._SyncObj__raftNextIndex[node] = self._journal.last_index + 1
@@ -284,7 +284,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             # The last that the others hear of this leader is that it is gone.
             self._SyncObj__sendAppendEntries()
             self._step_down(self.term)
-        for member in self._nodes.keys() - wanted:
+        for member in sorted(self._nodes.keys() - wanted):
             node = self._nodes.pop(member)
             del self._flows[member]
             self.needs_snapshot.discard(member)
