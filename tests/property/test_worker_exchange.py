@@ -70,6 +70,7 @@ class Exchange(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: not self.session.registered)
     def connect(self) -> None:
+        self.session.register(0.0)
         self._tell(wire.Registered(node="n", heartbeat_s=1, lease_ttl_s=4, fenced=[]))
 
     @rule(stored=st.integers(0, 6))
@@ -128,7 +129,7 @@ class Exchange(RuleBasedStateMachine):
         while self.running:
             self.end(0)
         self.deliver(len(self.in_flight))
-        assert self.session.register().running == []
+        assert self.session.register(0.0).running == []
         assert set(self.node.ends) == set(self.written)
         for job, text in self.written.items():
             last, _ = self.node.ends[job]

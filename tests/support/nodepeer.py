@@ -19,7 +19,7 @@ _numbers = itertools.count(1)
 
 
 class NodePeer:
-    """Takes in one worker at a time and does exactly what the test says. Heartbeats are passed over."""
+    """Takes in one worker at a time and does exactly what the test says. Heartbeats are acknowledged only."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "worker.sock"
@@ -74,6 +74,7 @@ class NodePeer:
                 frame: wire.WorkerFrame = wire.decode_worker_frame(await self.reader.readexactly(size))
                 if not isinstance(frame, wire.Heartbeat):
                     return frame
+                self.send(wire.HeartbeatAck())
 
     async def heartbeat(self) -> wire.Heartbeat:
         """Return the next heartbeat; no other frame may come before."""
@@ -81,6 +82,7 @@ class NodePeer:
             size = int.from_bytes(await self.reader.readexactly(4), "big")
             frame = wire.decode_worker_frame(await self.reader.readexactly(size))
             assert isinstance(frame, wire.Heartbeat), frame
+            self.send(wire.HeartbeatAck())
             return frame
 
     async def expect(self, kind: type[T]) -> T:

@@ -53,10 +53,13 @@ class WorkerPeer:
         self.writer.write(wire.encode_frame(frame))
 
     async def receive(self) -> wire.NodeFrame:
-        """Return the next frame; raises EOFError when the node has closed."""
+        """Return the next frame that acknowledges no heartbeat; raises EOFError when the node has closed."""
         async with asyncio.timeout(STEP_S):
-            size = int.from_bytes(await self.reader.readexactly(4), "big")
-            return wire.decode_node_frame(await self.reader.readexactly(size))
+            while True:
+                size = int.from_bytes(await self.reader.readexactly(4), "big")
+                frame: wire.NodeFrame = wire.decode_node_frame(await self.reader.readexactly(size))
+                if not isinstance(frame, wire.HeartbeatAck):
+                    return frame
 
     async def expect(self, kind: type[T]) -> T:
         frame = await self.receive()

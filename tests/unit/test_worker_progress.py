@@ -77,6 +77,7 @@ def session_with(*jobs: str) -> Session:
             pid=1,
         )
     )
+    session.register(0.0)
     session.on_frame(REGISTERED, 0.0, 0)
     items = [Assignment(job=JobId(job), attempt=Attempt(1), payload=b"{}", timeout_s=None, owner=0) for job in jobs]
     session.on_frame(wire.Assign(jobs=items), 0.0, 0)
@@ -147,6 +148,7 @@ def test_without_a_node_the_newest_is_kept_for_its_return() -> None:
     say(session, "a", 1, 0.0)
     say(session, "a", 2, 5.0)
     assert told(session) == []
+    session.register(6.0)
     session.on_frame(REGISTERED, 6.0, 0)
     assert told(session) == [("a", 2.0)]
     say(session, "a", 3, 6.5)

@@ -40,6 +40,7 @@ def new_session(slots: int = 2) -> Session:
 
 def registered(slots: int = 2, now_s: float = 0.0) -> Session:
     session = new_session(slots)
+    session.register(now_s)
     session.on_frame(REGISTERED, now_s, WALL_MS)
     return session
 
@@ -71,7 +72,7 @@ def commands(session: Session) -> list[Command]:
 
 
 def running(session: Session) -> list[str]:
-    return [ref.job for ref in session.register().running]
+    return [ref.job for ref in session.register(0.0).running]
 
 
 # --- jobs ----------------------------------------------------------------------------------------------------------
@@ -108,6 +109,7 @@ def test_an_assignment_that_is_told_again_is_not_started_again() -> None:
     assign(session, "a")
     session.take()
     session.on_disconnected()
+    session.register(0.0)
     session.on_frame(REGISTERED, 0.0, WALL_MS)
     assign(session, "a")
     assert commands(session) == []
@@ -184,6 +186,7 @@ def test_what_was_not_acknowledged_is_sent_again_after_a_reconnect_in_order() ->
     produce(session, "a", (1, b"3"))
     end(session, "a")
     assert frames(session) == [], "nobody is there to send to"
+    session.register(0.0)
     session.on_frame(REGISTERED, 0.0, WALL_MS)
     again = frames(session)
     assert again[:2] == before[1:]
@@ -199,6 +202,7 @@ def test_a_registration_that_fences_attempts_drops_what_was_owed_for_them() -> N
     session.on_disconnected()
     session.take()
     fenced = [JobRef(job=JobId(job), attempt=Attempt(1)) for job in ("done", "runs", "waits", "ghost")]
+    session.register(0.0)
     session.on_frame(wire.Registered(node="n", heartbeat_s=1, lease_ttl_s=2, fenced=fenced), 0.0, WALL_MS)
     effects = session.take()
     assert effects.frames == []
@@ -210,8 +214,15 @@ def test_a_registration_that_fences_attempts_drops_what_was_owed_for_them() -> N
 def test_the_lease_runs_from_the_last_contact_and_its_end_ends_everything_at_once() -> None:
     session = new_session(slots=1)
     assert session.lease_ends_s is None
+    session.register(99.0)
     session.on_frame(REGISTERED, 100.0, WALL_MS)
+    assert session.lease_ends_s == 109.0, "the leader may have kept it as soon as it was asked to"
+    session.on_heartbeat_due(104.0, {}, pressed=False)
     session.on_heartbeat_due(107.0, {}, pressed=False)
+    assert session.lease_ends_s == 109.0, "what was sent may not have come to the leader"
+    session.on_frame(wire.HeartbeatAck(), 108.0, WALL_MS)
+    assert session.lease_ends_s == 114.0
+    session.on_frame(wire.HeartbeatAck(), 108.0, WALL_MS)
     assert session.lease_ends_s == 117.0
     assign(session, "done", "runs", "waits")
     end(session, "done")
@@ -223,6 +234,7 @@ def test_the_lease_runs_from_the_last_contact_and_its_end_ends_everything_at_onc
     assert commands(session) == [Stop(job=JobId("runs"), attempt=Attempt(1), reason=Reason.WORKER_LOST, now=True)]
     end(session, "runs", reason=Reason.WORKER_LOST)
     assert session.running == 0
+    session.register(300.0)
     session.on_frame(REGISTERED, 300.0, WALL_MS)
     reports = {frame.job: frame.outcome.reason for frame in frames(session) if isinstance(frame, wire.Finished)}
     assert reports == {"done": Reason.EXIT_CODE, "runs": Reason.WORKER_LOST, "waits": Reason.WORKER_LOST}
@@ -256,6 +268,7 @@ def test_a_node_that_returns_is_told_of_the_drain_again() -> None:
     session.on_disconnected()
     assert not session.is_drained
     session.take()
+    session.register(0.0)
     session.on_frame(REGISTERED, 0.0, WALL_MS)
     assert frames(session) == [wire.Draining()]
     end(session, "a")
@@ -289,6 +302,7 @@ def test_acknowledgements_of_what_was_never_sent_are_errors() -> None:
         tell(session, wire.OutputAck, "a", seq=0)
     with pytest.raises(ProtocolError):
         tell(session, wire.FinishedAck, "a", accepted=True)
+    session.register(0.0)
     with pytest.raises(ProtocolError):
         session.on_frame(REGISTERED, 0.0, WALL_MS)
 

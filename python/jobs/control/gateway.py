@@ -188,7 +188,9 @@ class WorkerConnection(asyncio.Protocol):
         elif self._worker is None or self._incarnation is None:
             self._refuse("not_registered", f"{type(frame).__name__} before Register was answered")
         elif isinstance(frame, wire.Heartbeat):
-            if not self._gateway.fleet.heartbeat(self._worker, self._incarnation, frame):
+            if self._gateway.fleet.heartbeat(self._worker, self._incarnation, frame):
+                self._send(wire.HeartbeatAck())
+            else:
                 self.supersede()
         elif isinstance(frame, wire.Output):
             self._in_order(frame.job, partial(self._on_output, frame, self._incarnation))

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import PressureKind, Reason, StreamInfo
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_FRAME_BYTES: Final = 16 << 20
 OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
@@ -56,7 +56,7 @@ class Register(_Frame, frozen=True, tag="register"):
 
 
 class Heartbeat(_Frame, frozen=True, tag="heartbeat"):
-    """Keeps the worker's lease; sent every `Registered.heartbeat_s`."""
+    """Keeps the worker's lease; sent every `Registered.heartbeat_s`, and acknowledged."""
 
     pressure: dict[PressureKind, Annotated[float, Meta(ge=0, le=100)]] = {}
     """Percent of the last ten seconds in which something on the machine waited; what is not known is left out."""
@@ -127,7 +127,8 @@ class Registered(_Frame, frozen=True, tag="registered"):
     node: str
     heartbeat_s: float
     lease_ttl_s: float
-    """Without contact for this long the worker ends its jobs: the node has given them to others."""
+    """When nothing that it sent longer ago than this was acknowledged as contact, the worker ends its jobs: they have
+    been given to others."""
     fenced: list[JobRef]
     """Of `Register.running`: no longer this worker's; to be killed and forgotten."""
 
@@ -186,11 +187,17 @@ class FinishedAck(_Frame, frozen=True, tag="finished_ack"):
     accepted: bool
 
 
+class HeartbeatAck(_Frame, frozen=True, tag="heartbeat_ack"):
+    """The lease was kept by the oldest heartbeat that has not been acknowledged: it runs from after that was sent."""
+
+
 class DrainConfirmed(_Frame, frozen=True, tag="drain_confirmed"):
     """The answer to `Draining`: whatever the worker will be given has been sent."""
 
 
-NodeFrame: TypeAlias = Registered | Refused | Assign | Cancel | Fence | OutputAck | FinishedAck | DrainConfirmed
+NodeFrame: TypeAlias = (
+    Registered | Refused | Assign | Cancel | Fence | OutputAck | FinishedAck | HeartbeatAck | DrainConfirmed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 decode_worker_frame = msgspec.msgpack.Decoder(WorkerFrame).decode

@@ -116,7 +116,7 @@ class Runner:
     def on_connected(self, connection: Connection) -> None:
         self._connection = connection
         self._register_timer = self._loop.call_later(REGISTER_TIMEOUT_S, connection.abort)
-        connection.send([self._session.register()])
+        connection.send([self._session.register(self._loop.time())])
 
     def on_disconnected(self) -> None:
         if self._session.registered and not self._exit.done():
@@ -124,9 +124,6 @@ class Runner:
         self._connection = None
         self._session.on_disconnected()
         self._cancel_timers()
-        ends_s = self._session.lease_ends_s
-        if ends_s is not None and self._lease_timer is None:
-            self._lease_timer = self._loop.call_at(ends_s, self._on_lease_end)
         self._flush()
 
     def on_frames(self, frames: Sequence[NodeFrame]) -> None:
@@ -146,9 +143,7 @@ class Runner:
         logger.info("registered", extra={"node": frame.node, "running": self._session.running})
         self._failures = 0
         self._cancel_timers()
-        if self._lease_timer is not None:
-            self._lease_timer.cancel()
-            self._lease_timer = None
+        self._watch_lease()
         self._notifier.ready(self._status())
         self._beat_timer = self._loop.call_later(frame.heartbeat_s, self._beat)
 
@@ -181,8 +176,21 @@ class Runner:
             over = {name: self._gauge.pressure[name] for name in sorted(self._gauge.over)}
             logger.info("under pressure" if over else "no longer under pressure", extra={"pressure": over})
 
-    def _on_lease_end(self) -> None:
+    def _watch_lease(self) -> None:
+        """Look again when the lease ends unless it is kept, whether there is a connection or not."""
+        ends_s = self._session.lease_ends_s
+        if ends_s is not None and self._lease_timer is None:
+            self._lease_timer = self._loop.call_at(ends_s, self._on_lease_due)
+
+    def _on_lease_due(self) -> None:
         self._lease_timer = None
+        ends_s = self._session.lease_ends_s
+        if ends_s is None or ends_s > self._loop.time():
+            self._watch_lease()
+        else:
+            self._on_lease_end()
+
+    def _on_lease_end(self) -> None:
         logger.error("no contact with the node for the time of the lease", extra={"running": self._session.running})
         if self._session.running:
             self._clear.clear()

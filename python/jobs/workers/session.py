@@ -27,6 +27,7 @@ from jobs.protocol.wire import (
     Finished,
     FinishedAck,
     Heartbeat,
+    HeartbeatAck,
     JobRef,
     NodeFrame,
     Output,
@@ -119,6 +120,9 @@ class Session:
         """The node has confirmed that it assigns nothing more."""
         self._lease_ttl_s: float | None = None
         self._contact_s = 0.0
+        """When that was sent by which the leader kept the lease last, as far as it has said so."""
+        self._beats: deque[float] = deque()
+        """When the registration and the heartbeats were sent that it has not acknowledged."""
         self._held: dict[_Key, _Held] = {}
         self._waiting: deque[_Key] = deque()
         self._progress_due: list[tuple[float, _Key]] = []
@@ -159,8 +163,9 @@ class Session:
         """When `on_progress_due` has to be called, if at all."""
         return self._progress_due[0][0] if self._progress_due else None
 
-    def register(self) -> Register:
-        """Return the first frame of a connection."""
+    def register(self, now_s: float) -> Register:
+        """Return the first frame of a connection, which is sent now."""
+        self._beats = deque((now_s,))
         me = self.identity
         return Register(
             protocol=PROTOCOL_VERSION,
@@ -183,10 +188,11 @@ class Session:
 
     def on_disconnected(self) -> None:
         self.registered = self._drain_known = False
+        self._beats.clear()
 
     def on_heartbeat_due(self, now_s: float, pressure: dict[PressureKind, float], *, pressed: bool) -> None:
         if self.registered:
-            self._contact_s = now_s
+            self._beats.append(now_s)
             self._send(Heartbeat(pressure=pressure, pressed=pressed))
 
     def on_progress_due(self, now_s: float) -> None:
@@ -226,11 +232,10 @@ class Session:
             return
         if not self.registered:
             raise ProtocolError(f"{type(frame).__name__} before Registered")
-        self._contact_s = now_s
         self._on_order(frame, wall_ms)
 
     def _on_order(
-        self, frame: Assign | OutputAck | FinishedAck | Cancel | Fence | DrainConfirmed, wall_ms: int
+        self, frame: Assign | OutputAck | FinishedAck | Cancel | Fence | HeartbeatAck | DrainConfirmed, wall_ms: int
     ) -> None:
         match frame:
             case Assign():
@@ -245,6 +250,8 @@ class Session:
                     self._stop(key, self._held[key], Reason.CANCELLED, wall_ms, now=False)
             case Fence():
                 self._fence((frame.job, frame.attempt))
+            case HeartbeatAck():
+                self._on_contact(frame)
             case DrainConfirmed():
                 if not self.draining:
                     raise ProtocolError("DrainConfirmed without Draining")
@@ -257,8 +264,9 @@ class Session:
             raise ProtocolError("Registered twice on one connection")
         if not 0 < frame.heartbeat_s < frame.lease_ttl_s:
             raise ProtocolError(f"heartbeat_s {frame.heartbeat_s} does not fit lease_ttl_s {frame.lease_ttl_s}")
+        self._on_contact(frame)
         self.registered = True
-        self.heartbeat_s, self._lease_ttl_s, self._contact_s = frame.heartbeat_s, frame.lease_ttl_s, now_s
+        self.heartbeat_s, self._lease_ttl_s = frame.heartbeat_s, frame.lease_ttl_s
         for ref in frame.fenced:
             self._fence((ref.job, ref.attempt))
         for held in self._held.values():
@@ -270,6 +278,13 @@ class Session:
                     self._send(held.finished)
         if self.draining:
             self._send(Draining())
+
+    def _on_contact(self, frame: Registered | HeartbeatAck) -> None:
+        """The lease was kept. Only that counts, from when it was asked for: whatever else comes may be old, and a node
+        that is alive may have no contact with the leader."""
+        if not self._beats:
+            raise ProtocolError(f"{type(frame).__name__} of what was not sent")
+        self._contact_s = self._beats.popleft()
 
     def _on_assign(self, frame: Assign) -> None:
         for assignment in frame.jobs:
