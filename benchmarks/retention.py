@@ -101,7 +101,9 @@ async def turn(data: Path, limits: Limits, seconds: float) -> tuple[list[float],
     consensus = Consensus("one", log, store)
     site = Site("one", consensus, store, ControlConfig(retention=RetentionConfig(jobs=limits)))
     await consensus.start()
-    control = await site.service()
+    await site.settled()
+    control = site.control
+    assert control is not None
     await asyncio.sleep(SETTLE_S)
     latencies: list[float] = []
     removed, began = control.metrics()["jobs_removed_total"][1], time.perf_counter()

@@ -40,13 +40,14 @@ class Leader:
     """Leads when it is told to; nothing is written meanwhile."""
 
     is_leader = False
-    leader = "one"
+    leader = me = "one"
     no_room = None
     fsyncs = commands = transactions = 0
 
     def __init__(self) -> None:
         self.on_applied = lambda: None
         self.on_leadership = lambda leads: None
+        self.on_leader = lambda: None
 
     async def barrier(self) -> None:
         return
@@ -94,7 +95,7 @@ async def measure(store: Store, count: int) -> None:
     consensus.on_leadership(True)
     await site.settled()
     took_s = time.perf_counter() - began_s
-    assert (await site.service()).metrics()["jobs_pending"][1] == count
+    assert site.metrics()["jobs_pending"][1] == count
     show(f"take up {count:,} pending jobs", f"{took_s:.2f} s")
     beside = f"{1_000 * noise_s:.0f} ms with nothing to do for {NOISE_S:g} s; elections begin after 500 ms"
     show("longest pause of the event loop meanwhile", f"{1_000 * max(gaps):.0f} ms", beside)

@@ -18,7 +18,7 @@ import uvloop
 
 from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__
-from jobs.api import ApiConfig, ApiServer, serve
+from jobs.api import ApiConfig, ApiServer
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
@@ -26,6 +26,7 @@ from jobs.control import ControlConfig, Site
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.errors import Unavailable
+from jobs.forward.passage import Passage
 from jobs.notify import VARIABLES, Notifier
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
@@ -58,6 +59,7 @@ class Node:
         self._forming: asyncio.Task[None] | None = None
         self._began_s = time.monotonic()
         self.cluster = Cluster(cluster_config(config))
+        self._passage: Passage | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -76,13 +78,14 @@ class Node:
                 logger.warning("recovered: %s", part.recovered)
         self.cluster.is_empty = lambda: store.revision == 0
         self.cluster.open()
+        self._api = ApiServer(self, api_config(config))
         if self.cluster.formed.is_set():
             await self._take_part(log, store)
-            self._api = await serve(self, str(config.api_socket), api_config(config))
+            await self._api.start(config.api_socket)
             await self.settled()
         else:
             logger.info("this node waits for `jobctl cluster init` or `jobctl cluster join TICKET`")
-            self._api = await serve(self, str(config.api_socket), api_config(config))
+            await self._api.start(config.api_socket)
             self._forming = asyncio.get_running_loop().create_task(self._take_part_once_formed(log, store))
 
     async def _take_part_once_formed(self, log: Log, store: Store) -> None:
@@ -102,12 +105,14 @@ class Node:
         consensus.on_failure = lambda error: self.failed.set()
         self.site = site = Site(config.node.id, consensus, store, control_config(config))
         site.on_failure = lambda error: self.failed.set()
-        site.on_change = self._on_site_change
         cluster.attach(consensus)
         await consensus.start()
         self._door = door = WorkerDoor(config.node.id, worker_uids(config))
         await door.start(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
-        self._on_site_change()
+        assert self._api is not None
+        self._passage = passage = Passage(site, self._api, door)
+        if cluster.peers is not None:
+            passage.join(cluster.peers)
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
@@ -115,8 +120,28 @@ class Node:
     def reads(self) -> Reads:
         return self._formed_site().reads
 
-    async def service(self) -> Service:
-        return await self._formed_site().service()
+    @property
+    def control(self) -> Service | None:
+        return self._formed_site().control
+
+    @property
+    def member(self) -> str:
+        return self._formed_site().member
+
+    @property
+    def leads(self) -> bool:
+        return self._formed_site().leads
+
+    @property
+    def leader(self) -> str | None:
+        return self._formed_site().leader
+
+    @property
+    def leaderless_s(self) -> float:
+        return self._formed_site().leaderless_s
+
+    def changed(self) -> asyncio.Future[None]:
+        return self._formed_site().changed()
 
     async def settled(self) -> None:
         """Return once the work is taken up, or is not this node's to take up."""
@@ -146,10 +171,6 @@ class Node:
 
     # --- life, continued ----------------------------------------------------------------------------------------------
 
-    def _on_site_change(self) -> None:
-        if self._door is not None and self.site is not None:
-            self._door.lead(None if self.site.control is None else self.site.control.gateway)
-
     def healthy(self) -> bool:
         """Tell whether the watchdog may be fed."""
         return not self.failed.is_set()
@@ -165,6 +186,8 @@ class Node:
             await self._api.stop(STOP_GRACE_S)
         if self._forming is not None:
             self._forming.cancel()
+        if self._passage is not None:
+            self._passage.stop()
         for part in (self.site, self._door, self.consensus):
             if part is not None:
                 await part.stop()

@@ -254,6 +254,10 @@ class Reads(Protocol):
     def ended(self) -> asyncio.Future[None]:
         """Done once this will tell nothing more: whoever waits for something asks again."""
 
+    @property
+    def revision(self) -> int:
+        """How far the store is that is read."""
+
     async def get(self, caller: Caller, job: JobId) -> JobDetail: ...
 
     async def list_jobs(
@@ -375,8 +379,28 @@ class Backend(Protocol):
     def reads(self) -> Reads:
         """Of its own store, however far that is."""
 
-    async def service(self) -> Service:
-        """Return the control plane; raises Unavailable when this node is not the one that has it."""
+    @property
+    def control(self) -> Service | None:
+        """The control plane, if this node has it."""
+
+    @property
+    def member(self) -> str:
+        """Id of this node among the members."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether the control plane is to be here: it may be about to be."""
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the member that leads, as far as this node knows."""
+
+    @property
+    def leaderless_s(self) -> float:
+        """For how long no leader has been known."""
+
+    def changed(self) -> asyncio.Future[None]:
+        """Return a future, not to be cancelled, that is done when any of these is another."""
 
     def health(self) -> Health: ...
 

@@ -142,7 +142,7 @@ async def test_a_wait_that_finds_no_end_returns_the_job_as_it_is(api: Api) -> No
 async def test_a_hundred_waits_cost_nothing_while_nothing_happens(api: Api) -> None:
     job_id = await api.submit()
     waits = [asyncio.create_task(api.ask("GET", f"/v1/jobs/{job_id}/wait?timeout_s=30")) for _ in range(100)]
-    while api.server._slots.used < 100:
+    while api.server.desk.slots.used < 100:
         await api.ask("GET", "/v1/health")
     began_cpu_s, began_s = time.process_time(), time.monotonic()
     await asyncio.wait(waits, timeout=1.0)
@@ -164,7 +164,7 @@ async def test_a_user_has_so_many_streams_and_no_more(api: Api) -> None:
     assert (await api.ask("GET", "/v1/health")).status == 200, "other requests are not streams"
     held[0].close()
     async with asyncio.timeout(5):
-        while api.server._slots.used == 2:
+        while api.server.desk.slots.used == 2:
             await asyncio.sleep(0)
     (await open_stream(api, "/v1/jobs:watch")).close()
 
@@ -193,7 +193,7 @@ async def test_a_reader_that_takes_nothing_of_a_stream_is_cut_off(api: Api) -> N
     await reader.head()
     reader.writer.transport.pause_reading()  # type: ignore[attr-defined]
     async with asyncio.timeout(20), await api.connect() as writer:
-        while api.server._slots.used:
+        while api.server.desk.slots.used:
             body = {"key": "/data/a", "value": {"text": BIG}}
             assert (await writer.ask("POST", "/v1/kv:put", body)).status == 200
     assert (await api.ask("GET", "/v1/health")).status == 200
@@ -256,7 +256,7 @@ async def test_a_stop_ends_streams_and_long_polls_at_once(api: Api) -> None:
     poll = await api.connect()
     await poll.send(request("GET", f"/v1/jobs/{job_id}/wait?timeout_s=300"))
     idle = await api.connect()
-    while api.server._slots.used < 3:
+    while api.server.desk.slots.used < 3:
         await api.ask("GET", "/v1/health")
     began = time.monotonic()
     await api.server.stop(30.0)

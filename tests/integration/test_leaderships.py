@@ -190,13 +190,13 @@ def test_long_polls_streams_and_requests_of_a_former_control_plane_end_with_a_hi
             assert await watching.event()
             await turns(20)
             made.cease()
-            answer = await waiting.answer()
-            answer.problem(503, "unavailable")
-            assert int(answer.headers["retry-after"]) == 1
             assert (await watching.event())["event"] == "problem"
             assert await watching.closed()
+            answer = await waiting.answer()
+            answer.problem(503, "not_leader")
+            assert int(answer.headers["retry-after"]) == 1
             refused = await (await made.ask("POST", "/v1/jobs", job())).answer()
-            refused.problem(503, "unavailable")
+            refused.problem(503, "not_leader")
             assert (await (await made.ask("GET", "/v1/health")).answer()).status == 200
             await made.lead()
             assert (await (await made.ask("GET", f"/v1/jobs/{one}")).answer()).status == 200
@@ -219,7 +219,7 @@ def test_a_request_that_waited_for_work_of_a_former_control_plane_is_answered(tm
                 while opened.sweep is None:
                     await asyncio.sleep(0)
             made.cease()
-            (await asking.answer()).problem(503, "unavailable")
+            (await asking.answer()).problem(503, "outcome_unknown")
 
     asyncio.run(scenario())
 

@@ -17,7 +17,8 @@ class MemoryConsensus:
     """
 
     is_leader = False
-    leader = "test"
+    leader: str | None = None
+    me = "test"
     no_room = None
     fsyncs = commands = transactions = 0
 
@@ -26,11 +27,14 @@ class MemoryConsensus:
         self._queue: list[tuple[Txn, asyncio.Future[TxnResult]]] = []
         self.on_applied: Callable[[], None] = lambda: None
         self.on_leadership: Callable[[bool], None] = lambda leads: None
+        self.on_leader: Callable[[], None] = lambda: None
 
     def lead(self, leads: bool) -> None:
         """Begin or cease to lead."""
         self.is_leader = leads
+        self.leader = self.me if leads else None
         self.on_leadership(leads)
+        self.on_leader()
 
     def propose(self, txn: Txn, size_bytes: int = 256) -> asyncio.Future[TxnResult]:
         loop = asyncio.get_running_loop()

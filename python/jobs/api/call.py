@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import typing
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
 from msgspec import Struct
 
 from jobs.api.config import ApiConfig
-from jobs.api.connection import Connection
+from jobs.api.outlet import Outlet
 from jobs.errors import InvalidRequest, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from jobs.invalid import decode_json, invalid_query
 from jobs.service import Caller
@@ -20,21 +22,29 @@ T = TypeVar("T")
 _JSON_TYPES: Final = ("", "application/json", "application/octet-stream")
 
 
+class Ask(Struct, frozen=True):
+    """A request, whether it came on the socket or by way of another node."""
+
+    method: str
+    path: str
+    """As it was sent."""
+    query: str
+    """As it was sent, without the question mark."""
+    headers: Mapping[str, str]
+    """Whatever the case of their names is."""
+    caller: Caller
+
+
 class Call(Struct):
     """A request that has been routed."""
 
-    request: web.BaseRequest
+    ask: Ask
+    outlet: Outlet
     caller: Caller
     path: str
     """What stands in the path's placeholder, "" without one."""
     query: Any
     body: Any
-
-    @property
-    def gone(self) -> asyncio.Future[None]:
-        """Done once the client has gone."""
-        assert isinstance(self.request.protocol, Connection)
-        return self.request.protocol.gone
 
 
 async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:
@@ -83,10 +93,10 @@ def list_fields(kind: type[Struct]) -> frozenset[str]:
     return frozenset(name for name, hint in hints.items() if typing.get_origin(hint) in (list, tuple))
 
 
-def decode_query(kind: type[T], lists: frozenset[str], request: web.BaseRequest) -> T:
+def decode_query(kind: type[T], lists: frozenset[str], query: str) -> T:
     """Return the typed query; raise InvalidRequest naming the parameter."""
     given: dict[str, Any] = {}
-    for name, value in request.query.items():
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name in lists:
             given.setdefault(name, []).append(value)
         elif name in given:

@@ -19,23 +19,23 @@ class ApiMetrics:
     """Label values come from the table of routes, so their number is bounded."""
 
     def __init__(self, backend: Backend) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_NodeMetrics(backend))
-        self.requests = Counter("jobs_api_requests", "Requests answered", ("route", "status"), registry=self._registry)
+        self.registry = CollectorRegistry()
+        self.registry.register(_NodeMetrics(backend))
+        self.requests = Counter("jobs_api_requests", "Requests answered", ("route", "status"), registry=self.registry)
         self.latency = Histogram(
             "jobs_api_request_seconds",
             "Time from a request's head to the end of its answer, streams and long polls left out",
             ("route",),
             buckets=BUCKETS_S,
-            registry=self._registry,
+            registry=self.registry,
         )
-        self.connections = Gauge("jobs_api_connections", "Open connections", registry=self._registry)
+        self.connections = Gauge("jobs_api_connections", "Open connections", registry=self.registry)
         self.refused = Counter(
-            "jobs_api_connections_refused", "Connections closed at once, being too many", registry=self._registry
+            "jobs_api_connections_refused", "Connections closed at once, being too many", registry=self.registry
         )
 
     def exposition(self) -> bytes:
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class _NodeMetrics(Collector):

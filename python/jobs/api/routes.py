@@ -21,7 +21,7 @@ from jobs.api.handlers import kv as kv_calls
 from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers import schedules as schedule_calls
-from jobs.api.handlers.base import Query
+from jobs.api.handlers.base import Query, ReadQuery
 from jobs.invalid import Tagged
 from jobs.protocol import model
 
@@ -78,6 +78,11 @@ class Route(Struct, frozen=True, kw_only=True):
     """Content types of a success that goes on, instead of `answer`."""
     errors: Errors = ()
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether the answer may take long: it waits for something, or goes on."""
+        return bool(self.streams) or "timeout_s" in self.query.__struct_fields__
+
 
 ROUTES: Final = (
     # --- jobs
@@ -103,8 +108,8 @@ ROUTES: Final = (
         summary="Follow the changes of jobs",
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}", handler=Handlers.get_job, answer=model.JobDetail, errors=_READ,
-        summary="Read a job and what was submitted",
+        method="GET", path="/v1/jobs/{id}", handler=Handlers.get_job, query=ReadQuery, answer=model.JobDetail,
+        errors=_READ, summary="Read a job and what was submitted",
     ),
     Route(
         method="GET", path="/v1/jobs/{id}/result", handler=Handlers.result, query=job_calls.ResultQuery,
@@ -125,8 +130,8 @@ ROUTES: Final = (
         repeat=_ENDED,
     ),
     Route(
-        method="GET", path="/v1/jobs/{id}/attempts", handler=Handlers.attempts, answer=model.AttemptList, errors=_READ,
-        summary="Read how each attempt of a job ended",
+        method="GET", path="/v1/jobs/{id}/attempts", handler=Handlers.attempts, query=ReadQuery,
+        answer=model.AttemptList, errors=_READ, summary="Read how each attempt of a job ended",
     ),
     Route(
         method="GET", path="/v1/jobs/{id}/explain", handler=Handlers.explain, answer=model.Explanation, errors=_READ,

@@ -6,37 +6,36 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
-from msgspec.structs import replace
 
-from jobs.api.call import Call, decode_body, decode_query, read_body
+from jobs.api.call import Ask, read_body
 from jobs.api.config import ApiConfig
 from jobs.api.connection import MAX_HEAD_FIELDS, MAX_HEAD_LINE_BYTES, Connection, Gate, Request
-from jobs.api.handlers import Handlers
+from jobs.api.desk import CONSISTENCY, REVISION, Desk, Routed, problem
 from jobs.api.identity import Identities
 from jobs.api.metrics import CONTENT_TYPE as METRICS_TYPE
 from jobs.api.metrics import ApiMetrics
 from jobs.api.openapi import document
-from jobs.api.problem import as_jobs_error, response_of
-from jobs.api.routes import Route, Router
-from jobs.api.streams import StreamSlots, leads_no_more
-from jobs.errors import MethodNotAllowed
-from jobs.protocol.ids import REQUEST_ID_HEADER
-from jobs.requestid import request_id
-from jobs.service import Backend, Caller, Service
+from jobs.api.outlet import HttpOutlet
+from jobs.errors import MethodNotAllowed, NotLeader
+from jobs.forward.metrics import ForwardMetrics
+from jobs.forward.whereabouts import NotCarriedOut, Search
+from jobs.service import Backend, Caller
 from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
+
+if TYPE_CHECKING:
+    from jobs.forward.follower import Forwarder
 
 logger = logging.getLogger(__name__)
 
 RESERVED_DESCRIPTORS: Final = 256
 """For files, workers, peers, and connections that are told that there are too many."""
 _UNROUTED: Final = "(none)"
-_SLOW_ROUTES: Final = ("wait", "result", "logs", "watch_array", "watch_job", "watch_jobs", "kv_watch")
 
 
 async def serve(backend: Backend, socket_path: str, config: ApiConfig) -> ApiServer:
@@ -63,10 +62,12 @@ class ApiServer(web.Server):
         )
         self.config = config
         self.metrics = ApiMetrics(backend)
+        self.forwarded = ForwardMetrics(self.metrics.registry)
         self._backend = backend
         self._gate = Gate(config, Identities(config.admin_group), self.metrics)
-        self._slots = StreamSlots(config.max_streams_per_uid)
-        self._router = Router()
+        self.desk = Desk(backend, config)
+        self.forwarder: Forwarder | None = None
+        """For a member of a cluster: how others are asked."""
         self._openapi = document()
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
@@ -87,7 +88,7 @@ class ApiServer(web.Server):
             self._listener.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-        self._slots.close()
+        self.desk.slots.close()
         self.pre_shutdown()
         await self.shutdown(grace_s)
 
@@ -112,35 +113,56 @@ class ApiServer(web.Server):
             special = self._special(request)
             if special is not None:
                 return special
-            target, filled = self._router.find(request.method, request.rel_url.raw_path)
-            route, slow = target.route.path, target.route.handler.__name__ in _SLOW_ROUTES
-            query = decode_query(target.route.query, target.lists, request)
-            data, body = b"", None
-            if target.decoder is not None:
-                data = await read_body(request, self.config)
-                body = decode_body(target.decoder, target.tags, _content_type(request), data)
-            call = Call(request, _caller(request, data), filled, query, body)
-            response = await target.route.handler(await self._handlers(target.route), call)
-        except ConnectionError:
+            url = request.rel_url
+            routed = self.desk.route(
+                Ask(request.method, url.raw_path, url.raw_query_string, request.headers, _caller(request))
+            )
+            route, slow = routed.target.route.path, routed.target.route.is_slow
+            body = await read_body(request, self.config) if routed.target.decoder is not None else b""
+            response = await self._answer(routed, body, HttpOutlet(request))
+        except (ConnectionError, asyncio.CancelledError):
             raise
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # What this waited for was part of a control plane that has ended.
-            response = self._problem(request, leads_no_more())
         except Exception as error:
-            response = self._problem(request, error)
+            response = problem(error)
+            if not request.content.is_eof():
+                # What is left of the body is not read, so the connection cannot carry another request.
+                response.force_close()
         self.metrics.requests.labels(route, response.status).inc()
         if not slow:
             self.metrics.latency.labels(route).observe(time.perf_counter() - started)
         return response
 
-    async def _handlers(self, route: Route) -> Handlers:
-        """Return what answers a route. Raises Unavailable."""
-        # A local route asks the backend alone, which answers it also when there is no control plane anywhere.
-        service = cast("Service", None) if route.local else await self._backend.service()
-        return Handlers(service, self._backend, self.config, self._slots)
+    async def _answer(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
+        """Have a request answered here, or by the node that leads: whoever can, and at once if possible."""
+        backend, route = self._backend, routed.target.route
+        if route.local:
+            # It asks the backend alone, which answers also when there is no control plane anywhere.
+            return await self.desk.perform(routed, body, None, outlet)
+        if routed.is_stale:
+            return await self._answer_stale(routed, body, outlet)
+        search = Search(backend)
+        while True:
+            leader = await search.next()
+            try:
+                if not isinstance(leader, str):
+                    return await self.desk.perform(routed, body, leader, outlet)
+                assert self.forwarder is not None, "only a member of a cluster has another leader"
+                return await self.forwarder.pass_on(leader, routed, body, outlet)
+            except NotLeader as error:
+                # What of a request was written before does no harm when it is carried out again.
+                if isinstance(leader, str) or outlet.has_begun:
+                    raise
+                search.refused(backend.member, NotCarriedOut(error.detail))
+            except NotCarriedOut as refusal:
+                search.refused(str(leader), refusal)
+
+    async def _answer_stale(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
+        reads = self._backend.reads
+        outlet.headers = {CONSISTENCY: "stale", REVISION: str(reads.revision)}
+        response = await self.desk.perform(routed, body, reads, outlet)
+        if not response.prepared:
+            response.headers.update(outlet.headers)
+        return response
 
     def _special(self, request: web.BaseRequest) -> web.Response | None:
         """Answer the two routes that are not JSON."""
@@ -152,26 +174,7 @@ class ApiServer(web.Server):
             return web.Response(body=self.metrics.exposition(), headers={"Content-Type": METRICS_TYPE})
         return web.Response(body=self._openapi, content_type="application/json")
 
-    def _problem(self, request: web.BaseRequest, error: Exception) -> web.Response:
-        known = as_jobs_error(error)
-        response = response_of(known)
-        if isinstance(known, MethodNotAllowed) and known.expected is not None:
-            response.headers["Allow"] = known.expected
-        if not request.content.is_eof():
-            # What is left of the body is not read, so the connection cannot carry another request.
-            response.force_close()
-        return response
 
-
-def _caller(request: web.BaseRequest, body: bytes) -> Caller:
-    """Return who asks; raise InvalidRequest for a change whose id is none."""
+def _caller(request: web.BaseRequest) -> Caller:
     assert isinstance(request.protocol, Connection)
-    caller, given = request.protocol.caller, request.headers.get(REQUEST_ID_HEADER)
-    if given is None or request.method == "GET":
-        return caller
-    known_by = request_id(given, caller.uid, request.method, request.rel_url.raw_path_qs, body)
-    return replace(caller, request_id=known_by)
-
-
-def _content_type(request: web.BaseRequest) -> str:
-    return request.content_type if "Content-Type" in request.headers else ""
+    return request.protocol.caller

@@ -13,8 +13,9 @@ import msgspec
 from aiohttp import web
 
 from jobs.api.config import ApiConfig
+from jobs.api.outlet import Outlet
 from jobs.api.problem import as_jobs_error, problem_of
-from jobs.errors import JobsError, TooManyRequests, Unavailable
+from jobs.errors import JobsError, NotLeader, TooManyRequests, Unavailable
 
 T = TypeVar("T")
 EVENT_STREAM: Final = "text/event-stream"
@@ -101,9 +102,9 @@ def check_open(closing: asyncio.Future[None]) -> None:
         raise Unavailable("the node stops", expected="the same request a little later", retry_after_s=1)
 
 
-def leads_no_more() -> Unavailable:
+def leads_no_more() -> NotLeader:
     """Return what is to be raised where the control plane that was asked has ended."""
-    return Unavailable(
+    return NotLeader(
         "the node ceased to lead the cluster", expected="the same request a little later", retry_after_s=0.1
     )
 
@@ -123,6 +124,10 @@ def seen(event_id: str) -> bytes:
     return f"id: {event_id}\n\n".encode()
 
 
+class CutShort(Exception):
+    """Raised by pieces that end short and have told why."""
+
+
 class StreamAnswer:
     """Sends pieces as they come.
 
@@ -130,31 +135,33 @@ class StreamAnswer:
     A client that takes nothing for `write_timeout_s` is cut off.
     """
 
-    def __init__(self, request: web.BaseRequest, config: ApiConfig, place: Place, *, at_once: bool) -> None:
-        self._request = request
+    def __init__(self, outlet: Outlet, config: ApiConfig, place: Place, *, at_once: bool) -> None:
+        self._outlet = outlet
         self._config = config
         self._place = place
         self._at_once = at_once
 
     async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> web.StreamResponse:
         """Answer with the pieces; raise what came instead of the first one."""
-        response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+        response = web.StreamResponse()
         ping = _PING if content_type == EVENT_STREAM else b""
         upcoming = asyncio.ensure_future(_next(pieces))
         try:
             if not self._at_once:
                 await self._place.first(upcoming)
                 upcoming.result()
-            await response.prepare(self._request)
-            await self._pump(response, pieces, upcoming, ping)
+            response = await self._outlet.begin({"Content-Type": content_type, "Cache-Control": "no-store"})
+            await self._pump(pieces, upcoming, ping)
         except TimeoutError:
-            self._abort()
+            self._outlet.abort()
+        except CutShort:
+            self._outlet.cut()
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
-            if not response.prepared:
+            if not self._outlet.has_begun:
                 raise
-            await self._end_short(response, error, events=bool(ping))
+            await self._end_short(error, events=bool(ping))
         finally:
             upcoming.cancel()
             await asyncio.wait([upcoming])
@@ -163,42 +170,32 @@ class StreamAnswer:
                 await close()
         return response
 
-    async def _pump(
-        self,
-        response: web.StreamResponse,
-        pieces: AsyncIterator[bytes],
-        upcoming: asyncio.Future[bytes | None],
-        ping: bytes,
-    ) -> None:
+    async def _pump(self, pieces: AsyncIterator[bytes], upcoming: asyncio.Future[bytes | None], ping: bytes) -> None:
         """Write until the pieces end or the client has gone."""
         try:
             while True:
                 done = await self._place.first(upcoming, self._config.ping_s)
                 piece = upcoming.result() if done else ping
                 if piece is None:
-                    await response.write_eof()
+                    await self._outlet.end()
                     return
                 if piece:
                     async with asyncio.timeout(self._config.write_timeout_s):
-                        await response.write(piece)
+                        await self._outlet.write(piece)
                 if done:
                     upcoming = asyncio.ensure_future(_next(pieces))
         finally:
             upcoming.cancel()
             await asyncio.wait([upcoming])
 
-    async def _end_short(self, response: web.StreamResponse, error: Exception, *, events: bool) -> None:
+    async def _end_short(self, error: Exception, *, events: bool) -> None:
         """End a stream whose status has gone out already: the error travels as an event, and the body lacks its end
         mark, so that nobody takes it for whole."""
         if events:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(self._config.write_timeout_s):
-                    await response.write(problem_event(as_jobs_error(error)))
-        self._request.protocol.force_close()
-
-    def _abort(self) -> None:
-        if self._request.transport is not None:
-            self._request.transport.abort()
+                    await self._outlet.write(problem_event(as_jobs_error(error)))
+        self._outlet.cut()
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes | None:

@@ -151,10 +151,13 @@ class Consensus:
         self._failure: BaseException | None = None
         self._ready: asyncio.Future[None] | None = None
         self._was_leader = False
+        self._known_leader: str | None = None
         self.on_applied: Callable[[], None] = lambda: None
         """Called after each batch of entries was applied; must not raise."""
         self.on_leadership: Callable[[bool], None] = lambda leads: None
         """Called when `is_leader` has changed; must not raise."""
+        self.on_leader: Callable[[], None] = lambda: None
+        """Called when `leader` has changed; must not raise."""
         self.on_members: Callable[[], None] = lambda: None
         """Called when `members` has changed; must not raise."""
         self.on_failure: Callable[[BaseException], None] = lambda error: None
@@ -513,6 +516,9 @@ class Consensus:
             if not leads:
                 self._refuse_queue(_not_leader(self.leader))
             self.on_leadership(leads)
+        if self.leader != self._known_leader:
+            self._known_leader = self.leader
+            self.on_leader()
         applied_all = self.applied_index == self.commit_index
         if leads and applied_all and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)

@@ -352,6 +352,10 @@ class Control:
         }
 
     @property
+    def revision(self) -> int:
+        return self._store.revision
+
+    @property
     def worker_count(self) -> int:
         return len(self._fleet.views())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from jobs import arrays
 from jobs.clock import wall_ms
@@ -33,11 +33,16 @@ from jobs.store import Store
 class StaleReads:
     """Implements `service.Reads`."""
 
-    def __init__(self, store: Store, hub: Hub) -> None:
+    def __init__(self, store: Store, hub: Hub, is_leader: Callable[[], bool]) -> None:
         self._store = store
+        self._is_leader = is_leader
         self._queries = Queries(_at_once, store, hub, self._array_progress)
         self._data = DataReads(_at_once, store, hub)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def revision(self) -> int:
+        return self._store.revision
 
     async def get(self, caller: Caller, job: JobId) -> JobDetail:
         return await self._queries.get(caller, job)
@@ -86,7 +91,7 @@ class StaleReads:
 
     def _check_reached(self, revision: int | None) -> None:
         """Raise Unavailable for what another node may have seen and this one has not yet."""
-        if revision is not None and revision > self._store.revision:
+        if revision is not None and revision > self._store.revision and not self._is_leader():
             raise Unavailable(
                 f"this node has seen the store up to revision {self._store.revision}, not {revision}",
                 expected="consistency=linearizable, or the same a little later",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -14,15 +13,13 @@ from jobs.consensus import Consensus
 from jobs.control.control import Control, ControlConfig
 from jobs.control.hub import Hub
 from jobs.control.reads import StaleReads
-from jobs.errors import JobsError, Unavailable
+from jobs.errors import JobsError
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
 from jobs.store import Store
 
 logger = logging.getLogger(__name__)
 
-SETTLE_S: Final = 2.0
-"""A request waits so long for the work to be taken up."""
 RETRY_S: Final = 0.5
 """A control plane that could not be started is tried again, while the node leads."""
 
@@ -36,21 +33,23 @@ class Site:
         self.control: Control | None = None
         """There while the node leads and has taken up the work."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when `control` is another."""
+        """Called when `control` or `leader` is another."""
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called when the store cannot be made sense of: the process has to end."""
         self._consensus = consensus
         self._store = store
         self._config = config
         self._hub = Hub(store)
-        self.reads = StaleReads(store, self._hub)
+        self.reads = StaleReads(store, self._hub, lambda: consensus.is_leader)
         self._began_s = time.monotonic()
         self._stopping = False
         self._met_leader = False
+        self._leaderless_since_s: float | None = self._began_s
         self._leading: asyncio.Task[None] | None = None
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         consensus.on_applied = self._hub.on_applied
         consensus.on_leadership = self._on_leadership
+        consensus.on_leader = self._on_leader
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -70,19 +69,37 @@ class Site:
         while self._consensus.is_leader and self.control is None and not self._stopping:
             await asyncio.shield(self._news)
 
-    async def service(self) -> Control:
-        """Return the control plane; one that is being made is waited for a moment. Raises Unavailable."""
-        if self.control is None and self._consensus.is_leader:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_S):
-                    await self.settled()
-        if self.control is None:
-            raise Unavailable(
-                "this node does not lead the cluster, or has not taken up the work yet",
-                expected="the same request a little later",
-                retry_after_s=1,
-            )
-        return self.control
+    @property
+    def member(self) -> str:
+        """Id of this node among the members."""
+        return self._consensus.me
+
+    @property
+    def leads(self) -> bool:
+        """Whether the work is this node's, though it may not have taken it up yet."""
+        return self._consensus.is_leader or self.leader == self.member
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the member that leads, as far as this node knows."""
+        return self._consensus.leader
+
+    @property
+    def leaderless_s(self) -> float:
+        """For how long no leader has been known."""
+        return 0.0 if self._leaderless_since_s is None else time.monotonic() - self._leaderless_since_s
+
+    def changed(self) -> asyncio.Future[None]:
+        """Return a future, not to be cancelled, that is done when `control` or `leader` is another."""
+        return self._news
+
+    def _on_leader(self) -> None:
+        if self.leader is not None:
+            self._leaderless_since_s = None
+        elif self._leaderless_since_s is None:
+            self._leaderless_since_s = time.monotonic()
+        self.on_change()
+        self._ring()
 
     def _on_leadership(self, leads: bool) -> None:
         self._end()

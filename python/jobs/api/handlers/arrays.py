@@ -19,7 +19,7 @@ class ArrayHandlers(Base):
     async def watch_array(self, call: Call) -> web.StreamResponse:
         views = self._service.arrays.follow(call.caller, job_id(call))
         with self._place(call) as place:
-            return await StreamAnswer(call.request, self._config, place, at_once=False).send(
+            return await StreamAnswer(call.outlet, self._config, place, at_once=False).send(
                 _numbered(views), EVENT_STREAM
             )
 

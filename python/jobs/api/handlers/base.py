@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -29,6 +29,13 @@ class Query(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every query; this one has no parameters."""
 
 
+class ReadQuery(Query, frozen=True, kw_only=True):
+    """Base of the queries of reads that any node can answer from its own store."""
+
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    """`stale`: as the node that is asked has it, which may be behind; header `Jobs-Revision` says how far it is."""
+
+
 class Base:
     """What every group of handlers stands on."""
 
@@ -40,12 +47,12 @@ class Base:
 
     async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> web.StreamResponse:
         """Send a watch; its first word comes at once, so that the head can wait for it."""
-        return await StreamAnswer(call.request, self._config, place, at_once=False).send(
+        return await StreamAnswer(call.outlet, self._config, place, at_once=False).send(
             _revisions(events), EVENT_STREAM
         )
 
     def _place(self, call: Call) -> AbstractContextManager[Place]:
-        return self._slots.take(call.caller.uid, self._service.ended, call.gone)
+        return self._slots.take(call.caller.uid, self._service.ended, call.outlet.gone)
 
 
 def json_response(body: Any, status: int = 200) -> web.Response:
@@ -91,7 +98,7 @@ def labels_of(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def last_event_id(call: Call, after_revision: int | None) -> int | None:
     """Return where to go on: the header that a reconnecting client sends wins over the query."""
-    header = call.request.headers.get("Last-Event-ID")
+    header = call.ask.headers.get("Last-Event-ID")
     if header is None:
         return after_revision
     if not (header.isascii() and header.isdigit() and len(header) <= 18):

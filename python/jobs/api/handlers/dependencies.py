@@ -5,10 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, Limit, Query, job_id, json_response
+from jobs.api.handlers.base import Base, Limit, ReadQuery, job_id, json_response
 
 
-class GraphQuery(Query, frozen=True):
+class GraphQuery(ReadQuery, frozen=True):
     limit: Limit = 500
     """Jobs; those nearest to the job are shown."""
 

@@ -14,7 +14,7 @@ from jobs.api.handlers.base import (
     AfterRevision,
     Base,
     Limit,
-    Query,
+    ReadQuery,
     checked_job_id,
     job_id,
     json_response,
@@ -34,7 +34,7 @@ _LOG_EVENT_ID: Final = re.compile(r"([1-9][0-9]{0,6})\.(-1|[0-9]{1,18})")
 AttemptNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
-class ListQuery(Query, frozen=True):
+class ListQuery(ReadQuery, frozen=True):
     state: tuple[JobState, ...] = ()
     type: str | None = None
     queue: str | None = None
@@ -52,17 +52,17 @@ class ListQuery(Query, frozen=True):
     order: Literal["newest", "oldest"] = "newest"
 
 
-class ResultQuery(Query, frozen=True):
+class ResultQuery(ReadQuery, frozen=True):
     attempt: AttemptNumber | None = None
     timeout_s: WaitS = 0.0
     """Wait this long for the job to end."""
 
 
-class WaitQuery(Query, frozen=True):
+class WaitQuery(ReadQuery, frozen=True):
     timeout_s: WaitS = 60.0
 
 
-class LogsQuery(Query, frozen=True):
+class LogsQuery(ReadQuery, frozen=True):
     stream: tuple[Stream, ...] = ()
     attempt: AttemptNumber | Literal["all"] | None = None
     """`all`: one after the other. By default the last one, with `follow` also those to come."""
@@ -73,7 +73,7 @@ class LogsQuery(Query, frozen=True):
     """0: from now on."""
 
 
-class JobsWatchQuery(Query, frozen=True):
+class JobsWatchQuery(ReadQuery, frozen=True):
     state: tuple[JobState, ...] = ()
     type: str | None = None
     queue: str | None = None
@@ -84,7 +84,7 @@ class JobsWatchQuery(Query, frozen=True):
     after_revision: AfterRevision | None = None
 
 
-class WatchQuery(Query, frozen=True):
+class WatchQuery(ReadQuery, frozen=True):
     after_revision: AfterRevision | None = None
 
 
@@ -151,7 +151,7 @@ class JobHandlers(Base):
 
     async def logs(self, call: Call) -> web.StreamResponse:
         query: LogsQuery = call.query
-        events = EVENT_STREAM in call.request.headers.get("Accept", "")
+        events = EVENT_STREAM in call.ask.headers.get("Accept", "")
         after = _log_position(call) if events else None
         if after is None and query.after_seq is not None:
             after = LogPosition(None, query.after_seq)
@@ -165,7 +165,7 @@ class JobHandlers(Base):
         )
         with self._place(call) as place:
             pieces = self._service.logs(call.caller, job_id(call), wanted)
-            stream = StreamAnswer(call.request, self._config, place, at_once=False)
+            stream = StreamAnswer(call.outlet, self._config, place, at_once=False)
             if events:
                 return await stream.send(_log_events(pieces), EVENT_STREAM)
             return await stream.send((piece.data async for piece in pieces), "application/octet-stream")
@@ -207,7 +207,7 @@ def _span(query: ListQuery) -> tuple[int, int]:
 
 def _log_position(call: Call) -> LogPosition | None:
     """Return where a reconnecting client goes on."""
-    header = call.request.headers.get("Last-Event-ID")
+    header = call.ask.headers.get("Last-Event-ID")
     if header is None:
         return None
     found = _LOG_EVENT_ID.fullmatch(header)

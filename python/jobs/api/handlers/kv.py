@@ -8,16 +8,16 @@ from aiohttp import web
 from msgspec import Meta
 
 from jobs.api.call import Call
-from jobs.api.handlers.base import AfterRevision, Base, Limit, Query, json_response, last_event_id
+from jobs.api.handlers.base import AfterRevision, Base, Limit, ReadQuery, json_response, last_event_id
 from jobs.errors import InvalidRequest, NotFound
 
 
-class KvGetQuery(Query, frozen=True):
+class KvGetQuery(ReadQuery, frozen=True):
     key: str
     revision: AfterRevision = 0
 
 
-class KvScanQuery(Query, frozen=True):
+class KvScanQuery(ReadQuery, frozen=True):
     prefix: Annotated[str, Meta(min_length=1)]
     limit: Limit = 100
     cursor: str | None = None
@@ -25,7 +25,7 @@ class KvScanQuery(Query, frozen=True):
     keys_only: bool = False
 
 
-class KvWatchQuery(Query, frozen=True):
+class KvWatchQuery(ReadQuery, frozen=True):
     key: str
     prefix: bool = False
     after_revision: AfterRevision | None = None

@@ -1,0 +1,73 @@
+"""Where the answer to a request goes that is not one piece: the client's connection, or the node that passed it on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+from jobs.api.connection import Connection
+
+
+class Outlet(Protocol):
+    """Takes the head of an answer, its pieces, and its end."""
+
+    gone: asyncio.Future[None]
+    """Done once nobody takes anything any more."""
+
+    @property
+    def has_begun(self) -> bool: ...
+
+    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Send the head of a success; what it returns stands for the answer. Raises ConnectionError, as do the others
+        when nobody takes it."""
+
+    async def write(self, piece: bytes) -> None:
+        """Return when there is room for the next one."""
+
+    async def end(self) -> None:
+        """The answer is whole."""
+
+    def cut(self) -> None:
+        """Send what was written, and no mark of the end: nobody shall take the answer for whole."""
+
+    def abort(self) -> None:
+        """Whoever takes the answer has been too slow: send nothing more."""
+
+
+class HttpOutlet:
+    """The connection on which the request came."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        assert isinstance(request.protocol, Connection)
+        self.gone = request.protocol.gone
+        self.headers: Mapping[str, str] = {}
+        """For the head of an answer, besides those that are said by whoever answers."""
+        self._request = request
+        self._response: web.StreamResponse | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self._response is not None
+
+    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
+        self._response = web.StreamResponse(headers={**self.headers, **headers})
+        await self._response.prepare(self._request)
+        return self._response
+
+    async def write(self, piece: bytes) -> None:
+        assert self._response is not None
+        await self._response.write(piece)
+
+    async def end(self) -> None:
+        assert self._response is not None
+        await self._response.write_eof()
+
+    def cut(self) -> None:
+        self._request.protocol.force_close()
+
+    def abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()

@@ -1,0 +1,80 @@
+"""Where a request is to be answered, and how long it may look for that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from jobs.errors import NotLeader, Unavailable
+from jobs.service import Backend, Service
+
+PATIENCE_S: Final = 2.5
+"""A request looks for a leader for so long: longer than an election that goes well."""
+PAUSE_S: Final = 0.05
+"""Between two tries with the same node, unless it is known by then that another one leads."""
+MAX_HINTS: Final = 3
+
+
+class NotCarriedOut(Exception):
+    """A request that was passed on was certainly not carried out, or does no harm when it is carried out again.
+
+    `hint`: who leads, as far as the asked node knows.
+    """
+
+    def __init__(self, detail: str, hint: str | None = None) -> None:
+        super().__init__(detail)
+        self.hint = hint
+
+
+class Search:
+    """One request's search for a node that answers it."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._loop = asyncio.get_running_loop()
+        self._ends_s = self._loop.time() + PATIENCE_S
+        self._refusal: tuple[str, NotCarriedOut] | None = None
+        self._hints = MAX_HINTS
+
+    def refused(self, member: str, refusal: NotCarriedOut) -> None:
+        """The member that was asked has not carried the request out."""
+        self._refusal = member, refusal
+
+    async def next(self) -> Service | str:
+        """Return the control plane if it is here, else the id of the member to ask. Raises Unavailable."""
+        backend = self._backend
+        asked = None
+        if self._refusal is not None:
+            asked, refusal = self._refusal
+            if self._loop.time() >= self._ends_s:
+                raise Unavailable(
+                    f"the leader could not be asked: {refusal}",
+                    expected="the same request a little later",
+                    retry_after_s=1,
+                ) from refusal
+            hint, refusal.hint = refusal.hint, None
+            if self._hints > 0 and hint is not None and hint not in (asked, backend.member):
+                self._hints -= 1
+                return hint
+            if backend.leader == asked:
+                await self._wait(PAUSE_S)
+        while backend.control is None and (backend.leads or backend.leader is None):
+            if self._loop.time() >= self._ends_s or backend.leaderless_s > PATIENCE_S:
+                raise _no_leader(backend)
+            await self._wait(PATIENCE_S)
+        control, leader = backend.control, backend.leader
+        assert control is not None or leader is not None
+        return control if control is not None else leader  # type: ignore[return-value]
+
+    async def _wait(self, most_s: float) -> None:
+        await asyncio.wait([self._backend.changed()], timeout=max(0.0, min(most_s, self._ends_s - self._loop.time())))
+
+
+def _no_leader(backend: Backend) -> NotLeader:
+    if backend.leads:
+        return NotLeader("this node has not taken up the work of the cluster yet", retry_after_s=1)
+    return NotLeader(
+        "no leader is known: too few members reach each other, or an election is under way",
+        expected="the same request a little later",
+        retry_after_s=1,
+    )
