@@ -369,11 +369,8 @@ class ClusterService(Protocol):
     async def remove(self, caller: Caller, member: str) -> ClusterView: ...
 
 
-class Backend(Protocol):
-    """The node behind the API."""
-
-    @property
-    def cluster(self) -> ClusterService: ...
+class Whereabouts(Protocol):
+    """Who has the control plane, as a node sees it, and what it has itself."""
 
     @property
     def reads(self) -> Reads:
@@ -401,6 +398,13 @@ class Backend(Protocol):
 
     def changed(self) -> asyncio.Future[None]:
         """Return a future, not to be cancelled, that is done when any of these is another."""
+
+
+class Backend(Whereabouts, Protocol):
+    """The node behind the API."""
+
+    @property
+    def cluster(self) -> ClusterService: ...
 
     def health(self) -> Health: ...
 

@@ -31,7 +31,7 @@ from jobs.forward.framing import read_framed
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.whereabouts import NotCarriedOut
 from jobs.net import RequestFailed, Stream, StreamBroken
-from jobs.service import Backend
+from jobs.service import Whereabouts
 
 T = TypeVar("T")
 
@@ -50,10 +50,10 @@ REQUEST_ROOM_BYTES: Final = 256 << 10
 class Forwarder:
     """Passes requests on. What may have been carried out is never sent again unless that does no harm."""
 
-    def __init__(self, peers: Peers, node: str, backend: Backend, desk: Desk, metrics: ForwardMetrics) -> None:
+    def __init__(self, peers: Peers, node: str, site: Whereabouts, desk: Desk, metrics: ForwardMetrics) -> None:
         self._peers = peers
         self._node = node
-        self._backend = backend
+        self._site = site
         self._desk = desk
         self._metrics = metrics
         self._under_way = 0
@@ -85,7 +85,7 @@ class Forwarder:
     async def _follow(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> web.StreamResponse:
         """Ask for an answer that takes long, or goes on, for as long as somebody waits for it."""
         exchange = _Exchange(self._peers, leader, self._request(routed, b""), body)
-        with self._desk.slots.take(routed.ask.caller.uid, self._backend.reads.ended, outlet.gone) as place:
+        with self._desk.slots.take(routed.ask.caller.uid, self._site.reads.ended, outlet.gone) as place:
             try:
                 head = await place.result(self._while_it_leads(leader, exchange.head(), routed.ask.method))
                 if isinstance(head, Answer):
@@ -125,8 +125,8 @@ class Forwarder:
         """
         asking = asyncio.ensure_future(work)
         try:
-            while not asking.done() and self._backend.leader == leader:
-                await asyncio.wait((asking, self._backend.changed()), return_when=asyncio.FIRST_COMPLETED)
+            while not asking.done() and self._site.leader == leader:
+                await asyncio.wait((asking, self._site.changed()), return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
                 await asyncio.wait([asking], timeout=GRACE_S)
             if not asking.done():

@@ -34,7 +34,7 @@ from jobs.forward.envelope import (
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.tunnel import serve_worker
 from jobs.net import Declined, Stream, StreamBroken
-from jobs.service import Backend, Caller, Service
+from jobs.service import Caller, Service, Whereabouts
 from jobs.workerdoor import Way
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,12 @@ class LeaderSide:
 
     def __init__(
         self,
-        backend: Backend,
+        site: Whereabouts,
         desk: Desk,
         gateway: Callable[[], Way | None],
         metrics: ForwardMetrics,
     ) -> None:
-        self._backend = backend
+        self._site = site
         self._desk = desk
         self._gateway = gateway
         self._metrics = metrics
@@ -69,7 +69,7 @@ class LeaderSide:
             return encode(Done())
         if not isinstance(envelope, Request):
             raise Declined(f"{type(envelope).__name__} is no request")
-        control = self._backend.control
+        control = self._site.control
         if control is None:
             return encode(self._not_leading())
         answer = await self._answer(envelope, envelope.body, control, _NoOutlet())
@@ -102,7 +102,7 @@ class LeaderSide:
             raise Declined(str(error)) from error
 
     def _not_leading(self) -> NotLeading:
-        return NotLeading(self._backend.leader)
+        return NotLeading(self._site.leader)
 
     async def _serve_worker(self, envelope: Worker, stream: Stream) -> None:
         gateway = self._gateway()
@@ -114,7 +114,7 @@ class LeaderSide:
             await serve_worker(gateway.connection(envelope.process), stream)
 
     async def _serve(self, request: Request, stream: Stream) -> None:
-        control = self._backend.control
+        control = self._site.control
         if control is None:
             await stream.write(framed(self._not_leading()))
             return

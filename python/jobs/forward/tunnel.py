@@ -134,7 +134,9 @@ class RemoteWay:
     async def tell_process_end(self, process: WorkerProcess) -> None:
         """Raises Unavailable when the leader has not taken note."""
         try:
-            answer = decode(await self._peers.request(self.leader, Asked.FORWARD, encode(WorkerEnded(process)), ANSWER_S))
+            answer = decode(
+                await self._peers.request(self.leader, Asked.FORWARD, encode(WorkerEnded(process)), ANSWER_S)
+            )
         except (RequestFailed, EnvelopeError) as error:
             raise Unavailable(str(error)) from error
         if not isinstance(answer, Done):

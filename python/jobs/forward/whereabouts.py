@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from jobs.errors import NotLeader, Unavailable
-from jobs.service import Backend, Service
+from jobs.service import Service, Whereabouts
 
 PATIENCE_S: Final = 2.5
 """A request looks for a leader for so long: longer than an election that goes well."""
@@ -29,8 +29,8 @@ class NotCarriedOut(Exception):
 class Search:
     """One request's search for a node that answers it."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, node: Whereabouts) -> None:
+        self._node = node
         self._loop = asyncio.get_running_loop()
         self._ends_s = self._loop.time() + PATIENCE_S
         self._refusal: tuple[str, NotCarriedOut] | None = None
@@ -42,7 +42,7 @@ class Search:
 
     async def next(self) -> Service | str:
         """Return the control plane if it is here, else the id of the member to ask. Raises Unavailable."""
-        backend = self._backend
+        node = self._node
         asked = None
         if self._refusal is not None:
             asked, refusal = self._refusal
@@ -53,25 +53,25 @@ class Search:
                     retry_after_s=1,
                 ) from refusal
             hint, refusal.hint = refusal.hint, None
-            if self._hints > 0 and hint is not None and hint not in (asked, backend.member):
+            if self._hints > 0 and hint is not None and hint not in (asked, node.member):
                 self._hints -= 1
                 return hint
-            if backend.leader == asked:
+            if node.leader == asked:
                 await self._wait(PAUSE_S)
-        while backend.control is None and (backend.leads or backend.leader is None):
-            if self._loop.time() >= self._ends_s or backend.leaderless_s > PATIENCE_S:
-                raise _no_leader(backend)
+        while node.control is None and (node.leads or node.leader is None):
+            if self._loop.time() >= self._ends_s or node.leaderless_s > PATIENCE_S:
+                raise _no_leader(node)
             await self._wait(PATIENCE_S)
-        control, leader = backend.control, backend.leader
+        control, leader = node.control, node.leader
         assert control is not None or leader is not None
         return control if control is not None else leader  # type: ignore[return-value]
 
     async def _wait(self, most_s: float) -> None:
-        await asyncio.wait([self._backend.changed()], timeout=max(0.0, min(most_s, self._ends_s - self._loop.time())))
+        await asyncio.wait([self._node.changed()], timeout=max(0.0, min(most_s, self._ends_s - self._loop.time())))
 
 
-def _no_leader(backend: Backend) -> NotLeader:
-    if backend.leads:
+def _no_leader(node: Whereabouts) -> NotLeader:
+    if node.leads:
         return NotLeader("this node has not taken up the work of the cluster yet", retry_after_s=1)
     return NotLeader(
         "no leader is known: too few members reach each other, or an election is under way",
