@@ -383,9 +383,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if self._pre_votes is not None and self._is_majority(len(self._pre_votes)):
             return True
         self._pre_votes = {self.me}
-        self._SyncObj__raftLeader = (
-            None  # nothing was heard of it for long enough; its next message makes it known again
-        )
+        # Nothing was heard of it for long enough; its next message makes it known again.
+        self._SyncObj__raftLeader = None
         self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
         self._ask_for_votes(self.term + 1, pre=True)
         return False
