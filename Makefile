@@ -60,7 +60,8 @@ lint: setup ## Check formats, lints and types
 
 test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long random runs
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-log
-	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet -p jobs-net
+	# Of the whole workspace, as in rust-test: for one crate alone its dependencies would be built anew.
+	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --lib --test hostile
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do
