@@ -69,7 +69,7 @@ class Owner(Protocol):
         """Messages to the peer are dropped from now on."""
 
     def on_refused(self, who: str, kind: str, detail: str, left_out: int) -> None:
-        """Somebody was refused, or refused this node (`by_peer`); `left_out` like it were not told. It is logged."""
+        """Somebody was refused, or refused this node (`by_peer`); `left_out` like it were not told."""
 
     def on_message(self, peer: str, message: bytes) -> None: ...
 
@@ -308,8 +308,6 @@ class Net:
         elif what == "down":
             self._owner.on_peer_down(peer, detail)
         else:
-            left_out = f" ({extra} like it were not told)" if extra else ""
-            logger.warning("refused: %s: %s: %s%s", peer, text, detail, left_out)
             self._owner.on_refused(peer, text, detail, extra)
 
     def _on_request(self, event: NetEvent) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from jobs._native import Blake3, Endpoint, NativeError
+from jobs.cluster.peers import Peers
 from jobs.net import Declined, Net, RequestFailed, Stream, StreamBroken
 from jobs.transfer import TransferFailed, read_offer, send_file
 from tests.support.loop import on_loop
@@ -220,22 +221,25 @@ def test_what_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
 
 @on_loop
 async def test_who_is_refused_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with nodes(tmp_path, "n1") as (one,), nodes(tmp_path, "n2", cluster="other") as (two,):
-        # Given a stranger
-        two.know(one)
-        assert await one.wait("refused", "stranger")
-        assert await two.wait("refused", "by_peer")
-        # And a peer that is of another cluster
-        one.net.set_peers({two.id: []})
-        refused = await one.wait("refused", "cluster")
-        assert refused[2] == 'cluster "other" is not this node\'s, which is "test"'
-        counters = one.endpoint.counters()
+    async def logged(words: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while words not in caplog.text:
+                await asyncio.sleep(0.01)
+
+    # A member's endpoint with its real owner, and a node of another cluster
+    one = Peers(Endpoint(str(tmp_path / "n1.key"), bind=["127.0.0.1:0"], cluster="test", node="n1"), tmp_path)
+    async with nodes(tmp_path, "n2", cluster="other") as (two,):
+        two.net.set_peers({one.id: one.addresses})
+        assert "not on the allowlist" in (await two.wait("refused", "by_peer"))[2]
+        await logged(f"refused {two.id} at 127.0.0.1: stranger: this endpoint id is not on the allowlist")
+        # Known by its key, it is of the wrong cluster all the same
+        one.allow({two.id: []})
+        await logged('cluster: cluster "other" is not this node\'s, which is "test"')
+        counters = one.counters()
         assert counters["refused_stranger"] > 0
         assert counters["refused_cluster"] > 0
         assert counters["accepted"] == 0
-    logged = caplog.text
-    assert f"{two.id} at 127.0.0.1: stranger: this endpoint id is not on the allowlist" in logged
-    assert 'cluster: cluster "other" is not this node\'s' in logged
+    await one.close()
 
 
 @on_loop
