@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from jobs._native import Log, Store
 from jobs.consensus import MAX_PENDING_TXNS, Consensus, ConsensusConfig, ConsensusError
 from jobs.errors import StorageFull, Unavailable
 from jobs.store import EQ, Put, Txn, VersionIs
+from tests.support.disks import small_disk
 
 
 class Member:
@@ -160,18 +159,6 @@ def test_an_entry_that_the_library_would_unpickle_is_refused(tmp_path: Path) -> 
                 await member.put("k")
 
     asyncio.run(scenario())
-
-
-@contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """Mount 24 MiB at a directory, 8 of them taken by a file that can be deleted, `filler`."""
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(directory)], check=True)
-    try:
-        (directory / "filler").write_bytes(bytes(8 << 20))
-        yield
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from jobs._native import Log, Store
+from jobs._native import DiskFullError, Log, Store
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
 from jobs.consensus.membership import put_member, remove_member
 from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, Unavailable
 from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
+from tests.support.disks import small_disk
 
 QUICK = ConsensusConfig(heartbeat_s=0.05, election_min_s=0.2, election_max_s=0.5)
 
@@ -85,7 +88,8 @@ class Group:
         if member._timer is not None:
             member._timer.cancel()
         for part in reversed(self.disks.pop(name)):
-            part.close()
+            with contextlib.suppress(DiskFullError):  # it cannot be marked as closed
+                part.close()
 
     async def of(self, *names: str) -> Group:
         """Start a group of these, the first one leading."""
@@ -307,6 +311,26 @@ def test_who_is_far_behind_gets_a_snapshot_and_then_a_vote(tmp_path: Path) -> No
             await until(lambda: store.get(b"after") is not None)
 
     run(scenario)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.parametrize("full", ["log", "store"])
+def test_a_leader_whose_disk_is_full_lets_another_lead_that_has_room(tmp_path: Path, full: str) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            assert leader.me == "a"
+            large = Txn(then=(Put(b"k", b"x" * 400_000),))
+            while leader.is_leader:
+                await asyncio.wait([leader.propose(large, 400_000)], timeout=0.5)
+            successor = await group.leader()
+            assert successor.me != "a"
+            # What the first accepted is there, and more is accepted
+            await put(successor, "after")
+
+    (tmp_path / "a").mkdir()
+    with small_disk(tmp_path / "a" / full):
+        run(scenario)
 
 
 def test_a_compare_and_set_is_won_once_whoever_leads(tmp_path: Path) -> None:

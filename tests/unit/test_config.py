@@ -89,7 +89,7 @@ def test_the_configuration_cannot_be_changed() -> None:
         ("[workers]\nshell.slots = 0\n", 2, "workers.shell.slots", "greater than or equal to 1", "Jobs at a time"),
         ('[workers.shell]\nslots = "many"\n', 2, "workers.shell.slots", "integer", "Jobs at a time"),
         ("[api]\n  mode = 660\n", 2, "api.mode", "octal", "Permission bits"),
-        ("[raft]\nheartbeat_s = 5\n", 1, "raft", "twice heartbeat_s", ""),
+        ("[raft]\nheartbeat_s = 5\n", 1, "raft", "three times heartbeat_s", ""),
         ('[workers.shell]\nsandbox = "lax"\n', 2, "workers.shell.sandbox", "strict", ""),
         ("[workers.shell]\nslots = 8\nuid_count = 8\n", 1, "workers.shell", "at least 9", ""),
         ("[store]\nmax_bytes = 1\n", 2, "store.max_bytes", "16777216", ""),

@@ -181,13 +181,13 @@ class Raft(_Section):
     """The leader makes itself heard this often."""
     election_min_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     """Without a leader for this long at least, a member stands for election."""
-    election_max_s: Annotated[float, Field(ge=0.05, le=60)] = 1.5
+    election_max_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     """The longest such wait; each is drawn anew between the two."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Raft:
-        if self.election_min_s < 2 * self.heartbeat_s:
-            raise ValueError(f"election_min_s must be at least twice heartbeat_s, that is {2 * self.heartbeat_s} s")
+        if self.election_min_s <= 3 * self.heartbeat_s:
+            raise ValueError(f"election_min_s must be more than three times heartbeat_s, {3 * self.heartbeat_s:g} s")
         if self.election_max_s <= self.election_min_s:
             raise ValueError(f"election_max_s must be greater than election_min_s, {self.election_min_s} s")
         return self

@@ -46,6 +46,8 @@ _SYNC_COST_WEIGHT: Final = 0.1
 SNAPSHOT_RETRY_S: Final = 1.0
 TRANSFER_S: Final = 2.0
 """Time that a leader gives another to take over; meanwhile proposals wait."""
+STEP_ASIDE_S: Final = 30.0
+"""A leader whose disk is full hands over no more often than this."""
 PROMOTE_PERIOD_S: Final = 0.5
 PROMOTE_ENTRIES: Final = 256
 """A learner that lacks no more than so many entries has caught up."""
@@ -60,7 +62,7 @@ class ConsensusConfig(Struct, frozen=True, kw_only=True):
 
     heartbeat_s: float = 0.1
     election_min_s: float = 0.5
-    election_max_s: float = 1.5
+    election_max_s: float = 1.0
     snapshot_log_bytes: int = 256 << 20
 
 
@@ -145,6 +147,7 @@ class Consensus:
         """Nothing is appended, so that another member can catch up and take over."""
         self._timer: asyncio.TimerHandle | None = None
         self._promoted_s = 0.0
+        self._stepped_aside_s = float("-inf")
         self._step_waiters: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
@@ -192,6 +195,12 @@ class Consensus:
                 await self.transfer(None)
             except JobsError as error:
                 logger.warning("nobody took over the leadership: %s", error)
+
+    def _step_aside(self) -> None:
+        """A leader without room lets another try, now and then: the others may have some."""
+        if now_s() - self._stepped_aside_s >= STEP_ASIDE_S:
+            self._stepped_aside_s = now_s()
+            self._spawn(self.hand_over())
 
     async def stop(self) -> None:
         """Refuse what waits, finish what is being written, and let go of log and store (which stay open)."""
@@ -480,6 +489,7 @@ class Consensus:
             self._in_flight.remove(batch)
             logger.error("a command is refused: the disk of the log is full: %s", error)
             _fail_all(batch, _storage_full(f"the disk of the log is full: {error}"))
+            self._step_aside()
             self._schedule()
             return
         self.commands += 1
@@ -510,6 +520,7 @@ class Consensus:
         self._settle_readers()
         if self.no_room is not None:
             self._refuse_queue(_storage_full(self.no_room))
+            self._step_aside()
         leads = self.is_leader
         if leads != self._was_leader:
             self._was_leader = leads
