@@ -9,16 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs import AsyncClient, shell_job
 from jobs.api import ApiConfig
 from jobs.clock import wall_ms
 from jobs.cluster import Asked
-from jobs.errors import NotLeader
+from jobs.errors import NotFinished, NotLeader
 from jobs.forward import envelope
 from jobs.forward.envelope import EnvelopeError, Request, decode, encode
 from jobs.net import RequestFailed
 from jobs.protocol.ids import uuid7
 from tests.support.api import job
 from tests.support.cluster import STEP_S, Member, cluster, until
+from tests.support.jobctl import jobctl
 from tests.support.loop import on_loop
 
 ABSENT = "01890000-0000-7000-8000-000000000000"
@@ -98,6 +100,32 @@ async def test_a_stale_read_is_answered_by_the_asked_node_and_says_so(tmp_path: 
         assert unknown["field"] == "consistency"
         assert "linearizable" in unknown["expected"]
         assert "stale" in unknown["expected"]
+
+
+@on_loop
+async def test_clients_and_commands_can_ask_for_a_stale_read(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        leader, follower = made.leader, made.followers[0]
+        async with AsyncClient(str(leader.socket)) as client:
+            put = await client.kv.put("/data/a", "1")
+            one = (await client.submit(shell_job("true"))).job
+        await until(lambda: follower.store.revision > put.revision)
+        follower.cut_off()
+        async with AsyncClient(str(follower.socket), patience_s=0) as client:
+            found = await client.kv.get("/data/a", consistency="stale")
+            assert found is not None
+            assert [row.key async for row in client.kv.scan("/data/", consistency="stale")] == ["/data/a"]
+            assert (await client.get(one.id, consistency="stale")).job.id == one.id
+            assert [job.id async for job in client.list(consistency="stale")] == [one.id]
+            with pytest.raises(NotFinished):
+                await client.result(one.id, consistency="stale")
+        for arguments, said in (
+            (("kv", "get", "/data/a"), b"1"),
+            (("kv", "scan"), b"/data/a"),
+            (("list",), one.id.encode()),
+        ):
+            done = await asyncio.to_thread(jobctl, follower, *arguments, "--stale")
+            assert (done.returncode, said in done.stdout) == (0, True), done
 
 
 @on_loop

@@ -30,7 +30,7 @@ class Member:
     def __init__(self, directory: Path, name: str, **changes: object) -> None:
         directory.mkdir(exist_ok=True)
         self.name = name
-        self.api_socket = directory / "api.sock"
+        self.socket = directory / "api.sock"
         self.worker_socket = directory / "worker.sock"
         self.known: dict[str, list[str]] = {}
         self._directory = directory
@@ -48,7 +48,7 @@ class Member:
         self.site = Site(self.name, self.consensus, self.store, self._config)
         self.door = WorkerDoor(self.name, frozenset({os.getuid()}))
         await self.door.start(self.worker_socket, 0o600, None)
-        self.api = await serve(self.site, str(self.api_socket), api or ApiConfig())
+        self.api = await serve(self.site, str(self.socket), api or ApiConfig())
         self.passage = Passage(self.site, self.api, self.door)
         self.passage.join(self.peers)
         self.peers.on_raft = self.consensus.on_message
@@ -79,12 +79,12 @@ class Member:
         return self.peers.id
 
     async def ask(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
-        async with await Raw.connect(self.api_socket) as raw:
+        async with await Raw.connect(self.socket) as raw:
             return await raw.ask(method, target, body, **headers)
 
     async def begin(self, method: str, target: str, body: Any = None, **headers: str) -> Raw:
         """Send a request, and leave its answer to be read."""
-        raw = await Raw.connect(self.api_socket)
+        raw = await Raw.connect(self.socket)
         await raw.send(request(method, target, body, **headers))
         return raw
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-
-from jobs.testing import EmbeddedNode
+from pathlib import Path
+from typing import Protocol
 
 COMMAND = [sys.executable, "-m", "jobs.cli.main"]
 
 
-def jobctl(node: EmbeddedNode, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+class Served(Protocol):
+    """A node with its API's socket."""
+
+    socket: Path
+
+
+def jobctl(node: Served, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run one command to its end."""
     return subprocess.run(
         [*COMMAND, *arguments],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from jobs.cli import exits
 from jobs.client import Client
+
+if TYPE_CHECKING:
+    from jobs.client.operations import Consistency
 
 Function = Callable[[Client, argparse.Namespace], int]
 SHORT_USAGE_LINES: Final = 3
@@ -75,6 +78,15 @@ class Parser(argparse.ArgumentParser):
         usage = self.format_usage()
         help_at = usage if usage.count("\n") <= SHORT_USAGE_LINES else f"see {self.prog} --help\n"
         self.exit(exits.USAGE, f"{self.prog}: {message}\n{help_at}")
+
+
+def add_stale(parser: Parser) -> None:
+    parser.add_argument("--stale", action="store_true", help="as the node itself has it, which may be behind")
+
+
+def consistency(options: argparse.Namespace) -> Consistency | None:
+    """Return what `--stale` asks for."""
+    return "stale" if options.stale else None
 
 
 def at_least(lowest: int) -> Callable[[str], int]:

@@ -12,7 +12,7 @@ import msgspec
 
 from jobs.cli import exits
 from jobs.cli.arrays import index_set, job_or_task
-from jobs.cli.command import Command, Parser, UsageError, at_least
+from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.run import write_out
 from jobs.cli.submission import command_of, duration, pair
@@ -84,6 +84,7 @@ def list_jobs(client: Client, options: argparse.Namespace) -> int:
         index=options.index,
         newest_first=not options.oldest_first,
         page_size=min(options.limit, 1000) or 1000,
+        consistency=consistency(options),
     )
     shown = islice(found, options.limit or None)
     if options.json:
@@ -281,6 +282,7 @@ def _configure_list(parser: Parser) -> None:
     parser.add_argument("--array", metavar="ID", help="list the tasks of this array")
     parser.add_argument("--index", metavar="N|A-B", help="of its tasks only this one, or these")
     parser.add_argument("--oldest-first", action="store_true")
+    add_stale(parser)
     parser.add_argument("--limit", type=at_least(0), default=50, metavar="N", help="0 lists all")
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from jobs.cli import exits
-from jobs.cli.command import Command, Parser, UsageError, at_least
+from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
 from jobs.cli.output import clean, note, print_json, print_table
 from jobs.cli.submission import duration, read
 from jobs.client import Client
@@ -26,7 +26,7 @@ def put(client: Client, options: argparse.Namespace) -> int:
 
 
 def get(client: Client, options: argparse.Namespace) -> int:
-    found = client.kv.get(options.key, revision=options.revision)
+    found = client.kv.get(options.key, revision=options.revision, consistency=consistency(options))
     if found is None:
         note(f"there is no key {options.key}")
         return exits.FAILED
@@ -51,7 +51,9 @@ def delete(client: Client, options: argparse.Namespace) -> int:
 
 
 def scan(client: Client, options: argparse.Namespace) -> int:
-    rows = client.kv.scan(options.prefix, revision=options.revision, keys_only=options.keys_only)
+    rows = client.kv.scan(
+        options.prefix, revision=options.revision, keys_only=options.keys_only, consistency=consistency(options)
+    )
     if options.json:
         for row in rows:
             print_json(row)
@@ -125,6 +127,7 @@ def _configure_put(parser: Parser) -> None:
 def _configure_get(parser: Parser) -> None:
     parser.add_argument("key")
     parser.add_argument("--revision", type=at_least(0), default=0, metavar="N", help="as it was then")
+    add_stale(parser)
 
 
 def _configure_delete(parser: Parser) -> None:
@@ -136,6 +139,7 @@ def _configure_scan(parser: Parser) -> None:
     parser.add_argument("prefix", nargs="?", default="/data/")
     parser.add_argument("--revision", type=at_least(0), default=0, metavar="N", help="as it was then")
     parser.add_argument("--keys-only", action="store_true")
+    add_stale(parser)
 
 
 def _configure_watch(parser: Parser) -> None:

@@ -21,6 +21,7 @@ from jobs.client.failures import error_of, gone, unreachable
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
+    Consistency,
     Indices,
     ListOptions,
     LogOptions,
@@ -130,9 +131,9 @@ class AsyncClient:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
         return await self.result((await self.submit(single(job))).job.id, timeout_s=timeout_s)
 
-    async def get(self, job: str) -> JobDetail:
+    async def get(self, job: str, *, consistency: Consistency | None = None) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""
-        return await self.call(operations.get_job(job))
+        return await self.call(operations.get_job(job, consistency))
 
     async def list(self, **options: Unpack[ListOptions]) -> AsyncIterator[JobView]:
         """Yield jobs, newest first unless told otherwise, fetching page after page."""
@@ -148,12 +149,20 @@ class AsyncClient:
             if view.state.is_final or deadline.is_over(time.monotonic()):
                 return view
 
-    async def result(self, job: str, *, attempt: int | None = None, timeout_s: float | None = 0.0) -> JobResult:
+    async def result(
+        self,
+        job: str,
+        *,
+        attempt: int | None = None,
+        timeout_s: float | None = 0.0,
+        consistency: Consistency | None = None,
+    ) -> JobResult:
         """Return the result; raises NotFinished when there is none after `timeout_s` (None: wait for ever)."""
         deadline = Deadline.after(timeout_s, time.monotonic())
         while True:
             try:
-                return await self.call(operations.result(job, attempt, deadline.poll_s(time.monotonic())))
+                poll_s = deadline.poll_s(time.monotonic())
+                return await self.call(operations.result(job, attempt, poll_s, consistency))
             except NotFinished:
                 if deadline.is_over(time.monotonic()):
                     raise
@@ -336,10 +345,10 @@ class AsyncKeyValueClient:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
+    async def get(self, key: str, *, revision: int = 0, consistency: Consistency | None = None) -> KeyValue | None:
         """Return the key, now or as it was at a revision; None when it is not there."""
         try:
-            return await self._client.call(operations.kv_get(key, revision))
+            return await self._client.call(operations.kv_get(key, revision, consistency))
         except NotFound:
             return None
 
@@ -351,12 +360,16 @@ class AsyncKeyValueClient:
         """Delete a key, or all that begin so; return how many."""
         return (await self._client.call(operations.kv_delete(key, prefix))).results[0].deleted or 0
 
-    async def scan(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
+    async def scan(
+        self, prefix: str, *, revision: int = 0, keys_only: bool = False, consistency: Consistency | None = None
+    ) -> AsyncIterator[KeyValue]:
         """Yield every key with a prefix, all as they were at one revision."""
         cursor: str | None = None
         while True:
             page = await self._client.call(
-                operations.kv_scan(prefix, revision=revision, keys_only=keys_only, cursor=cursor)
+                operations.kv_scan(
+                    prefix, revision=revision, keys_only=keys_only, cursor=cursor, consistency=consistency
+                )
             )
             for kv in page.kvs:
                 yield kv

@@ -17,6 +17,9 @@ from jobs.protocol.model import JobState, JobSubmit, KvCompare, KvOp, Stream
 Indices: TypeAlias = str | Iterable[int]
 """Of tasks: as text such as `5,10-20`, or as numbers."""
 
+Consistency: TypeAlias = Literal["linearizable", "stale"]
+"""`stale`: of the store of the node that is asked, which may be behind; by default the leader is asked."""
+
 DEFAULT_SOCKET: Final = "/run/jobs/api.sock"
 
 
@@ -52,6 +55,7 @@ class ListOptions(JobFilter, total=False):
     """Of its tasks only this one, or these: `10-20`."""
     newest_first: bool
     page_size: int
+    consistency: Consistency | None
 
 
 class CancelOptions(JobFilter, total=False):
@@ -90,8 +94,8 @@ def submit_batch(jobs: list[Raw]) -> Call[model.BatchSubmitted]:
     return Call(replace(call.request, waits_for_room=False), call.answer)
 
 
-def get_job(job: str) -> Call[model.JobDetail]:
-    return get(f"/v1/jobs/{segment(job)}", model.JobDetail)
+def get_job(job: str, consistency: Consistency | None) -> Call[model.JobDetail]:
+    return get(f"/v1/jobs/{segment(job)}", model.JobDetail, {"consistency": consistency})
 
 
 def list_jobs(options: ListOptions, cursor: str | None) -> Call[model.JobPage]:
@@ -104,6 +108,7 @@ def list_jobs(options: ListOptions, cursor: str | None) -> Call[model.JobPage]:
         "order": "newest" if options.get("newest_first", True) else "oldest",
         "limit": options.get("page_size"),
         "cursor": cursor,
+        "consistency": options.get("consistency"),
     }
     return get("/v1/jobs", model.JobPage, query)
 
@@ -112,8 +117,8 @@ def wait(job: str, timeout_s: float) -> Call[model.JobView]:
     return get(f"/v1/jobs/{segment(job)}/wait", model.JobView, {"timeout_s": timeout_s}, wait_s=timeout_s)
 
 
-def result(job: str, attempt: int | None, timeout_s: float) -> Call[model.JobResult]:
-    query = {"attempt": attempt, "timeout_s": timeout_s}
+def result(job: str, attempt: int | None, timeout_s: float, consistency: Consistency | None) -> Call[model.JobResult]:
+    query = {"attempt": attempt, "timeout_s": timeout_s, "consistency": consistency}
     return get(f"/v1/jobs/{segment(job)}/result", model.JobResult, query, wait_s=timeout_s)
 
 
@@ -294,12 +299,21 @@ def audit(where: AuditOptions, cursor: str | None) -> Call[model.AuditPage]:
 # --- key-value store -------------------------------------------------------------------------------------------------
 
 
-def kv_get(key: str, revision: int) -> Call[model.KeyValue]:
-    return get("/v1/kv", model.KeyValue, {"key": key, "revision": revision})
+def kv_get(key: str, revision: int, consistency: Consistency | None) -> Call[model.KeyValue]:
+    return get("/v1/kv", model.KeyValue, {"key": key, "revision": revision, "consistency": consistency})
 
 
-def kv_scan(prefix: str, *, revision: int, keys_only: bool, cursor: str | None) -> Call[model.KvPage]:
-    query = {"prefix": prefix, "revision": revision, "keys_only": keys_only, "limit": 1000, "cursor": cursor}
+def kv_scan(
+    prefix: str, *, revision: int, keys_only: bool, cursor: str | None, consistency: Consistency | None
+) -> Call[model.KvPage]:
+    query = {
+        "prefix": prefix,
+        "revision": revision,
+        "keys_only": keys_only,
+        "limit": 1000,
+        "cursor": cursor,
+        "consistency": consistency,
+    }
     return get("/v1/kv:scan", model.KvPage, query)
 
 

@@ -18,6 +18,7 @@ from jobs.client.failures import error_of
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
+    Consistency,
     Indices,
     ListOptions,
     LogOptions,
@@ -143,9 +144,9 @@ class Client:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
         return self.result(self.submit(single(job)).job.id, timeout_s=timeout_s)
 
-    def get(self, job: str) -> JobDetail:
+    def get(self, job: str, *, consistency: Consistency | None = None) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""
-        return self.call(operations.get_job(job))
+        return self.call(operations.get_job(job, consistency))
 
     def list(self, **options: Unpack[ListOptions]) -> Iterator[JobView]:
         """Yield jobs, newest first unless told otherwise, fetching page after page."""
@@ -160,12 +161,20 @@ class Client:
             if view.state.is_final or deadline.is_over(time.monotonic()):
                 return view
 
-    def result(self, job: str, *, attempt: int | None = None, timeout_s: float | None = 0.0) -> JobResult:
+    def result(
+        self,
+        job: str,
+        *,
+        attempt: int | None = None,
+        timeout_s: float | None = 0.0,
+        consistency: Consistency | None = None,
+    ) -> JobResult:
         """Return the result; raises NotFinished when there is none after `timeout_s` (None: wait for ever)."""
         deadline = Deadline.after(timeout_s, time.monotonic())
         while True:
             try:
-                return self.call(operations.result(job, attempt, deadline.poll_s(time.monotonic())))
+                poll_s = deadline.poll_s(time.monotonic())
+                return self.call(operations.result(job, attempt, poll_s, consistency))
             except NotFinished:
                 if deadline.is_over(time.monotonic()):
                     raise
@@ -339,10 +348,10 @@ class KeyValueClient:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def get(self, key: str, *, revision: int = 0) -> KeyValue | None:
+    def get(self, key: str, *, revision: int = 0, consistency: Consistency | None = None) -> KeyValue | None:
         """Return the key, now or as it was at a revision; None when it is not there."""
         try:
-            return self._client.call(operations.kv_get(key, revision))
+            return self._client.call(operations.kv_get(key, revision, consistency))
         except NotFound:
             return None
 
@@ -354,11 +363,17 @@ class KeyValueClient:
         """Delete a key, or all that begin so; return how many."""
         return self._client.call(operations.kv_delete(key, prefix)).results[0].deleted or 0
 
-    def scan(self, prefix: str, *, revision: int = 0, keys_only: bool = False) -> Iterator[KeyValue]:
+    def scan(
+        self, prefix: str, *, revision: int = 0, keys_only: bool = False, consistency: Consistency | None = None
+    ) -> Iterator[KeyValue]:
         """Yield every key with a prefix, all as they were at one revision."""
         cursor: str | None = None
         while True:
-            page = self._client.call(operations.kv_scan(prefix, revision=revision, keys_only=keys_only, cursor=cursor))
+            page = self._client.call(
+                operations.kv_scan(
+                    prefix, revision=revision, keys_only=keys_only, cursor=cursor, consistency=consistency
+                )
+            )
             yield from page.kvs
             cursor, revision = page.next_cursor, page.revision
             if cursor is None:
