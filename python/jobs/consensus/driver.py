@@ -25,13 +25,23 @@ from jobs.consensus.member import ConsensusError, Discarded, LeadershipLost, Mem
 from jobs.consensus.membership import MemberRecord, Members, Role, put_member
 from jobs.consensus.messages import MessageError
 from jobs.consensus.raft import Timing
-from jobs.errors import JobsError, MembershipConflict, NotLeader, OutcomeUnknown, StorageFull, Unavailable
+from jobs.errors import (
+    JobsError,
+    MembershipConflict,
+    NotLeader,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    StorageFull,
+    Unavailable,
+)
 from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
 
 MAX_COMMAND_BYTES: Final = 4 << 20
 """A command takes no further transaction once it is this large."""
+MAX_TXN_BYTES: Final = 24 << 20
+"""A larger transaction is refused: its command would be more than a message to the others holds, for ever."""
 MAX_COMMAND_TXNS: Final = 2_000
 MAX_PENDING_TXNS: Final = 20_000
 """Transactions that may wait for a command; one more is refused."""
@@ -422,6 +432,12 @@ class Consensus:
             done.set_exception(_not_leader(self.leader))
         elif self.no_room is not None:
             done.set_exception(_storage_full(self.no_room))
+        elif size_bytes > MAX_TXN_BYTES:
+            done.set_exception(
+                PayloadTooLarge(
+                    f"the change takes {size_bytes} bytes of the log", expected=f"at most {MAX_TXN_BYTES} at a time"
+                )
+            )
         elif len(self._queue) >= MAX_PENDING_TXNS:
             done.set_exception(Unavailable(f"{MAX_PENDING_TXNS} writes wait already", retry_after_s=1))
         else:

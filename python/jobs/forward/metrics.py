@@ -15,7 +15,7 @@ class ForwardMetrics:
         )
         self._failures = Counter("jobs_forward_failures", "Tries that failed", ("kind",), registry=registry)
         self.tunnels = Gauge(
-            "jobs_forward_tunnels", "Workers' connections to the leader, or of others here", registry=registry
+            "jobs_forward_tunnels", "Connections of other nodes' workers that end here", registry=registry
         )
 
     def failed(self, kind: str) -> None:
