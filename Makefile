@@ -69,6 +69,8 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.arrays
 	$(BIN)/python -m benchmarks.retention
+	$(BIN)/python -m benchmarks.takeover
+	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.net
 
 lock: ## Renew the lock file from pyproject.toml
