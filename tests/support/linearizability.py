@@ -25,13 +25,15 @@ SHOWN: Final = 40
 """Operations that an explanation lists; more are only counted."""
 _NEVER_NS: Final = 1 << 62
 
+Kind: TypeAlias = Literal["put", "get", "delete", "cas"]
+
 
 class Operation(Struct, frozen=True, kw_only=True):
     """One call of one client and its answer. Times are of one monotonic clock."""
 
     client: int
     key: str
-    kind: Literal["put", "get", "delete", "cas"]
+    kind: Kind
     called_ns: int
     answered_ns: int | None = None
     """None: the outcome is not known."""
@@ -270,24 +272,32 @@ class _Search:
 
 def _revisions_out_of_order(history: Sequence[Operation]) -> str:
     """Return what contradicts that revisions count the changes of all keys one by one, "" when nothing does."""
-    changes = [o for o in history if o.is_known and o.changes and o.revision is not None]
-    by_revision: dict[int, Operation] = {}
-    for change in changes:
-        assert change.revision is not None
+    told = [o for o in history if o.is_known and o.revision is not None]
+    by_revision: dict[int | None, Operation] = {}
+    for change in (o for o in told if o.changes):
         other = by_revision.setdefault(change.revision, change)
         if other is not change:
             return _listing("two changes have one revision", [other, change])
-    answers = sorted((o for o in history if o.is_known and o.revision is not None), key=lambda o: o.end_ns)
-    newest: Operation | None = None
+    newest: dict[str | None, Operation] = {}
+    """By key, and of all keys under None, what told the newest revision so far."""
+    answers = sorted(told, key=lambda o: o.end_ns)
     place = 0
-    for change in sorted(changes, key=lambda o: o.called_ns):
-        while place < len(answers) and answers[place].end_ns < change.called_ns:
-            if newest is None or (answers[place].revision or 0) > (newest.revision or 0):
-                newest = answers[place]
+    for operation in sorted(told, key=lambda o: o.called_ns):
+        while place < len(answers) and answers[place].end_ns < operation.called_ns:
+            for scope in (None, answers[place].key):
+                if scope not in newest or _revision(answers[place]) > _revision(newest[scope]):
+                    newest[scope] = answers[place]
             place += 1
-        if newest is not None and (newest.revision or 0) >= (change.revision or 0):
-            return _listing("a change has an older revision than what was answered before its call", [newest, change])
+        before = newest.get(None if operation.changes else operation.key)
+        if before is not None and _revision(operation) < _revision(before) + operation.changes:
+            what = "a change has" if operation.changes else "a read found"
+            return _listing(f"{what} an older revision than was told before it was asked for", [before, operation])
     return ""
+
+
+def _revision(operation: Operation) -> int:
+    assert operation.revision is not None
+    return operation.revision
 
 
 def _explain(key: str, operations: Sequence[Operation], limit: int) -> str:
