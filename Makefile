@@ -16,8 +16,8 @@ PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
 # Every test that does more at a larger scale.
-CAMPAIGNS := tests/property $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py node_kill.py \
-	schedules_node.py array_node.py net.py)
+CAMPAIGNS := tests/property tests/cluster $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
+	node_kill.py schedules_node.py array_node.py net.py)
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 
@@ -69,6 +69,7 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.arrays
 	$(BIN)/python -m benchmarks.retention
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.takeover
 	$(BIN)/python -m benchmarks.forward
 	$(BIN)/python -m benchmarks.net
