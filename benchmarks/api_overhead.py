@@ -23,12 +23,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import uvloop
 from aiohttp import web
 
+from jobs import jobs
 from jobs.api import ApiConfig, serve
-from jobs.protocol.ids import Attempt, JobId, Revision
-from jobs.protocol.model import JobState, JobSubmit, JobView, Submitted
+from jobs.control.transitions import view
+from jobs.protocol.ids import JobId
+from jobs.protocol.model import JobSubmit, ShellJob, Submitted
 from jobs.service import Backend, Caller
 
 PIPELINED = 8
@@ -36,26 +39,9 @@ BODY = json.dumps({"type": "shell", "payload": {"argv": ["echo", "hello"]}, "lab
 REQUEST = (
     b"POST /v1/jobs HTTP/1.1\r\nHost: jobs\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 ) + BODY
-JOB = JobView(
-    id=JobId("01890000-0000-7000-8000-000000000000"),
-    type="shell",
-    state=JobState.PENDING,
-    reason=None,
-    message=None,
-    queue="default",
-    priority=0,
-    owner=0,
-    attempt=Attempt(0),
-    max_attempts=1,
-    worker=None,
-    cancel_requested=False,
-    exit_code=None,
-    signal=None,
-    submitted_ms=1_700_000_000_000,
-    started_ms=None,
-    finished_ms=None,
-    labels={"team": "a"},
-    revision=Revision(1),
+SUBMITTED = msgspec.json.decode(BODY, type=ShellJob)
+JOB = view(
+    JobId("01890000-0000-7000-8000-000000000000"), jobs.on_submit(SUBMITTED, owner=0, now_ms=1_700_000_000_000), 1
 )
 
 

@@ -328,7 +328,7 @@ class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """It has said that it takes no more jobs, and goes when those it has are done."""
     resources: dict[str, int] = msgspec.field(default_factory=dict)
     process: str = ""
-    """Which process of the node it is, told from all that had or will have its pid; "" where that is not known."""
+    """Which process of the node it is; "" for one that was registered before this was kept."""
 
 
 class _PayloadOnly(Struct):

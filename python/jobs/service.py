@@ -83,7 +83,7 @@ class WorkerProcess(Struct, frozen=True, kw_only=True):
     pid: int
     uid: int
     process: str
-    """Told from all processes of the node that had or will have this pid; "" where that is not known."""
+    """Told from all processes of the node that had or will have this pid, where that can be known."""
 
 
 class JobFilter(Struct, frozen=True, kw_only=True):

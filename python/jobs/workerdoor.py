@@ -106,7 +106,7 @@ class WorkerDoor:
             return
         name = guest.process.process
         self._forget(name)
-        if not name or self._path is None or len(self._watched) >= MAX_WATCHED:
+        if self._path is None or len(self._watched) >= MAX_WATCHED:
             os.close(pidfd)
             return
         self._watched[name] = pidfd
@@ -235,11 +235,12 @@ def open_pidfd(pid: int) -> int:
 
 
 def process_name(pid: int) -> str:
-    """Return what tells a process from all others of this machine, or "" when it is gone or out of sight."""
+    """Return what tells a process from all others of this machine; where `/proc` does not show it, from those that are
+    there at the same time."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
-        return ""
+        return str(pid)
     # The second field, a name in parentheses, may hold anything.
     fields = stat[stat.rindex(")") + 1 :].split()
     return f"{pid}.{fields[_START_TIME - 3]}"

@@ -114,15 +114,16 @@ class LeaderSide:
             await serve_worker(gateway.connection(envelope.process), stream)
 
     async def _serve(self, request: Request, stream: Stream) -> None:
+        # All of it is read before anything is said: the other side reads only once it has written.
+        body = await self._read_body(stream)
         control = self._site.control
+        if isinstance(body, Answer):
+            await stream.write(framed(body))
+            return
         if control is None:
             await stream.write(framed(self._not_leading()))
             return
         outlet = _StreamOutlet(stream)
-        body = await self._read_body(stream)
-        if isinstance(body, Answer):
-            await stream.write(framed(body))
-            return
         answer = await self._answer(request, body, control, outlet)
         if answer is not None:
             await stream.write(framed(answer))
@@ -134,11 +135,10 @@ class LeaderSide:
         size = 0
         while part := await stream.read():
             size += len(part)
-            if size > limit:
-                return _answer_of(
-                    problem(PayloadTooLarge(f"the body has {size} bytes or more", expected=f"at most {limit} bytes"))
-                )
-            parts.append(part)
+            if size <= limit:
+                parts.append(part)
+        if size > limit:
+            return _answer_of(problem(PayloadTooLarge(f"the body has {size} bytes", expected=f"at most {limit} bytes")))
         return b"".join(parts)
 
     async def _answer(

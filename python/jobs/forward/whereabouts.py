@@ -58,13 +58,13 @@ class Search:
                 return hint
             if node.leader == asked:
                 await self._wait(PAUSE_S)
-        while node.control is None and (node.leads or node.leader is None):
+        while node.control is None:
+            if node.leader is not None and not node.leads:
+                return node.leader
             if self._loop.time() >= self._ends_s or node.leaderless_s > PATIENCE_S:
                 raise _no_leader(node)
             await self._wait(PATIENCE_S)
-        control, leader = node.control, node.leader
-        assert control is not None or leader is not None
-        return control if control is not None else leader  # type: ignore[return-value]
+        return node.control
 
     async def _wait(self, most_s: float) -> None:
         await asyncio.wait([self._node.changed()], timeout=max(0.0, min(most_s, self._ends_s - self._loop.time())))
