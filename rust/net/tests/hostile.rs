@@ -10,6 +10,11 @@ use jobs_net::wire::{Channel, Hello, Kind, frame};
 use jobs_net::{ALPN, What};
 use support::{Node, PATIENCE, Raw, hello, message};
 
+/// A node that gives peers time on a machine that is busy.
+fn patient() -> Node {
+    Node::with("n1", "test", &[("handshake_ms", 30_000)])
+}
+
 /// A node with these limits, a friend that behaves, and a peer that need not.
 fn crowd(limits: &[(&str, u64)]) -> (Node, Node, Raw) {
     let (node, friend, raw) = (Node::with("n1", "test", limits), Node::start("n2"), Raw::start());
@@ -22,7 +27,7 @@ fn crowd(limits: &[(&str, u64)]) -> (Node, Node, Raw) {
 
 #[test]
 fn a_stranger_is_refused_with_a_reason() {
-    let mut node = Node::start("n1");
+    let mut node = patient();
     let stranger = Raw::start();
     let connection = stranger.connect(&node, ALPN).unwrap();
     let (code, reason) = stranger.closed(&connection);
@@ -35,7 +40,7 @@ fn a_stranger_is_refused_with_a_reason() {
 
 #[test]
 fn a_greeting_that_is_none_is_refused_by_its_kind() {
-    let mut node = Node::start("n1");
+    let mut node = patient();
     let raw = Raw::start();
     node.know_raw(&raw);
     let greeting = hello(Channel::Messages).encode();
@@ -72,7 +77,7 @@ fn a_greeting_that_is_none_is_refused_by_its_kind() {
 
 #[test]
 fn the_words_name_the_version_and_the_clusters() {
-    let node = Node::start("n1");
+    let node = patient();
     let raw = Raw::start();
     node.know_raw(&raw);
     let mut of_version_9 = hello(Channel::Messages).encode();
@@ -239,7 +244,7 @@ fn handshakes_of_one_source_are_bounded() {
 
 #[test]
 fn another_protocol_finds_nobody() {
-    let mut node = Node::start("n1");
+    let mut node = patient();
     let raw = Raw::start();
     node.know_raw(&raw);
     assert!(raw.connect(&node, b"h3").is_err());
@@ -248,7 +253,7 @@ fn another_protocol_finds_nobody() {
 
 #[test]
 fn datagrams_that_are_no_quic_change_nothing() {
-    let (mut node, mut friend) = (Node::start("n1"), Node::start("n2"));
+    let (mut node, mut friend) = (patient(), Node::start("n2"));
     node.know(&[&friend]);
     friend.know(&[&node]);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -318,7 +323,7 @@ fn a_peer_that_floods_is_held_up_when_the_application_does_not_take_its_messages
 
 #[test]
 fn nothing_of_a_former_connection_comes_after_a_later_one_counts() {
-    let mut node = Node::start("n1");
+    let mut node = patient();
     let raw = Raw::start();
     node.know_raw(&raw);
     let (early, mut early_greeting) = raw.greet(&node, Channel::Messages);
@@ -354,7 +359,11 @@ fn a_stream_that_never_says_what_it_is_for_is_given_up_alone() {
 
 #[test]
 fn streams_are_bounded_in_number_and_a_flood_without_a_reader_in_bytes() {
-    let limits = [("max_streams_in", 8), ("max_streams", 6), ("stream_in_bytes", 64 << 10)];
+    let limits = [
+        ("max_streams_in", 64),
+        ("max_streams", 6),
+        ("stream_in_bytes", 64 << 10),
+    ];
     let (mut node, mut friend, raw) = crowd(&limits);
     let connection = raw.join(&node, Channel::Streams);
     let mut streams: Vec<_> = (0..8).map(|_| raw.open(&connection)).collect();
@@ -388,7 +397,7 @@ fn streams_are_bounded_in_number_and_a_flood_without_a_reader_in_bytes() {
 
 #[test]
 fn refusals_are_told_at_a_rate_and_counted_all() {
-    let mut node = Node::start("n1");
+    let mut node = patient();
     let stranger = Raw::start();
     for _ in 0..30 {
         let connection = stranger.connect(&node, ALPN).unwrap();
