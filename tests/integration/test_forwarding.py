@@ -18,7 +18,7 @@ from jobs.forward import envelope
 from jobs.forward.envelope import EnvelopeError, Request, decode, encode
 from jobs.net import RequestFailed
 from jobs.protocol.ids import uuid7
-from tests.support.api import job
+from tests.support.api import Raw, job, request
 from tests.support.cluster import STEP_S, Member, cluster, until
 from tests.support.jobctl import jobctl
 from tests.support.loop import on_loop
@@ -57,6 +57,48 @@ async def test_a_follower_answers_like_the_leader(tmp_path: Path) -> None:
         assert (await follower.ask("POST", "/v1/jobs:batch", batch)).status == 201
         entries = (await made.leader.ask("GET", "/v1/audit?limit=1")).json()["entries"]
         assert entries[0]["action"], "what was passed on is audited like everything"
+
+
+@on_loop
+async def test_what_comes_together_travels_together_and_each_gets_its_own_answer(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        follower = made.followers[0]
+        await follower.ask("POST", "/v1/kv:put", {"key": "/data/there", "value": {"text": "x" * 1000}})
+
+        def asked(number: int) -> tuple[str, str, Any, int]:
+            kinds = (
+                ("POST", "/v1/kv:put", {"key": f"/data/{number}", "value": {"text": str(number)}}, 200),
+                ("POST", "/v1/kv:put", {"key": "/jobs/not-yours", "value": {"text": ""}}, 403),
+                ("GET", "/v1/kv?key=%2Fdata%2Fthere", None, 200),
+                ("GET", f"/v1/jobs/{ABSENT}", None, 404),
+            )
+            return kinds[number % len(kinds)]
+
+        # When many ask a follower at the same time
+        raws = [await Raw.connect(follower.socket) for _ in range(200)]
+        before = follower.peers.counters()["requests_sent"]
+        for number, raw in enumerate(raws):
+            raw.writer.write(request(*asked(number)[:3]))
+        answers = [await raw.answer() for raw in raws]
+        # Then each is answered as it should be, and far fewer exchanges were made
+        assert [answer.status for answer in answers] == [asked(number)[3] for number in range(200)]
+        revisions = [answer.json()["revision"] for answer in answers[::4]]
+        assert len(set(revisions)) == len(revisions)
+        assert follower.peers.counters()["requests_sent"] - before < 100
+        for raw in raws:
+            raw.close()
+
+
+@on_loop
+async def test_a_reply_that_is_too_large_with_the_others_comes_another_way(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        follower = made.followers[0]
+        await follower.ask("POST", "/v1/kv:put", {"key": "/data/large", "value": {"text": "x" * 900_000}})
+        raws = [await follower.begin("GET", "/v1/kv?key=%2Fdata%2Flarge") for _ in range(30)]
+        for raw in raws:
+            answer = await raw.answer()
+            assert (answer.status, len(answer.json()["value"]["text"])) == (200, 900_000)
+            raw.close()
 
 
 @on_loop

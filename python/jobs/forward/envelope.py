@@ -20,11 +20,14 @@ MAX_UNARY_BYTES: Final = 8 << 20
 """A request or an answer larger than this travels on a stream."""
 MAX_ENVELOPE_BYTES: Final = 96 << 20
 """Above any body that the API may be configured to take."""
+MAX_LOT: Final = 64
+"""Requests that are passed on together."""
 PASSED_HEADERS: Final = ("Accept", "Content-Type", "Last-Event-ID", REQUEST_ID_HEADER)
 """Of a request; no other one has a meaning here."""
 
 _Text: TypeAlias = Annotated[str, Meta(max_length=16_384)]
 _Headers: TypeAlias = Annotated[dict[_Text, _Text], Meta(max_length=64)]
+_Parts: TypeAlias = Annotated[list[bytes], Meta(max_length=MAX_LOT)]
 
 
 class EnvelopeError(Exception):
@@ -92,7 +95,19 @@ class Done(_Envelope, frozen=True, tag=8):
     """Note was taken."""
 
 
-Envelope: TypeAlias = Request | Answer | NotLeading | TooLarge | Head | Worker | WorkerEnded | Done
+class Lot(_Envelope, frozen=True, tag=9):
+    """Requests that are passed on together, each in an envelope of its own."""
+
+    parts: _Parts
+
+
+class Replies(_Envelope, frozen=True, tag=10):
+    """The replies to the requests of a lot, in their order."""
+
+    parts: _Parts
+
+
+Envelope: TypeAlias = Request | Answer | NotLeading | TooLarge | Head | Worker | WorkerEnded | Done | Lot | Replies
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)

@@ -11,7 +11,7 @@ from aiohttp import web
 from jobs.api.desk import Desk, Routed
 from jobs.api.outlet import Outlet
 from jobs.api.streams import CutShort, StreamAnswer
-from jobs.cluster import Asked, Opened, Peers
+from jobs.cluster import Opened, Peers
 from jobs.errors import InternalError, OutcomeUnknown, TooManyRequests, Unavailable
 from jobs.forward.envelope import (
     MAX_ENVELOPE_BYTES,
@@ -28,6 +28,7 @@ from jobs.forward.envelope import (
     encode,
 )
 from jobs.forward.framing import read_framed
+from jobs.forward.lots import ANSWER_S, Lots
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.whereabouts import NotCarriedOut
 from jobs.net import RequestFailed, Stream, StreamBroken
@@ -37,8 +38,6 @@ T = TypeVar("T")
 
 MAX_UNDER_WAY: Final = 4_096
 """Requests that are passed on at a time; one more is refused."""
-ANSWER_S: Final = 60.0
-"""For an answer that does not wait for anything."""
 NOT_BEGUN: Final = frozenset({"unreachable", "refused", "busy", "limit"})
 """How a stream fails of which the other side knows nothing."""
 GRACE_S: Final = 0.5
@@ -52,6 +51,7 @@ class Forwarder:
 
     def __init__(self, peers: Peers, node: str, site: Whereabouts, desk: Desk, metrics: ForwardMetrics) -> None:
         self._peers = peers
+        self._lots = Lots(peers)
         self._node = node
         self._site = site
         self._desk = desk
@@ -103,8 +103,7 @@ class Forwarder:
     async def _ask(self, leader: str, routed: Routed, request: Request) -> Answer | None:
         """Return the answer to a request in one piece; None when it is to be asked for on a stream."""
         try:
-            asking = self._peers.request(leader, Asked.FORWARD, encode(request), ANSWER_S)
-            reply = _read(await self._while_it_leads(leader, asking, routed.ask.method))
+            reply = await self._while_it_leads(leader, self._lots.ask(leader, request), routed.ask.method)
         except RequestFailed as failed:
             if not failed.maybe_done:
                 raise NotCarriedOut(str(failed)) from failed

@@ -22,7 +22,9 @@ from jobs.forward.envelope import (
     Envelope,
     EnvelopeError,
     Head,
+    Lot,
     NotLeading,
+    Replies,
     Request,
     TooLarge,
     Worker,
@@ -67,12 +69,22 @@ class LeaderSide:
                 return encode(self._not_leading())
             await gateway.tell_process_end(envelope.process)
             return encode(Done())
-        if not isinstance(envelope, Request):
+        if not isinstance(envelope, Request | Lot):
             raise Declined(f"{type(envelope).__name__} is no request")
         control = self._site.control
         if control is None:
             return encode(self._not_leading())
-        answer = await self._answer(envelope, envelope.body, control, _NoOutlet())
+        if isinstance(envelope, Request):
+            return await self._reply(envelope, control)
+        requests = [self._open(part) for part in envelope.parts]
+        if not all(isinstance(request, Request) for request in requests):
+            raise Declined("there is something else than requests in a lot")
+        replies = await asyncio.gather(*(self._reply(request, control) for request in requests))
+        return encode(Replies(_bounded(replies)))
+
+    async def _reply(self, request: Envelope, control: Service) -> bytes:
+        assert isinstance(request, Request)
+        answer = await self._answer(request, request.body, control, _NoOutlet())
         assert answer is not None
         if isinstance(answer, Answer) and len(answer.body) > MAX_UNARY_BYTES:
             return encode(TooLarge(len(answer.body)))
@@ -158,6 +170,17 @@ class LeaderSide:
         except Exception as error:
             response = problem(error)
         return None if outlet.has_begun else _answer_of(response)
+
+
+def _bounded(replies: list[bytes]) -> list[bytes]:
+    """Return the replies to a lot; those that are too large together are asked for again, as large ones are."""
+    room = MAX_UNARY_BYTES
+    bounded = []
+    for reply in replies:
+        fits = len(reply) <= room
+        bounded.append(reply if fits else encode(TooLarge(len(reply))))
+        room -= len(reply) if fits else 0
+    return bounded
 
 
 def _answer_of(response: web.StreamResponse) -> Answer:
