@@ -25,7 +25,7 @@ async def workers(member: Member) -> list[dict[str, object]]:
 
 
 async def submit(member: Member, *argv: str, **fields: object) -> JobId:
-    answer = await member.ask("POST", "/v1/jobs", job(*argv, **fields))
+    answer = await member.change("POST", "/v1/jobs", job(*argv, **fields))
     assert answer.status == 201, answer
     return JobId(answer.json()["job"]["id"])
 
@@ -187,7 +187,7 @@ async def test_a_worker_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> No
         home, other = made.followers
         deaf, able = WorkerPeer("deaf", slots=64), WorkerPeer("able", slots=1)
         await deaf.register(home.worker_socket)
-        for _ in range(60):
+        for _ in range(30):
             await submit(other, "true", *["x" * 100_000] * 9)
         await able.register(home.worker_socket, labels={"able": "yes"})
         one = await submit(other, "true", requires={"labels": {"able": "yes"}})

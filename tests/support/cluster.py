@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,17 +12,20 @@ from typing import Any
 
 from jobs._native import Endpoint, Log, Store
 from jobs.api import ApiConfig, serve
+from jobs.clock import wall_ms
 from jobs.cluster import Peers
 from jobs.cluster.peers import LIMITS
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
 from jobs.consensus.membership import put_member
 from jobs.control import ControlConfig, Site
 from jobs.forward.passage import Passage
+from jobs.protocol.ids import uuid7
 from jobs.workerdoor import WorkerDoor
 from tests.support.api import Answer, Raw, request
 
-QUICK = ConsensusConfig(heartbeat_s=0.05, election_min_s=0.3, election_max_s=0.6)
-STEP_S = 20.0
+QUICK = ConsensusConfig(heartbeat_s=0.1, election_min_s=0.6, election_max_s=1.2)
+STEP_S = 60.0
+_numbers = itertools.count()
 
 
 class Member:
@@ -81,6 +85,13 @@ class Member:
     async def ask(self, method: str, target: str, body: Any = None, **headers: str) -> Answer:
         async with await Raw.connect(self.socket) as raw:
             return await raw.ask(method, target, body, **headers)
+
+    async def change(self, method: str, target: str, body: Any = None) -> Answer:
+        """Ask as clients do for a change: again under the same id, while there is no leader or the answer is lost."""
+        known_by = str(uuid7(wall_ms(), next(_numbers)))
+        while (answer := await self.ask(method, target, body, Jobs_Request_Id=known_by)).status == 503:
+            await asyncio.sleep(0.05)
+        return answer
 
     async def begin(self, method: str, target: str, body: Any = None, **headers: str) -> Raw:
         """Send a request, and leave its answer to be read."""
