@@ -71,11 +71,15 @@ class Members(EmbeddedCluster):
         if not self.node(number).is_running:
             self.node(number).start(wait=False)
 
-    def ended(self) -> list[int]:
-        """Return the nodes whose process has ended though nobody told it to."""
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        running = [number for number in self.numbers() if self.node(number).is_running]
-        return [number for number in running if os.waitid(os.P_PID, self.node(number).pid, flags) is not None]
+    def ended(self) -> dict[int, str]:
+        """Return the nodes whose process has ended though nobody told it to, and how."""
+        found = {}
+        for number in self.numbers():
+            if self.node(number).is_running:
+                end = os.waitid(os.P_PID, self.node(number).pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if end is not None:
+                    found[number] = f"{'exit code' if end.si_code == os.CLD_EXITED else 'signal'} {end.si_status}"
+        return found
 
     def revive(self, number: int) -> None:
         """Start a node again whose process has ended by itself."""

@@ -82,8 +82,8 @@ class Nemesis:
             _KINDS[fault.kind](self, victim, fault)
             self.counts[fault.kind] = self.counts.get(fault.kind, 0) + 1
             self._pass(fault.peace_s)
-            ended = self._members.ended()
-            assert not ended, f"n{ended[0]} has ended:\n{self._members.node(ended[0]).log_tail()}"
+            for ended, how in self._members.ended().items():
+                raise AssertionError(f"n{ended} has ended: {how}\n{self._members.node(ended).log_tail()}")
 
     def _leader(self) -> int:
         try:

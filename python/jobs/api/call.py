@@ -58,11 +58,18 @@ async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
+    content = request.content
+    if content.is_eof():
+        # It came with the head, as most do: there is nothing to wait for.
+        data = content.read_nowait()
+        if len(data) > limit:
+            raise _too_large(len(data), limit)
+        return data
     chunks: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(config.body_timeout_s):
-            while chunk := await request.content.readany():
+            while chunk := await content.readany():
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(size, limit)

@@ -127,9 +127,9 @@ class ApiServer(web.Server):
             if not request.content.is_eof():
                 # What is left of the body is not read, so the connection cannot carry another request.
                 response.force_close()
-        self.metrics.requests.labels(route, response.status).inc()
+        self.metrics.answered(route, response.status)
         if not slow:
-            self.metrics.latency.labels(route).observe(time.perf_counter() - started)
+            self.metrics.took(route, time.perf_counter() - started)
         return response
 
     async def _answer(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
