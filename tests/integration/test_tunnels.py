@@ -15,7 +15,7 @@ from tests.support import processes
 from tests.support.api import job
 from tests.support.cluster import STEP_S, Cluster, Member, cluster, until
 from tests.support.loop import on_loop
-from tests.support.peer import WorkerPeer
+from tests.support.peer import LEAVES_LATER, WorkerPeer
 from tests.support.workerprocess import worker_process
 
 
@@ -111,20 +111,6 @@ async def test_a_worker_waits_at_the_door_until_a_leader_is_known(tmp_path: Path
         assert isinstance(await registering, wire.Registered)
 
 
-LEAVES = """
-import socket, sys
-from jobs.protocol import wire
-node = socket.socket(socket.AF_UNIX)
-node.connect(sys.argv[1])
-node.sendall(wire.encode_frame(wire.Register(
-    protocol=wire.PROTOCOL_VERSION, worker="w", type="shell", incarnation="0" * 32, slots=1, labels={}, cpu_milli=0,
-    memory_bytes=0, sandbox="strict", pid=0, running=[])))
-node.recv(4096)
-print("registered", flush=True)
-sys.stdin.read()
-"""
-
-
 @on_loop
 async def test_a_dead_worker_of_a_follower_is_lost_at_once(tmp_path: Path) -> None:
     """Given a worker's process on a node that does not lead, when it is killed, then the leader gives its job to
@@ -133,7 +119,7 @@ async def test_a_dead_worker_of_a_follower_is_lost_at_once(tmp_path: Path) -> No
         home = made.followers[0]
         for change in (False, True):
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", LEAVES, str(home.worker_socket),
+                sys.executable, "-c", LEAVES_LATER, str(home.worker_socket),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             assert child.stdout is not None

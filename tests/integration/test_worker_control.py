@@ -13,6 +13,7 @@ from jobs.protocol.ids import JobId
 from jobs.protocol.model import JobResult, JobState, JobView, Reason, Retry, Stream
 from jobs.service import JobFilter, LogsWanted
 from tests.support import processes
+from tests.support.peer import LEAVES_LATER
 from tests.support.plane import ADMIN, ALICE, Plane, shell
 from tests.support.workerprocess import worker_process
 
@@ -116,20 +117,6 @@ def test_a_killed_worker_s_jobs_are_dead_and_run_again_on_the_next(tmp_path: Pat
                 assert processes.with_argument(marker) == []
 
     run(scenario)
-
-
-LEAVES_LATER = """
-import socket, sys
-from jobs.protocol import wire
-node = socket.socket(socket.AF_UNIX)
-node.connect(sys.argv[1])
-node.sendall(wire.encode_frame(wire.Register(
-    protocol=wire.PROTOCOL_VERSION, worker="w", type="shell", incarnation="0" * 32, slots=1, labels={}, cpu_milli=0,
-    memory_bytes=0, sandbox="strict", pid=0, running=[])))
-node.recv(4096)
-node.close()
-sys.stdin.read()
-"""
 
 
 def test_a_worker_is_lost_as_soon_as_its_process_ends_also_after_its_connection(tmp_path: Path) -> None:

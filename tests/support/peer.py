@@ -14,6 +14,20 @@ from jobs.protocol.model import Reason, StreamInfo
 
 T = TypeVar("T")
 STEP_S = 10.0
+LEAVES_LATER = """
+import socket, sys
+from jobs.protocol import wire
+node = socket.socket(socket.AF_UNIX)
+node.connect(sys.argv[1])
+node.sendall(wire.encode_frame(wire.Register(
+    protocol=wire.PROTOCOL_VERSION, worker="w", type="shell", incarnation="0" * 32, slots=1, labels={}, cpu_milli=0,
+    memory_bytes=0, sandbox="strict", pid=0, running=[])))
+node.recv(4096)
+print("registered", flush=True)
+node.close()
+sys.stdin.read()
+"""
+"""A process that registers as a worker at the socket that it is told, hangs up, and ends with its input."""
 
 
 class WorkerPeer:

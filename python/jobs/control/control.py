@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -27,6 +27,7 @@ from jobs.control.overview import Activity, Overviews
 from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
+from jobs.control.reads import ReadOperations
 from jobs.control.retention import Retention, RetentionConfig
 from jobs.control.schedules import Schedules
 from jobs.control.scheduleservice import ScheduleOperations
@@ -35,25 +36,16 @@ from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import StorageFull
-from jobs.protocol.ids import NO_REQUEST, Attempt, JobId, RequestId, WorkerId
+from jobs.protocol.ids import NO_REQUEST, JobId, RequestId, WorkerId
 from jobs.protocol.model import (
-    AttemptList,
     CancelMany,
     CancelOutcome,
     CancelPage,
     Explanation,
     Health,
-    JobDetail,
-    JobEvent,
-    JobGraph,
-    JobPage,
-    JobResult,
     JobSubmit,
     JobView,
-    KeyValue,
     KvDelete,
-    KvEvent,
-    KvPage,
     KvPut,
     KvTxn,
     KvTxnResult,
@@ -64,7 +56,7 @@ from jobs.protocol.model import (
     WorkerView,
 )
 from jobs.retention import Totals
-from jobs.service import Caller, JobFilter, LogPiece, LogsWanted, OverviewLimits
+from jobs.service import Caller, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
 WORKER_TYPES: Final = frozenset({"shell"})
@@ -89,9 +81,11 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Jobs that all schedules together make in any minute."""
 
 
-class Control:
+class Control(ReadOperations):
     """Implements `service.Service` for as long as this node leads: made from the store when it begins to, and given up
     when it ceases to. What memory holds is right because nobody else writes meanwhile."""
+
+    _data: Data
 
     def __init__(
         self, consensus: Consensus, store: Store, hub: Hub, config: ControlConfig, health: Callable[[], Health]
@@ -223,20 +217,6 @@ class Control:
         self._check_space()
         return await self._submission.submit(caller, jobs)
 
-    async def get(self, caller: Caller, job: JobId) -> JobDetail:
-        return await self._queries.get(caller, job)
-
-    async def list_jobs(
-        self, caller: Caller, where: JobFilter, *, limit: int, cursor: str | None, newest_first: bool
-    ) -> JobPage:
-        return await self._queries.list_jobs(caller, where, limit=limit, cursor=cursor, newest_first=newest_first)
-
-    async def result(self, caller: Caller, job: JobId, attempt: Attempt | None) -> JobResult:
-        return await self._queries.result(caller, job, attempt)
-
-    async def wait(self, caller: Caller, job: JobId, timeout_s: float) -> JobView:
-        return await self._queries.wait(caller, job, timeout_s)
-
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:
         stored = await self._queries.read(caller, job)
         return await self._cancels.one(caller, job, stored.record)
@@ -249,22 +229,8 @@ class Control:
         await self._queries.read(caller, job)
         return await self._dependencies.add(caller, job, depends_on)
 
-    async def graph(self, caller: Caller, job: JobId, *, limit: int) -> JobGraph:
-        return await self._queries.graph(caller, job, limit=limit)
-
-    def logs(self, caller: Caller, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
-        return self._queries.logs(caller, job, wanted)
-
     async def explain(self, caller: Caller, job: JobId) -> Explanation:
         return await self._explanations.explain(caller, job)
-
-    async def attempts(self, caller: Caller, job: JobId) -> AttemptList:
-        return await self._queries.attempts(caller, job)
-
-    def watch_jobs(
-        self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
-    ) -> AsyncIterator[JobEvent | int]:
-        return self._queries.watch_jobs(caller, where, after_revision=after_revision, job=job)
 
     # --- workers ------------------------------------------------------------------------------------------------
 
@@ -282,14 +248,6 @@ class Control:
 
     # --- key-value ----------------------------------------------------------------------------------------------
 
-    async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None:
-        return await self._data.get(caller, key, revision)
-
-    async def kv_scan(
-        self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
-    ) -> KvPage:
-        return await self._data.scan(caller, prefix, limit=limit, cursor=cursor, revision=revision, keys_only=keys_only)
-
     async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult:
         self._check_space(caller.request_id)
         return await self._data.put(caller, put)
@@ -300,11 +258,6 @@ class Control:
     async def kv_txn(self, caller: Caller, txn: KvTxn) -> KvTxnResult:
         self._check_space(caller.request_id)
         return await self._data.txn(caller, txn)
-
-    def kv_watch(
-        self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
-    ) -> AsyncIterator[KvEvent | int]:
-        return self._data.watch(caller, key, prefix=prefix, after_revision=after_revision)
 
     async def lease_grant(self, caller: Caller, ttl_s: float) -> Lease:
         self._check_space(caller.request_id)
@@ -350,10 +303,6 @@ class Control:
             "jobs_worker_slots": ("Slots of registered workers", sum(worker.slots for worker in workers)),
             "jobs_workers_lost_total": ("Workers lost", self._fleet.lost_total),
         }
-
-    @property
-    def revision(self) -> int:
-        return self._store.revision
 
     @property
     def worker_count(self) -> int:

@@ -1,4 +1,5 @@
-"""Reads of a node's own store, however far it is: what any node answers that is asked for `consistency=stale`."""
+"""Reads as the API asks for them: linearizable ones of the control plane, and those of a node's own store, however far
+that is, which any node answers that is asked for `consistency=stale`."""
 
 from __future__ import annotations
 
@@ -30,15 +31,15 @@ from jobs.service import Caller, JobFilter, LogPiece, LogsWanted
 from jobs.store import Store
 
 
-class StaleReads:
-    """Implements `service.Reads`."""
+class ReadOperations:
+    """Implements `service.Reads`, apart from its end."""
 
-    def __init__(self, store: Store, hub: Hub, is_leader: Callable[[], bool]) -> None:
-        self._store = store
-        self._is_leader = is_leader
-        self._queries = Queries(_at_once, store, hub, self._array_progress)
-        self._data = DataReads(_at_once, store, hub)
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    _store: Store
+    _queries: Queries
+    _data: DataReads
+
+    def _check_revision(self, revision: int | None) -> None:
+        """Raise what is to be said of a revision that cannot be served here."""
 
     @property
     def revision(self) -> int:
@@ -70,26 +71,37 @@ class StaleReads:
     def watch_jobs(
         self, caller: Caller, where: JobFilter, *, after_revision: int | None, job: JobId | None
     ) -> AsyncIterator[JobEvent | int]:
-        self._check_reached(after_revision)
+        self._check_revision(after_revision)
         return self._queries.watch_jobs(caller, where, after_revision=after_revision, job=job)
 
     async def kv_get(self, caller: Caller, key: str, revision: int) -> KeyValue | None:
-        self._check_reached(revision)
+        self._check_revision(revision)
         return await self._data.get(caller, key, revision)
 
     async def kv_scan(
         self, caller: Caller, prefix: str, *, limit: int, cursor: str | None, revision: int, keys_only: bool
     ) -> KvPage:
-        self._check_reached(revision)
+        self._check_revision(revision)
         return await self._data.scan(caller, prefix, limit=limit, cursor=cursor, revision=revision, keys_only=keys_only)
 
     def kv_watch(
         self, caller: Caller, key: str, *, prefix: bool, after_revision: int | None
     ) -> AsyncIterator[KvEvent | int]:
-        self._check_reached(after_revision)
+        self._check_revision(after_revision)
         return self._data.watch(caller, key, prefix=prefix, after_revision=after_revision)
 
-    def _check_reached(self, revision: int | None) -> None:
+
+class StaleReads(ReadOperations):
+    """Reads of a node's own store, with no barrier before them."""
+
+    def __init__(self, store: Store, hub: Hub, is_leader: Callable[[], bool]) -> None:
+        self._store = store
+        self._is_leader = is_leader
+        self._queries = Queries(_at_once, store, hub, self._array_progress)
+        self._data = DataReads(_at_once, store, hub)
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _check_revision(self, revision: int | None) -> None:
         """Raise Unavailable for what another node may have seen and this one has not yet."""
         if revision is not None and revision > self._store.revision and not self._is_leader():
             raise Unavailable(
