@@ -24,6 +24,17 @@ class CompactedError(NativeError):
 class LimitError(NativeError):
     """A documented limit (key, value, operations) is exceeded; names which and by how much."""
 
+# --- failpoints ----------------------------------------------------------------------------------------------------
+
+def failpoint(name: str) -> None:
+    """Pass a failpoint. Nothing happens unless it is armed; then the process may end here, or OSError is raised."""
+
+def failpoints() -> list[tuple[str, bool]]:
+    """Names of all failpoints, and whether an error can be armed there."""
+
+def arm_failpoints() -> str | None:
+    """Arm what the environment's JOBS_FAILPOINTS says and return it; None without. Raises ValueError."""
+
 # --- log -----------------------------------------------------------------------------------------------------------
 
 class Log:

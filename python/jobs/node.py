@@ -17,7 +17,7 @@ from typing import Final
 import uvloop
 
 from jobs import logs
-from jobs._native import Log, NativeError, Store, __version__
+from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
@@ -384,6 +384,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.setup(config.logging)
+    try:
+        if armed := arm_failpoints():
+            logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
     settle_memory()
     return uvloop.run(run(config, arguments))
 

@@ -47,17 +47,25 @@ class EmbeddedNode:
         return self._process is not None
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its process runs; one that ended by itself does not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "the node is not running"
         return self._process.pid
 
-    def start(self, *, wait: bool = True) -> EmbeddedNode:
+    def start(self, *, wait: bool = True, env: Mapping[str, str] | None = None) -> EmbeddedNode:
         """Start the node and wait until it and its workers serve; without `wait` only until it answers at all, as one
-        does that belongs to no cluster yet or whose cluster has no leader. Raises NodeFailed."""
+        does that belongs to no cluster yet or whose cluster has no leader. `env` is for this run alone, on top of the
+        other one. Raises NodeFailed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         command = [*self._prefix, sys.executable, "-m", "jobs.node", "--embedded", str(self.directory)]
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self._env, **(env or {})}
+            )
         try:
             self._wait_until(self._serves if wait else self._answers)
         except BaseException:
@@ -121,6 +129,16 @@ class EmbeddedNode:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(STOP_TIMEOUT_S)
         self._process = None
+
+    def wait_for_end(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """Wait until the node has ended by itself, and return its exit code. Raises NodeFailed."""
+        assert self._process is not None, "the node is not running"
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise NodeFailed(f"the node did not end within {timeout_s:g} s:\n{self.log_tail()}") from None
+        self._process = None
+        return code
 
     def client(self) -> Client:
         """Return a client of the node."""

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from jobs._native import Blake3
+from jobs._native import Blake3, failpoint
 from jobs.net import Stream, StreamBroken
 
 VERSION: Final = 1
@@ -74,6 +74,7 @@ async def send_file(stream: Stream, path: Path, name: str) -> None:
     try:
         with path.open("rb", buffering=0) as file:
             size_bytes, digest = await _in_thread(measure, file.fileno())
+            failpoint("transfer.offer.before")
             await _write_note(stream, Description(name=name, size_bytes=size_bytes, digest=digest))
             offset = await _read_answer(stream)
             if offset > size_bytes:
@@ -109,6 +110,7 @@ async def _pump(stream: Stream, descriptor: int, offset: int, size_bytes: int) -
         chunk = await _in_thread(os.pread, descriptor, min(READ_BYTES, size_bytes - offset), offset)
         if not chunk:
             raise TransferFailed("the file became shorter while it was sent")
+        failpoint("transfer.chunk.send.before")
         await stream.write(chunk)
         offset += len(chunk)
     await stream.finish()
@@ -152,12 +154,15 @@ class Offer:
                 offset += len(chunk)
                 if offset > self.size_bytes:
                     raise EOFError("more came than was offered")
+                failpoint("transfer.chunk.receive.before")
                 await _in_thread(part.append, chunk)
+                failpoint("transfer.chunk.receive.after")
             if offset < self.size_bytes:
                 raise EOFError(f"it ended {self.size_bytes - offset} bytes too soon")
             if not await _in_thread(part.complete):
                 await self.decline("what came is not what was offered")
                 raise TransferFailed(f"{self.name}: what came is not what was offered")
+            failpoint("transfer.kept.send.before")
             await _write_note(self._stream, Answer(offset=offset))
             await self._stream.finish()
             # The file is kept, whether or not its sender learns it.
@@ -257,11 +262,15 @@ class PartFile:
             self._part.unlink(missing_ok=True)
             return False
         # Its content before its name: who finds the name finds all of it, also after a power cut.
+        failpoint("transfer.sync.before")
         os.fsync(self._descriptor)
+        failpoint("transfer.rename.before")
         self._part.rename(self._path)
+        failpoint("transfer.rename.after")
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)  # the name, before the sender is told that the file is kept
+            failpoint("transfer.directory.sync.after")
         finally:
             os.close(folder)
         return True

@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from jobs._native import failpoint
+
 FILE_NAME: Final = "cluster.json"
 VERSION: Final = 1
 
@@ -49,15 +51,20 @@ def load(data_dir: Path) -> Belonging | None:
 def save(data_dir: Path, belonging: Belonging) -> None:
     """Write the file: all of it or none, durable when this returns."""
     draft = data_dir / f"{FILE_NAME}.new"
+    failpoint("cluster.file.write.before")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(descriptor, msgspec.json.format(msgspec.json.encode(belonging)) + b"\n")
+        failpoint("cluster.file.sync.before")
         os.fsync(descriptor)  # its content before its name
     finally:
         os.close(descriptor)
+    failpoint("cluster.file.rename.before")
     draft.rename(data_dir / FILE_NAME)
+    failpoint("cluster.file.rename.after")
     folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)  # the name: a node that forgets its cluster would found another one
+        failpoint("cluster.file.directory.sync.after")
     finally:
         os.close(folder)

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct, structs
 
-from jobs._native import DiskFullError, Log, Store
+from jobs._native import DiskFullError, Log, Store, failpoint
 from jobs.consensus import messages
 from jobs.consensus.member import ConsensusError, Discarded, LeadershipLost, Member
 from jobs.consensus.membership import MemberRecord, Members, Role, put_member
@@ -65,6 +65,16 @@ RECENT_S: Final = 5.0
 """Who has answered within this time is there."""
 TRAIL_SHARE: Final = 0.5
 """Of `snapshot_log_bytes`: how much log is kept behind a snapshot for members that lack it."""
+
+
+_SEND_POINTS: Final = {
+    messages.Append: ("consensus.append.send.before", "consensus.append.send.after"),
+    messages.Appended: ("consensus.appended.send.before", "consensus.appended.send.after"),
+    messages.Vote: ("consensus.vote.send.before", "consensus.vote.send.after"),
+    messages.Voted: ("consensus.voted.send.before", "consensus.voted.send.after"),
+    messages.TimeoutNow: ("consensus.timeoutnow.send.before", "consensus.timeoutnow.send.after"),
+}
+"""Failpoints around the sending of each kind of message."""
 
 
 class ConsensusConfig(Struct, frozen=True, kw_only=True):
@@ -409,7 +419,9 @@ class Consensus:
             for task in (self._syncing, self._snapshotting):
                 if task is not None:
                     await asyncio.wait([task])
+            failpoint("consensus.install.before")
             await self._loop.run_in_executor(self._threads, self._store.install, str(path))
+            failpoint("consensus.install.after")
             try:
                 self._member.on_snapshot_installed(now_s())
             except Exception as error:
@@ -458,6 +470,8 @@ class Consensus:
         member = self._member
         try:
             inbox, self._inbox = self._inbox, []
+            if inbox:
+                failpoint("consensus.receive.before")
             for peer, message in inbox:
                 member.receive(now_s(), peer, message)
             if self.no_room is None and not self._holding and len(self._in_flight) < MAX_COMMANDS_IN_FLIGHT:
@@ -469,15 +483,21 @@ class Consensus:
             if not member.unsynced:
                 self._finish()
             elif self._sync_cost_s > INLINE_SYNC_S:
-                self._syncing = self._loop.run_in_executor(self._threads, self._log.sync)
+                self._syncing = self._loop.run_in_executor(self._threads, self._sync)
                 self._syncing_since = time.monotonic()
                 self._syncing.add_done_callback(self._on_synced)
             else:
                 started = time.monotonic()
-                self._log.sync()
+                self._sync()
                 self._after_sync(time.monotonic() - started)
         except Exception as error:
             self._fail(error)
+
+    def _sync(self) -> int:
+        failpoint("consensus.sync.before")
+        synced = self._log.sync()
+        failpoint("consensus.sync.after")
+        return synced
 
     def _append_command(self) -> None:
         if not self._queue or not self._member.leads:
@@ -496,6 +516,7 @@ class Consensus:
         batch, self._queue = self._queue[:count], self._queue[count:]
         command = encode_command([proposal.txn for proposal in batch])
         self._in_flight.append(batch)
+        failpoint("consensus.propose.before")
         try:
             self._member.propose(
                 now_s(), command, partial(self._on_done, batch), changes_members=batch[0].changes_members
@@ -562,7 +583,10 @@ class Consensus:
 
     def _flush(self) -> None:
         for peer, message in self._member.take_outbox():
+            before, after = _SEND_POINTS[type(message)]
+            failpoint(before)
             self._network.send(peer, messages.encode(message))
+            failpoint(after)
 
     async def _stepped(self) -> None:
         """Return after the next step, which a message or the timer brings about."""
@@ -611,6 +635,7 @@ class Consensus:
                     ),
                 )
             return
+        failpoint("consensus.results.before")
         for proposal, result in zip(batch, decode_results(results), strict=True):
             if not proposal.done.done():
                 proposal.done.set_result(result)
@@ -659,7 +684,9 @@ class Consensus:
         if future.cancelled() or future.exception() is not None:
             return
         try:
+            failpoint("consensus.cut.before")
             self._member.cut_log(self._cut_index(future.result()))
+            failpoint("consensus.cut.after")
             logger.info("snapshot taken", extra={"index": future.result(), "log_bytes": self._log.size_bytes})
         except Exception as error:
             self._fail(error)
@@ -683,7 +710,9 @@ class Consensus:
             if path is None:
                 raise Unavailable("there is no snapshot")
             logger.info("%s lacks entries that are gone: it is sent a snapshot", peer, extra={"index": index})
+            failpoint("consensus.snapshot.send.before")
             await self._network.send_file(peer, f"snapshot-{index}", Path(path))
+            failpoint("consensus.snapshot.send.after")
             self._member.raft.needs_snapshot.discard(peer)
             self.snapshots_sent += 1
         except Exception as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol, TypeAlias
 
+from jobs._native import failpoint
+
 JournalEntry: TypeAlias = tuple[bytes, int, int]
 """(payload, index, term), as PySyncObj's journal has it."""
 ALL_BYTES: Final = 1 << 62
@@ -73,7 +75,9 @@ class Journal:
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
         # Durable when it returns: a vote that is forgotten could be given twice.
+        failpoint("consensus.term.persist.before")
         self._log.set_hard_state(term, votedForNodeId)
+        failpoint("consensus.term.persist.after")
 
     def getCurrentTerm(self) -> int:
         return self._log.hard_state()[0]
@@ -140,9 +144,13 @@ class Journal:
             self.drop_before(index)
             return
         # After a crash in between the store is ahead of an empty log, and this is done again.
+        failpoint("consensus.restart.before")
         if len(self):
             self._log.truncate_suffix(self._log.first_index)
+        failpoint("consensus.restart.dropped")
         self._log.truncate_prefix(index)
+        failpoint("consensus.restart.empty")
         self._log.append(index, term, payload)
         self._log.sync()
+        failpoint("consensus.restart.after")
         self._first = self._last = (payload, index, term)

@@ -18,7 +18,7 @@ from typing import Final, Protocol, TypeAlias
 
 from msgspec import structs
 
-from jobs._native import DiskFullError
+from jobs._native import DiskFullError, failpoint
 from jobs.consensus.journal import Journal, RaftLog
 from jobs.consensus.membership import MemberRecord, Members, Role, read_members
 from jobs.consensus.messages import Message
@@ -229,6 +229,7 @@ class Member:
         entries = self._log.entries(first, min(count, APPLY_ENTRIES), APPLY_BYTES)
         if not entries:
             raise ConsensusError(f"committed entry {first} is not in the log")
+        failpoint("consensus.apply.before")
         commands = [(index, term, _command_of(payload, index)) for payload, index, term in entries]
         try:
             results = self._store.apply(commands)
@@ -240,6 +241,7 @@ class Member:
         if self._no_room is not None:
             self._no_room = None
             logger.warning("the store's disk has room again")
+        failpoint("consensus.apply.after")
         if any(payload[:1] == MEMBERS for payload, _, _ in entries):
             self._read_members(self.raft.now_s)
         for (_, index, term), result in zip(entries, results, strict=True):

@@ -2,6 +2,7 @@
 //! errors; decides nothing.
 
 mod errors;
+mod failpoint;
 mod log;
 mod net;
 mod sandbox;
@@ -18,6 +19,7 @@ mod _native {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         super::errors::register(module)?;
+        super::failpoint::register(module)?;
         super::log::register(module)?;
         super::sim::register(module)?;
         super::store::register(module)?;

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 
+use jobs_failpoint::{Point, pass};
+
 use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{
@@ -169,7 +171,10 @@ impl<D: Disk> Log<D> {
         self.flush()?;
         if self.tail().written != self.synced {
             // An entry may be acknowledged only when a power cut can no longer take it.
-            if let Err(source) = self.tail().file.sync() {
+            let synced = pass(Point::LogSyncBefore)
+                .and_then(|()| self.tail().file.sync())
+                .and_then(|()| pass(Point::LogSyncAfter));
+            if let Err(source) = synced {
                 return Err(self.poison(format!("sync {}", self.tail().name), source));
             }
             self.synced = self.tail().written;
@@ -331,7 +336,7 @@ impl<D: Disk> Log<D> {
     /// Hand the pending records to the system, without making them durable.
     fn flush(&mut self) -> Result<()> {
         let tail = self.segments.back_mut().expect("there is a segment");
-        if let Err(source) = tail.write(&self.pending) {
+        if let Err(source) = pass(Point::LogWriteBefore).and_then(|()| tail.write(&self.pending)) {
             let operation = format!("write {}", tail.name);
             return Err(self.poison(operation, source));
         }
@@ -341,8 +346,9 @@ impl<D: Disk> Log<D> {
     }
 
     fn sync_directory(&mut self) -> Result<()> {
-        self.disk
-            .sync_directory()
+        pass(Point::LogDirectorySyncBefore)
+            .and_then(|()| self.disk.sync_directory())
+            .and_then(|()| pass(Point::LogDirectorySyncAfter))
             .map_err(|source| self.poison("sync the log's directory".into(), source))
     }
 
@@ -356,8 +362,9 @@ impl<D: Disk> Log<D> {
         let before = self.segments.len();
         while self.segments[0].number < oldest {
             let path = self.disk.path(&self.segments[0].name);
-            self.disk
-                .remove(&self.segments[0].name)
+            pass(Point::LogSegmentRemoveBefore)
+                .and_then(|()| self.disk.remove(&self.segments[0].name))
+                .and_then(|()| pass(Point::LogSegmentRemoveAfter))
                 .map_err(LogError::io(format!("remove {}", path.display())))?;
             self.segments.pop_front();
         }

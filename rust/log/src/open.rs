@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use jobs_failpoint::{Point, pass};
+
 use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{Header, decode_header};
@@ -114,11 +116,13 @@ fn read_whole(file: &impl File, data: &mut Vec<u8>) -> std::io::Result<()> {
 /// Make the end of the last segment what it was read as.
 fn repair(file: &impl File, data: &[u8], tail: &Tail) -> std::io::Result<()> {
     let end = tail.end.min(data.len());
+    pass(Point::LogRepairBefore)?;
     // Zeros over the torn tail, so that records to come cannot be followed by pieces of it.
     write_zeros(file, end, tail.dirty_end)?;
     // Records that no sync is known to have covered may have been read from a page cache that a failed sync has
     // marked clean: a sync alone would claim them durable without writing them.
     write_all(file, &data[tail.synced.min(end)..end], tail.synced.min(end))?;
     // Only then may anybody see them: what was read once must be there after the next crash.
+    pass(Point::LogRepairSyncBefore)?;
     file.sync()
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use jobs_failpoint::{Point, pass};
+
 use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{HEAD_BYTES, HEADER_BYTES, Header, Seal, decode_head, encode_header};
@@ -50,12 +52,16 @@ impl<F: File> Segment<F> {
         let name = segment_name(header.number);
         let unfinished = format!("{name}{UNFINISHED}");
         let made = || -> io::Result<F> {
+            pass(Point::LogSegmentCreateBefore)?;
             let file = disk.create(&unfinished)?;
             file.allocate(capacity as u64)?;
             write_all(&file, &encode_header(header), 0)?;
             // The content before the name: a segment that is there can be read.
+            pass(Point::LogSegmentSyncBefore)?;
             file.sync()?;
+            pass(Point::LogSegmentRenameBefore)?;
             disk.rename(&unfinished, &name)?;
+            pass(Point::LogSegmentRenameAfter)?;
             Ok(file)
         };
         match made() {

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use iroh::SecretKey;
+use jobs_failpoint::{Point, pass, reach};
 use rustix::fs::{self, Mode, OFlags};
 
 use crate::error::NetError;
@@ -74,11 +75,16 @@ fn create(path: &Path) -> Result<SecretKey, NetError> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(fs::open(&draft, flags, Mode::RUSR | Mode::WUSR).map_err(wrong)?);
     let text = format!("{}\n", encode_hex(&key.to_bytes()));
-    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| pass(Point::NetKeySyncBefore))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| pass(Point::NetKeyLinkBefore));
     // Linked, not renamed: a key that is there by now stays.
     let linked = written
         .map_err(|error| failed(path, "it cannot be written", error))
         .map(|()| fs::link(&draft, path));
+    reach(Point::NetKeyLinkAfter);
     fs::unlink(&draft).map_err(wrong)?;
     match linked? {
         Ok(()) => {}
@@ -87,7 +93,8 @@ fn create(path: &Path) -> Result<SecretKey, NetError> {
     }
     // The name as well: a node that lost its key is a stranger to its cluster.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))
+    pass(Point::NetKeyDirectorySyncBefore)
+        .and_then(|()| File::open(folder.unwrap_or(Path::new("."))))
         .and_then(|folder| folder.sync_all())
         .map_err(|error| failed(path, "its folder cannot be synced", error))?;
     Ok(key)

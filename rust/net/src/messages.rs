@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use iroh::endpoint::Connection;
+use jobs_failpoint::{Point, reach};
 
 use crate::config::{EVENT_BYTES, size};
 use crate::dial::link;
@@ -91,7 +92,9 @@ async fn send(shared: &Shared, peer: &Peer, connection: &Connection) -> String {
                 peer.filled.notified().await;
                 continue;
             }
+            reach(Point::NetMessageSendBefore);
             writer.raw(join(&batch)).await?;
+            reach(Point::NetMessageSendAfter);
             shared.counters.messages_sent.add(batch.len() as u64);
         }
     };
@@ -130,6 +133,7 @@ pub(crate) async fn receive(
         let permit = Arc::clone(&peer.inbox).acquire_many_owned(cost).await;
         let permit = permit.map_err(|error| Broken::Gone(error.to_string()))?;
         let payload = reader.need().await?.payload;
+        reach(Point::NetMessageReceiveAfter);
         let event = Event::new(What::Message, &peer.text).body(payload, Some(permit));
         if peer
             .if_current(Channel::Messages, arrival, || shared.tell(event))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use iroh::endpoint::{RecvStream, SendStream};
+use jobs_failpoint::{Point, reach};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -144,7 +145,9 @@ async fn exchange(
     let (outgoing, incoming) = opened.map_err(|error| Failed::new("unreachable", crate::framed::explain(&error)))?;
     let mut writer = FrameWriter::new(outgoing);
     let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+    reach(Point::NetRequestSendBefore);
     write_request(&mut writer, wait_ms, body, sent).await?;
+    reach(Point::NetRequestSendAfter);
     writer.finish();
     read_answer(shared, peer, incoming).await
 }
@@ -230,6 +233,7 @@ pub(crate) async fn answer(
         return Err(Broken::malformed("a request without its deadline"));
     }
     let wait_ms = payload.get_u32_le();
+    reach(Point::NetRequestReceiveAfter);
     let (number, decision) = (shared.next_number(), oneshot::channel());
     let serving = Serving {
         shared: &shared,
@@ -275,6 +279,7 @@ impl Drop for Serving<'_> {
 }
 
 async fn write_reply(writer: &mut FrameWriter, reply: Reply) -> Result<(), Broken> {
+    reach(Point::NetAnswerSendBefore);
     match reply {
         Reply::Answer(body) => writer.large(Kind::Answer, &[], body).await?,
         Reply::Declined(reason, maybe_done) => {
@@ -283,5 +288,6 @@ async fn write_reply(writer: &mut FrameWriter, reply: Reply) -> Result<(), Broke
         }
     }
     writer.finish();
+    reach(Point::NetAnswerSendAfter);
     Ok(())
 }

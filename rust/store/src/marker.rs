@@ -8,6 +8,8 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use jobs_failpoint::{Point, pass};
+
 use crate::error::{Result, StoreError};
 
 const FILE: &str = "OPEN";
@@ -75,13 +77,21 @@ pub(crate) fn replace(
     let mut file = fs::File::create(&unfinished).map_err(StoreError::io("create", &unfinished))?;
     write(&mut file).map_err(StoreError::io("write", &unfinished))?;
     // The content before the name: a crash leaves the former file or this one, whole.
-    file.sync_all().map_err(StoreError::io("sync", &unfinished))?;
-    fs::rename(&unfinished, &path).map_err(StoreError::io("rename", &unfinished))?;
+    pass(Point::StoreReplaceSyncBefore)
+        .and_then(|()| file.sync_all())
+        .map_err(StoreError::io("sync", &unfinished))?;
+    pass(Point::StoreReplaceRenameBefore)
+        .and_then(|()| fs::rename(&unfinished, &path))
+        .and_then(|()| pass(Point::StoreReplaceRenameAfter))
+        .map_err(StoreError::io("rename", &unfinished))?;
     sync_directory(directory)
 }
 
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
-    let synced = fs::File::open(directory).and_then(|handle| handle.sync_all());
+    let synced = pass(Point::StoreDirectorySyncBefore)
+        .and_then(|()| fs::File::open(directory))
+        .and_then(|handle| handle.sync_all())
+        .and_then(|()| pass(Point::StoreDirectorySyncAfter));
     synced.map_err(StoreError::io("sync", directory))
 }
 

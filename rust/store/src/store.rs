@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use heed::RwTxn;
+use jobs_failpoint::{Point, pass, reach};
 use jobs_kv::command::REQUEST_ID_BYTES;
 use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
@@ -170,6 +171,7 @@ impl Store {
     /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
     pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
         let _alone = lock(&self.writing);
+        fail_at(Point::StoreApplyBefore, "apply to", &self.directory)?;
         self.apply_all(entries).map_err(|error| self.explain(error))
     }
 
@@ -204,7 +206,9 @@ impl Store {
                 self.generation_requests,
             )?);
         }
+        fail_at(Point::StoreApplyCommitBefore, "commit to", &self.directory)?;
         txn.commit()?;
+        reach(Point::StoreApplyCommitAfter);
         *lock(&self.meta) = meta;
         lock(&self.used).0 += 1;
         Ok(results)
@@ -315,6 +319,7 @@ impl Store {
         if meta.index == 0 || meta.index == self.snapshot_index() {
             return Ok(meta.index);
         }
+        fail_at(Point::StoreSnapshotBefore, "take a snapshot in", &self.directory)?;
         let mut failed = None;
         replace(&self.directory, &snapshot::file_name(meta.index), |file| {
             let mut writer = snapshot::Writer::new(file, meta.index, meta.term)?;
@@ -353,18 +358,26 @@ impl Store {
         let Open { env, tables } = self.opened()?;
         let (index, term) = snapshot::read(path, &mut |_, _| Ok(()))?;
         snapshot::check_ahead(index, self.meta().index)?;
+        fail_at(Point::StoreInstallBefore, "install", path)?;
         let (txn, meta) = replace_rows(env, *tables, path).map_err(|error| self.explain(error))?;
         let place = self.directory.join(snapshot::file_name(index));
         // The moment from which on the new state counts: opening finishes what a crash interrupts after it. So the
         // content has to be durable before the name, and the name before anybody is told.
+        fail_at(Point::StoreInstallSyncBefore, "sync", path)?;
         sync_file(path)?;
-        fs::rename(path, &place).map_err(StoreError::io("rename", path))?;
-        let committed = sync_directory(&self.directory).and_then(|()| Ok(txn.commit()?));
+        pass(Point::StoreInstallRenameBefore)
+            .and_then(|()| fs::rename(path, &place))
+            .map_err(StoreError::io("rename", path))?;
+        reach(Point::StoreInstallRenameAfter);
+        let committed = sync_directory(&self.directory)
+            .and_then(|()| fail_at(Point::StoreInstallCommitBefore, "commit", &place))
+            .and_then(|()| Ok(txn.commit()?));
         if let Err(error) = committed {
             // Should this fail too, the next opener finds the new state, which is as right as the old one.
             let _ = fs::rename(&place, path);
             return Err(self.explain(error));
         }
+        reach(Point::StoreInstallCommitAfter);
         *lock(&self.meta) = meta;
         lock(&self.used).0 = MEASURE_EVERY;
         self.on_snapshot((index, term))
@@ -380,7 +393,9 @@ impl Store {
         };
         for (index, path) in snapshot::list(&self.directory)? {
             if index < newest {
-                fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
+                pass(Point::StoreSnapshotRemoveBefore)
+                    .and_then(|()| fs::remove_file(&path))
+                    .map_err(StoreError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -394,7 +409,9 @@ impl Store {
         let Some(Open { env, .. }) = self.open.take() else {
             return Ok(());
         };
+        fail_at(Point::StoreCloseSyncBefore, "sync", &self.directory)?;
         env.force_sync()?;
+        reach(Point::StoreCloseSyncAfter);
         env.prepare_for_closing().wait();
         marker::write(&self.directory, &self.boot_id, true)
     }
@@ -463,7 +480,9 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     fs::create_dir(&beside).map_err(StoreError::io("create", &beside))?;
     let (env, tables) = open(&beside, max_bytes)?;
     let loaded = load_rows(&env, tables, path);
-    let synced = loaded.and_then(|()| Ok(env.force_sync()?));
+    let synced = loaded
+        .and_then(|()| fail_at(Point::StoreRestoreSyncBefore, "sync", &beside))
+        .and_then(|()| Ok(env.force_sync()?));
     env.prepare_for_closing().wait();
     if let Err(error) = synced {
         let _ = fs::remove_dir_all(&beside);
@@ -471,7 +490,10 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     }
     discard(directory)?;
     let (from, to) = (beside.join(DATA_FILE), directory.join(DATA_FILE));
-    fs::rename(&from, &to).map_err(StoreError::io("rename", &from))?;
+    pass(Point::StoreRestoreRenameBefore)
+        .and_then(|()| fs::rename(&from, &to))
+        .and_then(|()| pass(Point::StoreRestoreRenameAfter))
+        .map_err(StoreError::io("rename", &from))?;
     fs::remove_dir_all(&beside).map_err(StoreError::io("remove", &beside))?;
     sync_directory(directory)
 }
@@ -486,6 +508,7 @@ fn finish_install(directory: &Path, env: &Lmdb, tables: Tables) -> Result<Option
         }
         match replace_rows(env, tables, &path) {
             Ok((txn, _)) => {
+                fail_at(Point::StoreInstallFinishBefore, "commit", &path)?;
                 txn.commit()?;
                 let text = format!("finished to install the snapshot at entry {index}{refused}");
                 return Ok(Some(text));
@@ -495,6 +518,11 @@ fn finish_install(directory: &Path, env: &Lmdb, tables: Tables) -> Result<Option
         }
     }
     Ok((!refused.is_empty()).then(|| format!("passed over a snapshot{refused}")))
+}
+
+/// Pass a failpoint as an operation on a file.
+fn fail_at(point: Point, operation: &'static str, file: &Path) -> Result<()> {
+    pass(point).map_err(|source| StoreError::io(operation, file)(source))
 }
 
 fn load_meta(env: &Lmdb, tables: Tables) -> Result<Meta> {
