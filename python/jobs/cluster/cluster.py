@@ -213,8 +213,14 @@ class Cluster:
         async with self._forming:
             self._check_unformed()
             belonging = Belonging(cluster=secrets.token_hex(16), founder=True)
-            self.peers = self._open_endpoint(belonging.cluster)
-            save(self._config.data_dir, belonging)
+            peers = self._open_endpoint(belonging.cluster)
+            try:
+                save(self._config.data_dir, belonging)
+            except BaseException:
+                # Else the next try would find its own addresses taken.
+                await peers.close()
+                raise
+            self.peers = peers
             self._belonging = belonging
             logger.info("founded a cluster", extra={"cluster": belonging.cluster, "id": self.id})
             self.formed.set()
