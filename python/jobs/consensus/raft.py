@@ -117,6 +117,9 @@ class _Flow(Struct):
     size_bytes: int = 0
     probing: bool = True
     """Where the logs meet is not known: one message at a time."""
+    window: int = 1
+    """How many messages may be on the way: more with each that arrives, one again when something was lost. Without that
+    every refusal of what came out of order would put as many new ones on the way."""
     prev_index: int = 0
     """After which entry the last message began."""
     answered_round: int = 0
@@ -129,15 +132,17 @@ class _Flow(Struct):
     def arrived(self, index: int) -> None:
         while self.messages and self.messages[0][0] <= index:
             self.size_bytes -= self.messages.popleft()[1]
+            self.window = min(self.window + 1, IN_FLIGHT_MESSAGES)
 
     def reset(self) -> None:
         self.messages.clear()
         self.size_bytes = 0
+        self.window = 1
         self.probing = True
 
     @property
     def is_full(self) -> bool:
-        most = 1 if self.probing else IN_FLIGHT_MESSAGES
+        most = 1 if self.probing else self.window
         return len(self.messages) >= most or self.size_bytes >= IN_FLIGHT_BYTES
 
 
@@ -583,8 +588,10 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             if answer.index >= matched:
                 self._SyncObj__raftMatchIndex[node] = answer.index
                 self._SyncObj__raftNextIndex[node] = max(self._SyncObj__raftNextIndex[node], answer.index + 1)
-                flow.probing = False
                 flow.arrived(answer.index)
+                if not flow.messages:
+                    # The answer to an older message is no reason to stop probing: many would be on the way at once.
+                    flow.probing = False
                 self.needs_snapshot.discard(peer)
         elif answer.prev_index > matched and not (
             flow.probing and flow.messages and answer.prev_index != flow.prev_index
