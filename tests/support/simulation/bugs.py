@@ -1,0 +1,240 @@
+"""Faults planted in the consensus, which the simulation must find. Each is a mistake that somebody could make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from msgspec import Struct, structs
+
+from jobs.consensus import driver, member
+from jobs.consensus.journal import Journal
+from jobs.consensus.member import Member
+from jobs.consensus.messages import Append, Vote
+from jobs.consensus.raft import Raft
+from jobs.store import Txn
+from tests.support.simulation import clients
+from tests.support.simulation.plan import Plan
+from tests.support.simulation.storage import WatchedLog
+
+Patch = tuple[object, str, object]
+
+
+class Bug(Struct, frozen=True):
+    """A planted fault: what it puts in place of what is right, and which faults of the world bring it out."""
+
+    name: str
+    about: str
+    patches: Callable[[], list[Patch]]
+    plan: dict[str, Any] = {}
+    """What every plan has, so that few seeds are enough."""
+    seed: int = 0
+    """The first seed to try: one that has found it. Another one does after a change of the simulation."""
+
+    def plan_of(self, seed: int) -> Plan:
+        plan = Plan.of(seed, options=f" --bug {self.name}")
+        return structs.replace(plan, **self.plan)
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for target, name, replacement in self.patches():
+                stack.enter_context(patch.object(target, name, replacement))
+            yield
+
+
+def _acknowledge_before_sync() -> list[Patch]:
+    """Say that all is durable, and sync nothing."""
+    return [
+        (WatchedLog, "sync", lambda self: self.last_index),
+        (WatchedLog, "durable_index", property(lambda self: self.last_index)),
+    ]
+
+
+def _answer_before_sync() -> list[Patch]:
+    def prepare(self: Member, now_s: float) -> None:
+        self.raft.replicate(now_s)
+        self._release_answers()
+
+    return [(Member, "prepare", prepare)]
+
+
+def _forget_votes() -> list[Patch]:
+    return [(Journal, "setCurrentTerm", lambda self, term, vote: None)]
+
+
+def _vote_twice() -> list[Patch]:
+    def give_vote(self: Any, candidate: str) -> bool:
+        self._SyncObj__votedForNodeId = candidate
+        return True
+
+    return [(Raft, "_give_vote", give_vote)]
+
+
+def _vote_for_short_logs() -> list[Patch]:
+    on_vote = Raft._on_vote
+
+    def deaf(self: Raft, peer: str, asked: Vote) -> None:
+        on_vote(self, peer, structs.replace(asked, last_term=1 << 40))
+
+    return [(Raft, "_on_vote", deaf)]
+
+
+def _commit(self: Any, counted: list[Any], *, own_term: bool) -> None:
+    """Commit by counting, before the library does it right."""
+    voters = self._voters()
+    last = self._journal.durable_index
+    for index in range(self.commit_index + 1, last + 1):
+        count = 1 + sum(self._SyncObj__raftMatchIndex[node] >= index for node in counted)
+        if count > (len(voters) + 1) / 2 and (not own_term or self._journal.term_at(index) == self.term):
+            self._SyncObj__raftCommitIndex = index
+
+
+def _count_learners() -> list[Patch]:
+    tick = Raft.tick
+
+    def eager(self: Any, now_s: float) -> None:
+        if self.leads:
+            _commit(self, list(self._peers()), own_term=True)
+        tick(self, now_s)
+
+    # They stay learners, so that it matters.
+    return [(Raft, "tick", eager), (driver.Consensus, "_promote", lambda self: None)]
+
+
+def _truncate_always() -> list[Patch]:
+    take = Raft._take_entries
+
+    def eager(self: Any, sent: Append) -> int | None:
+        journal = self._journal
+        if self.commit_index <= sent.prev_index < journal.last_index and journal.first_index <= sent.prev_index:
+            journal.truncate_from(sent.prev_index + 1)
+        return take(self, sent)
+
+    return [(Raft, "_take_entries", eager)]
+
+
+def _commit_what_does_not_match() -> list[Patch]:
+    on_append = Raft._on_append
+
+    def eager(self: Any, peer: str, sent: Append) -> None:
+        on_append(self, peer, sent)
+        if sent.term == self.term:
+            self._SyncObj__raftCommitIndex = max(self.commit_index, min(sent.commit, self._journal.last_index))
+
+    return [(Raft, "_on_append", eager)]
+
+
+def _cut_beyond_snapshot() -> list[Patch]:
+    return [(driver.Consensus, "_cut_index", lambda self, snapshot: max(snapshot, self._log.last_index - 1))]
+
+
+def _keep_log_on_install() -> list[Patch]:
+    on_snapshot = Raft.on_snapshot
+
+    def careless(self: Raft, now_s: float, index: int, term: int) -> None:
+        with patch.object(Journal, "restart_at", lambda *_: None):
+            on_snapshot(self, now_s, index, term)
+
+    return [(Raft, "on_snapshot", careless)]
+
+
+def _blind_results() -> list[Patch]:
+    """Not the consensus: a control plane that records results without a look at the job."""
+    return [(clients, "Txn", lambda compare=(), then=(): Txn(() if len(then) == 2 else compare, then))]
+
+
+def _world(*faults: str, **plan: Any) -> dict[str, Any]:
+    """Settings of a plan with these faults of the world only."""
+    return {"faults": frozenset(faults), **plan}
+
+
+_BUSY: dict[str, Any] = {"readers": 3, "clients": 4, "think_s": 0.01, "pace_s": 0.3, "bootstrap": False}
+"""Much is read and written, so that what is stale is seen."""
+
+BUGS = {
+    bug.name: bug
+    for bug in (
+        Bug("acknowledge-before-sync", "nothing is synced", _acknowledge_before_sync, _world("power")),
+        Bug("answer-before-sync", "answers leave before the sync", _answer_before_sync),
+        Bug("forget-votes", "term and vote are not persisted", _forget_votes, _world("kill", "cut", pace_s=0.15)),
+        Bug(
+            "vote-twice",
+            "a second candidate of a term gets a vote, too",
+            _vote_twice,
+            _world("cut", "kill", pace_s=0.15),
+            seed=25,
+        ),
+        Bug(
+            "vote-for-short-logs",
+            "votes do not ask for a complete log",
+            _vote_for_short_logs,
+            _world("cut", "kill", pace_s=0.3),
+            seed=2,
+        ),
+        Bug(
+            "count-learners",
+            "acknowledgements of learners count",
+            _count_learners,
+            _world("members", "cut", members=5, pace_s=0.3, think_s=0.02, bootstrap=False),
+            seed=6,
+        ),
+        Bug("truncate-always", "what follows an append is cut off", _truncate_always, _world("storm"), seed=26),
+        Bug(
+            "commit-what-does-not-match",
+            "a follower commits up to the leader's index",
+            _commit_what_does_not_match,
+            _world("cut", "kill", pace_s=0.3),
+        ),
+        Bug(
+            "lease-without-bound",
+            "a leader reads without a majority's promise",
+            lambda: [(Member, "may_read", lambda self, now_s: self.leads)],
+            _world("cut", "pause", **_BUSY),
+            seed=24,
+        ),
+        Bug(
+            "read-before-settled",
+            "a new leader reads before it has applied what former ones committed",
+            lambda: [(Raft, "has_settled", property(lambda self: self.leads))],
+            _world("kill", "transfer"),
+            seed=31,
+        ),
+        Bug(
+            "cut-beyond-snapshot",
+            "the log is cut beyond the snapshot",
+            _cut_beyond_snapshot,
+            _world("power", "kill", "cut", pace_s=0.3, snapshot_bytes=2_000),
+            seed=12,
+        ),
+        Bug(
+            "keep-log-on-install",
+            "the log does not begin anew when a snapshot is taken in",
+            _keep_log_on_install,
+            _world("cut", "power", pace_s=0.3, snapshot_bytes=2_000),
+            seed=5,
+        ),
+        Bug(
+            "forget-commit",
+            "after a power cut the members are those of an old snapshot",
+            lambda: [(member, "_index_in", lambda payload: 0)],
+            _world("power", "outage", bootstrap=True),
+            seed=1,
+        ),
+        Bug(
+            "unknown-is-refused",
+            "what may have happened is said to be refused",
+            lambda: [(member, "LeadershipLost", member.Discarded)],
+            _world("cut", pace_s=0.3),
+            seed=22,
+        ),
+        Bug("blind-results", "results are recorded without compare-and-set", _blind_results, _world("cut")),
+    )
+}
+
+
+def seeds_to_try(bug: Bug, count: int) -> list[int]:
+    """The seed that is known to find it first, then any."""
+    return [bug.seed, *(seed for seed in range(count) if seed != bug.seed)]

@@ -1,0 +1,85 @@
+"""What a seed means. Each takes some kinds of faults and leaves others out, so that rare mixtures come up too."""
+
+from __future__ import annotations
+
+from random import Random
+
+from msgspec import Struct
+
+HEARTBEAT_S = 0.1
+ELECTION_MIN_S = 0.5
+ELECTION_MAX_S = 1.2
+
+FAULTS = (
+    "cut",  # the network is parted: fully, one way, with a bridge
+    "storm",  # many messages are lost and late
+    "kill",  # a process ends, the machine goes on
+    "power",  # a machine loses power, and what was not synced
+    "outage",  # all of them do at once
+    "crash_point",  # a process ends in the middle of what it does with its disk
+    "pause",  # a process is stopped for a while, and knows nothing of it
+    "slow_disk",
+    "broken_sync",
+    "full_log",
+    "full_store",
+    "members",  # members come and go
+    "transfer",  # the leader hands over
+    "clocks",  # steady clocks run at different rates
+)
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One run: all of it follows from the seed."""
+
+    seed: int
+    members: int
+    bootstrap: bool
+    """Begin with one member, which the others join."""
+    faults: frozenset[str]
+    chaos_s: float
+    pace_s: float
+    """About how long it is from one fault to the next."""
+    lose: float
+    double: float
+    late: float
+    """Share of messages that are lost, come twice, are long on their way."""
+    clients: int
+    readers: int
+    think_s: float
+    snapshot_bytes: int
+    """A host takes a snapshot when its log is so large."""
+    large: bool
+    """Whether commands are so large that logs need several segments."""
+    drift: float
+    """How far from true a steady clock may run."""
+    append_entries: int
+    """How many entries a message takes, and a batch that is applied."""
+    sync_s: float
+    """How long a disk takes to sync, about."""
+    options: str = ""
+    """What to add to the command that runs it again."""
+
+    @classmethod
+    def of(cls, seed: int, *, options: str = "") -> Plan:
+        chance = Random(f"{seed}/plan")
+        faults = frozenset(fault for fault in FAULTS if chance.random() < 0.4)
+        return cls(
+            seed=seed,
+            members=chance.choice((3, 3, 3, 5)),
+            bootstrap=chance.random() < 0.15,
+            faults=faults,
+            chaos_s=chance.uniform(5, 12),
+            pace_s=chance.choice((0.15, 0.3, 0.7, 1.5)),
+            lose=chance.choice((0, 0, 0.01, 0.1)),
+            double=chance.choice((0, 0, 0.05)),
+            late=chance.choice((0, 0.02, 0.1)),
+            clients=chance.randint(2, 4),
+            readers=chance.randint(0, 1),
+            think_s=chance.choice((0.02, 0.1, 0.3)),
+            snapshot_bytes=chance.choice((2_000, 10_000, 50_000, 1 << 30)),
+            large=chance.random() < 0.25,
+            append_entries=chance.choice((1, 3, 1_024)),
+            sync_s=chance.choice((0.0002, 0.001, 0.006)),
+            drift=0.1 if "clocks" in faults else 0.01,
+            options=options,
+        )
