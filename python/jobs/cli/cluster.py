@@ -26,7 +26,7 @@ def members(client: Client, options: argparse.Namespace) -> int:
 
 def init(client: Client, options: argparse.Namespace) -> int:
     client.cluster.init()
-    return _show(_wait(client, options.wait, lambda view: view.leader is not None and bool(view.members)), options)
+    return _show(_wait(client, options.wait, _is_founded), options)
 
 
 def ticket(client: Client, options: argparse.Namespace) -> int:
@@ -56,6 +56,10 @@ def transfer_leader(client: Client, options: argparse.Namespace) -> int:
     else:
         print(f"{done.leader} leads")
     return exits.OK
+
+
+def _is_founded(view: ClusterView) -> bool:
+    return view.leader is not None and any(member.id == view.id and member.addresses for member in view.members)
 
 
 def _has_vote(view: ClusterView) -> bool:

@@ -203,7 +203,7 @@ class Cluster:
                     lag_entries=progress[record.id].lag_entries if record.id in progress else None,
                     answered_ago_s=progress[record.id].answered_ago_s if record.id in progress else None,
                 )
-                for record in members
+                for record in sorted(members, key=lambda one: one.name)
             ],
         )
 
