@@ -184,7 +184,7 @@ class Checks:
             offset = index - base - 1
             if offset < len(self.committed):
                 known = self.committed[offset]
-                placeholder = payload == NO_OP and index == host.store.snapshot_index
+                placeholder = payload == NO_OP and index == log.first_index  # it stands for what a snapshot held
                 if known[0] != entry_term or (known[1] != payload and not placeholder):
                     raise self._sim.violated(
                         "state machine safety",
