@@ -17,8 +17,8 @@ from jobs.transfer import TransferFailed, read_offer, send_file
 
 logger = logging.getLogger(__name__)
 
-LIMITS: Final = {"max_message_bytes": 32 << 20, "outbox_bytes": 64 << 20, "inbox_bytes": 64 << 20}
-"""A Raft message holds a command, which holds a request of up to 10 MiB."""
+LIMITS: Final = {"max_message_bytes": 64 << 20, "outbox_bytes": 128 << 20, "inbox_bytes": 128 << 20}
+"""A Raft message holds a command, which holds a request, or the largest list of an array: 34 MB."""
 
 
 class Asked(IntEnum):

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAX_COMMAND_BYTES: Final = 4 << 20
 """A command takes no further transaction once it is this large."""
-MAX_TXN_BYTES: Final = 24 << 20
+MAX_TXN_BYTES: Final = 56 << 20
 """A larger transaction is refused: its command would be more than a message to the others holds, for ever."""
 MAX_COMMAND_TXNS: Final = 2_000
 MAX_PENDING_TXNS: Final = 20_000
