@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs._native import Log, Store
-from jobs.cluster.peers import LIMITS
 from jobs.consensus import MAX_PENDING_TXNS, Consensus, ConsensusConfig, ConsensusError
-from jobs.consensus.driver import MAX_TXN_BYTES
-from jobs.errors import PayloadTooLarge, StorageFull, Unavailable
+from jobs.errors import StorageFull, Unavailable
 from jobs.store import EQ, Put, Txn, VersionIs
 from tests.support.disks import small_disk
 
@@ -54,17 +52,6 @@ def test_what_was_acknowledged_is_there_after_a_restart_and_the_term_grows(tmp_p
             assert member.consensus.term > term
             assert member.store.revision == 10
             assert await member.put("more") == 11
-
-    asyncio.run(scenario())
-
-
-def test_what_no_message_to_the_others_could_hold_is_refused(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with Member(tmp_path) as member:
-            with pytest.raises(PayloadTooLarge, match=f"{MAX_TXN_BYTES + 1} bytes"):
-                await member.consensus.propose(Txn(), MAX_TXN_BYTES + 1)
-            await member.consensus.propose(Txn(), MAX_TXN_BYTES)
-            assert LIMITS["max_message_bytes"] > MAX_TXN_BYTES + (1 << 20)
 
     asyncio.run(scenario())
 

@@ -13,7 +13,8 @@ import pytest
 from jobs._native import DiskFullError, Log, Store
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
 from jobs.consensus.membership import put_member, remove_member
-from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, Unavailable
+from jobs.consensus.messages import MAX_COMMAND_BYTES
+from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, PayloadTooLarge, Unavailable
 from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
 from tests.support.disks import small_disk
 
@@ -167,6 +168,26 @@ def test_what_one_accepts_all_have_and_followers_refuse_naming_the_leader(tmp_pa
                 await put(group["b"], "k")
             with pytest.raises(NotLeader):
                 await group["b"].barrier()
+
+    run(scenario)
+
+
+def test_the_largest_change_reaches_all_and_a_larger_one_is_refused_and_harms_nobody(tmp_path: Path) -> None:
+    def change(size_mb: int) -> Txn:
+        return Txn(then=tuple(Put(b"k%d" % number, bytes(1_000_000)) for number in range(size_mb)))
+
+    # All three take it in on one event loop, and say nothing meanwhile
+    patient = ConsensusConfig(heartbeat_s=0.1, election_min_s=5.0, election_max_s=10.0)
+
+    async def scenario() -> None:
+        async with await Group(tmp_path, patient).of("a", "b", "c") as group:
+            leader = await group.leader()
+            with pytest.raises(PayloadTooLarge, match="at most"):
+                await leader.propose(change(MAX_COMMAND_BYTES // 1_000_000 + 1))
+            await leader.propose(change(MAX_COMMAND_BYTES // 1_000_000))
+            await until(lambda: len({one.applied_index for one in group.members}) == 1)
+            assert len({store.state_hash() for _, store in group.disks.values()}) == 1
+            await put(await group.leader(), "after")
 
     run(scenario)
 

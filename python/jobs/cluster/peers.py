@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from jobs._native import Endpoint
+from jobs.consensus.messages import MAX_MESSAGE_BYTES
 from jobs.net import Declined, Net, Stream
 from jobs.transfer import TransferFailed, read_offer, send_file
 
 logger = logging.getLogger(__name__)
 
-LIMITS: Final = {"max_message_bytes": 64 << 20, "outbox_bytes": 128 << 20, "inbox_bytes": 128 << 20}
-"""A Raft message holds a command, which holds a request, or the largest list of an array: 34 MB."""
+LIMITS: Final = {
+    "max_message_bytes": MAX_MESSAGE_BYTES,
+    "outbox_bytes": 2 * MAX_MESSAGE_BYTES,
+    "inbox_bytes": 2 * MAX_MESSAGE_BYTES,
+}
 
 
 class Asked(IntEnum):

@@ -38,10 +38,8 @@ from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
 
-MAX_COMMAND_BYTES: Final = 4 << 20
+BATCH_BYTES: Final = 4 << 20
 """A command takes no further transaction once it is this large."""
-MAX_TXN_BYTES: Final = 56 << 20
-"""A larger transaction is refused: its command would be more than a message to the others holds, for ever."""
 MAX_COMMAND_TXNS: Final = 2_000
 MAX_PENDING_TXNS: Final = 20_000
 """Transactions that may wait for a command; one more is refused."""
@@ -444,12 +442,6 @@ class Consensus:
             done.set_exception(_not_leader(self.leader))
         elif self.no_room is not None:
             done.set_exception(_storage_full(self.no_room))
-        elif size_bytes > MAX_TXN_BYTES:
-            done.set_exception(
-                PayloadTooLarge(
-                    f"the change takes {size_bytes} bytes of the log", expected=f"at most {MAX_TXN_BYTES} at a time"
-                )
-            )
         elif len(self._queue) >= MAX_PENDING_TXNS:
             done.set_exception(Unavailable(f"{MAX_PENDING_TXNS} writes wait already", retry_after_s=1))
         else:
@@ -505,7 +497,7 @@ class Consensus:
         count = size = 0
         for proposal in self._queue:
             if count and (
-                size + proposal.size_bytes > MAX_COMMAND_BYTES
+                size + proposal.size_bytes > BATCH_BYTES
                 or count >= MAX_COMMAND_TXNS
                 or proposal.changes_members
                 or self._queue[0].changes_members
@@ -515,6 +507,11 @@ class Consensus:
             size += proposal.size_bytes
         batch, self._queue = self._queue[:count], self._queue[count:]
         command = encode_command([proposal.txn for proposal in batch])
+        if len(command) > messages.MAX_COMMAND_BYTES:  # of one transaction, as several never come to so much
+            limit = f"at most {messages.MAX_COMMAND_BYTES} at a time"
+            _fail_all(batch, PayloadTooLarge(f"the change takes {len(command)} bytes of the log", expected=limit))
+            self._schedule()
+            return
         self._in_flight.append(batch)
         failpoint("consensus.propose.before")
         try:

@@ -12,8 +12,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 WIRE_VERSION: Final = 1
-MAX_MESSAGE_BYTES: Final = 32 << 20
-"""The largest command of one transaction, and what stands around it, fits well."""
+MAX_MESSAGE_BYTES: Final = 64 << 20
+MAX_COMMAND_BYTES: Final = MAX_MESSAGE_BYTES - (1 << 20)
+"""A larger command would never reach another member; the largest there is, a list of an array, has 34 MB."""
 
 _Number: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 62))]
 Entry: TypeAlias = tuple[_Number, bytes]
