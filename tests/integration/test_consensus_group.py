@@ -278,8 +278,12 @@ def test_leadership_is_handed_over_without_a_write_that_fails(tmp_path: Path) ->
             assert await leader.transfer("b") == "b"
             assert (await group.leader()).me == "b"
             assert told == [False]
-            with pytest.raises(MembershipConflict):
+            with pytest.raises(MembershipConflict, match=r"x cannot lead.*a, c"):
                 await group["b"].transfer("x")
+            group.kill("c")
+            await until(lambda: (group["b"].progress("c").answered_ago_s or 0) > QUICK.election_max_s)
+            with pytest.raises(MembershipConflict, match="c does not answer"):
+                await group["b"].transfer("c")
             with pytest.raises(NotLeader):
                 await group["a"].transfer("c")
 

@@ -18,6 +18,8 @@ from jobs.errors import Unavailable
 from jobs.protocol.model import ClusterView, MemberView
 
 POLL_S: Final = 0.2
+SILENT_S: Final = 2.0
+"""A member that the leader has not heard for longer is told as silent: a connection outlives who is killed a while."""
 
 
 def members(client: Client, options: argparse.Namespace) -> int:
@@ -121,7 +123,10 @@ def _state_of(member: MemberView) -> str:
         return "leads"
     if member.connected is None:
         return "this node"
-    return "connected" if member.connected else "unreachable"
+    if not member.connected:
+        return "unreachable"
+    silent_s = member.answered_ago_s
+    return "connected" if silent_s is None or silent_s < SILENT_S else f"silent for {silent_s:.0f} s"
 
 
 def _behind(member: MemberView) -> str:

@@ -181,7 +181,6 @@ class Cluster:
         leader = None if consensus is None else consensus.leader
         progress = await self._progress_of(leader)
         members = () if consensus is None else consensus.members.records
-        names = {record.id: record.name for record in members}
         up = {} if self.peers is None else self.peers.up
         return ClusterView(
             state=self._state(),
@@ -189,7 +188,7 @@ class Cluster:
             id=None if self.peers is None else self.id,
             addresses=list(self.addresses),
             cluster=None if self._belonging is None else self._belonging.cluster,
-            leader=None if leader is None else names.get(leader, leader),
+            leader=None if leader is None or consensus is None else consensus.members.name_of(leader),
             term=0 if consensus is None else consensus.term,
             members=[
                 MemberView(
@@ -283,8 +282,7 @@ class Cluster:
         consensus = self._led("hand leadership over")
         to = None if wanted.to is None else find_member(consensus.members, wanted.to).id
         chosen = await consensus.transfer(to)
-        record = consensus.members.get(chosen)
-        return LeaderTransferred(leader=chosen if record is None else record.name)
+        return LeaderTransferred(leader=consensus.members.name_of(chosen))
 
     def _state(self) -> Literal["alone", "unformed", "outside", "member"]:
         if self.is_alone:
@@ -416,17 +414,23 @@ class Cluster:
         if asked.version != JOIN_VERSION:
             return _Joined(refusal=f"it asks in version {asked.version}; this build knows {JOIN_VERSION}")
         await consensus.barrier()
-        guest = consensus.members.guest(guest_key, wall_ms())
-        if guest is None:
-            return _Joined(refusal="the ticket has expired", expected="a new one: jobctl cluster ticket")
+        guest = self._guest(guest_key)
         if consensus.members.get(asked.id) is None:
             record = MemberRecord(id=asked.id, name=asked.name, addresses=tuple(asked.addresses), joined_ms=wall_ms())
             entry = audit_entry(
                 Caller(uid=guest.made_by, gid=0, admin=True), "cluster.join", asked.id, wall_ms(), asked.name
             )
-            await self._change(lambda: admit(consensus.members, guest, record, (entry,)))
+            await self._change(lambda: admit(consensus.members, self._guest(guest_key), record, (entry,)))
             logger.info("%s joins the cluster", asked.name, extra={"id": asked.id, "release": asked.release})
         return _Joined(members=self._addresses_of(consensus.members))
+
+    def _guest(self, key: str) -> GuestRecord:
+        """Return the guest as it is now. Raises MembershipConflict."""
+        assert self._consensus is not None
+        guest = self._consensus.members.guest(key, wall_ms())
+        if guest is None:
+            raise MembershipConflict("the ticket has expired", expected="a new one: jobctl cluster ticket")
+        return guest
 
     def _addresses_of(self, members: Members) -> dict[str, list[str]]:
         """Return where to find the members that can be found, this one even before it is on record."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from jobs._native import Endpoint
+from jobs.consensus.membership import MAX_GUESTS, MAX_MEMBERS
 from jobs.consensus.messages import MAX_MESSAGE_BYTES
 from jobs.net import Declined, Net, Stream
 from jobs.transfer import TransferFailed, read_offer, send_file
@@ -19,6 +20,7 @@ from jobs.transfer import TransferFailed, read_offer, send_file
 logger = logging.getLogger(__name__)
 
 LIMITS: Final = {
+    "max_peers": 2 * (MAX_MEMBERS + MAX_GUESTS),
     "max_message_bytes": MAX_MESSAGE_BYTES,
     "outbox_bytes": 2 * MAX_MESSAGE_BYTES,
     "inbox_bytes": 2 * MAX_MESSAGE_BYTES,

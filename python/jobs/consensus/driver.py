@@ -59,8 +59,6 @@ STEP_ASIDE_S: Final = 30.0
 PROMOTE_PERIOD_S: Final = 0.5
 PROMOTE_ENTRIES: Final = 256
 """A learner that lacks no more than so many entries has caught up."""
-RECENT_S: Final = 5.0
-"""Who has answered within this time is there."""
 TRAIL_SHARE: Final = 0.5
 """Of `snapshot_log_bytes`: how much log is kept behind a snapshot for members that lack it."""
 
@@ -224,7 +222,10 @@ class Consensus:
         """Refuse what waits, finish what is being written, and let go of log and store (which stay open)."""
         if self._timer is not None:
             self._timer.cancel()
-        self._fail_waiting(Unavailable("the node is stopping", retry_after_s=1))
+        self._fail_waiting(
+            Unavailable("the node is stopping", retry_after_s=1),
+            OutcomeUnknown("the node stopped while the others had not confirmed the write", retry_after_s=1),
+        )
         for task in (self._syncing, self._snapshotting):
             if task is not None:
                 await asyncio.wait([task])
@@ -338,10 +339,16 @@ class Consensus:
         raft, me = self._member.raft, self._member.me
         others = [member for member in self._member.members.voters if member != me]
         if to is not None and to not in others:
-            raise MembershipConflict(f"{to} cannot lead", expected=f"another voter: {', '.join(others) or 'none'}")
+            names = ", ".join(sorted(self.members.name_of(member) for member in others))
+            raise MembershipConflict(
+                f"{self.members.name_of(to)} cannot lead", expected=f"another voter: {names or 'none'}"
+            )
         if not others:
             raise MembershipConflict("there is no other voter", expected="a cluster with several")
-        chosen = to or max(others, key=lambda member: (raft.match_index(member), member))
+        chosen = to or max(others, key=lambda member: (self._is_there(member), raft.match_index(member), member))
+        name = self.members.name_of(chosen)
+        if not self._is_there(chosen):
+            raise MembershipConflict(f"{name} does not answer", expected="a voter that does")
         asked = False
         self._holding = True
         try:
@@ -353,7 +360,7 @@ class Consensus:
                         self._flush()
                     await self._stepped()
         except TimeoutError:
-            raise Unavailable(f"{chosen} did not take over within {TRANSFER_S:g} s", retry_after_s=1) from None
+            raise Unavailable(f"{name} did not take over within {TRANSFER_S:g} s", retry_after_s=1) from None
         finally:
             self._holding = False
             self._schedule()
@@ -381,7 +388,7 @@ class Consensus:
 
     def _is_there(self, member: str) -> bool:
         ago_s = self.progress(member).answered_ago_s
-        return ago_s is not None and ago_s < RECENT_S and self._member.raft.match_index(member) > 0
+        return ago_s is not None and ago_s < self._config.election_max_s and self._member.raft.match_index(member) > 0
 
     def _on_applied(self) -> None:
         self.on_applied()
@@ -648,7 +655,8 @@ class Consensus:
             return
         self._failure = error
         logger.critical("consensus failed", exc_info=error)
-        self._fail_waiting(ConsensusError(f"the node failed while it wrote: {error}"))
+        failed = ConsensusError(f"the node failed while it wrote: {error}")
+        self._fail_waiting(failed, failed)
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(ConsensusError(str(error)))
         if self._was_leader:
@@ -656,11 +664,13 @@ class Consensus:
             self.on_leadership(False)
         self.on_failure(error)
 
-    def _fail_waiting(self, error: BaseException) -> None:
+    def _fail_waiting(self, error: Exception, of_written: Exception) -> None:
+        """Fail what waits, and with `of_written` what is in the log, of which nobody knows here what comes of it."""
         waiting, self._queue = self._queue, []
         in_flight, self._in_flight = self._in_flight, []
-        for batch in (*in_flight, waiting):
-            _fail_all(batch, error)
+        _fail_all(waiting, error)
+        for batch in in_flight:
+            _fail_all(batch, of_written)
         for _, reader in self._readers:
             if not reader.done():
                 reader.set_exception(error)

@@ -73,6 +73,11 @@ class Members(Struct, frozen=True):
     def get(self, member: str) -> MemberRecord | None:
         return next((record for record in self.records if record.id == member), None)
 
+    def name_of(self, member: str) -> str:
+        """Return the name of a member; its id if it is none."""
+        record = self.get(member)
+        return member if record is None else record.name
+
     def guest(self, key: str, now_ms: int) -> GuestRecord | None:
         """Return the guest of a key, unless its time has passed."""
         return next((one for one in self.guests if one.id == key and one.expires_ms > now_ms), None)

@@ -26,6 +26,7 @@ from msgspec import Struct, field
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from jobs._native import DiskFullError
 from jobs.consensus.journal import Journal
 from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted
 
@@ -41,6 +42,8 @@ APPEND_BYTES: Final = 1 << 20
 """A message takes no further entry once it is this large."""
 APPEND_ENTRIES: Final = 1_024
 IN_FLIGHT_MESSAGES: Final = 64
+ROUNDS: Final = 256
+"""Of so many rounds on the way it is remembered when they were sent; further ones do not make a lease longer."""
 IN_FLIGHT_BYTES: Final = 8 << 20
 """Of entries on the way to one member, before it has answered."""
 
@@ -177,7 +180,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         """This leader has asked another to take over, so its lease no longer holds."""
         self._round = 0
         self._rounds: deque[tuple[int, float]] = deque()
-        """Rounds that no majority has answered, and when each was sent; oldest first."""
+        """The oldest rounds that no majority has answered, and when each was sent."""
         self._confirmed_round = 0
         self._confirmed_s = float("-inf")
         _clock.now_s = now_s
@@ -408,6 +411,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._pre_votes = None
         self._handed_over = False
         if role == _LEADER:
+            self._SyncObj__noopIDx = None  # that of a former leadership says nothing of this one
             self._forget_rounds()
             self.needs_snapshot.clear()
             for flow in self._flows.values():
@@ -419,6 +423,14 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__raftCurrentTerm = term
         self._SyncObj__votedForNodeId = voted_for
         self._votes = {self.me}
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        try:
+            super()._SyncObj__onBecomeLeader()
+        except DiskFullError:
+            # Without an entry of its own term a leader never knows what is committed: let another be elected.
+            self._step_down(self.term)
+            raise
 
     def _step_down(self, term: int, leader: str | None = None) -> None:
         """Follow, in this term or a later one."""
@@ -537,9 +549,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         self._SyncObj__newAppendEntriesTime = _clock.now_s + self._timing.heartbeat_s
         self._round += 1
-        self._rounds.append((self._round, _clock.now_s))
-        if len(self._rounds) > IN_FLIGHT_MESSAGES:
-            self._rounds.popleft()
+        if len(self._rounds) < ROUNDS:
+            self._rounds.append((self._round, _clock.now_s))
         for node in self._peers():
             flow = self._flows[node.id]
             if flow.probing and flow.messages:  # it may be lost
@@ -614,8 +625,9 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         # With this leader itself a majority: the n-th highest of the others.
         needed = (len(answered) + 1) // 2
         confirmed = answered[needed - 1] if needed else self._round
+        self._confirmed_round = max(self._confirmed_round, confirmed)
         while self._rounds and self._rounds[0][0] <= confirmed:
-            self._confirmed_round, self._confirmed_s = self._rounds.popleft()
+            self._confirmed_s = self._rounds.popleft()[1]
 
     def _SyncObj__getEntries(self, index: int, count: int | None = None, max_bytes: int | None = None) -> list[Any]:
         """For the library's commit rule: it does not see an entry before it is durable, so it does not count it."""
