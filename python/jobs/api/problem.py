@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from jobs.consensus import ConsensusError
-from jobs.errors import InternalError, JobsError, Unavailable
+from jobs.errors import InternalError, JobsError, OutcomeUnknown
 from jobs.protocol.model import Problem
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def as_jobs_error(error: Exception) -> JobsError:
     if isinstance(error, JobsError) and not isinstance(error, InternalError):
         return error
     if isinstance(error, ConsensusError):
-        return Unavailable("the node failed while it wrote; whether the request took effect is not known")
+        return OutcomeUnknown("the node failed while it wrote; whether the request took effect is not known")
     incident = secrets.token_hex(4)
     logger.error("incident %s", incident, exc_info=error)
     return InternalError(f"something went wrong here; the node's log has it as incident {incident}")
