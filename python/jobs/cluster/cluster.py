@@ -272,9 +272,21 @@ class Cluster:
         _check_admin(caller, "remove members")
         consensus = self._led("remove members")
         record = find_member(consensus.members, member)
+        self._check_that_enough_stay(consensus, record.id)
         entry = audit_entry(caller, "cluster.remove", record.id, wall_ms(), record.name)
         await self._change(lambda: remove_member(consensus.members, record.id, (entry,)))
         return await self.view(caller)
+
+    def _check_that_enough_stay(self, consensus: Consensus, leaving: str) -> None:
+        """Raise MembershipConflict when the voters that answer would be no majority without this one."""
+        stay = [member for member in consensus.members.voters if member != leaving]
+        silent = [member for member in stay if member != self.id and not consensus.answers(member)]
+        if stay and len(stay) - len(silent) <= len(stay) / 2:
+            names = ", ".join(sorted(consensus.members.name_of(member) for member in silent))
+            raise MembershipConflict(
+                f"without {consensus.members.name_of(leaving)} too few would answer: not {names}",
+                expected="those to be back, or to be removed first",
+            )
 
     async def transfer(self, caller: Caller, wanted: LeaderTransfer) -> LeaderTransferred:
         """Let another member lead. Raises NotFound, MembershipConflict, Unavailable."""
@@ -297,7 +309,10 @@ class Cluster:
                 "this node has no address for others", expected="cluster.listen in its configuration, and a restart"
             )
         if self._belonging is not None:
-            raise MembershipConflict(f"this node belongs to cluster {self._belonging.cluster} already")
+            raise MembershipConflict(
+                f"this node belongs to cluster {self._belonging.cluster} already",
+                expected="an empty node.data_dir, to be another member or in another cluster",
+            )
 
     def _led(self, what: str) -> Consensus:
         if self._consensus is None or self.peers is None:
@@ -306,12 +321,13 @@ class Cluster:
             )
         return self._consensus
 
-    async def _change(self, make: Callable[[], Txn]) -> None:
-        """Carry out a change of the members, again when another one came in between."""
+    async def _change(self, make: Callable[[], Txn | None]) -> None:
+        """Carry out a change of the members, if there is one to be made, again when another one came in between."""
         assert self._consensus is not None
         for tries in range(CHANGE_TRIES):
             try:
-                await self._consensus.change_members(make())
+                if (txn := make()) is not None:
+                    await self._consensus.change_members(txn)
                 return
             except MembershipConflict as error:
                 if error.retry_after_s is None or tries + 1 == CHANGE_TRIES:
@@ -414,14 +430,11 @@ class Cluster:
         if asked.version != JOIN_VERSION:
             return _Joined(refusal=f"it asks in version {asked.version}; this build knows {JOIN_VERSION}")
         await consensus.barrier()
-        guest = self._guest(guest_key)
-        if consensus.members.get(asked.id) is None:
-            record = MemberRecord(id=asked.id, name=asked.name, addresses=tuple(asked.addresses), joined_ms=wall_ms())
-            entry = audit_entry(
-                Caller(uid=guest.made_by, gid=0, admin=True), "cluster.join", asked.id, wall_ms(), asked.name
-            )
-            await self._change(lambda: admit(consensus.members, self._guest(guest_key), record, (entry,)))
-            logger.info("%s joins the cluster", asked.name, extra={"id": asked.id, "release": asked.release})
+        made_by = Caller(uid=self._guest(guest_key).made_by, gid=0, admin=True)
+        record = MemberRecord(id=asked.id, name=asked.name, addresses=tuple(asked.addresses), joined_ms=wall_ms())
+        entry = audit_entry(made_by, "cluster.join", asked.id, wall_ms(), asked.name)
+        await self._change(lambda: admit(consensus.members, self._guest(guest_key), record, (entry,)))
+        logger.info("%s joins the cluster", asked.name, extra={"id": asked.id, "release": asked.release})
         return _Joined(members=self._addresses_of(consensus.members))
 
     def _guest(self, key: str) -> GuestRecord:

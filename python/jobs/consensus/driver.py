@@ -345,9 +345,9 @@ class Consensus:
             )
         if not others:
             raise MembershipConflict("there is no other voter", expected="a cluster with several")
-        chosen = to or max(others, key=lambda member: (self._is_there(member), raft.match_index(member), member))
+        chosen = to or max(others, key=lambda member: (self.answers(member), raft.match_index(member), member))
         name = self.members.name_of(chosen)
-        if not self._is_there(chosen):
+        if not self.answers(chosen):
             raise MembershipConflict(f"{name} does not answer", expected="a voter that does")
         asked = False
         self._holding = True
@@ -373,7 +373,7 @@ class Consensus:
             return
         for record in self._member.members.records:
             lacks = raft.commit_index - raft.match_index(record.id)
-            if record.role is Role.LEARNER and lacks <= PROMOTE_ENTRIES and self._is_there(record.id):
+            if record.role is Role.LEARNER and lacks <= PROMOTE_ENTRIES and self.answers(record.id):
                 self._promoted_s = now_s()
                 logger.info("%s has caught up and gets a vote", record.name)
                 self._spawn(self._give_vote(record))
@@ -386,7 +386,8 @@ class Consensus:
         except JobsError as error:
             logger.info("%s does not get its vote yet: %s", record.name, error)
 
-    def _is_there(self, member: str) -> bool:
+    def answers(self, member: str) -> bool:
+        """Tell whether a member has answered this leader of late."""
         ago_s = self.progress(member).answered_ago_s
         return ago_s is not None and ago_s < self._config.election_max_s and self._member.raft.match_index(member) > 0
 
@@ -702,7 +703,7 @@ class Consensus:
         """Return the oldest entry to keep: the snapshot's own, or what members that are there still lack, as long as
         that is not too much."""
         raft = self._member.raft
-        lacking = [raft.match_index(record.id) for record in self.members.records if self._is_there(record.id)]
+        lacking = [raft.match_index(record.id) for record in self.members.records if self.answers(record.id)]
         keep = min([snapshot, *lacking]) if raft.leads else snapshot
         entries = self._log.last_index - self._log.first_index + 1
         most = int(entries * TRAIL_SHARE)

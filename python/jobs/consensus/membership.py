@@ -137,15 +137,23 @@ def put_guest(members: Members, guest: GuestRecord, now_ms: int, extra: tuple[Op
     return _change(members, (*(Delete(keys.guest(one.id)) for one in old), _put(guest), *extra))
 
 
-def admit(members: Members, guest: GuestRecord, record: MemberRecord, extra: tuple[Op, ...] = ()) -> Txn:
-    """Return the change by which a guest's ticket is used and its node becomes a member.
+def admit(members: Members, guest: GuestRecord, record: MemberRecord, extra: tuple[Op, ...] = ()) -> Txn | None:
+    """Return the change by which a guest's ticket is used and its node becomes a member; None for one that has become a
+    learner by it already, and asks again.
 
-    Raises MembershipConflict for a ticket that another node has used, and as `put_member`.
+    Raises MembershipConflict for a ticket that has been used, for a member that has its vote (one that asks to join has
+    lost its log, and with it what it has promised), and as `put_member`.
     """
-    if guest.used_by not in (None, record.id):
+    present = members.get(record.id)
+    if present is not None and present.role is Role.LEARNER and guest.used_by == record.id:
+        return None
+    if present is not None:
         raise MembershipConflict(
-            "the ticket has been used by another node", expected="a new one: jobctl cluster ticket"
+            f"a member with this node's key is there already: {present.name}",
+            expected=f"first: jobctl cluster remove {present.name}; then a new ticket",
         )
+    if guest.used_by is not None:
+        raise MembershipConflict("the ticket has been used", expected="a new one: jobctl cluster ticket")
     used = structs.replace(guest, used_by=record.id)
     return put_member(members, record, (_put(used), *extra))
 
