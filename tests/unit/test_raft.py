@@ -9,7 +9,7 @@ import pytest
 from jobs._native import DiskFullError, Log, SimDisk
 from jobs.consensus.journal import Journal
 from jobs.consensus.messages import Append, Appended, Message, Vote, Voted
-from jobs.consensus.raft import ROUNDS, Raft, Timing
+from jobs.consensus.raft import LACKED_ROUNDS, ROUNDS, Raft, Timing
 
 TIMING = Timing(heartbeat_s=0.1, election_min_s=0.5, election_max_s=1.0)
 
@@ -142,3 +142,23 @@ def test_a_leader_does_not_count_a_learner() -> None:
     host.raft.receive(5.3, "b", Appended(host.raft.term, True, last, last - 1, host.raft.round))
     host.step(5.4)
     assert host.raft.commit_index == last
+
+
+def test_a_member_that_has_lost_what_it_acknowledged_is_known() -> None:
+    host = Host()
+    host.elect(5.0)
+    last = host.log.last_index
+    host.raft.receive(5.1, "b", Appended(host.raft.term, True, last, last - 1, host.raft.round))
+    host.step(5.2)
+    # a refusal that is overtaken says nothing
+    for number in range(LACKED_ROUNDS - 1):
+        host.raft.receive(5.3, "b", Appended(host.raft.term, False, 1, last, number))
+    host.raft.receive(5.3, "b", Appended(host.raft.term, True, last, last, host.raft.round))
+    host.raft.receive(5.3, "b", Appended(host.raft.term, False, 1, last, LACKED_ROUNDS))
+    assert host.raft.forgetful == set()
+    # one that is repeated round by round does
+    for number in range(LACKED_ROUNDS + 1):
+        host.raft.receive(5.4, "b", Appended(host.raft.term, False, 1, last, 100 + number))
+    assert host.raft.forgetful == {"b"}
+    host.raft.set_members(5.5, ["a", "c"], [])
+    assert host.raft.forgetful == set()

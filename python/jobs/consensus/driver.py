@@ -159,6 +159,8 @@ class Consensus:
         self._installing = False
         self._sending: set[str] = set()
         """Members that a snapshot is on its way to, or that one could not be sent to just now."""
+        self._told: set[str] = set()
+        """Members that were reported for what they have lost."""
         self._holding = False
         """Nothing is appended, so that another member can catch up and take over."""
         self._timer: asyncio.TimerHandle | None = None
@@ -579,12 +581,22 @@ class Consensus:
             if not waiter.done():
                 waiter.set_result(None)
         self._step_waiters.clear()
+        self._tell_of_the_forgetful()
         for peer in sorted(self._member.raft.needs_snapshot - self._sending):
             self._sending.add(peer)
             self._spawn(self._send_snapshot(peer))
         can_append = self._queue and not self._holding and len(self._in_flight) < MAX_COMMANDS_IN_FLIGHT
         if can_append or self._inbox or self._round_wanted or self._member.unsynced:
             self._schedule()
+
+    def _tell_of_the_forgetful(self) -> None:
+        for peer in sorted(self._member.raft.forgetful - self._told):
+            self._told.add(peer)
+            logger.critical(
+                "%s has lost entries that it had acknowledged: its disk is not the one that it was; "
+                "remove it from the cluster, and let it join anew with an empty node.data_dir",
+                self.members.name_of(peer),
+            )
 
     def _flush(self) -> None:
         for peer, message in self._member.take_outbox():

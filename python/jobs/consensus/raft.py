@@ -42,6 +42,7 @@ APPEND_BYTES: Final = 1 << 20
 """A message takes no further entry once it is this large."""
 APPEND_ENTRIES: Final = 1_024
 IN_FLIGHT_MESSAGES: Final = 64
+LACKED_ROUNDS: Final = 5
 ROUNDS: Final = 256
 """Of so many rounds on the way it is remembered when they were sent; further ones do not make a lease longer."""
 IN_FLIGHT_BYTES: Final = 8 << 20
@@ -126,6 +127,8 @@ class _Flow(Struct):
     prev_index: int = 0
     """After which entry the last message began."""
     answered_round: int = 0
+    lacked: set[int] = field(default_factory=set)
+    """Rounds, since an entry last arrived, in which the member said to lack what it had acknowledged; few of them."""
 
     def sent(self, prev_index: int, last_index: int, size_bytes: int) -> None:
         self.prev_index = prev_index
@@ -167,6 +170,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._timing = timing
         self._rng = rng
         self._apply = apply
+        self.forgetful: set[str] = set()
+        """Members that lack entries which they had said to have: their disk is not the one that it was."""
         self._flows: dict[str, _Flow] = {}
         self._nodes: dict[str, Node] = {}
         self._heard_s = now_s
@@ -296,6 +301,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             node = self._nodes.pop(member)
             del self._flows[member]
             self.needs_snapshot.discard(member)
+            self.forgetful.discard(member)
             for known in (self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime):
                 known.pop(node, None)
         self._SyncObj__otherNodes = {self._nodes[member] for member in voters if member != self.me}
@@ -600,17 +606,29 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
                 self._SyncObj__raftMatchIndex[node] = answer.index
                 self._SyncObj__raftNextIndex[node] = max(self._SyncObj__raftNextIndex[node], answer.index + 1)
                 flow.arrived(answer.index)
+                flow.lacked.clear()
                 if not flow.messages:
                     # The answer to an older message is no reason to stop probing: many would be on the way at once.
                     flow.probing = False
                 self.needs_snapshot.discard(peer)
+        else:
+            self._on_refused(node, flow, answer, matched)
+        self._send_entries(node)
+
+    def _on_refused(self, node: Node, flow: _Flow, answer: Appended, matched: int) -> None:
+        if answer.index < matched:
+            # An old answer, unless it is said again and again, and nothing else is: what this member has lost may have
+            # been committed by its word.
+            if len(flow.lacked) < LACKED_ROUNDS:
+                flow.lacked.add(answer.round)
+            else:
+                self.forgetful.add(node.id)
         elif answer.prev_index > matched and not (
             flow.probing and flow.messages and answer.prev_index != flow.prev_index
         ):
             # Not an old refusal: something was lost on the way, or the logs differ.
             flow.reset()
             self._SyncObj__raftNextIndex[node] = max(matched, min(answer.index, self._journal.last_index)) + 1
-        self._send_entries(node)
 
     def _forget_rounds(self) -> None:
         """Nothing is known any more of when this leader led; rounds from now on tell."""
