@@ -309,6 +309,9 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__selfNode = Node(self.me) if self.me in voters else None
         # What a majority of the former members has confirmed is no promise of the present ones.
         self._forget_rounds()
+        if self.leads:
+            # At once: who does not know that this is committed counts by the former members.
+            self._SyncObj__sendAppendEntries()
 
     def elect_now(self) -> None:
         """Let the next tick start an election instead of waiting for a leader that cannot exist."""
