@@ -116,11 +116,13 @@ class World:
     async def depend(self, child: int, parent: int) -> None:
         job = self.model.jobs[child]
         refused: type[Exception] | None = None
-        if job.state is not JobState.PENDING:
+        if parent in job.parents:
+            pass  # asked again, it changes nothing, whatever has become of the job
+        elif job.state is not JobState.PENDING:
             refused = AlreadyStarted
-        elif parent not in job.parents and self.model.waits_for(parent, child):
+        elif self.model.waits_for(parent, child):
             refused = InvalidRequest
-        elif parent not in job.parents:
+        else:
             job.parents.append(parent)
         with pytest.raises(refused) if refused is not None else nullcontext():
             await self.plane.control.depend(ALICE, self.ids[child], [self.ids[parent]])
