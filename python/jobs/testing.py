@@ -148,7 +148,7 @@ class EmbeddedNode:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
 
     def __enter__(self) -> EmbeddedNode:
-        return self.start()
+        return self if self.is_running else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

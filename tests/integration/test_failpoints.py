@@ -566,7 +566,9 @@ def test_nothing_is_armed_without_the_variable_and_a_wrong_one_is_refused(tmp_pa
     node = EmbeddedNode(tmp_path / "node")
     with pytest.raises(NodeFailed, match=r"ended with 78[\s\S]*no failpoint is named nowhere"):
         node.start(env={"JOBS_FAILPOINTS": "nowhere=kill"})
-    with node.start(wait=False, env={"JOBS_FAILPOINTS": "log.sync.after=kill@1000000"}):
+    pid = node.start(wait=False, env={"JOBS_FAILPOINTS": "log.sync.after=kill@1000000"}).pid
+    with node:
+        assert node.pid == pid, "a node that runs is not started once more"
         assert "failpoints are armed" in node.log_file.read_text()
     node.log_file.unlink()
     with node.start(wait=False):
