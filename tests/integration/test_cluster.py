@@ -6,7 +6,7 @@ import asyncio
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,29 +15,18 @@ import pytest
 from jobs.client import Client
 from jobs.cluster import Cluster, ClusterConfig
 from jobs.cluster.tickets import decode, encode
-from jobs.errors import Forbidden, InvalidRequest, JobsError, MembershipConflict, NotFound, Unavailable
+from jobs.errors import Forbidden, InvalidRequest, MembershipConflict, NotFound, Unavailable
 from jobs.protocol.model import ClusterJoin, LeaderTransfer, TicketRequest
 from jobs.service import Caller
 from jobs.testing import EmbeddedCluster, EmbeddedNode
 from tests.support.jobctl import jobctl
+from tests.support.waiting import until
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(tmp_path) as made:
         yield made
-
-
-def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if holds():
-                return
-        except JobsError:
-            pass
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def test_three_nodes_form_a_cluster_and_all_of_them_know_it(cluster: EmbeddedCluster) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import pytest
 from jobs import Client, JobState, Retry, shell_job
 from jobs.errors import JobsError
 from jobs.testing import EmbeddedCluster, EmbeddedNode
-from tests.support import processes
+from tests.support import processes, waiting
 
 PATIENCE_S = 60.0
+until = partial(waiting.until, timeout_s=PATIENCE_S)
 AGAIN = Retry(max_attempts=5, delay_s=0)
 """A job that was on a killed node is run elsewhere."""
 ELECTIONS = {
@@ -32,18 +34,6 @@ def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
         for node in made.nodes.values():
             until(lambda node=node: len(ready_workers(node)) == 3)  # type: ignore[misc]
         yield made
-
-
-def until(holds: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if holds():
-                return
-        except JobsError:
-            pass
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def ready_workers(node: EmbeddedNode) -> list[str]:

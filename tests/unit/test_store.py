@@ -33,6 +33,7 @@ from jobs.store import (
     decode_results,
     encode_command,
 )
+from tests.support.damage import damages
 
 SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.randrange(1 << 32)
 
@@ -246,13 +247,8 @@ def test_a_damaged_snapshot_is_refused_and_never_half_restored(tmp_path: Path) -
     writer.store.close()
     (snapshot,) = tmp_path.glob("snapshot-*.snap")
     good = snapshot.read_bytes()
-    cuts = [0, 1, 27, 28, 35, 36, len(good) - 1, len(good) - 32, len(good) - 33, len(good) - 48]
-    damages = [good[:cut] for cut in cuts] + [good + b"\x00"]
-    for _ in range(25):
-        data = bytearray(good)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        damages.append(bytes(data))
-    for number, data in enumerate(damages):
+    bad = damages(good, chance)
+    for number, data in enumerate(bad):
         directory = tmp_path / str(number)
         directory.mkdir()
         (directory / snapshot.name).write_bytes(data)
@@ -264,7 +260,7 @@ def test_a_damaged_snapshot_is_refused_and_never_half_restored(tmp_path: Path) -
     older = tmp_path / "older"
     older.mkdir()
     (older / snapshot.name).write_bytes(good)
-    (older / f"snapshot-{999:020}.snap").write_bytes(damages[-1])
+    (older / f"snapshot-{999:020}.snap").write_bytes(bad[-1])
     store = Store(str(older))
     assert store.state_hash() == whole
 

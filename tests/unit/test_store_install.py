@@ -13,6 +13,7 @@ import pytest
 
 from jobs._native import CompactedError, CorruptError, DiskFullError, MemoryStore, NativeError, Store, StoreReader
 from jobs.store import Compact, Delete, LeaseGrant, Op, Put, Txn, decode_results, encode_command
+from tests.support.damage import damages
 
 SEED = int(os.environ.get("JOBS_TEST_SEED", "0")) or random.randrange(1 << 32)
 
@@ -141,13 +142,7 @@ def test_a_damaged_snapshot_changes_nothing(tmp_path: Path) -> None:
     before, files = everything(follower), sorted(directory.iterdir())
     path = received(leader, directory)
     good = path.read_bytes()
-    cuts = [0, 1, 27, 28, 35, 36, len(good) - 1, len(good) - 32, len(good) - 33, len(good) - 48]
-    damages = [good[:cut] for cut in cuts] + [good + b"\x00"]
-    for _ in range(25):
-        data = bytearray(good)
-        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        damages.append(bytes(data))
-    for number, data in enumerate(damages):
+    for number, data in enumerate(damages(good, chance)):
         path.write_bytes(data)
         with pytest.raises(CorruptError, match=r"corrupt at byte \d+"):
             follower.install(str(path))
