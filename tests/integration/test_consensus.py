@@ -152,7 +152,7 @@ def test_an_entry_that_the_library_would_unpickle_is_refused(tmp_path: Path) -> 
             member.consensus._member.raft._applyCommand(b"\x02" + b"cos\nsystem\n.", None)
             failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
             member.consensus.on_failure = failed.set_result
-            member.consensus._schedule()
+            member.consensus.schedule()
             async with asyncio.timeout(10):
                 assert "is of kind 02" in str(await failed)
             with pytest.raises(Unavailable):

@@ -7,9 +7,11 @@ from random import Random
 import pytest
 
 from jobs._native import DiskFullError, Log, SimDisk
+from jobs.consensus.flow import LACKED_ROUNDS
 from jobs.consensus.journal import Journal
 from jobs.consensus.messages import Append, Appended, Message, Vote, Voted
-from jobs.consensus.raft import LACKED_ROUNDS, ROUNDS, Raft, Timing
+from jobs.consensus.raft import Raft, Timing
+from jobs.consensus.rounds import ROUNDS
 
 TIMING = Timing(heartbeat_s=0.1, election_min_s=0.5, election_max_s=1.0)
 

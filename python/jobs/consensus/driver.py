@@ -10,58 +10,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from jobs._native import DiskFullError, Log, Store, failpoint
-from jobs.consensus import messages
+from jobs.consensus import clock, messages
+from jobs.consensus.leadership import Leadership, MemberProgress
 from jobs.consensus.member import ConsensusError, Discarded, LeadershipLost, Member
-from jobs.consensus.membership import MemberRecord, Members, Role, put_member
+from jobs.consensus.membership import Members
 from jobs.consensus.messages import MessageError
+from jobs.consensus.network import Network, NoNetwork
+from jobs.consensus.proposals import MAX_PENDING_TXNS, Proposal, Proposals, fail_all, not_leader, storage_full
 from jobs.consensus.raft import Timing
-from jobs.errors import (
-    JobsError,
-    MembershipConflict,
-    NotLeader,
-    OutcomeUnknown,
-    PayloadTooLarge,
-    StorageFull,
-    Unavailable,
-)
+from jobs.consensus.readers import Readers
+from jobs.consensus.snapshots import Snapshots
+from jobs.errors import JobsError, MembershipConflict, OutcomeUnknown, PayloadTooLarge, Unavailable
 from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
 
-BATCH_BYTES: Final = 4 << 20
-"""A command takes no further transaction once it is this large."""
-MAX_COMMAND_TXNS: Final = 2_000
-MAX_PENDING_TXNS: Final = 20_000
-"""Transactions that may wait for a command; one more is refused."""
-MAX_COMMANDS_IN_FLIGHT: Final = 2
-"""Commands that wait for the others' answers; meanwhile transactions gather for the next one."""
 MAX_INBOX: Final = 4_096
 """Messages that may wait for a sync or a snapshot; further ones are dropped, as a network may do."""
 INLINE_SYNC_S: Final = 0.002
 """A disk that syncs faster than this is synced on the event loop, which saves two thread switches (measured at
 0.1 ms, as much as the fsync itself); a slower one on a thread, so that the loop goes on serving."""
 _SYNC_COST_WEIGHT: Final = 0.1
-SNAPSHOT_RETRY_S: Final = 1.0
-TRANSFER_S: Final = 2.0
-"""Time that a leader gives another to take over; meanwhile proposals wait."""
-STEP_ASIDE_S: Final = 30.0
-"""A leader whose disk is full hands over no more often than this."""
-PROMOTE_PERIOD_S: Final = 0.5
-PROMOTE_ENTRIES: Final = 256
-"""A learner that lacks no more than so many entries has caught up."""
-TRAIL_SHARE: Final = 0.5
-"""Of `snapshot_log_bytes`: how much log is kept behind a snapshot for members that lack it."""
-
 
 _SEND_POINTS: Final = {
     messages.Append: ("consensus.append.send.before", "consensus.append.send.after"),
@@ -80,40 +59,6 @@ class ConsensusConfig(Struct, frozen=True, kw_only=True):
     election_min_s: float = 0.5
     election_max_s: float = 1.0
     snapshot_log_bytes: int = 256 << 20
-
-
-class Network(Protocol):
-    """How members reach each other."""
-
-    def send(self, peer: str, message: bytes) -> bool:
-        """Send a message after those before it, or drop it and return False."""
-
-    async def send_file(self, peer: str, name: str, path: Path) -> None:
-        """Return when the peer has the file. Raises an exception of its own when that fails."""
-
-
-class _NoNetwork:
-    """Of a node that is alone."""
-
-    def send(self, peer: str, message: bytes) -> bool:
-        return False
-
-    async def send_file(self, peer: str, name: str, path: Path) -> None:
-        raise Unavailable(f"this node has no network to reach {peer}")
-
-
-class _Proposal(Struct):
-    txn: Txn
-    size_bytes: int
-    done: asyncio.Future[TxnResult]
-    changes_members: bool = False
-
-
-class MemberProgress(Struct, frozen=True, kw_only=True):
-    """How a leader sees a member."""
-
-    match_index: int
-    answered_ago_s: float | None
 
 
 class Consensus:
@@ -136,39 +81,30 @@ class Consensus:
     ) -> None:
         self._config = config or ConsensusConfig()
         self._log = log
-        self._store = store
-        self._network: Network = network or _NoNetwork()
+        self._network: Network = network or NoNetwork()
         timing = Timing(
             heartbeat_s=self._config.heartbeat_s,
             election_min_s=self._config.election_min_s,
             election_max_s=self._config.election_max_s,
         )
-        self._member = Member(node, log, store, timing, rng or SystemRandom(), now_s(), alone=alone)
+        self._member = Member(node, log, store, timing, rng or SystemRandom(), clock.now_s(), alone=alone)
         self._member.on_applied = self._on_applied
         self._member.on_members = self._on_members
-        self._queue: list[_Proposal] = []
-        self._in_flight: list[list[_Proposal]] = []
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
+        self._proposals = Proposals()
+        self._readers = Readers(self._member)
+        self._leadership = Leadership(self, self._member, log, self._config.election_max_s)
+        self._snapshots = Snapshots(
+            self._member, log, store, self._network, self._threads, answers=self.answers, fail=self._fail
+        )
         self._inbox: list[tuple[str, messages.Message]] = []
         self._scheduled = False
-        self._round_wanted = False
-        self._readers: list[tuple[int, asyncio.Future[None]]] = []
-        """Reads that wait for a round of signs of life; round -1 is the next one."""
         self._syncing: asyncio.Future[int] | None = None
         self._sync_cost_s = 0.0
-        self._snapshotting: asyncio.Future[int] | None = None
         self._installing = False
-        self._sending: set[str] = set()
-        """Members that a snapshot is on its way to, or that one could not be sent to just now."""
-        self._told: set[str] = set()
-        """Members that were reported for what they have lost."""
-        self._holding = False
-        """Nothing is appended, so that another member can catch up and take over."""
         self._timer: asyncio.TimerHandle | None = None
-        self._promoted_s = 0.0
-        self._stepped_aside_s = float("-inf")
         self._step_waiters: list[asyncio.Future[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
         self._failure: BaseException | None = None
         self._ready: asyncio.Future[None] | None = None
         self._was_leader = False
@@ -187,8 +123,6 @@ class Consensus:
         self.commands = 0
         self.transactions = 0
         self.bad_messages = 0
-        self.snapshots_sent = 0
-        self.snapshots_installed = 0
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -208,17 +142,7 @@ class Consensus:
 
     async def hand_over(self) -> None:
         """Let another lead, if this member does and somebody can take over: before it stops."""
-        if self.is_leader and len(self.members.voters) > 1:
-            try:
-                await self.transfer(None)
-            except JobsError as error:
-                logger.warning("nobody took over the leadership: %s", error)
-
-    def _step_aside(self) -> None:
-        """A leader without room lets another try, now and then: the others may have some."""
-        if now_s() - self._stepped_aside_s >= STEP_ASIDE_S:
-            self._stepped_aside_s = now_s()
-            self._spawn(self.hand_over())
+        await self._leadership.hand_over()
 
     async def stop(self) -> None:
         """Refuse what waits, finish what is being written, and let go of log and store (which stay open)."""
@@ -228,9 +152,8 @@ class Consensus:
             Unavailable("the node is stopping", retry_after_s=1),
             OutcomeUnknown("the node stopped while the others had not confirmed the write", retry_after_s=1),
         )
-        for task in (self._syncing, self._snapshotting):
-            if task is not None:
-                await asyncio.wait([task])
+        await self._synced()
+        await self._snapshots.finish_taking()
         self._failure = self._failure or ConsensusError("stopped")
         for running in list(self._tasks):
             running.cancel()
@@ -274,13 +197,21 @@ class Consensus:
     def members(self) -> Members:
         return self._member.members
 
+    @property
+    def snapshots_sent(self) -> int:
+        return self._snapshots.sent
+
+    @property
+    def snapshots_installed(self) -> int:
+        return self._snapshots.taken_in
+
     def progress(self, member: str) -> MemberProgress:
         """Return how this leader sees another member."""
-        raft = self._member.raft
-        answered_s = raft.answered_s(member)
-        return MemberProgress(
-            match_index=raft.match_index(member), answered_ago_s=None if answered_s is None else now_s() - answered_s
-        )
+        return self._leadership.progress(member)
+
+    def answers(self, member: str) -> bool:
+        """Tell whether a member has answered this leader of late."""
+        return self._leadership.answers(member)
 
     def propose(self, txn: Txn, size_bytes: int = 256) -> asyncio.Future[TxnResult]:
         """Return a future of the transaction's result: it resolves once committed, durable on a majority and applied.
@@ -298,13 +229,12 @@ class Consensus:
         Raises NotLeader, and Unavailable when no majority answers.
         """
         if not self.is_leader:
-            raise _not_leader(self._member.raft.leader)
-        if self._member.may_read(now_s()):
+            raise not_leader(self.leader)
+        if self._member.may_read(clock.now_s()):
             return
         confirmed: asyncio.Future[None] = self._loop.create_future()
-        self._readers.append((-1, confirmed))
-        self._round_wanted = True
-        self._schedule()
+        self._readers.add(confirmed)
+        self.schedule()
         try:
             async with asyncio.timeout(self._config.election_max_s):
                 await confirmed
@@ -313,12 +243,7 @@ class Consensus:
 
     async def snapshot(self) -> int:
         """Write a snapshot of the store, cut the log behind it, and return the snapshot's index."""
-        if self._snapshotting is None:
-            self._snapshotting = self._loop.run_in_executor(self._threads, self._store.snapshot)
-            self._snapshotting.add_done_callback(self._on_snapshot)
-        return await asyncio.shield(self._snapshotting)
-
-    # --- members --------------------------------------------------------------------------------------------------
+        return await self._snapshots.take()
 
     async def change_members(self, txn: Txn) -> None:
         """Carry out a change that `membership` has made of the present `members`. Only a leader can.
@@ -336,68 +261,7 @@ class Consensus:
 
         Raises NotLeader, MembershipConflict for one that cannot lead, Unavailable when it did not take over in time.
         """
-        if not self.is_leader:
-            raise _not_leader(self.leader)
-        raft, me = self._member.raft, self._member.me
-        others = [member for member in self._member.members.voters if member != me]
-        if to is not None and to not in others:
-            names = ", ".join(sorted(self.members.name_of(member) for member in others))
-            raise MembershipConflict(
-                f"{self.members.name_of(to)} cannot lead", expected=f"another voter: {names or 'none'}"
-            )
-        if not others:
-            raise MembershipConflict("there is no other voter", expected="a cluster with several")
-        chosen = to or max(others, key=lambda member: (self.answers(member), raft.match_index(member), member))
-        name = self.members.name_of(chosen)
-        if not self.answers(chosen):
-            raise MembershipConflict(f"{name} does not answer", expected="a voter that does")
-        asked = False
-        self._holding = True
-        try:
-            async with asyncio.timeout(TRANSFER_S):
-                while raft.leads:
-                    if not asked and raft.match_index(chosen) == self._log.last_index and not self._member.unsynced:
-                        raft.transfer(chosen)
-                        asked = True
-                        self._flush()
-                    await self._stepped()
-        except TimeoutError:
-            raise Unavailable(f"{name} did not take over within {TRANSFER_S:g} s", retry_after_s=1) from None
-        finally:
-            self._holding = False
-            self._schedule()
-        return chosen
-
-    def _promote(self) -> None:
-        """Give learners that have caught up their vote, one at a time."""
-        raft = self._member.raft
-        if not self.is_leader or now_s() - self._promoted_s < PROMOTE_PERIOD_S:
-            return
-        for record in self._member.members.records:
-            lacks = raft.commit_index - raft.match_index(record.id)
-            if record.role is Role.LEARNER and lacks <= PROMOTE_ENTRIES and self.answers(record.id):
-                self._promoted_s = now_s()
-                logger.info("%s has caught up and gets a vote", record.name)
-                self._spawn(self._give_vote(record))
-                return
-
-    async def _give_vote(self, record: MemberRecord) -> None:
-        voter = structs.replace(record, role=Role.VOTER)
-        try:
-            await self.change_members(put_member(self.members, voter))
-        except JobsError as error:
-            logger.info("%s does not get its vote yet: %s", record.name, error)
-
-    def answers(self, member: str) -> bool:
-        """Tell whether a member has answered this leader of late."""
-        ago_s = self.progress(member).answered_ago_s
-        return ago_s is not None and ago_s < self._config.election_max_s and self._member.raft.match_index(member) > 0
-
-    def _on_applied(self) -> None:
-        self.on_applied()
-
-    def _on_members(self) -> None:
-        self.on_members()
+        return await self._leadership.transfer(to)
 
     # --- what the network tells -------------------------------------------------------------------------------------
 
@@ -411,7 +275,7 @@ class Consensus:
             return
         if len(self._inbox) < MAX_INBOX:
             self._inbox.append((peer, message))
-            self._schedule()
+            self.schedule()
 
     async def install_snapshot(self, peer: str, path: Path) -> None:
         """Take in a snapshot file of the leader, which the store then owns.
@@ -424,42 +288,31 @@ class Consensus:
             raise Unavailable("another snapshot is being taken in")
         self._installing = True
         try:
-            for task in (self._syncing, self._snapshotting):
-                if task is not None:
-                    await asyncio.wait([task])
-            failpoint("consensus.install.before")
-            await self._loop.run_in_executor(self._threads, self._store.install, str(path))
-            failpoint("consensus.install.after")
-            try:
-                self._member.on_snapshot_installed(now_s())
-            except Exception as error:
-                # The store is ahead of the log now: a restart mends that.
-                self._fail(error)
-                raise
-            self.snapshots_installed += 1
-            logger.info("snapshot taken in", extra={"index": self._store.applied_index, "peer": peer})
+            await self._synced()
+            await self._snapshots.take_in(peer, path)
         finally:
             self._installing = False
-            self._schedule()
+            self.schedule()
 
-    # --- the driver ---------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------
 
     def _propose(self, txn: Txn, size_bytes: int, *, changes_members: bool) -> asyncio.Future[TxnResult]:
         done: asyncio.Future[TxnResult] = self._loop.create_future()
         if self._failure is not None:
             done.set_exception(Unavailable(f"the node cannot write: {self._failure}"))
         elif not self.is_leader:
-            done.set_exception(_not_leader(self.leader))
+            done.set_exception(not_leader(self.leader))
         elif self.no_room is not None:
-            done.set_exception(_storage_full(self.no_room))
-        elif len(self._queue) >= MAX_PENDING_TXNS:
+            done.set_exception(storage_full(self.no_room))
+        elif self._proposals.is_full:
             done.set_exception(Unavailable(f"{MAX_PENDING_TXNS} writes wait already", retry_after_s=1))
         else:
-            self._queue.append(_Proposal(txn, size_bytes, done, changes_members))
-            self._schedule()
+            self._proposals.add(Proposal(txn, size_bytes, done, changes_members))
+            self.schedule()
         return done
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Let a step come once those who run now have had their turn."""
         if not self._scheduled and self._syncing is None and not self._installing:
             self._scheduled = True
             self._loop.call_soon(self._pump)
@@ -475,13 +328,13 @@ class Consensus:
             if inbox:
                 failpoint("consensus.receive.before")
             for peer, message in inbox:
-                member.receive(now_s(), peer, message)
-            if self.no_room is None and not self._holding and len(self._in_flight) < MAX_COMMANDS_IN_FLIGHT:
+                member.receive(clock.now_s(), peer, message)
+            if self.no_room is None and self._may_append:
                 self._append_command()
-            if self._round_wanted:
-                self._begin_round()
-            member.prepare(now_s())
-            self._flush()
+            if self._readers.round_wanted:
+                self._readers.begin_round()
+            member.prepare(clock.now_s())
+            self.flush()
             if not member.unsynced:
                 self._finish()
             elif self._sync_cost_s > INLINE_SYNC_S:
@@ -495,49 +348,50 @@ class Consensus:
         except Exception as error:
             self._fail(error)
 
+    @property
+    def _may_append(self) -> bool:
+        return self._proposals.may_append and not self._leadership.holding
+
+    def _append_command(self) -> None:
+        if not self._member.leads:
+            return
+        batch = self._proposals.take()
+        command = encode_command([proposal.txn for proposal in batch])
+        if len(command) > messages.MAX_COMMAND_BYTES:  # of one transaction, as several never come to so much
+            limit = f"at most {messages.MAX_COMMAND_BYTES} at a time"
+            fail_all(batch, PayloadTooLarge(f"the change takes {len(command)} bytes of the log", expected=limit))
+            self.schedule()
+            return
+        self._proposals.sent(batch)
+        failpoint("consensus.propose.before")
+        try:
+            self._member.propose(
+                clock.now_s(), command, partial(self._on_done, batch), changes_members=batch[0].changes_members
+            )
+        except DiskFullError as error:
+            # The log found no room before it changed anything: only this command is refused.
+            self._proposals.settled(batch)
+            logger.error("a command is refused: the disk of the log is full: %s", error)
+            fail_all(batch, storage_full(f"the disk of the log is full: {error}"))
+            self._step_aside()
+            self.schedule()
+            return
+        self.commands += 1
+        self.transactions += len(batch)
+
+    def flush(self) -> None:
+        """Send what may leave."""
+        for peer, message in self._member.take_outbox():
+            before, after = _SEND_POINTS[type(message)]
+            failpoint(before)
+            self._network.send(peer, messages.encode(message))
+            failpoint(after)
+
     def _sync(self) -> int:
         failpoint("consensus.sync.before")
         synced = self._log.sync()
         failpoint("consensus.sync.after")
         return synced
-
-    def _append_command(self) -> None:
-        if not self._queue or not self._member.leads:
-            return
-        count = size = 0
-        for proposal in self._queue:
-            if count and (
-                size + proposal.size_bytes > BATCH_BYTES
-                or count >= MAX_COMMAND_TXNS
-                or proposal.changes_members
-                or self._queue[0].changes_members
-            ):
-                break
-            count += 1
-            size += proposal.size_bytes
-        batch, self._queue = self._queue[:count], self._queue[count:]
-        command = encode_command([proposal.txn for proposal in batch])
-        if len(command) > messages.MAX_COMMAND_BYTES:  # of one transaction, as several never come to so much
-            limit = f"at most {messages.MAX_COMMAND_BYTES} at a time"
-            _fail_all(batch, PayloadTooLarge(f"the change takes {len(command)} bytes of the log", expected=limit))
-            self._schedule()
-            return
-        self._in_flight.append(batch)
-        failpoint("consensus.propose.before")
-        try:
-            self._member.propose(
-                now_s(), command, partial(self._on_done, batch), changes_members=batch[0].changes_members
-            )
-        except DiskFullError as error:
-            # The log found no room before it changed anything: only this command is refused.
-            self._in_flight.remove(batch)
-            logger.error("a command is refused: the disk of the log is full: %s", error)
-            _fail_all(batch, _storage_full(f"the disk of the log is full: {error}"))
-            self._step_aside()
-            self._schedule()
-            return
-        self.commands += 1
-        self.transactions += count
 
     def _on_synced(self, future: asyncio.Future[int]) -> None:
         self._syncing = None
@@ -550,26 +404,43 @@ class Consensus:
         except Exception as failure:
             self._fail(failure)
 
+    async def _synced(self) -> None:
+        """Return when no sync runs on a thread."""
+        if self._syncing is not None:
+            await asyncio.wait([self._syncing])
+
     def _after_sync(self, cost_s: float) -> None:
         self.fsyncs += 1
         self._sync_cost_s += _SYNC_COST_WEIGHT * (cost_s - self._sync_cost_s)
         self._finish()
-        if self._log.size_bytes > self._config.snapshot_log_bytes and self._snapshotting is None:
-            self._spawn(self._snapshot_in_background())
+        if self._log.size_bytes > self._config.snapshot_log_bytes and not self._snapshots.is_taking:
+            self._spawn(self._snapshots.take_in_background())
 
     def _finish(self) -> None:
         """The log is durable: answer, commit, apply; then tell what has changed."""
-        self._member.finish(now_s())
-        self._flush()
-        self._settle_readers()
+        self._member.finish(clock.now_s())
+        self.flush()
+        self._readers.settle()
         if self.no_room is not None:
-            self._refuse_queue(_storage_full(self.no_room))
+            self._proposals.refuse_waiting(storage_full(self.no_room))
             self._step_aside()
+        self._tell_who_leads()
+        for waiter in self._step_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._step_waiters.clear()
+        self._leadership.tell_of_the_forgetful()
+        for peer in self._snapshots.take_needy():
+            self._spawn(self._snapshots.send(peer))
+        if self._may_append or self._inbox or self._readers.round_wanted or self._member.unsynced:
+            self.schedule()
+
+    def _tell_who_leads(self) -> None:
         leads = self.is_leader
         if leads != self._was_leader:
             self._was_leader = leads
             if not leads:
-                self._refuse_queue(_not_leader(self.leader))
+                self._proposals.refuse_waiting(not_leader(self.leader))
             self.on_leadership(leads)
         if self.leader != self._known_leader:
             self._known_leader = self.leader
@@ -577,75 +448,29 @@ class Consensus:
         applied_all = self.applied_index == self.commit_index
         if leads and applied_all and self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
-        for waiter in self._step_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._step_waiters.clear()
-        self._tell_of_the_forgetful()
-        for peer in sorted(self._member.raft.needs_snapshot - self._sending):
-            self._sending.add(peer)
-            self._spawn(self._send_snapshot(peer))
-        can_append = self._queue and not self._holding and len(self._in_flight) < MAX_COMMANDS_IN_FLIGHT
-        if can_append or self._inbox or self._round_wanted or self._member.unsynced:
-            self._schedule()
 
-    def _tell_of_the_forgetful(self) -> None:
-        for peer in sorted(self._member.raft.forgetful - self._told):
-            self._told.add(peer)
-            logger.critical(
-                "%s has lost entries that it had acknowledged: its disk is not the one that it was; "
-                "remove it from the cluster, and let it join anew with an empty node.data_dir",
-                self.members.name_of(peer),
-            )
-
-    def _flush(self) -> None:
-        for peer, message in self._member.take_outbox():
-            before, after = _SEND_POINTS[type(message)]
-            failpoint(before)
-            self._network.send(peer, messages.encode(message))
-            failpoint(after)
-
-    async def _stepped(self) -> None:
+    async def stepped(self) -> None:
         """Return after the next step, which a message or the timer brings about."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._step_waiters.append(waiter)
         await waiter
 
-    # --- reads ----------------------------------------------------------------------------------------------------
+    def _on_applied(self) -> None:
+        self.on_applied()
 
-    def _begin_round(self) -> None:
-        """One round of signs of life for all reads that wait for the next one."""
-        self._round_wanted = False
-        number = self._member.raft.begin_round(now_s())
-        self._readers = [(number if wanted == -1 else wanted, reader) for wanted, reader in self._readers]
-
-    def _settle_readers(self) -> None:
-        if not self._readers:
-            return
-        leads, confirmed = self._member.leads, self._member.raft.confirmed_round
-        waiting = []
-        for wanted, reader in self._readers:
-            if reader.done():
-                continue
-            if not leads:
-                reader.set_exception(_not_leader(self.leader))
-            elif 0 <= wanted <= confirmed:
-                reader.set_result(None)
-            else:
-                waiting.append((wanted, reader))
-        self._readers = waiting
+    def _on_members(self) -> None:
+        self.on_members()
 
     # --- results --------------------------------------------------------------------------------------------------
 
-    def _on_done(self, batch: list[_Proposal], results: bytes | None, error: Exception | None) -> None:
-        if batch in self._in_flight:
-            self._in_flight.remove(batch)
+    def _on_done(self, batch: list[Proposal], results: bytes | None, error: Exception | None) -> None:
+        self._proposals.settled(batch)
         if results is None:
             if isinstance(error, Discarded):
-                _fail_all(batch, _not_leader(self.leader))
+                fail_all(batch, not_leader(self.leader))
             else:
                 assert isinstance(error, LeadershipLost)
-                _fail_all(
+                fail_all(
                     batch,
                     OutcomeUnknown(
                         "this node ceased to lead while the others had not confirmed the write", retry_after_s=1
@@ -656,11 +481,6 @@ class Consensus:
         for proposal, result in zip(batch, decode_results(results), strict=True):
             if not proposal.done.done():
                 proposal.done.set_result(result)
-
-    def _refuse_queue(self, error: JobsError) -> None:
-        """What is not in the log was certainly not accepted."""
-        refused, self._queue = self._queue, []
-        _fail_all(refused, error)
 
     def _fail(self, error: BaseException) -> None:
         """A failed write or apply leaves no way to know what is on disk: stop, and let a restart find out."""
@@ -677,106 +497,34 @@ class Consensus:
             self.on_leadership(False)
         self.on_failure(error)
 
-    def _fail_waiting(self, error: Exception, of_written: Exception) -> None:
+    def _fail_waiting(self, error: JobsError | ConsensusError, of_written: JobsError | ConsensusError) -> None:
         """Fail what waits, and with `of_written` what is in the log, of which nobody knows here what comes of it."""
-        waiting, self._queue = self._queue, []
-        in_flight, self._in_flight = self._in_flight, []
-        _fail_all(waiting, error)
-        for batch in in_flight:
-            _fail_all(batch, of_written)
-        for _, reader in self._readers:
-            if not reader.done():
-                reader.set_exception(error)
-        self._readers = []
+        self._proposals.fail(error, of_written)
+        self._readers.fail(error)
         for waiter in self._step_waiters:
             waiter.cancel()
-
-    # --- snapshots ------------------------------------------------------------------------------------------------
-
-    async def _snapshot_in_background(self) -> None:
-        try:
-            await self.snapshot()
-        except Exception:
-            logger.exception("snapshot failed; the log keeps growing until one succeeds")
-
-    def _on_snapshot(self, future: asyncio.Future[int]) -> None:
-        self._snapshotting = None
-        if future.cancelled() or future.exception() is not None:
-            return
-        try:
-            failpoint("consensus.cut.before")
-            self._member.cut_log(self._cut_index(future.result()))
-            failpoint("consensus.cut.after")
-            logger.info("snapshot taken", extra={"index": future.result(), "log_bytes": self._log.size_bytes})
-        except Exception as error:
-            self._fail(error)
-
-    def _cut_index(self, snapshot: int) -> int:
-        """Return the oldest entry to keep: the snapshot's own, or what members that are there still lack, as long as
-        that is not too much."""
-        raft = self._member.raft
-        lacking = [raft.match_index(record.id) for record in self.members.records if self.answers(record.id)]
-        keep = min([snapshot, *lacking]) if raft.leads else snapshot
-        entries = self._log.last_index - self._log.first_index + 1
-        most = int(entries * TRAIL_SHARE)
-        return min(snapshot, max(keep, self._log.last_index - most))
-
-    async def _send_snapshot(self, peer: str) -> None:
-        """Send a member the newest snapshot from which the log goes on."""
-        try:
-            if self._store.snapshot_index < max(self._log.first_index, 1):
-                await self.snapshot()
-            index, path = self._store.snapshot_index, self._store.snapshot_path()
-            if path is None:
-                raise Unavailable("there is no snapshot")
-            logger.info("%s lacks entries that are gone: it is sent a snapshot", peer, extra={"index": index})
-            failpoint("consensus.snapshot.send.before")
-            await self._network.send_file(peer, f"snapshot-{index}", Path(path))
-            failpoint("consensus.snapshot.send.after")
-            self._member.raft.needs_snapshot.discard(peer)
-            self.snapshots_sent += 1
-        except Exception as error:
-            logger.warning("a snapshot could not be sent to %s: %s", peer, error)
-            await asyncio.sleep(SNAPSHOT_RETRY_S)
-        finally:
-            self._sending.discard(peer)
 
     # --- time -----------------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
         """Raft keeps its own deadlines; this makes it look at them."""
-        self._schedule()
+        self.schedule()
         self._promote()
         alone = len(self._member.members.records) == 1 and self._member.raft.leads
         self._timer = self._loop.call_later(self._config.heartbeat_s * (5 if alone else 0.5), self._on_timer)
+
+    def _promote(self) -> None:
+        """Give learners that have caught up their vote, one at a time."""
+        learner = self._leadership.learner_to_promote()
+        if learner is not None:
+            self._spawn(self._leadership.give_vote(learner))
+
+    def _step_aside(self) -> None:
+        """A leader without room lets another try, now and then: the others may have some."""
+        if self._leadership.steps_aside():
+            self._spawn(self.hand_over())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def now_s() -> float:
-    """Return the time of a clock that is never set and that also counts while the machine is suspended, so that a lease
-    cannot outlive its time in a sleep."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _fail_all(proposals: Sequence[_Proposal], error: BaseException) -> None:
-    for proposal in proposals:
-        if not proposal.done.done():
-            proposal.done.set_exception(error)
-            # Who waited may have been cancelled by the same stop: that nobody asks then is no fault.
-            proposal.done.exception()
-
-
-def _storage_full(why: str) -> StorageFull:
-    return StorageFull(why, expected="more room", retry_after_s=5)
-
-
-def _not_leader(leader: str | None) -> NotLeader:
-    if leader is None:
-        return NotLeader(
-            "no leader is known: too few members reach each other, or an election is under way", retry_after_s=1
-        )
-    return NotLeader(f"this node does not lead the cluster; {leader} does", retry_after_s=1)

@@ -4,11 +4,11 @@ From PySyncObj come the roles, the election timer, the leader's commit rule, its
 the queue of commands. Supplied here, by a subclass and never by a change of the library:
 
 - Messages are typed and go to a list; clock and chance are arguments. Nothing pickles.
-- A follower truncates only where terms conflict, and never what is committed; its answers carry their term.
-- Pre-vote (Ongaro's thesis, §9.6) and loyalty to a leader that is heard (§4.2.3): who comes back deposes nobody.
-- Rounds of signs of life: when a majority has answered one, the leader knows that it led when that was sent.
+- A follower truncates only where terms conflict, and never what is committed; its answers carry their term: `follower`.
+- Pre-vote and loyalty to a leader that is heard: who comes back deposes nobody: `elections`.
+- Rounds of signs of life: when a majority has answered one, the leader knows that it led when it was sent: `rounds`.
 - Batches in flight are bounded, entries are sent on before the former ones are answered, and a follower's refusal says
-  where to go on. Who is so far behind that the entries are gone needs a snapshot.
+  where to go on: `flow`. Who is so far behind that the entries are gone needs a snapshot.
 - Members without a vote (learners) are PySyncObj's read-only nodes.
 
 The overridden methods carry the library's private, mangled names; its version is pinned for that.
@@ -16,19 +16,22 @@ The overridden methods carry the library's private, mangled names; its version i
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random
 from typing import Any, Final, NoReturn, TypeAlias
 
 import pysyncobj.syncobj as pysyncobj
-from msgspec import Struct, field
+from msgspec import Struct
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from jobs._native import DiskFullError
+from jobs.consensus.elections import Elections
+from jobs.consensus.flow import Flow
+from jobs.consensus.follower import RaftError, last_possible, take_entries
 from jobs.consensus.journal import Journal
 from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted
+from jobs.consensus.rounds import Rounds
 
 REGULAR: Final = bytes((pysyncobj._COMMAND_TYPE.REGULAR,))
 """First byte of an entry that holds a command of the store."""
@@ -41,12 +44,6 @@ INDEX_BYTES: Final = 8
 APPEND_BYTES: Final = 1 << 20
 """A message takes no further entry once it is this large."""
 APPEND_ENTRIES: Final = 1_024
-IN_FLIGHT_MESSAGES: Final = 64
-LACKED_ROUNDS: Final = 5
-ROUNDS: Final = 256
-"""Of so many rounds on the way it is remembered when they were sent; further ones do not make a lease longer."""
-IN_FLIGHT_BYTES: Final = 8 << 20
-"""Of entries on the way to one member, before it has answered."""
 
 _FOLLOWER: Final = pysyncobj._RAFT_STATE.FOLLOWER
 _CANDIDATE: Final = pysyncobj._RAFT_STATE.CANDIDATE
@@ -72,10 +69,6 @@ class _Clock:
 
 _clock: Final = _Clock()
 pysyncobj.monotonicTime = _clock
-
-
-class RaftError(Exception):
-    """What no crash and no network explains: this member's log and the leader's disagree on what is committed."""
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -114,44 +107,6 @@ class _NullPoller:
         pass
 
 
-class _Flow(Struct):
-    """Entries on their way to one member: (index of the last one, bytes) a message, oldest first."""
-
-    messages: deque[tuple[int, int]] = field(default_factory=deque)
-    size_bytes: int = 0
-    probing: bool = True
-    """Where the logs meet is not known: one message at a time."""
-    window: int = 1
-    """How many messages may be on the way: more with each that arrives, one again when something was lost. Without that
-    every refusal of what came out of order would put as many new ones on the way."""
-    prev_index: int = 0
-    """After which entry the last message began."""
-    answered_round: int = 0
-    lacked: set[int] = field(default_factory=set)
-    """Rounds, since an entry last arrived, in which the member said to lack what it had acknowledged; few of them."""
-
-    def sent(self, prev_index: int, last_index: int, size_bytes: int) -> None:
-        self.prev_index = prev_index
-        self.messages.append((last_index, size_bytes))
-        self.size_bytes += size_bytes
-
-    def arrived(self, index: int) -> None:
-        while self.messages and self.messages[0][0] <= index:
-            self.size_bytes -= self.messages.popleft()[1]
-            self.window = min(self.window + 1, IN_FLIGHT_MESSAGES)
-
-    def reset(self) -> None:
-        self.messages.clear()
-        self.size_bytes = 0
-        self.window = 1
-        self.probing = True
-
-    @property
-    def is_full(self) -> bool:
-        most = 1 if self.probing else self.window
-        return len(self.messages) >= most or self.size_bytes >= IN_FLIGHT_BYTES
-
-
 class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     """One member's Raft. Every entry point takes the time of a steady clock in seconds.
 
@@ -172,22 +127,12 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._apply = apply
         self.forgetful: set[str] = set()
         """Members that lack entries which they had said to have: their disk is not the one that it was."""
-        self._flows: dict[str, _Flow] = {}
+        self._flows: dict[str, Flow] = {}
         self._nodes: dict[str, Node] = {}
-        self._heard_s = now_s
-        """When a leader was last heard. The start counts: the former life may have promised loyalty just before."""
-        self._pre_votes: set[str] | None = None
-        """Who would vote for this member; None while it does not ask."""
-        self._votes: set[str] = set()
-        self._transfer_term: int | None = None
-        """Term whose leader asked this member to follow it at once."""
+        self._elections = Elections(self, journal, timing.election_min_s, now_s)
         self._handed_over = False
         """This leader has asked another to take over, so its lease no longer holds."""
-        self._round = 0
-        self._rounds: deque[tuple[int, float]] = deque()
-        """The oldest rounds that no majority has answered, and when each was sent."""
-        self._confirmed_round = 0
-        self._confirmed_s = float("-inf")
+        self._rounds = Rounds()
         _clock.now_s = now_s
         conf = pysyncobj.SyncObjConf(
             autoTick=False,
@@ -222,10 +167,23 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         return bool(self._SyncObj__raftState == _LEADER)
 
     @property
+    def is_follower(self) -> bool:
+        return bool(self._SyncObj__raftState == _FOLLOWER)
+
+    @property
+    def is_candidate(self) -> bool:
+        return bool(self._SyncObj__raftState == _CANDIDATE)
+
+    @property
     def leader(self) -> str | None:
         """Who is believed to lead."""
         known = self._SyncObj__raftLeader
         return None if known is None else str(known.id)
+
+    @property
+    def voted_for(self) -> str | None:
+        given: str | None = self._SyncObj__votedForNodeId
+        return given
 
     @property
     def term(self) -> int:
@@ -248,18 +206,18 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     @property
     def round(self) -> int:
         """The last round of signs of life that was sent."""
-        return self._round
+        return self._rounds.number
 
     @property
     def confirmed_round(self) -> int:
         """The last round that a majority has answered: this member led when it was sent."""
-        return self._round if self.leads and not self._voters() else self._confirmed_round
+        return self.round if self.leads and not self._voters() else self._rounds.confirmed
 
     def confirmed_s(self, now_s: float) -> float:
         """Return the last time at which this leader is known to have led; minus infinity without one."""
         if not self.leads or self._handed_over:
             return float("-inf")
-        return self._confirmed_s if self._voters() else now_s
+        return self._rounds.confirmed_s if self._voters() else now_s
 
     def match_index(self, member: str) -> int:
         """Return up to which entry a leader knows a member's log to be as its own, durably."""
@@ -277,9 +235,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         yield from sorted(self._voters(), key=_id_of)
         yield from sorted(self._SyncObj__readonlyNodes, key=_id_of)
 
-    def _is_majority(self, count: int) -> bool:
-        """Tell whether so many voters, this one among them, are a majority."""
-        return count > (len(self._voters()) + 1) / 2
+    def other_voters(self) -> set[str]:
+        return {str(node.id) for node in self._voters()}
 
     # --- members ----------------------------------------------------------------------------------------------------
 
@@ -289,14 +246,14 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         wanted = (set(voters) | set(learners)) - {self.me}
         for member in sorted(wanted - self._nodes.keys()):
             node = self._nodes[member] = Node(member)
-            self._flows[member] = _Flow()
+            self._flows[member] = Flow()
             self._SyncObj__raftNextIndex[node] = self._journal.last_index + 1
             self._SyncObj__raftMatchIndex[node] = 0
             self._SyncObj__lastResponseTime[node] = now_s
         if self.leads and self.me not in voters:
             # The last that the others hear of this leader is that it is gone.
             self._SyncObj__sendAppendEntries()
-            self._step_down(self.term)
+            self.step_down(self.term)
         for member in sorted(self._nodes.keys() - wanted):
             node = self._nodes.pop(member)
             del self._flows[member]
@@ -312,10 +269,6 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if self.leads:
             # At once: who does not know that this is committed counts by the former members.
             self._SyncObj__sendAppendEntries()
-
-    def elect_now(self) -> None:
-        """Let the next tick start an election instead of waiting for a leader that cannot exist."""
-        self._SyncObj__raftElectionDeadline = float("-inf")
 
     # --- the driver's calls -----------------------------------------------------------------------------------------
 
@@ -344,7 +297,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         """Send signs of life now, and return the round's number."""
         _clock.now_s = now_s
         self._SyncObj__sendAppendEntries()
-        return self._round
+        return self.round
 
     def transfer(self, member: str) -> None:
         """Ask a member whose log is complete to begin an election. From then on this leader's lease is void."""
@@ -378,46 +331,54 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             case Appended():
                 self._on_appended(peer, message)
             case Vote():
-                self._on_vote(peer, message)
+                self._elections.on_vote(now_s, peer, message)
             case Voted():
-                self._on_voted(peer, message)
+                self._elections.on_voted(peer, message)
             case TimeoutNow():
-                self._on_timeout_now(peer, message)
+                self._elections.on_timeout_now(peer, message)
 
     # --- elections --------------------------------------------------------------------------------------------------
+
+    def elect_now(self) -> None:
+        """Let the next tick start an election instead of waiting for a leader that cannot exist."""
+        self._SyncObj__raftElectionDeadline = float("-inf")
+
+    def postpone_election(self, now_s: float) -> None:
+        self._SyncObj__raftElectionDeadline = now_s + self._SyncObj__generateRaftTimeout()
+
+    def forget_leader(self) -> None:
+        self._SyncObj__raftLeader = None
+
+    def vote_for(self, candidate: str) -> None:
+        self._SyncObj__setCurrentTerm(self.term, candidate)
+
+    def become_leader(self) -> None:
+        self._SyncObj__onBecomeLeader()
+
+    def step_down(self, term: int, leader: str | None = None) -> None:
+        """Follow, in this term or a later one."""
+        if term > self.term:
+            self._SyncObj__setCurrentTerm(term, None)
+        if self.leads:
+            self.postpone_election(_clock.now_s)
+        self._SyncObj__setState(_FOLLOWER)
+        self._SyncObj__raftLeader = None if leader is None else self._nodes.get(leader, Node(leader))
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         low, high = self._timing.election_min_s, self._timing.election_max_s
         return low + (high - low) * self._rng.random()
 
     def _SyncObj__connectedToAnyone(self) -> bool:
-        """Whether to stand for election; the library asks when the time has come. First the others are asked whether
-        they would vote at all: only a majority that hears no leader lets a term begin."""
+        """Whether to stand for election; the library asks when the time has come."""
         if self.applied_index < self.commit_index:
             return False  # a change of members may be among what is not applied
-        if self._transfer_term == self.term or not self._voters():
-            return True
-        if self._pre_votes is not None and self._is_majority(len(self._pre_votes)):
-            return True
-        self._pre_votes = {self.me}
-        # Nothing was heard of it for long enough; its next message makes it known again.
-        self._SyncObj__raftLeader = None
-        self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
-        self._ask_for_votes(self.term + 1, pre=True)
-        return False
+        return self._elections.may_stand(_clock.now_s)
 
     def _send_vote(self, node: Node, message: dict[str, Any]) -> None:
-        term = message["term"]
-        wanted = self._transfer_term == term - 1
-        vote = Vote(term, message["last_log_index"], message["last_log_term"], transfer=wanted)
-        self.answers.append((node.id, vote))
-
-    def _ask_for_votes(self, term: int, *, pre: bool) -> None:
-        vote = Vote(term, self._journal.last_index, self._journal.last_term, pre=pre)
-        self.answers.extend((node.id, vote) for node in sorted(self._voters(), key=_id_of))
+        self._elections.ask_for_vote(node.id, message["term"], message["last_log_index"], message["last_log_term"])
 
     def _on_role_changed(self, former: int, role: int) -> None:
-        self._pre_votes = None
+        self._elections.on_role_changed()
         self._handed_over = False
         if role == _LEADER:
             self._SyncObj__noopIDx = None  # that of a former leadership says nothing of this one
@@ -431,74 +392,15 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._journal.setCurrentTerm(term, voted_for)
         self._SyncObj__raftCurrentTerm = term
         self._SyncObj__votedForNodeId = voted_for
-        self._votes = {self.me}
+        self._elections.on_term()
 
     def _SyncObj__onBecomeLeader(self) -> None:
         try:
             super()._SyncObj__onBecomeLeader()
         except DiskFullError:
             # Without an entry of its own term a leader never knows what is committed: let another be elected.
-            self._step_down(self.term)
+            self.step_down(self.term)
             raise
-
-    def _step_down(self, term: int, leader: str | None = None) -> None:
-        """Follow, in this term or a later one."""
-        if term > self.term:
-            self._SyncObj__setCurrentTerm(term, None)
-        if self._SyncObj__raftState == _LEADER:
-            self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
-        self._SyncObj__setState(_FOLLOWER)
-        self._SyncObj__raftLeader = None if leader is None else self._nodes.get(leader, Node(leader))
-
-    def _hears_leader(self) -> bool:
-        return self.leads or _clock.now_s - self._heard_s < self._timing.election_min_s
-
-    def _on_vote(self, peer: str, asked: Vote) -> None:
-        """Whoever asks is a member, so also one without a vote answers: it may have one and not know it yet."""
-        if self._hears_leader() and not asked.transfer:
-            # Loyal: no term begins while a leader is heard. A candidate behind in terms is told.
-            if asked.term <= self.term:
-                self.answers.append((peer, Voted(self.term, granted=False, pre=asked.pre)))
-            return
-        complete = (asked.last_term, asked.last_index) >= (self._journal.last_term, self._journal.last_index)
-        if asked.pre:
-            granted = complete and asked.term > self.term
-            self.answers.append((peer, Voted(asked.term if granted else self.term, granted=granted, pre=True)))
-            return
-        if asked.term > self.term:
-            self._step_down(asked.term)
-        granted = asked.term == self.term and complete and self._give_vote(peer)
-        self.answers.append((peer, Voted(self.term, granted=granted)))
-
-    def _give_vote(self, candidate: str) -> bool:
-        given = self._SyncObj__votedForNodeId
-        if given is None and self._SyncObj__raftState == _FOLLOWER:
-            self._SyncObj__setCurrentTerm(self.term, candidate)
-            self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
-            return True
-        return bool(given == candidate)
-
-    def _on_voted(self, peer: str, answer: Voted) -> None:
-        if not answer.granted:
-            if answer.term > self.term:
-                self._step_down(answer.term)
-            return
-        if self._nodes.get(peer) not in self._voters():
-            return
-        if answer.pre:
-            if self._pre_votes is not None and answer.term == self.term + 1 and not self.leads:
-                self._pre_votes.add(peer)
-                if self._is_majority(len(self._pre_votes)):
-                    self.elect_now()
-        elif self._SyncObj__raftState == _CANDIDATE and answer.term == self.term:
-            self._votes.add(peer)
-            if self._is_majority(len(self._votes)):
-                self._SyncObj__onBecomeLeader()
-
-    def _on_timeout_now(self, peer: str, order: TimeoutNow) -> None:
-        if order.term == self.term and peer == self.leader and not self.leads:
-            self._transfer_term = order.term
-            self.elect_now()
 
     # --- a follower -------------------------------------------------------------------------------------------------
 
@@ -508,47 +410,16 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         if self.leads and sent.term == self.term:
             raise RaftError(f"{peer} leads in term {sent.term}, in which this member was elected")
-        self._step_down(sent.term, peer)
-        self._pre_votes = None
-        self._heard_s = _clock.now_s
-        self._SyncObj__raftElectionDeadline = _clock.now_s + self._SyncObj__generateRaftTimeout()
-        index = self._take_entries(sent)
+        self.step_down(sent.term, peer)
+        self._elections.heard(_clock.now_s)
+        self.postpone_election(_clock.now_s)
+        index = take_entries(self._journal, self.commit_index, sent)
         if index is None:
-            possible = self._last_possible(sent.prev_index, sent.prev_term)
+            possible = last_possible(self._journal, self.commit_index, sent)
             self.answers.append((peer, Appended(self.term, False, possible, sent.prev_index, sent.round)))
             return
         self._SyncObj__raftCommitIndex = max(self.commit_index, min(sent.commit, index))
         self.answers.append((peer, Appended(self.term, True, index, sent.prev_index, sent.round)))
-
-    def _take_entries(self, sent: Append) -> int | None:
-        """Take in entries and return the index of the last one that both have; None when they do not follow."""
-        index, entries = sent.prev_index, sent.entries
-        if index < self.commit_index:
-            # What is committed is the same everywhere; the entries before it may be gone here.
-            entries = entries[self.commit_index - index :]
-            if not entries:
-                return self.commit_index
-            index = self.commit_index
-        elif self._journal.term_at(index) != sent.prev_term:
-            return None
-        for term, payload in entries:
-            index += 1
-            known = self._journal.term_at(index)
-            if known == term:
-                continue
-            if known is not None:
-                if index <= self.commit_index:
-                    raise RaftError(f"entry {index} is committed here in term {known}, and term {term} was sent for it")
-                self._journal.truncate_from(index)
-            self._journal.add(payload, index, term)
-        return index
-
-    def _last_possible(self, index: int, term: int) -> int:
-        """Return the last entry before `index` that may be the same in a log with `term` there: terms never fall."""
-        index = min(index - 1, self._journal.last_index)
-        while index > self.commit_index and (self._journal.term_at(index) or 0) > term:
-            index -= 1
-        return max(index, self.commit_index)
 
     # --- a leader ---------------------------------------------------------------------------------------------------
 
@@ -557,9 +428,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if not self.leads:
             return
         self._SyncObj__newAppendEntriesTime = _clock.now_s + self._timing.heartbeat_s
-        self._round += 1
-        if len(self._rounds) < ROUNDS:
-            self._rounds.append((self._round, _clock.now_s))
+        self._rounds.begin(_clock.now_s)
         for node in self._peers():
             flow = self._flows[node.id]
             if flow.probing and flow.messages:  # it may be lost
@@ -570,7 +439,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             term = self._journal.term_at(index)
             if term is None:  # gone: the follower's refusal does no harm, and is a sign of life too
                 index, term = self._journal.last_index, self._journal.last_term
-            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self._round)))
+            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self.round)))
 
     def _send_entries(self, node: Node) -> None:
         """Send a member entries that are not on their way yet, as many as the bounds allow."""
@@ -583,21 +452,21 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
                 return
             found = self._journal.entries(index + 1, APPEND_ENTRIES, APPEND_BYTES)
             entries = [(entry_term, payload) for payload, _, entry_term in found]
-            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self._round, entries)))
+            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self.round, entries)))
             last = index + len(entries)
             flow.sent(index, last, sum(len(payload) for _, payload in entries))
             self._SyncObj__raftNextIndex[node] = last + 1
 
     def _on_appended(self, peer: str, answer: Appended) -> None:
         if answer.term > self.term:
-            self._step_down(answer.term)
+            self.step_down(answer.term)
         node, flow = self._nodes.get(peer), self._flows.get(peer)
         if not self.leads or answer.term != self.term or node is None or flow is None:
             return
         self._SyncObj__lastResponseTime[node] = _clock.now_s
         if answer.round > flow.answered_round:
             flow.answered_round = answer.round
-            self._confirm_rounds()
+            self._rounds.confirm(self._flows[voter.id].answered_round for voter in self._voters())
         matched = self._SyncObj__raftMatchIndex[node]
         if answer.ok:
             if answer.index > self._journal.last_index:
@@ -609,46 +478,24 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
                 self._SyncObj__raftMatchIndex[node] = answer.index
                 self._SyncObj__raftNextIndex[node] = max(self._SyncObj__raftNextIndex[node], answer.index + 1)
                 flow.arrived(answer.index)
-                flow.lacked.clear()
-                if not flow.messages:
-                    # The answer to an older message is no reason to stop probing: many would be on the way at once.
-                    flow.probing = False
                 self.needs_snapshot.discard(peer)
         else:
             self._on_refused(node, flow, answer, matched)
         self._send_entries(node)
 
-    def _on_refused(self, node: Node, flow: _Flow, answer: Appended, matched: int) -> None:
+    def _on_refused(self, node: Node, flow: Flow, answer: Appended, matched: int) -> None:
         if answer.index < matched:
-            # An old answer, unless it is said again and again, and nothing else is: what this member has lost may have
-            # been committed by its word.
-            if len(flow.lacked) < LACKED_ROUNDS:
-                flow.lacked.add(answer.round)
-            else:
+            # What this member has lost may have been committed by its word.
+            if flow.is_forgotten(answer.round):
                 self.forgetful.add(node.id)
-        elif answer.prev_index > matched and not (
-            flow.probing and flow.messages and answer.prev_index != flow.prev_index
-        ):
-            # Not an old refusal: something was lost on the way, or the logs differ.
+        elif not flow.is_old(answer, matched):
             flow.reset()
             self._SyncObj__raftNextIndex[node] = max(matched, min(answer.index, self._journal.last_index)) + 1
 
     def _forget_rounds(self) -> None:
-        """Nothing is known any more of when this leader led; rounds from now on tell."""
-        self._rounds.clear()
-        self._confirmed_s = float("-inf")
+        self._rounds.forget()
         for flow in self._flows.values():
             flow.answered_round = 0
-
-    def _confirm_rounds(self) -> None:
-        """Find the last round that a majority has answered."""
-        answered = sorted((self._flows[node.id].answered_round for node in self._voters()), reverse=True)
-        # With this leader itself a majority: the n-th highest of the others.
-        needed = (len(answered) + 1) // 2
-        confirmed = answered[needed - 1] if needed else self._round
-        self._confirmed_round = max(self._confirmed_round, confirmed)
-        while self._rounds and self._rounds[0][0] <= confirmed:
-            self._confirmed_s = self._rounds.popleft()[1]
 
     def _SyncObj__getEntries(self, index: int, count: int | None = None, max_bytes: int | None = None) -> list[Any]:
         """For the library's commit rule: it does not see an entry before it is durable, so it does not count it."""

@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 from msgspec import Struct, structs
 
-from jobs.consensus import driver, member
+from jobs.consensus import driver, member, raft, snapshots
+from jobs.consensus.elections import Elections
 from jobs.consensus.journal import Journal
 from jobs.consensus.member import Member
 from jobs.consensus.messages import Append, Vote
@@ -66,20 +67,20 @@ def _forget_votes() -> list[Patch]:
 
 
 def _vote_twice() -> list[Patch]:
-    def give_vote(self: Any, candidate: str) -> bool:
-        self._SyncObj__votedForNodeId = candidate
+    def give_vote(self: Any, now_s: float, candidate: str) -> bool:
+        self._seat._SyncObj__votedForNodeId = candidate
         return True
 
-    return [(Raft, "_give_vote", give_vote)]
+    return [(Elections, "_give_vote", give_vote)]
 
 
 def _vote_for_short_logs() -> list[Patch]:
-    on_vote = Raft._on_vote
+    on_vote = Elections.on_vote
 
-    def deaf(self: Raft, peer: str, asked: Vote) -> None:
-        on_vote(self, peer, structs.replace(asked, last_term=1 << 40))
+    def deaf(self: Elections, now_s: float, peer: str, asked: Vote) -> None:
+        on_vote(self, now_s, peer, structs.replace(asked, last_term=1 << 40))
 
-    return [(Raft, "_on_vote", deaf)]
+    return [(Elections, "on_vote", deaf)]
 
 
 def _commit(self: Any, counted: list[Any], *, own_term: bool) -> None:
@@ -105,15 +106,14 @@ def _count_learners() -> list[Patch]:
 
 
 def _truncate_always() -> list[Patch]:
-    take = Raft._take_entries
+    take = raft.take_entries
 
-    def eager(self: Any, sent: Append) -> int | None:
-        journal = self._journal
-        if self.commit_index <= sent.prev_index < journal.last_index and journal.first_index <= sent.prev_index:
+    def eager(journal: Journal, commit_index: int, sent: Append) -> int | None:
+        if commit_index <= sent.prev_index < journal.last_index and journal.first_index <= sent.prev_index:
             journal.truncate_from(sent.prev_index + 1)
-        return take(self, sent)
+        return take(journal, commit_index, sent)
 
-    return [(Raft, "_take_entries", eager)]
+    return [(raft, "take_entries", eager)]
 
 
 def _commit_what_does_not_match() -> list[Patch]:
@@ -128,7 +128,7 @@ def _commit_what_does_not_match() -> list[Patch]:
 
 
 def _cut_beyond_snapshot() -> list[Patch]:
-    return [(driver.Consensus, "_cut_index", lambda self, snapshot: max(snapshot, self._log.last_index - 1))]
+    return [(snapshots.Snapshots, "_cut_index", lambda self, snapshot: max(snapshot, self._log.last_index - 1))]
 
 
 def _keep_log_on_install() -> list[Patch]:

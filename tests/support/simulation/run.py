@@ -11,7 +11,7 @@ from unittest.mock import patch
 from msgspec import Struct
 
 from jobs._native import MemoryStore
-from jobs.consensus import MemberRecord, Members, Role, driver, member, raft
+from jobs.consensus import MemberRecord, Members, Role, clock, driver, member, raft
 from jobs.consensus.membership import put_member, read_members
 from jobs.store import encode_command
 from tests.support.simulation.checks import Checks
@@ -168,7 +168,7 @@ class _Clocks:
 def _set_up(plan: Plan) -> Iterator[None]:
     """Virtual time for the consensus, limits that come into play, and silence."""
     changes: list[tuple[object, str, object]] = [
-        (driver, "now_s", _Clocks.monotonic),
+        (clock, "now_s", _Clocks.monotonic),
         (driver, "time", _Clocks),
         (raft, "APPEND_ENTRIES", plan.append_entries),
         (member, "APPLY_ENTRIES", plan.append_entries),
