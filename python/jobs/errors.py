@@ -136,6 +136,10 @@ class NotLeader(Unavailable):
     code, title = "not_leader", "This node does not lead the cluster"
 
 
+class NoLeader(Unavailable):
+    code, title = "no_leader", "The cluster has no leader"
+
+
 class OutcomeUnknown(Unavailable):
     code, title = "outcome_unknown", "Whether the request took effect is not known"
 

@@ -56,7 +56,12 @@ class StreamBroken(Exception):
 
 
 class Declined(Exception):
-    """Raised by `Owner.on_request`: the request is not carried out, for the reason given."""
+    """Raised by `Owner.on_request`: the request is not carried out, for the reason given, or (`maybe_done`) that is not
+    known."""
+
+    def __init__(self, reason: str, *, maybe_done: bool = False) -> None:
+        super().__init__(reason)
+        self.maybe_done = maybe_done
 
 
 class Owner(Protocol):
@@ -339,7 +344,7 @@ class Net:
             answer = await self._owner.on_request(peer, body)
             self.endpoint.respond(number, answer)
         except Declined as declined:
-            self.endpoint.decline(number, str(declined))
+            self.endpoint.decline(number, str(declined), maybe_done=declined.maybe_done)
         except LimitError as error:
             self.endpoint.decline(number, str(error), maybe_done=True)
         except Exception:

@@ -31,7 +31,6 @@ from jobs.notify import VARIABLES, Notifier
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
 from jobs.retention import Limits
-from jobs.service import Reads, Service
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
 
@@ -82,7 +81,7 @@ class Node:
         if self.cluster.formed.is_set():
             await self._take_part(log, store)
             await self._api.start(config.api_socket)
-            await self.settled()
+            await self.whereabouts.settled()
         else:
             logger.info("this node waits for `jobctl cluster init` or `jobctl cluster join TICKET`")
             await self._api.start(config.api_socket)
@@ -112,40 +111,16 @@ class Node:
         assert self._api is not None
         self._passage = passage = Passage(site, self._api, door)
         if cluster.peers is not None:
-            passage.join(cluster.peers)
+            passage.join(cluster.peers, consensus)
+            cluster.others = site.others
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
     @property
-    def reads(self) -> Reads:
-        return self._formed_site().reads
-
-    @property
-    def control(self) -> Service | None:
-        return self._formed_site().control
-
-    @property
-    def member(self) -> str:
-        return self._formed_site().member
-
-    @property
-    def leads(self) -> bool:
-        return self._formed_site().leads
-
-    @property
-    def leader(self) -> str | None:
-        return self._formed_site().leader
-
-    @property
-    def leaderless_s(self) -> float:
-        return self._formed_site().leaderless_s
-
-    def changed(self) -> asyncio.Future[None]:
-        return self._formed_site().changed()
-
-    async def settled(self) -> None:
-        """Return once the work is taken up, or is not this node's to take up."""
-        await self._formed_site().settled()
+    def whereabouts(self) -> Site:
+        if self.site is None:
+            raise Unavailable(_UNFORMED, expected="jobctl cluster init, or jobctl cluster join TICKET", retry_after_s=1)
+        return self.site
 
     def health(self) -> Health:
         if self.site is not None:
@@ -163,11 +138,6 @@ class Node:
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         return {**self.cluster.metrics(), **({} if self.site is None else self.site.metrics())}
-
-    def _formed_site(self) -> Site:
-        if self.site is None:
-            raise Unavailable(_UNFORMED, expected="jobctl cluster init, or jobctl cluster join TICKET", retry_after_s=1)
-        return self.site
 
     # --- life, continued ----------------------------------------------------------------------------------------------
 

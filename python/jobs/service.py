@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from jobs.errors import Unavailable
 from jobs.protocol.ids import MAX_TASKS, NO_REQUEST, Attempt, JobId, RequestId
 from jobs.protocol.model import (
     ArrayRetry,
@@ -396,12 +397,44 @@ class Whereabouts(Protocol):
     def leaderless_s(self) -> float:
         """For how long no leader has been known."""
 
+    @property
+    def patience_s(self) -> float:
+        """For how long a request looks for a leader: longer than an election that goes well."""
+
+    def no_leader(self) -> Unavailable:
+        """Return what a request is told that has looked for so long."""
+
     def changed(self) -> asyncio.Future[None]:
         """Return a future, not to be cancelled, that is done when any of these is another."""
 
+    def on_others(self) -> None:
+        """Take note that other members say something else than before."""
 
-class Backend(Whereabouts, Protocol):
+
+class Others(Protocol):
+    """What the other members say, asked while this node hears no leader."""
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the member that leads, as those say that this node reaches."""
+
+    def reached(self, member: str) -> bool | None:
+        """Tell whether a member has answered; None where nobody was asked."""
+
+    @property
+    def removed(self) -> bool:
+        """Whether this node was removed: most voters that it knows of refuse to speak with it."""
+
+    def standing(self) -> tuple[str, str]:
+        """Return who answers and who does not, or that this node was removed; and what would help."""
+
+
+class Backend(Protocol):
     """The node behind the API."""
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Raises Unavailable before the node is alone or in a cluster."""
 
     @property
     def cluster(self) -> ClusterService: ...

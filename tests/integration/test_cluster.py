@@ -15,7 +15,7 @@ import pytest
 from jobs.client import Client
 from jobs.cluster import Cluster, ClusterConfig
 from jobs.cluster.tickets import decode, encode
-from jobs.errors import Forbidden, InvalidRequest, MembershipConflict, NotFound, Unavailable
+from jobs.errors import Forbidden, InvalidRequest, MembershipConflict, NoLeader, NotFound, Unavailable
 from jobs.protocol.model import ClusterJoin, LeaderTransfer, TicketRequest
 from jobs.service import Caller
 from jobs.testing import EmbeddedCluster, EmbeddedNode
@@ -60,6 +60,26 @@ def test_the_leader_is_killed_and_what_it_acknowledged_is_there(cluster: Embedde
                 assert found is not None
                 assert found.value.text == f"v{past}"
         leader.start(wait=False)
+
+
+def test_a_minority_refuses_soon_and_names_who_is_missing(cluster: EmbeddedCluster) -> None:
+    for name in ("n2", "n3"):
+        cluster.nodes[name].kill()
+    alone = cluster.nodes["n1"]
+    with Client(str(alone.socket), patience_s=0) as client:
+        until(lambda: client.health().status == "failing")
+    began_s = time.monotonic()
+    refused = jobctl(alone, "kv", "put", "/data/k", "v")
+    # An election's time, and a fifth of the client's patience
+    assert time.monotonic() - began_s < 10
+    assert refused.returncode == 69
+    assert re.search(rb"no leader for \d+ s: n2, n3 not reached .*2 voters that reach each other", refused.stderr)
+    with alone.client() as client, pytest.raises(NoLeader, match="n2, n3 not reached"):
+        client.kv.get("/data/k")
+    # What was refused was not done, and is when there are enough again
+    cluster.nodes["n2"].start(wait=False)
+    with alone.client() as client:
+        until(lambda: client.kv.put("/data/k", "w").succeeded)
 
 
 def test_a_node_alone_can_found_a_cluster_with_all_it_holds(tmp_path: Path) -> None:
@@ -182,7 +202,17 @@ def test_a_removed_node_that_comes_back_with_its_old_log_harms_nobody(cluster: E
         client.kv.put("/data/k", "v")
     old.start(wait=False)
     with old.client() as client:
+        until(lambda: client.cluster.view().state == "removed")
         assert client.cluster.view().leader is None
+        health = client.health()
+        assert health.status == "failing"
+        assert health.checks["consensus"] == "this node was removed from its cluster: n1, n2 will not speak with it"
+        with pytest.raises(NoLeader, match=r"was removed from its cluster.*node\.data_dir"):
+            client.kv.get("/data/k")
+        with pytest.raises(MembershipConflict, match=r"was removed from cluster.*empty node\.data_dir"):
+            client.cluster.join("any")
+    assert b"removed from the cluster" in jobctl(old, "cluster", "members").stdout
+    assert old.log_file.read_text().count("it does no work any more") == 1
     with leader.client() as client:
         until(lambda: _metric(client, "jobs_peers_refused_total") > 0)
         for _ in range(20):

@@ -27,6 +27,7 @@ from jobs.protocol.model import (
 from jobs.service import JobFilter
 from jobs.workerdoor import WorkerDoor
 from tests.support.api import Raw, job, request
+from tests.support.backend import SiteBackend
 from tests.support.memory import MemoryConsensus
 from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, shell
@@ -75,7 +76,7 @@ async def seat(directory: Path) -> AsyncIterator[Seat]:
     made = Seat(directory)
     made.site.on_change = lambda: made.door.lead(None if made.site.control is None else made.site.control.gateway)
     await made.door.start(made.worker_socket, 0o600, None)
-    made.api = await serve(made.site, str(made.api_socket), ApiConfig())
+    made.api = await serve(SiteBackend(made.site), str(made.api_socket), ApiConfig())
     try:
         yield made
     finally:
@@ -193,10 +194,10 @@ def test_long_polls_streams_and_requests_of_a_former_control_plane_end_with_a_hi
             assert (await watching.event())["event"] == "problem"
             assert await watching.closed()
             answer = await waiting.answer()
-            answer.problem(503, "not_leader")
+            answer.problem(503, "no_leader")
             assert int(answer.headers["retry-after"]) == 1
             refused = await (await made.ask("POST", "/v1/jobs", job())).answer()
-            refused.problem(503, "not_leader")
+            refused.problem(503, "no_leader")
             assert (await (await made.ask("GET", "/v1/health")).answer()).status == 200
             await made.lead()
             assert (await (await made.ask("GET", f"/v1/jobs/{one}")).answer()).status == 200

@@ -74,6 +74,25 @@ async def test_a_worker_of_a_follower_runs_jobs_and_is_known_by_its_node(tmp_pat
 
 
 @on_loop
+async def test_a_worker_of_a_node_that_does_not_reach_the_leader_runs_jobs_all_the_same(tmp_path: Path) -> None:
+    async with cluster(tmp_path, worker_lease_s=600.0) as made:
+        leader, (home, other) = made.leader, made.followers
+        home.cut(leader)
+        await until(lambda: home.consensus.leader is None and home.site.leader == leader.id)
+        peer = WorkerPeer("w")
+        await peer.register(home.worker_socket)
+        one = await submit(other, "true")
+        item = await peer.assigned()
+        peer.output(item, 0, (1, b"x" * 200_000))
+        assert (await peer.expect(wire.OutputAck)).seq == 0
+        peer.finish(item, seq=1)
+        assert (await peer.expect(wire.FinishedAck)).accepted
+        assert (await final(home, one))["state"] == "completed"
+        await peer.close()
+        await until(lambda: leader.site.control.gateway.connections == set())  # type: ignore[union-attr]
+
+
+@on_loop
 async def test_a_worker_survives_changes_of_leaders(tmp_path: Path) -> None:
     """Given a worker with a job, when leadership goes round, then its connection ends each time, it comes back as the
     same life, keeps its job, and the report at the end is taken once."""

@@ -12,6 +12,7 @@ import msgspec
 import uvloop
 
 from jobs.api import ApiConfig, ApiServer, serve
+from tests.support.backend import SiteBackend
 from tests.support.plane import Plane
 
 ANSWER_TIMEOUT_S = 10.0
@@ -147,7 +148,7 @@ async def served(directory: Path, *, plane: dict[str, Any] | None = None, **chan
     """Serve a control plane without workers with these settings of ApiConfig."""
     async with Plane(directory, **(plane or {})) as made:
         socket = directory / "api.sock"
-        server = await serve(made.site, str(socket), ApiConfig(**changes))
+        server = await serve(SiteBackend(made.site), str(socket), ApiConfig(**changes))
         try:
             yield Api(made, server, socket)
         finally:

@@ -22,6 +22,7 @@ from jobs.forward.passage import Passage
 from jobs.protocol.ids import uuid7
 from jobs.workerdoor import WorkerDoor
 from tests.support.api import Answer, Raw, request
+from tests.support.backend import SiteBackend
 
 QUICK = ConsensusConfig(heartbeat_s=0.1, election_min_s=0.6, election_max_s=1.2)
 STEP_S = 60.0
@@ -52,9 +53,9 @@ class Member:
         self.site = Site(self.name, self.consensus, self.store, self._config)
         self.door = WorkerDoor(self.name, frozenset({os.getuid()}))
         await self.door.start(self.worker_socket, 0o600, None)
-        self.api = await serve(self.site, str(self.socket), api or ApiConfig())
+        self.api = await serve(SiteBackend(self.site), str(self.socket), api or ApiConfig())
         self.passage = Passage(self.site, self.api, self.door)
-        self.passage.join(self.peers)
+        self.passage.join(self.peers, self.consensus)
         self.peers.on_raft = self.consensus.on_message
         self.heal()
         await self.consensus.start()
@@ -74,6 +75,11 @@ class Member:
     def cut_off(self) -> None:
         """Reach nobody, and be reached by nobody, from now on."""
         self.peers.allow({})
+
+    def cut(self, other: Member) -> None:
+        """Reach all members but one, and be reached by all but that."""
+        for one, far in ((self, other), (other, self)):
+            one.peers.allow({member: addresses for member, addresses in one.known.items() if member != far.id})
 
     def heal(self) -> None:
         self.peers.allow(self.known)

@@ -19,6 +19,7 @@ class MemoryConsensus:
     is_leader = False
     leader: str | None = None
     me = "test"
+    election_max_s = 1.0
     no_room = None
     fsyncs = commands = transactions = 0
 

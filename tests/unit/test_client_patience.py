@@ -11,7 +11,9 @@ from jobs.client.patience import MAX_BACKOFF_S, MAX_POLL_S, Deadline, Patience
 from jobs.errors import (
     InvalidRequest,
     JobsError,
+    NoLeader,
     NotFound,
+    NotLeader,
     QueueFull,
     ResultGone,
     StorageFull,
@@ -60,6 +62,18 @@ def test_the_node_is_given_the_time_it_asks_for_unless_that_is_too_long() -> Non
     assert pause is not None
     assert 3 <= pause < 3.2
     assert Patience().pause_s(busy, within_s=2, now_s=0, chance=0) is None
+
+
+def test_a_cluster_without_a_leader_is_given_up_sooner_counted_from_when_it_says_so() -> None:
+    patience = Patience()
+    # A node that starts again is waited for first
+    assert patience.pause_s(AWAY, within_s=15, now_s=0, chance=0.5) is not None
+    assert patience.pause_s(NoLeader("x", retry_after_s=1), within_s=15, now_s=10, chance=0.5) is not None
+    assert patience.pause_s(NoLeader("x", retry_after_s=1), within_s=15, now_s=11, chance=0.5) is not None
+    # A leader that came and went is a sign of life
+    assert patience.pause_s(NotLeader("x"), within_s=30, now_s=12, chance=0.5) is not None
+    assert patience.pause_s(NoLeader("x"), within_s=30, now_s=17, chance=0.5) is not None
+    assert patience.pause_s(NoLeader("x"), within_s=30, now_s=23, chance=0.5) is None
 
 
 def test_a_success_begins_anew() -> None:

@@ -140,7 +140,8 @@ class ApiServer(web.Server):
             return await self.desk.perform(routed, body, None, outlet)
         if routed.is_stale:
             return await self._answer_stale(routed, body, outlet)
-        search = Search(backend)
+        whereabouts = backend.whereabouts
+        search = Search(whereabouts)
         while True:
             leader = await search.next()
             try:
@@ -152,12 +153,12 @@ class ApiServer(web.Server):
                 # What of a request was written before does no harm when it is carried out again.
                 if isinstance(leader, str) or outlet.has_begun:
                     raise
-                search.refused(backend.member, NotCarriedOut(error.detail))
+                search.refused(whereabouts.member, NotCarriedOut(error.detail))
             except NotCarriedOut as refusal:
                 search.refused(str(leader), refusal)
 
     async def _answer_stale(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
-        reads = self._backend.reads
+        reads = self._backend.whereabouts.reads
         outlet.headers = {CONSISTENCY: "stale", REVISION: str(reads.revision)}
         response = await self.desk.perform(routed, body, reads, outlet)
         if not response.prepared:

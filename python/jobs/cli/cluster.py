@@ -114,6 +114,7 @@ _STATES: Final = {
     "alone": "alone: it has no address for others (cluster.listen)",
     "unformed": "in no cluster yet: jobctl cluster init, or jobctl cluster join TICKET",
     "outside": "not a member yet, or any more",
+    "removed": "removed from the cluster: stop it, empty its node.data_dir, and let it join anew",
     "member": "a member",
 }
 

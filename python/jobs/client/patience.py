@@ -7,10 +7,12 @@ from typing import Final
 from msgspec import Struct
 
 from jobs.client.failures import ConnectionFailed
-from jobs.errors import JobsError, QueueFull, TooManyRequests, Unavailable
+from jobs.errors import JobsError, NoLeader, QueueFull, TooManyRequests, Unavailable
 
 DEFAULT_PATIENCE_S: Final = 15.0
 """Longer than a node's restart."""
+NO_LEADER_SHARE: Final = 0.2
+"""Of that, for how long a cluster is asked again that has had no leader for longer than an election takes."""
 FIRST_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 2.0
 MAX_POLL_S: Final = 300.0
@@ -19,11 +21,12 @@ MAX_POLL_S: Final = 300.0
 
 class Patience:
     """Counts the failures of one operation and says how long to pause after each: exponential with equal jitter, at
-    least what the node asks for, until `within_s` have passed since the first."""
+    least what the node asks for, until `within_s` have passed since the first, or a fifth of that without a leader."""
 
     def __init__(self) -> None:
         self._failures = 0
         self._first_s = 0.0
+        self._leaderless_since_s: float | None = None
 
     def pause_s(
         self,
@@ -40,13 +43,21 @@ class Patience:
         if self._failures == 0:
             self._first_s = now_s
         self._failures += 1
+        ends_s = self._first_s + within_s
+        if not isinstance(error, NoLeader):
+            self._leaderless_since_s = None
+        else:
+            if self._leaderless_since_s is None:
+                self._leaderless_since_s = now_s
+            ends_s = min(ends_s, self._leaderless_since_s + NO_LEADER_SHARE * within_s)
         full_s: float = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures, 16))
         pause_s = (error.retry_after_s or 0.0) + full_s * (0.5 + chance / 2)
-        return pause_s if now_s + pause_s <= self._first_s + within_s else None
+        return pause_s if now_s + pause_s <= ends_s else None
 
     def reset(self) -> None:
         """Begin anew after a success."""
         self._failures = 0
+        self._leaderless_since_s = None
 
 
 def may_help(error: JobsError) -> bool:

@@ -31,7 +31,7 @@ from jobs.protocol.model import (
     TicketRequest,
     TicketView,
 )
-from jobs.service import Caller
+from jobs.service import Caller, Others
 from jobs.store import Txn
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ class Cluster:
         self._forming = asyncio.Lock()
         self.peers: Peers | None = None
         self._announcing: asyncio.Task[None] | None = None
+        self.others: Others | None = None
+        """What other members say while no leader is heard."""
         self.formed = asyncio.Event()
         """Set once the node is alone or belongs to a cluster, and its endpoint is open."""
         self.is_empty: Callable[[], bool] = lambda: True
@@ -178,10 +180,9 @@ class Cluster:
     async def view(self, caller: Caller) -> ClusterView:
         """Return the cluster as this node knows it, with what the leader tells of the others' progress."""
         consensus = self._consensus
-        leader = None if consensus is None else consensus.leader
+        leader = None if consensus is None else consensus.leader or (self.others.leader if self.others else None)
         progress = await self._progress_of(leader)
         members = () if consensus is None else consensus.members.records
-        up = {} if self.peers is None else self.peers.up
         return ClusterView(
             state=self._state(),
             node=self._config.name,
@@ -198,13 +199,18 @@ class Cluster:
                     role=record.role.value,
                     leader=record.id == leader,
                     joined_ms=record.joined_ms,
-                    connected=None if record.id == self.id else record.id in up,
+                    connected=None if record.id == self.id else self._reaches(record.id),
                     lag_entries=progress[record.id].lag_entries if record.id in progress else None,
                     answered_ago_s=progress[record.id].answered_ago_s if record.id in progress else None,
                 )
                 for record in sorted(members, key=lambda one: one.name)
             ],
         )
+
+    def _reaches(self, member: str) -> bool:
+        """Tell whether messages reach a member: by its word if it was asked, as a connection outlives a cut a while."""
+        asked = None if self.others is None else self.others.reached(member)
+        return (self.peers is not None and member in self.peers.up) if asked is None else asked
 
     async def init(self, caller: Caller) -> ClusterView:
         """Found a cluster of this node alone, with all that it holds. Raises MembershipConflict."""
@@ -229,9 +235,9 @@ class Cluster:
         """Ask the members on a ticket to let this node in. Raises InvalidRequest for a ticket that is none,
         MembershipConflict when it is not let in, Unavailable when nobody answers."""
         _check_admin(caller, "join a cluster")
-        ticket = decode(wanted.ticket, wall_ms())
         async with self._forming:
             self._check_unformed()
+            ticket = decode(wanted.ticket, wall_ms())
             if not self.is_empty():
                 raise MembershipConflict(
                     "this node holds jobs or data of its own, which joining would throw away",
@@ -296,11 +302,13 @@ class Cluster:
         chosen = await consensus.transfer(to)
         return LeaderTransferred(leader=consensus.members.name_of(chosen))
 
-    def _state(self) -> Literal["alone", "unformed", "outside", "member"]:
+    def _state(self) -> Literal["alone", "unformed", "outside", "member", "removed"]:
         if self.is_alone:
             return "alone"
         if self._belonging is None or self._consensus is None:
             return "unformed"
+        if self.others is not None and self.others.removed:
+            return "removed"
         return "outside" if self._consensus.members.get(self.id) is None else "member"
 
     def _check_unformed(self) -> None:
@@ -309,9 +317,10 @@ class Cluster:
                 "this node has no address for others", expected="cluster.listen in its configuration, and a restart"
             )
         if self._belonging is not None:
+            how = "was removed from" if self._state() == "removed" else "belongs already to"
             raise MembershipConflict(
-                f"this node belongs to cluster {self._belonging.cluster} already",
-                expected="an empty node.data_dir, to be another member or in another cluster",
+                f"this node {how} cluster {self._belonging.cluster}",
+                expected="a stopped node and an empty node.data_dir, to be another member or in another cluster",
             )
 
     def _led(self, what: str) -> Consensus:

@@ -34,6 +34,8 @@ class Asked(IntEnum):
     PROGRESS = 2
     FORWARD = 3
     MOVED = 4
+    LEADER = 5
+    RELAY = 6
 
 
 class Opened(IntEnum):
@@ -42,6 +44,7 @@ class Opened(IntEnum):
     SNAPSHOT = 1
     FORWARD = 2
     WORKER = 3
+    RELAY = 4
 
 
 OnRequest: TypeAlias = Callable[[str, bytes], Awaitable[bytes]]

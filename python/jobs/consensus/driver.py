@@ -173,6 +173,11 @@ class Consensus:
         return self._failure is None and self._member.leads
 
     @property
+    def election_max_s(self) -> float:
+        """After so long without a leader at most, a member stands for election."""
+        return self._config.election_max_s
+
+    @property
     def leader(self) -> str | None:
         """Id of the member that is believed to lead."""
         return self._member.raft.leader

@@ -13,13 +13,16 @@ from jobs.consensus import Consensus
 from jobs.control.control import Control, ControlConfig
 from jobs.control.hub import Hub
 from jobs.control.reads import StaleReads
-from jobs.errors import JobsError
+from jobs.errors import JobsError, NoLeader, NotLeader, Unavailable
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
+from jobs.service import Others
 from jobs.store import Store
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_ELECTIONS: Final = 2.5
+"""Longest waits for an election for which a request looks for a leader."""
 RETRY_S: Final = 0.5
 """A control plane that could not be started is tried again, while the node leads."""
 
@@ -36,6 +39,8 @@ class Site:
         """Called when `control` or `leader` is another."""
         self.on_failure: Callable[[BaseException], None] = lambda error: None
         """Called when the store cannot be made sense of: the process has to end."""
+        self.others: Others | None = None
+        """Of a member of a cluster."""
         self._consensus = consensus
         self._store = store
         self._config = config
@@ -81,17 +86,40 @@ class Site:
 
     @property
     def leader(self) -> str | None:
-        """Id of the member that leads, as far as this node knows."""
-        return self._consensus.leader
+        """Id of the member that leads, as far as this node knows: it hears it, or another member does."""
+        heard = self._consensus.leader
+        return self.others.leader if heard is None and self.others is not None else heard
 
     @property
     def leaderless_s(self) -> float:
         """For how long no leader has been known."""
         return 0.0 if self._leaderless_since_s is None else time.monotonic() - self._leaderless_since_s
 
+    @property
+    def patience_s(self) -> float:
+        """For how long a request looks for a leader: longer than an election that goes well."""
+        return PATIENCE_ELECTIONS * self._consensus.election_max_s
+
+    def no_leader(self) -> Unavailable:
+        """Return what a request is told that has looked for so long."""
+        if self.leads:
+            return NotLeader("this node has not taken up the work of the cluster yet", retry_after_s=1)
+        if self.leaderless_s < self.patience_s:
+            return NotLeader("no leader is known: an election is under way", retry_after_s=1)
+        if self.others is not None and self.others.removed:
+            detail, expected = self.others.standing()
+            return NoLeader(detail, expected=expected, retry_after_s=1)
+        detail, expected = ("", "nodes that reach each other") if self.others is None else self.others.standing()
+        since = f"the cluster has had no leader for {self.leaderless_s:.0f} s"
+        return NoLeader(f"{since}: {detail}" if detail else since, expected=expected, retry_after_s=1)
+
     def changed(self) -> asyncio.Future[None]:
         """Return a future, not to be cancelled, that is done when `control` or `leader` is another."""
         return self._news
+
+    def on_others(self) -> None:
+        """Take note that other members say something else than before."""
+        self._on_leader()
 
     def _on_leader(self) -> None:
         if self.leader is not None:
@@ -166,10 +194,12 @@ class Site:
         )
 
     def _status(self) -> Literal["ok", "starting", "stopping", "failing"]:
-        known = self._consensus.leader is not None
+        known = self.leader is not None
         self._met_leader |= known
         if self._stopping:
             return "stopping"
+        if self.others is not None and self.others.removed:
+            return "failing"
         if not self._met_leader or (self._consensus.is_leader and self.control is None):
             return "starting"
         return "ok" if known and self._consensus.no_room is None else "failing"
@@ -177,8 +207,10 @@ class Site:
     def _standing(self) -> str:
         if self._consensus.is_leader:
             return "leading"
-        leader = self._consensus.leader
-        return "no leader" if leader is None else f"following {leader}"
+        heard = self._consensus.leader
+        if heard is not None:
+            return f"following {self._consensus.members.name_of(heard)}"
+        return "no leader" if self.others is None else self.others.standing()[0]
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         store, consensus = self._store, self._consensus

@@ -11,7 +11,7 @@ from aiohttp import web
 from jobs.api.desk import Desk, Routed
 from jobs.api.outlet import Outlet
 from jobs.api.streams import CutShort, StreamAnswer
-from jobs.cluster import Opened, Peers
+from jobs.cluster import Opened
 from jobs.errors import InternalError, OutcomeUnknown, TooManyRequests, Unavailable
 from jobs.forward.envelope import (
     MAX_ENVELOPE_BYTES,
@@ -30,6 +30,7 @@ from jobs.forward.envelope import (
 from jobs.forward.framing import read_framed
 from jobs.forward.lots import ANSWER_S, Lots
 from jobs.forward.metrics import ForwardMetrics
+from jobs.forward.reach import Reach
 from jobs.forward.whereabouts import NotCarriedOut
 from jobs.net import RequestFailed, Stream, StreamBroken
 from jobs.service import Whereabouts
@@ -49,9 +50,9 @@ REQUEST_ROOM_BYTES: Final = 256 << 10
 class Forwarder:
     """Passes requests on. What may have been carried out is never sent again unless that does no harm."""
 
-    def __init__(self, peers: Peers, node: str, site: Whereabouts, desk: Desk, metrics: ForwardMetrics) -> None:
-        self._peers = peers
-        self._lots = Lots(peers)
+    def __init__(self, reach: Reach, node: str, site: Whereabouts, desk: Desk, metrics: ForwardMetrics) -> None:
+        self._reach = reach
+        self._lots = Lots(reach)
         self._node = node
         self._site = site
         self._desk = desk
@@ -84,7 +85,7 @@ class Forwarder:
 
     async def _follow(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> web.StreamResponse:
         """Ask for an answer that takes long, or goes on, for as long as somebody waits for it."""
-        exchange = _Exchange(self._peers, leader, self._request(routed, b""), body)
+        exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         with self._desk.slots.take(routed.ask.caller.uid, self._site.reads.ended, outlet.gone) as place:
             try:
                 head = await place.result(self._while_it_leads(leader, exchange.head(), routed.ask.method))
@@ -136,7 +137,7 @@ class Forwarder:
 
     async def _on_stream(self, leader: str, routed: Routed, body: bytes) -> web.StreamResponse:
         """Ask for an answer, which is in one piece but may be large, or follows a large request."""
-        exchange = _Exchange(self._peers, leader, self._request(routed, b""), body)
+        exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         try:
             async with asyncio.timeout(ANSWER_S):
                 head = await self._while_it_leads(leader, exchange.head(), routed.ask.method)
@@ -152,8 +153,8 @@ class Forwarder:
 class _Exchange:
     """One request on a stream of its own."""
 
-    def __init__(self, peers: Peers, leader: str, request: Request, body: bytes) -> None:
-        self._peers = peers
+    def __init__(self, reach: Reach, leader: str, request: Request, body: bytes) -> None:
+        self._reach = reach
         self._leader = leader
         self._request = request
         self._body = body
@@ -162,7 +163,7 @@ class _Exchange:
     async def head(self) -> Answer | Head:
         """Send the request, and return what comes first. Raises NotCarriedOut, OutcomeUnknown."""
         try:
-            self._stream = stream = await self._peers.open_stream(self._leader, Opened.FORWARD, encode(self._request))
+            self._stream = stream = await self._reach.open_stream(self._leader, Opened.FORWARD, encode(self._request))
             if self._body:
                 await stream.write(self._body)
             await stream.finish()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from jobs.cluster import Asked, Peers
+from jobs.cluster import Asked
 from jobs.errors import InternalError
 from jobs.forward.envelope import MAX_LOT, Envelope, EnvelopeError, Lot, NotLeading, Replies, Request, decode, encode
+from jobs.forward.reach import Reach
 from jobs.net import RequestFailed
 
 LOT_BYTES: Final = 256 << 10
@@ -23,8 +24,8 @@ ANSWER_S: Final = 60.0
 class Lots:
     """Asks other nodes."""
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
         self._open: dict[tuple[str, bool], _Filling] = {}
         self._exchanges: set[asyncio.Task[None]] = set()
 
@@ -57,7 +58,7 @@ class Lots:
         alone = len(lot.requests) == 1
         data = lot.requests[0] if alone else encode(Lot(lot.requests))
         try:
-            answer = decode(await self._peers.request(leader, Asked.FORWARD, data, ANSWER_S))
+            answer = decode(await self._reach.request(leader, Asked.FORWARD, data, ANSWER_S))
             if alone or isinstance(answer, NotLeading):
                 replies = [answer] * len(lot.requests)
             elif isinstance(answer, Replies) and len(answer.parts) == len(lot.requests):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from jobs.api import ApiServer
-from jobs.cluster import Asked, Opened, Peers
+from jobs.cluster import Asked, Inquiry, Opened, Peers
+from jobs.consensus import Consensus
 from jobs.control import Site
 from jobs.forward.follower import Forwarder
 from jobs.forward.leader import LeaderSide
+from jobs.forward.reach import Reach
+from jobs.forward.relay import Relay
 from jobs.forward.tunnel import RemoteWay
 from jobs.workerdoor import Way, WorkerDoor
 
@@ -18,24 +21,29 @@ class Passage:
         self._site = site
         self._api = api
         self._door = door
-        self._peers: Peers | None = None
+        self._reach: Reach | None = None
+        self._inquiry: Inquiry | None = None
         self._remote: RemoteWay | None = None
         site.on_change = self._on_change
         self._on_change()
 
-    def join(self, peers: Peers) -> None:
+    def join(self, peers: Peers, consensus: Consensus) -> None:
         """Pass requests and workers on to other members, and take theirs."""
         site, api = self._site, self._api
-        self._peers = peers
-        api.forwarder = Forwarder(peers, site.node, site, api.desk, api.forwarded)
+        site.others = self._inquiry = inquiry = Inquiry(peers, consensus, site)
+        self._reach = reach = Reach(peers, inquiry)
+        api.forwarder = Forwarder(reach, site.node, site, api.desk, api.forwarded)
         leader_side = LeaderSide(site, api.desk, self._gateway, api.forwarded)
         peers.requests[Asked.FORWARD] = leader_side.on_request
         peers.streams[Opened.FORWARD] = peers.streams[Opened.WORKER] = leader_side.on_stream
+        Relay(peers, consensus, leader_side)
         self._on_change()
 
     def stop(self) -> None:
         """Let go of the workers that are connected to another node."""
         self._site.on_change = lambda: None
+        if self._inquiry is not None:
+            self._inquiry.stop()
         self._lead_to(None)
 
     def _gateway(self) -> Way | None:
@@ -44,10 +52,10 @@ class Passage:
     def _on_change(self) -> None:
         """The control plane has come or gone, or another member leads."""
         site, remote = self._site, self._remote
-        if site.control is not None or site.leads or site.leader is None or self._peers is None:
+        if site.control is not None or site.leads or site.leader is None or self._reach is None:
             self._lead_to(None)
         elif remote is None or remote.leader != site.leader:
-            self._lead_to(RemoteWay(self._peers, site.leader))
+            self._lead_to(RemoteWay(self._reach, site.leader))
 
     def _lead_to(self, remote: RemoteWay | None) -> None:
         former, self._remote = self._remote, remote

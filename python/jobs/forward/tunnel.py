@@ -12,10 +12,11 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
-from jobs.cluster import Asked, Opened, Peers
+from jobs.cluster import Asked, Opened
 from jobs.errors import NotLeader, Unavailable
 from jobs.forward.envelope import MAX_UNARY_BYTES, Done, EnvelopeError, Worker, WorkerEnded, decode, encode
 from jobs.forward.framing import read_framed
+from jobs.forward.reach import Reach
 from jobs.net import RequestFailed, Stream, StreamBroken
 from jobs.service import WorkerProcess
 
@@ -123,19 +124,19 @@ async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
 class RemoteWay:
     """Leads workers' connections to the node that leads; made anew for each one that does."""
 
-    def __init__(self, peers: Peers, leader: str) -> None:
-        self._peers = peers
+    def __init__(self, reach: Reach, leader: str) -> None:
+        self._reach = reach
         self.leader = leader
         self._ends: set[TunnelEnd] = set()
 
     def connection(self, process: WorkerProcess) -> TunnelEnd:
-        return TunnelEnd(self._peers, self.leader, process, self._ends)
+        return TunnelEnd(self._reach, self.leader, process, self._ends)
 
     async def tell_process_end(self, process: WorkerProcess) -> None:
         """Raises Unavailable when the leader has not taken note."""
         try:
             answer = decode(
-                await self._peers.request(self.leader, Asked.FORWARD, encode(WorkerEnded(process)), ANSWER_S)
+                await self._reach.request(self.leader, Asked.FORWARD, encode(WorkerEnded(process)), ANSWER_S)
             )
         except (RequestFailed, EnvelopeError) as error:
             raise Unavailable(str(error)) from error
@@ -151,8 +152,8 @@ class RemoteWay:
 class TunnelEnd(asyncio.Protocol):
     """The worker's end: what its connection says goes on the stream, and the other way round."""
 
-    def __init__(self, peers: Peers, leader: str, process: WorkerProcess, ends: set[TunnelEnd]) -> None:
-        self._peers = peers
+    def __init__(self, reach: Reach, leader: str, process: WorkerProcess, ends: set[TunnelEnd]) -> None:
+        self._reach = reach
         self._leader = leader
         self._process = process
         self._ends = ends
@@ -194,7 +195,7 @@ class TunnelEnd(asyncio.Protocol):
     async def _carry(self, transport: asyncio.Transport) -> None:
         stream: Stream | None = None
         try:
-            stream = await self._peers.open_stream(self._leader, Opened.WORKER, encode(Worker(self._process)))
+            stream = await self._reach.open_stream(self._leader, Opened.WORKER, encode(Worker(self._process)))
             async with asyncio.timeout(ANSWER_S):
                 answer = decode(await read_framed(stream, MAX_UNARY_BYTES))
             if isinstance(answer, Done):

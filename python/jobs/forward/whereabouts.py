@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from jobs.errors import NotLeader, Unavailable
+from jobs.errors import Unavailable
 from jobs.service import Service, Whereabouts
 
-PATIENCE_S: Final = 2.5
-"""A request looks for a leader for so long: longer than an election that goes well."""
 PAUSE_S: Final = 0.05
 """Between two tries with the same node, unless it is known by then that another one leads."""
 MAX_HINTS: Final = 3
@@ -32,7 +30,7 @@ class Search:
     def __init__(self, node: Whereabouts) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._ends_s = self._loop.time() + PATIENCE_S
+        self._ends_s = self._loop.time() + node.patience_s
         self._refusal: tuple[str, NotCarriedOut] | None = None
         self._hints = MAX_HINTS
 
@@ -61,20 +59,10 @@ class Search:
         while node.control is None:
             if node.leader is not None and not node.leads:
                 return node.leader
-            if self._loop.time() >= self._ends_s or node.leaderless_s > PATIENCE_S:
-                raise _no_leader(node)
-            await self._wait(PATIENCE_S)
+            if self._loop.time() >= self._ends_s or node.leaderless_s > node.patience_s:
+                raise node.no_leader()
+            await self._wait(node.patience_s)
         return node.control
 
     async def _wait(self, most_s: float) -> None:
         await asyncio.wait([self._node.changed()], timeout=max(0.0, min(most_s, self._ends_s - self._loop.time())))
-
-
-def _no_leader(node: Whereabouts) -> NotLeader:
-    if node.leads:
-        return NotLeader("this node has not taken up the work of the cluster yet", retry_after_s=1)
-    return NotLeader(
-        "no leader is known: too few members reach each other, or an election is under way",
-        expected="the same request a little later",
-        retry_after_s=1,
-    )

@@ -34,9 +34,9 @@ class MemberView(Model, frozen=True):
 class ClusterView(Model, frozen=True):
     """The cluster as a node knows it."""
 
-    state: Literal["alone", "unformed", "outside", "member"]
-    """`alone`: the node has no address for others; `unformed`: it waits to found or join a cluster; `outside`: its
-    store does not have it as a member yet, or any more."""
+    state: Literal["alone", "unformed", "outside", "member", "removed"]
+    """`alone`: the node has no address for others; `unformed`: it waits to found or join a cluster; `outside`:
+    its store does not have it as a member yet, or any more; `removed`: most voters that it knows refuse it."""
     node: str
     """Name of the node that was asked."""
     id: str | None
