@@ -19,6 +19,7 @@ from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
 from tests.support.disks import small_disk
 
 QUICK = ConsensusConfig(heartbeat_s=0.05, election_min_s=0.2, election_max_s=0.5)
+TIMEOUT_S = 20.0
 
 
 class Wires:
@@ -205,6 +206,23 @@ def test_a_killed_leader_is_followed_by_another_that_has_everything(tmp_path: Pa
                 store = group.disks[successor.me][1]
                 assert all(store.get(f"k{past}".encode()) for past in range(number + 1))
                 await group.start(name)
+
+    run(scenario)
+
+
+def test_a_founder_that_loses_power_takes_part_again_though_another_leads(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            # Given a founder whose store has no snapshot, so that after a power cut it knows of no members
+            group.kill("a")
+            (tmp_path / "a" / "store" / "OPEN").write_text("1 another-boot open\n")
+            await put(await group.leader(), "k")
+            # When it starts beside the leader of the others
+            await asyncio.wait_for(group.start("a", first=True), TIMEOUT_S)
+            # Then it follows, and has what was written meanwhile
+            await until(lambda: group.disks["a"][1].get(b"k") is not None)
+            assert len(group["a"].members.voters) == 3
+            assert not group["a"].is_leader
 
     run(scenario)
 

@@ -450,9 +450,12 @@ class Consensus:
         if self.leader != self._known_leader:
             self._known_leader = self.leader
             self.on_leader()
-        applied_all = self.applied_index == self.commit_index
-        if leads and applied_all and self._ready is not None and not self._ready.done():
-            self._ready.set_result(None)
+        if self._ready is not None and not self._ready.done():
+            # A founder whose store begins anew after a power cut takes itself for the only voter, until its log has told
+            # it of the others: it need not lead then.
+            alone = self._member.members.voters == (self._member.me,)
+            if not alone or (leads and self.applied_index == self.commit_index):
+                self._ready.set_result(None)
 
     async def stepped(self) -> None:
         """Return after the next step, which a message or the timer brings about."""
