@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from jobs.client import Client, shell_job
 from jobs.errors import JobsError
-from jobs.protocol.model import Content, KvCompare, KvDelete, KvOp, KvPut, KvTxnResult, Retry
+from jobs.protocol.model import Content, JobState, KvCompare, KvDelete, KvOp, KvPut, KvTxnResult, Retry
 from tests.support.linearizability import Kind, Operation
 
 PATIENCE_S: Final = 3.0
@@ -22,16 +22,22 @@ PATIENCE_S: Final = 3.0
 PACE_S: Final = 0.003
 FAILED_PACE_S: Final = 0.05
 JOB_PACE_S: Final = 0.2
+ONCE_PACE_S: Final = 0.02
+ONCE_BYTES: Final = 2_000
 PREFIX: Final = "/data/faults/"
+ONCE: Final = "/data/once/"
+
+Sockets: TypeAlias = Callable[[], Sequence[Path]]
+"""Those of the nodes that are members just now."""
 
 
 class _Worker(threading.Thread):
     """Repeats one thing until told to end, with the nodes by turns; an unexpected exception is kept for the test."""
 
-    def __init__(self, name: str, sockets: Sequence[Path], chance: random.Random, pace_s: float) -> None:
+    def __init__(self, name: str, sockets: Sockets, chance: random.Random, pace_s: float) -> None:
         super().__init__(name=name, daemon=True)
-        self._sockets = [str(path) for path in sockets]
-        self._turn = chance.randrange(len(sockets))
+        self._sockets = sockets
+        self._turn = chance.randrange(1 << 16)
         self.chance = chance
         self._pace_s = pace_s
         self._enough = threading.Event()
@@ -42,9 +48,9 @@ class _Worker(threading.Thread):
     def run(self) -> None:
         try:
             while not self._enough.is_set():
-                socket = self._sockets[self._turn % len(self._sockets)]
+                present = self._sockets()
                 self._turn += 1
-                with Client(socket, patience_s=PATIENCE_S) as client:
+                with Client(str(present[self._turn % len(present)]), patience_s=PATIENCE_S) as client:
                     self._use(client)
                 self._enough.wait(FAILED_PACE_S)
         except BaseException as error:
@@ -70,9 +76,7 @@ class _Worker(threading.Thread):
 class KeyClient(_Worker):
     """Reads and writes a few keys, and keeps what it was answered."""
 
-    def __init__(
-        self, number: int, sockets: Sequence[Path], chance: random.Random, keys: int, ids: Iterator[int]
-    ) -> None:
+    def __init__(self, number: int, sockets: Sockets, chance: random.Random, keys: int, ids: Iterator[int]) -> None:
         super().__init__(f"keys-{number}", sockets, chance, PACE_S)
         self._keys = [f"{PREFIX}{number}" for number in range(keys)]
         self._ids = ids
@@ -163,16 +167,34 @@ _CALLS: Final[dict[Kind, Callable[[Client, Operation], Operation]]] = {
 }
 
 
-class JobClient(_Worker):
-    """Submits jobs that each print a token of their own; keeps those that were accepted."""
+class OnceClient(_Worker):
+    """Writes keys once each; keeps what was acknowledged. The client library sends a write again, under its request id,
+    when no answer came, so a key with a second version was written twice."""
 
-    def __init__(self, number: int, sockets: Sequence[Path], chance: random.Random, marker: str) -> None:
+    def __init__(self, number: int, sockets: Sockets, chance: random.Random) -> None:
+        super().__init__(f"once-{number}", sockets, chance, ONCE_PACE_S)
+        self._number = number
+        self._count = 0
+        self.acknowledged: dict[str, int] = {}
+        """Revisions by key."""
+
+    def once(self, client: Client) -> None:
+        self._count += 1
+        key = f"{ONCE}{self._number}/{self._count}"
+        self.acknowledged[key] = client.kv.put(key, once_value(key)).revision
+
+
+class JobClient(_Worker):
+    """Submits jobs that each print a token of their own; keeps which were accepted, and how it saw them end."""
+
+    def __init__(self, number: int, sockets: Sockets, chance: random.Random, marker: str) -> None:
         super().__init__(f"jobs-{number}", sockets, chance, JOB_PACE_S)
         self._number = number
         self._count = 0
         self._marker = marker
         self.accepted: dict[str, str] = {}
         """Tokens by job."""
+        self.ends: list[End] = []
 
     def once(self, client: Client) -> None:
         self._count += 1
@@ -184,20 +206,38 @@ class JobClient(_Worker):
             shell_job(["sh", "-c", script, self._marker], retry=Retry(max_attempts=self.chance.randrange(1, 4)))
         )
         self.accepted[done.job.id] = token
+        seen = client.get(self.chance.choice(list(self.accepted))).job
+        if seen.state.is_final:
+            self.ends.append(End(seen.id, seen.state, seen.attempt, seen.finished_ms))
+
+
+def once_value(key: str) -> str:
+    """Return what a key that is written once holds: so much that logs grow, are cut, and snapshots are needed."""
+    return key + "." * ONCE_BYTES
+
+
+class End(NamedTuple):
+    """How a job has ended: each job ends once, so all who look see the same."""
+
+    job: str
+    state: JobState
+    attempt: int
+    finished_ms: int | None
 
 
 class Load:
     """Clients of all nodes, for as long as the context lasts."""
 
-    def __init__(self, sockets: Sequence[Path], chance: random.Random, *, marker: str, clients: int, keys: int) -> None:
+    def __init__(self, sockets: Sockets, chance: random.Random, *, marker: str, clients: int, keys: int) -> None:
         ids = itertools.count(1)
-        made = [random.Random(chance.randrange(1 << 32)) for _ in range(clients + 2)]
+        made = [random.Random(chance.randrange(1 << 32)) for _ in range(clients + 4)]
         self.keys = [KeyClient(number, sockets, made[number], keys, ids) for number in range(clients)]
         self.jobs = [JobClient(number, sockets, made[clients + number], marker) for number in range(2)]
+        self.once = [OnceClient(number, sockets, made[clients + 2 + number]) for number in range(2)]
 
     @property
     def all(self) -> Sequence[_Worker]:
-        return [*self.keys, *self.jobs]
+        return [*self.keys, *self.jobs, *self.once]
 
     @property
     def history(self) -> list[Operation]:
@@ -206,6 +246,15 @@ class Load:
     @property
     def accepted(self) -> dict[str, str]:
         return {job: token for client in self.jobs for job, token in client.accepted.items()}
+
+    @property
+    def ends(self) -> set[End]:
+        return {end for client in self.jobs for end in client.ends}
+
+    @property
+    def acknowledged(self) -> dict[str, int]:
+        """Revisions by key, of the keys that are written once."""
+        return {key: revision for client in self.once for key, revision in client.acknowledged.items()}
 
     def __enter__(self) -> Load:
         for client in self.all:

@@ -7,65 +7,87 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import struct
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from random import Random
+from typing import Final, TypeVar
 
-from jobs.testing import EmbeddedCluster, EmbeddedNode
+from jobs.client import Client
+from jobs.errors import JobsError, MembershipConflict, NotFound
+from jobs.testing import EmbeddedCluster, EmbeddedNode, NodeFailed
+from tests.cluster import damage
+from tests.cluster.disks import Disks
 from tests.cluster.namespaces import Network, network, run
-from tests.support.processes import descendants
+from tests.support.processes import Process, descendants, present
 
-DISK_BYTES: Final = 512 << 20
 PORT: Final = 7420
-CLOCK_SOURCE: Final = Path(__file__).with_name("clock.c")
+MACHINE_SOURCE: Final = Path(__file__).with_name("machine.c")
 BALLAST: Final = "ballast"
+CHANGE_S: Final = 90.0
+"""Time for one change of the members, whatever goes wrong meanwhile."""
+ASK_S: Final = 1.0
+POLL_S: Final = 0.05
+
+T = TypeVar("T")
 
 
 class Members(EmbeddedCluster):
-    """The nodes `n1`, `n2`, …; a single one is a cluster of one."""
+    """The nodes `n1`, `n2`, …; a single one is a cluster of one. One more has its place, to join."""
 
-    def __init__(self, directory: Path, net: Network, size: int) -> None:
+    def __init__(self, directory: Path, net: Network, disks: Disks, size: int) -> None:
         self.net = net
-        self._clock_library = build_clock(directory)
+        self._disks = disks
+        self._machine_library = build_machine(directory)
+        self._inside: set[int] = set()
+        """Numbers of those who are members, or about to be."""
+        self.beginning: set[int] = set()
+        """Of them, those whose disk is being taken away and whose process is not there yet."""
+        self._seen: set[Process] = set()
+        """Every process that was below a node when it was killed."""
         super().__init__(directory, size)
+        self.spare = size + 1
 
     def add(self, name: str) -> EmbeddedNode:
         assert name not in self.nodes
-        number = len(self.nodes) + 1
-        place = self.directory / name
-        place.mkdir(parents=True)
-        run("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=755", "jobs-test", str(place))
+        number = int(name[1:])
+        self._inside.add(number)
+        self._disks.make(name)
         env = {
             "JOBS_NODE__ID": name,
             "JOBS_CLUSTER__LISTEN": f'["{self.net.address(number)}:{PORT}"]',
             "JOBS_WORKERS__LEASE_S": "5",
             # Small, so that logs are cut and members catch up by snapshots.
             "JOBS_LOG__SEGMENT_BYTES": "1MiB",
-            "JOBS_LOG__SNAPSHOT_LOG_BYTES": "2MiB",
+            "JOBS_LOG__SNAPSHOT_LOG_BYTES": "1MiB",
         }
-        if self._clock_library is not None:
-            clock = self._clock_file(name)
-            clock.write_bytes(bytes(8))
-            env |= {"LD_PRELOAD": str(self._clock_library), "JOBS_TEST_CLOCK": str(clock)}
-        made = self.nodes[name] = EmbeddedNode(place, env=env, prefix=self.net.inside(number))
+        if self._machine_library is not None:
+            self._set_machine(number)
+            env |= {"LD_PRELOAD": str(self._machine_library), "JOBS_TEST_MACHINE": str(self._machine_file(number))}
+        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env, prefix=self.net.inside(number))
         return made
 
-    def numbers(self) -> range:
-        return range(1, len(self.nodes) + 1)
+    def numbers(self) -> list[int]:
+        return sorted(self._inside)
 
     def node(self, number: int) -> EmbeddedNode:
         return self.nodes[f"n{number}"]
+
+    def sockets(self) -> list[Path]:
+        return [self.node(number).socket for number in self.numbers()]
 
     def leader_number(self) -> int:
         """Return the number of the node that leads. Raises NodeFailed when none does in time."""
         return int(self.leader().directory.name[1:])
 
-    # --- faults -----------------------------------------------------------------------------------------------------
+    # --- processes --------------------------------------------------------------------------------------------------
 
     def kill(self, number: int) -> None:
-        self.node(number).kill()
+        node = self.node(number)
+        if node.is_running:
+            self._seen.update(self.below(number))
+            node.kill()
 
     def restart(self, number: int) -> None:
         if not self.node(number).is_running:
@@ -94,6 +116,25 @@ class Members(EmbeddedCluster):
     def thaw(self, number: int) -> None:
         os.kill(self.node(number).pid, signal.SIGCONT)
 
+    def below(self, number: int) -> list[Process]:
+        """Return every process below a node."""
+        try:
+            return present(descendants(self.node(number).pid))
+        except OSError:  # the node has ended by itself
+            return []
+
+    def processes(self) -> list[Process]:
+        """Return every process that there is below the nodes, or was when one was killed."""
+        running = (number for number in self.numbers() if self.node(number).is_running)
+        return [*self._seen, *(process for number in running for process in self.below(number))]
+
+    # --- machines ---------------------------------------------------------------------------------------------------
+
+    @property
+    def no_power_cuts(self) -> str:
+        """Why power cannot be cut here, "" when it can."""
+        return self._disks.missing
+
     def fill_disk(self, number: int) -> None:
         """Leave no room on the node's disk."""
         with contextlib.suppress(OSError), (self.node(number).directory / BALLAST).open("ab", buffering=0) as file:
@@ -103,58 +144,141 @@ class Members(EmbeddedCluster):
     def free_disk(self, number: int) -> None:
         (self.node(number).directory / BALLAST).unlink(missing_ok=True)
 
+    def cut_power(self, *numbers: int) -> None:
+        """Let machines go down at once, with all that had not reached their disks."""
+        for number in numbers:
+            self._disks.cut_power(f"n{number}")
+        for number in numbers:
+            self.kill(number)
+            self._disks.plug_in(f"n{number}")
+
+    def set_machine(self, number: int, *, ahead_s: int = 0, sync_s: float = 0.0) -> None:
+        """Let the node's wall clock jump, and those of its workers; let each sync of its disk take longer."""
+        self._set_machine(number, ahead_s, sync_s)
+
+    def _set_machine(self, number: int, ahead_s: int = 0, sync_s: float = 0.0) -> None:
+        path = self._machine_file(number)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.write(struct.pack("=qq", ahead_s, int(sync_s * 1e6)))
+
+    def _machine_file(self, number: int) -> Path:
+        return self.directory / f"n{number}.machine"
+
     def tear_log(self, number: int, noise: bytes) -> None:
-        """Leave a write behind the log's last record that a power cut tore. The node must not run."""
         assert not self.node(number).is_running
-        segment = max((self.node(number).directory / "data" / "log").glob("*.seg"))
-        with segment.open("r+b") as file:
-            file.seek(_end_of_records(file.read()))
-            file.write(noise)
+        damage.tear_log(self.node(number).directory, noise)
 
-    def set_clock(self, number: int, ahead_s: int) -> None:
-        """Let the node's wall clock jump, and those of its workers."""
-        with self._clock_file(self.node(number).directory.name).open("r+b") as file:
-            file.write(ahead_s.to_bytes(8, sys.byteorder, signed=True))
+    def damage_log(self, number: int, chance: Random) -> bool:
+        assert not self.node(number).is_running
+        return damage.damage_log(self.node(number).directory, chance)
 
-    def _clock_file(self, name: str) -> Path:
-        return self.directory / f"{name}.clock"
+    def damage_snapshot(self, number: int, chance: Random) -> bool:
+        """Damage the newest snapshot, and let it be needed: the operating system went down with the store open."""
+        assert not self.node(number).is_running
+        self._disks.boot_anew(f"n{number}")
+        return damage.damage_snapshot(self.node(number).directory, chance)
 
-    # --- the end ----------------------------------------------------------------------------------------------------
+    # --- members ----------------------------------------------------------------------------------------------------
 
-    def processes(self) -> list[int]:
-        """Return every process below the nodes."""
-        return [pid for node in self.running() for pid in descendants(node.pid)]
+    def swap(self, leaving: int) -> None:
+        """Let a fresh node join, and then remove another one, which runs on as one that belongs nowhere."""
+        fresh = self.spare
+        self._let_join(fresh)
+        self._remove(leaving)
+        self.spare = leaving
 
-    def unmount(self) -> None:
-        for name in self.nodes:
-            subprocess.run(["umount", "--lazy", str(self.directory / name)], capture_output=True)
+    def lose_disk(self, number: int) -> None:
+        """Take a member's disk away, remove the member, and let its node join anew: by its name, with another key."""
+        self.beginning.add(number)
+        self.kill(number)
+        self._remove(number)
+        self._let_join(number)
+
+    def retire(self) -> None:
+        """End the node that was removed last."""
+        if f"n{self.spare}" in self.nodes:
+            self.kill(self.spare)
+
+    def transfer(self, to: int | None) -> None:
+        """Let another lead. Raises JobsError where that did not come about."""
+        with Client(str(self.leader().socket), patience_s=ASK_S) as client:
+            client.cluster.transfer(None if to is None else f"n{to}")
+
+    def _let_join(self, number: int) -> None:
+        """Start a node on an empty disk, and let it join until it has its vote."""
+        name = f"n{number}"
+        self.beginning.add(number)
+        if name in self.nodes:
+            self._disks.make(name)
+            self._inside.add(number)
+        else:
+            self.add(name)
+        self.restart(number)
+        self.beginning.discard(number)
+        deadline = time.monotonic() + CHANGE_S
+        while not self._joins(number):
+            assert time.monotonic() < deadline, f"{name} got no vote in time:\n{self.node(number).log_tail()}"
+            time.sleep(POLL_S)
+
+    def _joins(self, number: int) -> bool:
+        """Go one step towards the vote of a node; tell whether it has it."""
+        try:
+            with Client(str(self.node(number).socket), patience_s=ASK_S) as client:
+                view = client.cluster.view()
+                if view.state == "unformed":
+                    ticket = self._ask_another(number, lambda other: other.cluster.ticket(CHANGE_S)).ticket
+                    try:
+                        client.cluster.join(ticket)
+                    except MembershipConflict:
+                        # It was let in, and died before it knew: it has to go before it can join by another ticket.
+                        self._remove(number)
+                return any(one.id == view.id and one.role == "voter" for one in view.members)
+        except JobsError:
+            return False
+
+    def _remove(self, number: int) -> None:
+        self._inside.discard(number)
+        name = f"n{number}"
+
+        def remove(client: Client) -> None:
+            with contextlib.suppress(NotFound):  # an answer was lost
+                client.cluster.remove(name)
+
+        self._ask_another(number, remove)
+
+    def _ask_another(self, number: int, ask: Callable[[Client], T]) -> T:
+        """Ask the members but one, by turns, until one of them has done it."""
+        deadline = time.monotonic() + CHANGE_S
+        while True:
+            for other in self.numbers():
+                if other == number:
+                    continue
+                try:
+                    with Client(str(self.node(other).socket), patience_s=ASK_S) as client:
+                        return ask(client)
+                except JobsError as error:
+                    failure = error
+            if time.monotonic() > deadline:
+                raise NodeFailed(f"no member has done it in time: {failure}")
+            time.sleep(POLL_S)
 
 
-def build_clock(directory: Path) -> Path | None:
-    """Build the library that gives a process a wall clock of its own; None without a C compiler."""
+def build_machine(directory: Path) -> Path | None:
+    """Build the library that gives a process a wall clock and a disk of its own; None without a C compiler."""
     if shutil.which("cc") is None:
         return None
-    library = directory / "clock.so"
-    run("cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(CLOCK_SOURCE), "-ldl")
+    library = directory / "machine.so"
+    run("cc", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(library), str(MACHINE_SOURCE), "-ldl")
     return library
-
-
-def _end_of_records(segment: bytes) -> int:
-    """Return where the next record of a segment of the log would begin (rust/log/src/format.rs)."""
-    at = 512
-    while any(segment[at : at + 4]):
-        length = int.from_bytes(segment[at + 8 : at + 12], "little")
-        at += (40 + length + 7) & ~7
-    return at
 
 
 @contextlib.contextmanager
 def members(directory: Path, size: int) -> Iterator[Members]:
     """Run a cluster for as long as the context lasts."""
-    with network(size) as net:
-        made = Members(directory, net, size)
+    with network(size + 1) as net:
+        disks = Disks(directory)
         try:
-            with made:
+            with Members(directory, net, disks, size) as made:
                 yield made
         finally:
-            made.unmount()
+            disks.unmount_all()

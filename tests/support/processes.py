@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final, NamedTuple
+
+_STARTED: Final = 19
 
 
 def with_argument(marker: str) -> list[int]:
@@ -41,9 +45,45 @@ def session_of(pid: int) -> int:
 def is_alive(pid: int) -> bool:
     """Tell whether a process is there, and not over and waiting to be reaped."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return _fields(pid)[0] not in "ZX"
     except OSError:
         return False
+
+
+class Process(NamedTuple):
+    """A process, and no later one that has the same number."""
+
+    pid: int
+    started: str
+    """In ticks after the boot."""
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """Raises OSError when there is none."""
+        return cls(pid, _fields(pid)[_STARTED])
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it is there, and not over and waiting to be reaped."""
+        try:
+            fields = _fields(self.pid)
+        except OSError:
+            return False
+        return fields[_STARTED] == self.started and fields[0] not in "ZX"
+
+
+def present(pids: Iterable[int]) -> list[Process]:
+    """Return those that there still are."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.append(Process.of(pid))
+    return found
+
+
+def _fields(pid: int) -> list[str]:
+    """Return what the kernel says of a process after its name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def children_of(pid: int) -> list[int]:
