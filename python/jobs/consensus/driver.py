@@ -451,8 +451,8 @@ class Consensus:
             self._known_leader = self.leader
             self.on_leader()
         if self._ready is not None and not self._ready.done():
-            # A founder whose store begins anew after a power cut takes itself for the only voter, until its log has told
-            # it of the others: it need not lead then.
+            # A founder whose store begins anew after a power cut takes itself for the only voter, until its log has
+            # told it of the others: it need not lead then.
             alone = self._member.members.voters == (self._member.me,)
             if not alone or (leads and self.applied_index == self.commit_index):
                 self._ready.set_result(None)
