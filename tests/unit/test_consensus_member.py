@@ -32,6 +32,7 @@ class Disk:
         for _ in range(4):
             self.now_s += 0.1
             self.log.sync()
+            self.member.answer()
             self.member.finish(self.now_s)
         self.log.sync()
 

@@ -20,6 +20,8 @@ from jobs.transfer import TransferFailed, read_offer, send_file
 logger = logging.getLogger(__name__)
 
 LIMITS: Final = {
+    # A second thread of the transport is woken for the second of two messages: that costs more than it gains.
+    "threads": 1,
     "max_peers": 2 * (MAX_MEMBERS + MAX_GUESTS),
     "max_message_bytes": MAX_MESSAGE_BYTES,
     "outbox_bytes": 2 * MAX_MESSAGE_BYTES,

@@ -280,7 +280,8 @@ class Consensus:
             return
         if len(self._inbox) < MAX_INBOX:
             self._inbox.append((peer, message))
-            self.schedule()
+            if self._readers.are_waiting or self._step_waiters or not self._member.can_wait(peer, message):
+                self.schedule()
 
     async def install_snapshot(self, peer: str, path: Path) -> None:
         """Take in a snapshot file of the leader, which the store then owns.
@@ -329,16 +330,17 @@ class Consensus:
             return
         member = self._member
         try:
-            inbox, self._inbox = self._inbox, []
-            if inbox:
+            now_s = clock.now_s()
+            if self._inbox:
+                inbox, self._inbox = self._inbox, []
                 failpoint("consensus.receive.before")
-            for peer, message in inbox:
-                member.receive(clock.now_s(), peer, message)
+                for peer, message in inbox:
+                    member.receive(now_s, peer, message)
             if self.no_room is None and self._may_append:
                 self._append_command()
             if self._readers.round_wanted:
                 self._readers.begin_round()
-            member.prepare(clock.now_s())
+            member.prepare(now_s)
             self.flush()
             if not member.unsynced:
                 self._finish()
@@ -423,6 +425,8 @@ class Consensus:
 
     def _finish(self) -> None:
         """The log is durable: answer, commit, apply; then tell what has changed."""
+        self._member.answer()
+        self.flush()
         self._member.finish(clock.now_s())
         self.flush()
         self._readers.settle()
@@ -430,13 +434,17 @@ class Consensus:
             self._proposals.refuse_waiting(storage_full(self.no_room))
             self._step_aside()
         self._tell_who_leads()
-        for waiter in self._step_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._step_waiters.clear()
-        self._leadership.tell_of_the_forgetful()
-        for peer in self._snapshots.take_needy():
-            self._spawn(self._snapshots.send(peer))
+        if self._step_waiters:
+            for waiter in self._step_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._step_waiters.clear()
+        raft = self._member.raft
+        if raft.forgetful:
+            self._leadership.tell_of_the_forgetful()
+        if raft.needs_snapshot:
+            for peer in self._snapshots.take_needy():
+                self._spawn(self._snapshots.send(peer))
         if self._may_append or self._inbox or self._readers.round_wanted or self._member.unsynced:
             self.schedule()
 
@@ -447,8 +455,9 @@ class Consensus:
             if not leads:
                 self._proposals.refuse_waiting(not_leader(self.leader))
             self.on_leadership(leads)
-        if self.leader != self._known_leader:
-            self._known_leader = self.leader
+        leader = self.leader
+        if leader != self._known_leader:
+            self._known_leader = leader
             self.on_leader()
         if self._ready is not None and not self._ready.done():
             # A founder whose store begins anew after a power cut takes itself for the only voter, until its log has

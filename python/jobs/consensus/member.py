@@ -2,11 +2,11 @@
 
 No event loop, no thread, no socket: the asyncio driver steps it, and so does the simulation. One step is
 
-    receive(…)*, propose(…)*, prepare(now) → send `outbox`, sync the log, finish(now) → send `outbox` again.
+    receive(…)*, propose(…)*, prepare(now) → send `outbox`, sync the log, answer() → send, finish(now) → send.
 
 Nothing that is not on disk is counted: what a leader has appended may leave before its own sync (`prepare`), but no
-vote, no acknowledgement and no commit does (`finish`). Committed entries are applied in batches, one store transaction
-a batch, with the applied index in it.
+vote, no acknowledgement (`answer`) and no commit does (`finish`). Committed entries are applied in batches, one store
+transaction a batch, with the applied index in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from msgspec import structs
 from jobs._native import DiskFullError, failpoint
 from jobs.consensus.journal import Journal, RaftLog
 from jobs.consensus.membership import MemberRecord, Members, Role, read_members
-from jobs.consensus.messages import Message
+from jobs.consensus.messages import Appended, Message
 from jobs.consensus.raft import DISCARDED, INDEX_BYTES, LOST, MEMBERS, NO_OP, REGULAR, Raft, Timing
 from jobs.store import Store
 
@@ -110,6 +110,8 @@ class Member:
         return self._log.durable_index != self._log.last_index
 
     def take_outbox(self) -> list[tuple[str, Message]]:
+        if not self.raft.outbox:
+            return []
         outbox, self.raft.outbox = self.raft.outbox, []
         # The library asks for votes in the order of a set, which differs from process to process.
         outbox.sort(key=_peer_of)
@@ -123,6 +125,10 @@ class Member:
             self.raft.receive(now_s, peer, message)
         except DiskFullError as error:
             logger.error("a message of %s is not taken in: the disk of the log is full: %s", peer, error)
+
+    def can_wait(self, peer: str, message: Message) -> bool:
+        """Tell whether it is enough to take in a message with the next step, whenever that comes."""
+        return type(message) is Appended and self.raft.is_no_news(peer, message)
 
     def propose(self, now_s: float, command: bytes, on_done: OnDone, *, changes_members: bool = False) -> None:
         """Append a command. `on_done` is called at once with Discarded when this member does not lead. Raises
@@ -144,10 +150,13 @@ class Member:
         """Send on what was appended, before it is durable here: the others' syncs run beside this one's."""
         self.raft.replicate(now_s)
 
-    def finish(self, now_s: float) -> None:
-        """Answer, commit, apply, and act as the time has come. The log must be durable."""
-        assert not self.unsynced, "a step ends with a durable log"
+    def answer(self) -> None:
+        """Let answers leave. The log must be durable. The leader waits for them, so they do not wait for `finish`."""
+        assert not self.unsynced, "answers say what is durable"
         self._release_answers()
+
+    def finish(self, now_s: float) -> None:
+        """Commit, apply, and act as the time has come. The log must be durable."""
         try:
             self.raft.tick(now_s)
         except DiskFullError as error:
@@ -161,8 +170,9 @@ class Member:
         self._led = self.raft.leads
 
     def _release_answers(self) -> None:
-        self.raft.outbox.extend(self.raft.answers)
-        self.raft.answers.clear()
+        if self.raft.answers:
+            self.raft.outbox.extend(self.raft.answers)
+            self.raft.answers.clear()
 
     def on_snapshot_installed(self, now_s: float) -> None:
         """Go on after the store has taken in a snapshot."""

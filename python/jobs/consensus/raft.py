@@ -1,7 +1,7 @@
 """Raft: PySyncObj, and what it lacks. The only module that knows the library.
 
 From PySyncObj come the roles, the election timer, the leader's commit rule, its check that a majority answers, and
-the queue of commands. Supplied here, by a subclass and never by a change of the library:
+who waits for which entry. Supplied here, by a subclass and never by a change of the library:
 
 - Messages are typed and go to a list; clock and chance are arguments. Nothing pickles.
 - A follower truncates only where terms conflict, and never what is committed; its answers carry their term: `follower`.
@@ -16,7 +16,7 @@ The overridden methods carry the library's private, mangled names; its version i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -107,6 +107,18 @@ class _NullPoller:
         pass
 
 
+class _Peer(Node):  # type: ignore[misc]
+    """Another member. Equal to itself only, so that looking it up costs no call of the library's."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.flow = Flow()
+
+
 class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     """One member's Raft. Every entry point takes the time of a steady clock in seconds.
 
@@ -127,8 +139,11 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._apply = apply
         self.forgetful: set[str] = set()
         """Members that lack entries which they had said to have: their disk is not the one that it was."""
-        self._flows: dict[str, Flow] = {}
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, _Peer] = {}
+        self._peers: list[_Peer] = []
+        """The others who vote, then those who learn."""
+        self._has_news = False
+        """Something was heard since the last tick, so that more may be committed."""
         self._elections = Elections(self, journal, timing.election_min_s, now_s)
         self._handed_over = False
         """This leader has asked another to take over, so its lease no longer holds."""
@@ -227,16 +242,12 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         """Return when a leader last had an answer of a member."""
         return self._SyncObj__lastResponseTime.get(self._nodes.get(member))  # type: ignore[no-any-return]
 
-    def _voters(self) -> set[Node]:
+    def _voters(self) -> set[_Peer]:
         """The others who vote."""
         return self._SyncObj__otherNodes
 
-    def _peers(self) -> Iterator[Node]:
-        yield from sorted(self._voters(), key=_id_of)
-        yield from sorted(self._SyncObj__readonlyNodes, key=_id_of)
-
     def other_voters(self) -> set[str]:
-        return {str(node.id) for node in self._voters()}
+        return {voter.name for voter in self._voters()}
 
     # --- members ----------------------------------------------------------------------------------------------------
 
@@ -245,8 +256,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         _clock.now_s = now_s
         wanted = (set(voters) | set(learners)) - {self.me}
         for member in sorted(wanted - self._nodes.keys()):
-            node = self._nodes[member] = Node(member)
-            self._flows[member] = Flow()
+            node = self._nodes[member] = _Peer(member)
             self._SyncObj__raftNextIndex[node] = self._journal.last_index + 1
             self._SyncObj__raftMatchIndex[node] = 0
             self._SyncObj__lastResponseTime[node] = now_s
@@ -256,7 +266,6 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             self.step_down(self.term)
         for member in sorted(self._nodes.keys() - wanted):
             node = self._nodes.pop(member)
-            del self._flows[member]
             self.needs_snapshot.discard(member)
             self.forgetful.discard(member)
             for known in (self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime):
@@ -264,6 +273,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__otherNodes = {self._nodes[member] for member in voters if member != self.me}
         self._SyncObj__readonlyNodes = {self._nodes[member] for member in wanted - set(voters)}
         self._SyncObj__selfNode = Node(self.me) if self.me in voters else None
+        self._peers = [self._nodes[member] for member in sorted(wanted, key=lambda name: (name not in voters, name))]
+        self._has_news = True
         # What a majority of the former members has confirmed is no promise of the present ones.
         self._forget_rounds()
         if self.leads:
@@ -275,23 +286,36 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     def tick(self, now_s: float) -> None:
         """Elect, commit, apply and give signs of life as the time has come. The log must be durable."""
         _clock.now_s = now_s
-        self.doTick(0)
+        if self._is_due():
+            self._has_news = False
+            self.doTick(0)
+        else:
+            self._SyncObj__applyLogEntries()
+
+    def _is_due(self) -> bool:
+        """Tell whether the library's tick would do more than apply. It costs ten times what this question does, and
+        there are two steps and more for each commit."""
+        if self.leads:
+            return self._has_news or not self._voters() or _clock.now_s > self._SyncObj__newAppendEntriesTime
+        return bool(_clock.now_s > self._SyncObj__raftElectionDeadline)
 
     def append(self, now_s: float, payload: bytes, on_done: OnApplied) -> bool:
         """Put an entry at the end of a leader's log; False when this member does not lead."""
         _clock.now_s = now_s
         if not self.leads:
             return False
-        self._applyCommand(payload, on_done)
-        self._checkCommandsToApply()
+        # As the library's queue of commands would, which may be filled by any thread and costs a lock and more.
+        index = self._journal.last_index + 1
+        self._journal.add(payload, index, self.term)
+        self._SyncObj__commandsWaitingCommit[index].append((self.term, on_done))
         return True
 
     def replicate(self, now_s: float) -> None:
         """Send what members lack and what is not on its way to them."""
         if self.leads:
             _clock.now_s = now_s
-            for node in self._peers():
-                self._send_entries(node)
+            for peer in self._peers:
+                self._send_entries(peer)
 
     def begin_round(self, now_s: float) -> int:
         """Send signs of life now, and return the round's number."""
@@ -325,6 +349,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
     def receive(self, now_s: float, peer: str, message: Message) -> None:
         """Take in a message of a member. Raises RaftError for one that no right member can send."""
         _clock.now_s = now_s
+        self._has_news = True
         match message:
             case Append():
                 self._on_append(peer, message)
@@ -362,7 +387,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if self.leads:
             self.postpone_election(_clock.now_s)
         self._SyncObj__setState(_FOLLOWER)
-        self._SyncObj__raftLeader = None if leader is None else self._nodes.get(leader, Node(leader))
+        known: Node | None = None if leader is None else self._nodes.get(leader) or Node(leader)
+        self._SyncObj__raftLeader = known
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         low, high = self._timing.election_min_s, self._timing.election_max_s
@@ -384,8 +410,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             self._SyncObj__noopIDx = None  # that of a former leadership says nothing of this one
             self._forget_rounds()
             self.needs_snapshot.clear()
-            for flow in self._flows.values():
-                flow.reset()
+            for peer in self._peers:
+                peer.flow.reset()
 
     def _SyncObj__setCurrentTerm(self, term: int, voted_for: str | None) -> None:
         # On disk before anything acts on it, also when the disk is full: the library does it the other way round.
@@ -429,44 +455,58 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         self._SyncObj__newAppendEntriesTime = _clock.now_s + self._timing.heartbeat_s
         self._rounds.begin(_clock.now_s)
-        for node in self._peers():
-            flow = self._flows[node.id]
+        for peer in self._peers:
+            flow = peer.flow
             if flow.probing and flow.messages:  # it may be lost
-                self._SyncObj__raftNextIndex[node] = flow.prev_index + 1
+                self._SyncObj__raftNextIndex[peer] = flow.prev_index + 1
                 flow.reset()
-            self._send_entries(node)
-            index = self._SyncObj__raftNextIndex[node] - 1
+            self._send_entries(peer)
+            index = self._SyncObj__raftNextIndex[peer] - 1
             term = self._journal.term_at(index)
             if term is None:  # gone: the follower's refusal does no harm, and is a sign of life too
                 index, term = self._journal.last_index, self._journal.last_term
-            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self.round)))
+            self.outbox.append((peer.name, Append(self.term, index, term, self.commit_index, self.round)))
 
-    def _send_entries(self, node: Node) -> None:
+    def _send_entries(self, peer: _Peer) -> None:
         """Send a member entries that are not on their way yet, as many as the bounds allow."""
-        flow = self._flows[node.id]
-        while self._SyncObj__raftNextIndex[node] <= self._journal.last_index and not flow.is_full:
-            index = self._SyncObj__raftNextIndex[node] - 1
+        flow, last_index = peer.flow, self._journal.last_index
+        while self._SyncObj__raftNextIndex[peer] <= last_index and not flow.is_full:
+            index = self._SyncObj__raftNextIndex[peer] - 1
             term = self._journal.term_at(index)
             if term is None:
-                self.needs_snapshot.add(node.id)
+                self.needs_snapshot.add(peer.name)
                 return
             found = self._journal.entries(index + 1, APPEND_ENTRIES, APPEND_BYTES)
             entries = [(entry_term, payload) for payload, _, entry_term in found]
-            self.outbox.append((node.id, Append(self.term, index, term, self.commit_index, self.round, entries)))
+            self.outbox.append((peer.name, Append(self.term, index, term, self.commit_index, self.round, entries)))
             last = index + len(entries)
             flow.sent(index, last, sum(len(payload) for _, payload in entries))
-            self._SyncObj__raftNextIndex[node] = last + 1
+            self._SyncObj__raftNextIndex[peer] = last + 1
+
+    def is_no_news(self, peer: str, answer: Appended) -> bool:
+        """Tell whether nothing follows from an answer at once: it confirms what is committed, and the member has been
+        sent all there is."""
+        node = self._nodes.get(peer)
+        return (
+            answer.ok
+            and self.leads
+            and answer.term == self.term
+            and answer.index <= self.commit_index
+            and node is not None
+            and bool(self._SyncObj__raftNextIndex[node] > self._journal.last_index)
+        )
 
     def _on_appended(self, peer: str, answer: Appended) -> None:
         if answer.term > self.term:
             self.step_down(answer.term)
-        node, flow = self._nodes.get(peer), self._flows.get(peer)
-        if not self.leads or answer.term != self.term or node is None or flow is None:
+        node = self._nodes.get(peer)
+        if not self.leads or answer.term != self.term or node is None:
             return
+        flow = node.flow
         self._SyncObj__lastResponseTime[node] = _clock.now_s
         if answer.round > flow.answered_round:
             flow.answered_round = answer.round
-            self._rounds.confirm(self._flows[voter.id].answered_round for voter in self._voters())
+            self._rounds.confirm(voter.flow.answered_round for voter in self._voters())
         matched = self._SyncObj__raftMatchIndex[node]
         if answer.ok:
             if answer.index > self._journal.last_index:
@@ -480,22 +520,23 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
                 flow.arrived(answer.index)
                 self.needs_snapshot.discard(peer)
         else:
-            self._on_refused(node, flow, answer, matched)
+            self._on_refused(node, answer, matched)
         self._send_entries(node)
 
-    def _on_refused(self, node: Node, flow: Flow, answer: Appended, matched: int) -> None:
+    def _on_refused(self, node: _Peer, answer: Appended, matched: int) -> None:
+        flow = node.flow
         if answer.index < matched:
             # What this member has lost may have been committed by its word.
             if flow.is_forgotten(answer.round):
-                self.forgetful.add(node.id)
+                self.forgetful.add(node.name)
         elif not flow.is_old(answer, matched):
             flow.reset()
             self._SyncObj__raftNextIndex[node] = max(matched, min(answer.index, self._journal.last_index)) + 1
 
     def _forget_rounds(self) -> None:
         self._rounds.forget()
-        for flow in self._flows.values():
-            flow.answered_round = 0
+        for peer in self._peers:
+            peer.flow.answered_round = 0
 
     def _SyncObj__getEntries(self, index: int, count: int | None = None, max_bytes: int | None = None) -> list[Any]:
         """For the library's commit rule: it does not see an entry before it is durable, so it does not count it."""
@@ -524,7 +565,3 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> NoReturn:
         raise AssertionError("entries are applied in batches")
-
-
-def _id_of(node: Node) -> str:
-    return str(node.id)

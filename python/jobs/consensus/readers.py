@@ -21,6 +21,10 @@ class Readers:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self.round_wanted = False
 
+    @property
+    def are_waiting(self) -> bool:
+        return bool(self._waiting)
+
     def add(self, confirmed: asyncio.Future[None]) -> None:
         """Resolve a future when a round that begins after now is confirmed."""
         self._waiting.append((_NEXT, confirmed))
