@@ -8,7 +8,8 @@ from typing import Any
 from jobs._native import Log, MemoryStore, SimDisk
 from jobs.consensus.member import Member
 from jobs.consensus.membership import MemberRecord, Role, put_member
-from jobs.consensus.raft import Timing
+from jobs.consensus.messages import Append, Appended
+from jobs.consensus.raft import NO_OP, Timing
 from jobs.store import encode_command
 
 TIMING = Timing(heartbeat_s=0.1, election_min_s=0.5, election_max_s=1.0)
@@ -71,3 +72,25 @@ def test_a_founder_that_lost_power_remembers_that_it_is_not_alone() -> None:
     # then it knows at least the change before the last one, and does not lead by itself
     assert host.member.members.voters == ("a", "b")
     assert not host.member.raft.leads
+
+
+def test_a_follower_answers_before_it_applies() -> None:
+    # given a follower of b
+    host = Disk()
+    host.change(MemberRecord(id="a", name="a", role=Role.VOTER))
+    host.change(MemberRecord(id="b", name="b", role=Role.VOTER))
+    last, term = host.log.last_index, host.member.raft.term + 1
+    host.member.receive(host.now_s, "b", Append(term, last, host.log.hard_state()[0], last, 1, [(term, NO_OP)]))
+    host.log.sync()
+    host.member.answer()
+    host.member.take_outbox()
+    host.member.finish(host.now_s)
+    # when the leader sends an entry with the news that the former one is committed
+    host.member.receive(host.now_s, "b", Append(term, last + 1, term, last + 1, 2, [(term, NO_OP)]))
+    host.log.sync()
+    host.member.answer()
+    # then the leader, which waits for it, has the answer first
+    assert host.member.take_outbox() == [("b", Appended(term, True, last + 2, last + 1, 2))]
+    assert host.store.applied_index == last
+    host.member.finish(host.now_s)
+    assert host.store.applied_index == last + 1

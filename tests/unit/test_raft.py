@@ -164,3 +164,23 @@ def test_a_member_that_has_lost_what_it_acknowledged_is_known() -> None:
     assert host.raft.forgetful == {"b"}
     host.raft.set_members(5.5, ["a", "c"], [])
     assert host.raft.forgetful == set()
+
+
+def test_an_answer_that_confirms_what_is_committed_needs_no_step_unless_entries_wait_for_it() -> None:
+    host = Host()
+    host.elect(5.0)
+    last, term = host.log.last_index, host.raft.term
+    answer = Appended(term, True, last, last - 1, host.raft.round)
+    # what may commit something is news
+    assert not host.raft.is_no_news("c", answer)
+    host.raft.receive(5.1, "b", answer)
+    host.step(5.2)
+    assert host.raft.commit_index == last
+    # the same of the other is not, unless it refuses, or is nobody's, or of another term
+    assert host.raft.is_no_news("c", answer)
+    assert not host.raft.is_no_news("c", Appended(term, False, last, last, host.raft.round))
+    assert not host.raft.is_no_news("c", Appended(term + 1, True, last, last - 1, host.raft.round))
+    assert not host.raft.is_no_news("d", answer)
+    # and where entries wait for it, it is
+    host.raft.append(5.3, b"\0x", lambda results, error: None)
+    assert not host.raft.is_no_news("c", answer)
