@@ -62,7 +62,7 @@ class NullBackend:
         return {}
 
 
-async def serve_bare(path: str) -> None:
+async def serve_bare(path: str) -> object:
     """Serve the same bytes without any of ours."""
     answer = b"x" * 361
 
@@ -70,21 +70,22 @@ async def serve_bare(path: str) -> None:
         await request.read()
         return web.Response(status=201, body=answer, content_type="application/json")
 
-    await asyncio.get_running_loop().create_unix_server(web.Server(handle, access_log=None), path)
+    return await asyncio.get_running_loop().create_unix_server(web.Server(handle, access_log=None), path)
 
 
-async def serve_api(path: str) -> None:
-    await serve(cast("Backend", NullBackend()), path, ApiConfig())
+async def serve_api(path: str) -> object:
+    return await serve(cast("Backend", NullBackend()), path, ApiConfig())
 
 
 def server(kind: str, path: str, profile: bool, pipe: Connection) -> None:
     """Serve until told; send the processor time since the last word at each."""
 
     async def main() -> None:
-        await {"api": serve_api, "bare": serve_bare}[kind](path)
+        served = await {"api": serve_api, "bare": serve_bare}[kind](path)
         pipe.send(None)
         while await asyncio.to_thread(pipe.recv):
             pipe.send(time.process_time())
+        del served
 
     if not profile:
         uvloop.run(main())

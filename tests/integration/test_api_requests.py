@@ -316,6 +316,7 @@ async def test_half_a_second_head_on_a_kept_connection_is_bounded_too(api: Api) 
     async with await api.connect() as raw:
         await raw.send(request("GET", "/v1/health") + b"GET /v1/hea")
         assert (await raw.answer()).status == 200
+        (await raw.answer()).problem(408, "request_timeout")
         assert await raw.closed()
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from jobs.api.answer import Answer
 from jobs.api.config import ApiConfig
 from jobs.api.identity import Identities
 from jobs.api.metrics import ApiMetrics
-from jobs.api.problem import as_jobs_error, response_of
+from jobs.api.plain import SERVER, write
+from jobs.api.problem import answer_of, as_jobs_error
 from jobs.errors import HeadersTooLarge, InvalidRequest, JobsError, RequestTimeout, TooManyRequests
 from jobs.invalid import MAX_DETAIL_CHARS
 from jobs.service import Caller
@@ -24,8 +29,6 @@ MAX_REFUSED: Final = 64
 """Connections past the limit that are told so at a time; further ones are closed without a word."""
 LINGER_S: Final = 1.0
 """A refused client may write its request for this long: a socket closed under it would lose it the answer."""
-SERVER: Final = "jobs"
-"""The header of this name: nothing of what the server is made of."""
 _TOO_MANY_FIELDS: Final = "Too many headers"
 """How aiohttp's complaint begins; it has no type of its own."""
 
@@ -33,6 +36,10 @@ _TOO_MANY_FIELDS: Final = "Too many headers"
 class Request(web.BaseRequest):
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         response.headers["Server"] = SERVER
+
+
+def web_response(answer: Answer) -> web.Response:
+    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 
 class Gate:
@@ -93,7 +100,7 @@ class Connection(RequestHandler):
         super().data_received(data)
         if self._messages or self._current_request is not None:
             self._disarm()
-        elif not self._head_begun and not self._force_close:
+        elif data and not self._head_begun and not self._force_close:
             self._head_begun = True
             self._timer = self._loop.call_later(self._gate.config.header_timeout_s, self._on_head_timeout)
 
@@ -109,20 +116,14 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send the response; a client that does not take it in time is cut off, and gets no other before it did."""
-        transport = self.transport
-        # A timer costs a fraction of what `asyncio.timeout` does, and nearly always nobody waits.
-        write_timeout_s = self._gate.config.write_timeout_s
-        timer = None if transport is None else self._loop.call_later(write_timeout_s, transport.abort)
         try:
-            done = await super().finish_response(request, resp, start_time)
-            if self.writing_paused:
-                await self._drain_helper()
+            with self._in_time():
+                done = await super().finish_response(request, resp, start_time)
+                if self.writing_paused:
+                    await self._drain_helper()
             return done
         except ConnectionError:
             return resp, True
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def handle_error(
         self,
@@ -144,9 +145,21 @@ class Connection(RequestHandler):
             error = InvalidRequest(f"this is not HTTP as it should be: {message or exc}"[:MAX_DETAIL_CHARS])
         else:
             error = as_jobs_error(exc if isinstance(exc, Exception) else RuntimeError(message))
-        response = response_of(error)
+        response = web_response(answer_of(error))
         response.force_close()
         return response
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """Cut off a client that does not take what is written within the context in time."""
+        # A timer costs a fraction of what `asyncio.timeout` does, and nearly always nobody waits.
+        transport, timeout_s = self.transport, self._gate.config.write_timeout_s
+        timer = None if transport is None else self._loop.call_later(timeout_s, transport.abort)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _disarm(self) -> None:
         self._head_begun = False
@@ -177,14 +190,5 @@ class Connection(RequestHandler):
 
     def _write_answer(self, error: JobsError) -> None:
         """Answer without a request."""
-        response = response_of(error)
-        assert isinstance(response.body, bytes)
-        headers = {
-            **response.headers,
-            "Content-Length": str(len(response.body)),
-            "Server": SERVER,
-            "Connection": "close",
-        }
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         if self.transport is not None:
-            self.transport.write(f"HTTP/1.1 {error.status} {error.title}\r\n{head}\r\n".encode() + response.body)
+            self.transport.write(write(answer_of(error), int(time.time()), closes=True))

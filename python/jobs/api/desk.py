@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, cast
 
-from aiohttp import web
 from msgspec import Struct
 from msgspec.structs import replace
 
+from jobs.api.answer import Answer
 from jobs.api.call import Ask, Call, decode_body, decode_query
 from jobs.api.config import ApiConfig
 from jobs.api.handlers import Handlers
 from jobs.api.outlet import Outlet
-from jobs.api.problem import as_jobs_error, response_of
 from jobs.api.routes import Router, Target
 from jobs.api.streams import StreamSlots
-from jobs.errors import MethodNotAllowed, OutcomeUnknown
+from jobs.errors import MethodNotAllowed, NotFound, OutcomeUnknown
 from jobs.protocol.ids import REQUEST_ID_HEADER
 from jobs.requestid import request_id
 from jobs.service import Backend, Caller, Reads, Service
@@ -48,12 +47,20 @@ class Desk:
         self._backend = backend
         self._router = Router()
 
+    def is_slow(self, method: str, path: str) -> bool:
+        """Whether the answer to a request may take long."""
+        try:
+            target, _ = self._router.find(method, path)
+        except (NotFound, MethodNotAllowed):
+            return False
+        return target.is_slow
+
     def route(self, ask: Ask) -> Routed:
         """Raises NotFound, MethodNotAllowed, and InvalidRequest for a query."""
         target, path = self._router.find(ask.method, ask.path)
         return Routed(ask, target, path, decode_query(target.route.query, target.lists, ask.query))
 
-    async def perform(self, routed: Routed, body: bytes, service: Reads | None, outlet: Outlet) -> web.StreamResponse:
+    async def perform(self, routed: Routed, body: bytes, service: Reads | None, outlet: Outlet) -> Answer:
         """Have a request answered. Raises what the answer is to say instead, and ConnectionError when nobody takes it.
 
         `service` has to be a `Service` unless the route makes do with less.
@@ -86,12 +93,3 @@ def _caller(ask: Ask, body: bytes) -> Caller:
         return ask.caller
     target = f"{ask.path}?{ask.query}" if ask.query else ask.path
     return replace(ask.caller, request_id=request_id(given, ask.caller.uid, ask.method, target, body))
-
-
-def problem(error: Exception) -> web.Response:
-    """Return the answer that an error makes."""
-    known = as_jobs_error(error)
-    response = response_of(known)
-    if isinstance(known, MethodNotAllowed) and known.expected is not None:
-        response.headers["Allow"] = known.expected
-    return response

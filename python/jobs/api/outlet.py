@@ -9,20 +9,21 @@ from typing import Protocol
 from aiohttp import web
 
 from jobs.api.connection import Connection
+from jobs.errors import InternalError
 
 
 class Outlet(Protocol):
     """Takes the head of an answer, its pieces, and its end."""
 
-    gone: asyncio.Future[None]
-    """Done once nobody takes anything any more."""
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done once nobody takes anything any more."""
 
     @property
     def has_begun(self) -> bool: ...
 
-    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        """Send the head of a success; what it returns stands for the answer. Raises ConnectionError, as do the others
-        when nobody takes it."""
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        """Send the head of a success. Raises ConnectionError, as do the others when nobody takes it."""
 
     async def write(self, piece: bytes) -> None:
         """Return when there is room for the next one."""
@@ -45,25 +46,25 @@ class HttpOutlet:
         self.gone = request.protocol.gone
         self.headers: Mapping[str, str] = {}
         """For the head of an answer, besides those that are said by whoever answers."""
+        self.response: web.StreamResponse | None = None
+        """What has begun."""
         self._request = request
-        self._response: web.StreamResponse | None = None
 
     @property
     def has_begun(self) -> bool:
-        return self._response is not None
+        return self.response is not None
 
-    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        self._response = web.StreamResponse(headers={**self.headers, **headers})
-        await self._response.prepare(self._request)
-        return self._response
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        self.response = web.StreamResponse(headers={**self.headers, **headers})
+        await self.response.prepare(self._request)
 
     async def write(self, piece: bytes) -> None:
-        assert self._response is not None
-        await self._response.write(piece)
+        assert self.response is not None
+        await self.response.write(piece)
 
     async def end(self) -> None:
-        assert self._response is not None
-        await self._response.write_eof()
+        assert self.response is not None
+        await self.response.write_eof()
 
     def cut(self) -> None:
         self._request.protocol.force_close()
@@ -71,3 +72,28 @@ class HttpOutlet:
     def abort(self) -> None:
         if self._request.transport is not None:
             self._request.transport.abort()
+
+
+class NoOutlet:
+    """For a request whose answer has to be in one piece."""
+
+    has_begun = False
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+    async def begin(self, headers: Mapping[str, str]) -> None:
+        raise InternalError("whoever passed the request on does not know that its answer is a stream")
+
+    async def write(self, piece: bytes) -> None:
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError

@@ -8,10 +8,10 @@ import secrets
 from typing import Final
 
 import msgspec
-from aiohttp import web
 
+from jobs.api.answer import Answer
 from jobs.consensus import ConsensusError
-from jobs.errors import InternalError, JobsError, OutcomeUnknown
+from jobs.errors import InternalError, JobsError, MethodNotAllowed, OutcomeUnknown
 from jobs.protocol.model import Problem
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,19 @@ def problem_of(error: JobsError) -> Problem:
     )
 
 
-def response_of(error: JobsError) -> web.Response:
-    """Return the error as a response, with Retry-After where it says when to try again."""
-    response = web.Response(status=error.status, body=_encode(problem_of(error)), content_type=CONTENT_TYPE)
+def answer_of(error: JobsError) -> Answer:
+    """Return the error as an answer, with Retry-After where it says when to try again, and Allow for a method."""
+    headers = {"Content-Type": CONTENT_TYPE}
     if error.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    return response
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, MethodNotAllowed) and error.expected is not None:
+        headers["Allow"] = error.expected
+    return Answer(error.status, headers, _encode(problem_of(error)))
+
+
+def problem(error: Exception) -> Answer:
+    """Return the answer that an error makes."""
+    return answer_of(as_jobs_error(error))
 
 
 def as_jobs_error(error: Exception) -> JobsError:

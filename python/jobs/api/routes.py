@@ -7,10 +7,10 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
 from msgspec import Struct
 
 from jobs import errors
+from jobs.api.answer import Answer
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
@@ -25,7 +25,7 @@ from jobs.api.handlers.base import Query, ReadQuery
 from jobs.invalid import Tagged
 from jobs.protocol import model
 
-Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[web.StreamResponse]]
+Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Answer]]
 Errors: TypeAlias = tuple[type[errors.JobsError], ...]
 
 PLACEHOLDER: Final = "{id}"
@@ -363,8 +363,8 @@ ROUTES: Final = (
     ),
     Route(
         method="POST", path="/v1/leases", handler=Handlers.grant_lease, body=model.LeaseGrant, answer=model.Lease,
-        status=201, errors=_WRITE, summary="Make a lease",
-        repeat="By the request id: the answer tells the lease that was made then.",
+        status=201, errors=(*_WRITE, errors.LeaseNotFound), summary="Make a lease",
+        repeat="By the request id: the answer tells the lease that was made then; `lease_not_found` when it ran out.",
     ),
     Route(
         method="POST", path="/v1/leases/{id}/keepalive", handler=Handlers.keep_lease, answer=model.Lease,
@@ -433,6 +433,7 @@ class Target(Struct, frozen=True):
     lists: frozenset[str]
     decoder: msgspec.json.Decoder[Any] | None
     tags: msgspec.json.Decoder[Any] | None
+    is_slow: bool
 
 
 class Router:
@@ -444,7 +445,7 @@ class Router:
         for route in ROUTES:
             decoder = None if route.body is None else msgspec.json.Decoder(route.body)
             tags = None if route.tags is None else msgspec.json.Decoder(route.tags)
-            target = Target(route, list_fields(route.query), decoder, tags)
+            target = Target(route, list_fields(route.query), decoder, tags, route.is_slow)
             table = self._around if PLACEHOLDER in route.path else self._whole
             table.setdefault(tuple(route.path.split("/")), {})[route.method] = target
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,19 +15,22 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from jobs.api.answer import Answer
 from jobs.api.call import Ask, read_body
 from jobs.api.config import ApiConfig
-from jobs.api.connection import MAX_HEAD_FIELDS, MAX_HEAD_LINE_BYTES, Connection, Gate, Request
-from jobs.api.desk import CONSISTENCY, REVISION, Desk, Routed, problem
+from jobs.api.connection import MAX_HEAD_FIELDS, MAX_HEAD_LINE_BYTES, Connection, Gate, Request, web_response
+from jobs.api.desk import CONSISTENCY, REVISION, Desk, Routed
 from jobs.api.identity import Identities
 from jobs.api.metrics import CONTENT_TYPE as METRICS_TYPE
 from jobs.api.metrics import ApiMetrics
 from jobs.api.openapi import document
-from jobs.api.outlet import HttpOutlet
+from jobs.api.outlet import HttpOutlet, NoOutlet
+from jobs.api.problem import problem
+from jobs.api.quick import QuickConnection
 from jobs.errors import MethodNotAllowed, NotLeader
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.whereabouts import NotCarriedOut, Search
-from jobs.service import Backend, Caller
+from jobs.service import Backend
 from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
 
 if TYPE_CHECKING:
@@ -68,7 +73,11 @@ class ApiServer(web.Server):
         self.desk = Desk(backend, config)
         self.forwarder: Forwarder | None = None
         """For a member of a cluster: how others are asked."""
-        self._openapi = document()
+        openapi = document()
+        self._documents = {
+            "/metrics": _document(METRICS_TYPE, self.metrics.exposition),
+            "/openapi.json": _document("application/json", lambda: openapi),
+        }
         self._listener: asyncio.Server | None = None
         self._path: Path | None = None
 
@@ -93,7 +102,7 @@ class ApiServer(web.Server):
         await self.shutdown(grace_s)
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, self._gate, loop=self._loop, **self._kwargs)
+        return QuickConnection(self, self._gate, self.answer, self.desk.is_slow, loop=self._loop, **self._kwargs)
 
     def _make_request(
         self,
@@ -106,33 +115,50 @@ class ApiServer(web.Server):
         return Request(message, payload, protocol, writer, task, self._loop, client_max_size=self.config.max_body_bytes)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer what aiohttp has read."""
+        assert isinstance(request.protocol, Connection)
+        url = request.rel_url
+        ask = Ask(request.method, url.raw_path, url.raw_query_string, request.headers, request.protocol.caller)
+        outlet = HttpOutlet(request)
+        answer = await self.answer(ask, partial(read_body, request, self.config), outlet)
+        if outlet.response is not None:
+            return outlet.response
+        response = web_response(answer)
+        if answer.status >= 400 and not request.content.is_eof():
+            # What is left of the body is not read, so the connection cannot carry another request.
+            response.force_close()
+        return response
+
+    async def answer(
+        self, ask: Ask, body: bytes | Callable[[], Awaitable[bytes]], outlet: HttpOutlet | NoOutlet
+    ) -> Answer:
+        """Answer a request; `body` is called for what has to be waited for, if it is needed.
+
+        Raises ConnectionError when nobody takes the answer.
+        """
         started = time.perf_counter()
         route = _UNROUTED
         slow = False
         try:
-            special = self._special(request)
-            if special is not None:
-                return special
-            url = request.rel_url
-            routed = self.desk.route(
-                Ask(request.method, url.raw_path, url.raw_query_string, request.headers, _caller(request))
-            )
-            route, slow = routed.target.route.path, routed.target.route.is_slow
-            body = await read_body(request, self.config) if routed.target.decoder is not None else b""
-            response = await self._answer(routed, body, HttpOutlet(request))
+            document = self._documents.get(ask.path)
+            if document is not None:
+                return document(ask)
+            routed = self.desk.route(ask)
+            route, slow = routed.target.route.path, routed.target.is_slow
+            data = b""
+            if routed.target.decoder is not None:
+                data = body if isinstance(body, bytes) else await body()
+            answer = await self._answer(routed, data, outlet)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
-            response = problem(error)
-            if not request.content.is_eof():
-                # What is left of the body is not read, so the connection cannot carry another request.
-                response.force_close()
-        self.metrics.answered(route, response.status)
+            answer = problem(error)
+        self.metrics.answered(route, answer.status)
         if not slow:
             self.metrics.took(route, time.perf_counter() - started)
-        return response
+        return answer
 
-    async def _answer(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
+    async def _answer(self, routed: Routed, body: bytes, outlet: HttpOutlet | NoOutlet) -> Answer:
         """Have a request answered here, or by the node that leads: whoever can, and at once if possible."""
         backend, route = self._backend, routed.target.route
         if route.local:
@@ -157,25 +183,20 @@ class ApiServer(web.Server):
             except NotCarriedOut as refusal:
                 search.refused(str(leader), refusal)
 
-    async def _answer_stale(self, routed: Routed, body: bytes, outlet: HttpOutlet) -> web.StreamResponse:
+    async def _answer_stale(self, routed: Routed, body: bytes, outlet: HttpOutlet | NoOutlet) -> Answer:
         reads = self._backend.whereabouts.reads
-        outlet.headers = {CONSISTENCY: "stale", REVISION: str(reads.revision)}
-        response = await self.desk.perform(routed, body, reads, outlet)
-        if not response.prepared:
-            response.headers.update(outlet.headers)
-        return response
-
-    def _special(self, request: web.BaseRequest) -> web.Response | None:
-        """Answer the two routes that are not JSON."""
-        if request.path not in ("/metrics", "/openapi.json"):
-            return None
-        if request.method != "GET":
-            raise MethodNotAllowed(f"{request.method} is not for {request.path}", expected="GET")
-        if request.path == "/metrics":
-            return web.Response(body=self.metrics.exposition(), headers={"Content-Type": METRICS_TYPE})
-        return web.Response(body=self._openapi, content_type="application/json")
+        said = {CONSISTENCY: "stale", REVISION: str(reads.revision)}
+        if isinstance(outlet, HttpOutlet):
+            outlet.headers = said
+        return (await self.desk.perform(routed, body, reads, outlet)).saying(said)
 
 
-def _caller(request: web.BaseRequest) -> Caller:
-    assert isinstance(request.protocol, Connection)
-    return request.protocol.caller
+def _document(content_type: str, content: Callable[[], bytes]) -> Callable[[Ask], Answer]:
+    """Return what answers requests for a document that is there for everybody, whoever leads."""
+
+    def answer(ask: Ask) -> Answer:
+        if ask.method != "GET":
+            raise MethodNotAllowed(f"{ask.method} is not for {ask.path}", expected="GET")
+        return Answer(200, {"Content-Type": content_type}, content())
+
+    return answer

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import web
 
+from jobs.api.answer import GONE_OUT, Answer
 from jobs.api.config import ApiConfig
 from jobs.api.outlet import Outlet
 from jobs.api.problem import as_jobs_error, problem_of
@@ -141,16 +141,15 @@ class StreamAnswer:
         self._place = place
         self._at_once = at_once
 
-    async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> web.StreamResponse:
+    async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> Answer:
         """Answer with the pieces; raise what came instead of the first one."""
-        response = web.StreamResponse()
         ping = _PING if content_type == EVENT_STREAM else b""
         upcoming = asyncio.ensure_future(_next(pieces))
         try:
             if not self._at_once:
                 await self._place.first(upcoming)
                 upcoming.result()
-            response = await self._outlet.begin({"Content-Type": content_type, "Cache-Control": "no-store"})
+            await self._outlet.begin({"Content-Type": content_type, "Cache-Control": "no-store"})
             await self._pump(pieces, upcoming, ping)
         except TimeoutError:
             self._outlet.abort()
@@ -168,7 +167,7 @@ class StreamAnswer:
             close = getattr(pieces, "aclose", None)
             if close is not None:
                 await close()
-        return response
+        return GONE_OUT
 
     async def _pump(self, pieces: AsyncIterator[bytes], upcoming: asyncio.Future[bytes | None], ping: bytes) -> None:
         """Write until the pieces end or the client has gone."""

@@ -53,7 +53,7 @@ class Request(_Envelope, frozen=True, tag=1):
 
 
 class Answer(_Envelope, frozen=True, tag=2):
-    """The whole answer."""
+    """The whole answer, as `jobs.api.answer` has it."""
 
     status: int
     headers: _Headers

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final, TypeVar
 
-from aiohttp import web
-
+from jobs.api import answer as api
 from jobs.api.desk import Desk, Routed
 from jobs.api.outlet import Outlet
 from jobs.api.streams import CutShort, StreamAnswer
@@ -59,7 +58,7 @@ class Forwarder:
         self._metrics = metrics
         self._under_way = 0
 
-    async def pass_on(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> web.StreamResponse:
+    async def pass_on(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> api.Answer:
         """Have the leader answer. Raises NotCarriedOut when another try does no harm, and what is to be said instead
         of an answer."""
         if self._under_way >= MAX_UNDER_WAY:
@@ -67,12 +66,12 @@ class Forwarder:
         self._under_way += 1
         self._metrics.sent.inc()
         try:
-            if routed.target.route.is_slow:
+            if routed.target.is_slow:
                 return await self._follow(leader, routed, body, outlet)
             if len(body) + REQUEST_ROOM_BYTES <= MAX_UNARY_BYTES:
                 answered = await self._ask(leader, routed, self._request(routed, body))
                 if answered is not None:
-                    return _response(answered)
+                    return _opened(answered)
             return await self._on_stream(leader, routed, body)
         except NotCarriedOut:
             self._metrics.failed("not_carried_out")
@@ -83,14 +82,14 @@ class Forwarder:
         finally:
             self._under_way -= 1
 
-    async def _follow(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> web.StreamResponse:
+    async def _follow(self, leader: str, routed: Routed, body: bytes, outlet: Outlet) -> api.Answer:
         """Ask for an answer that takes long, or goes on, for as long as somebody waits for it."""
         exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         with self._desk.slots.take(routed.ask.caller.uid, self._site.reads.ended, outlet.gone) as place:
             try:
                 head = await place.result(self._while_it_leads(leader, exchange.head(), routed.ask.method))
                 if isinstance(head, Answer):
-                    return _response(head)
+                    return _opened(head)
                 answer = StreamAnswer(outlet, self._desk.config, place, at_once=True)
                 return await answer.send(exchange.pieces(), head.headers.get("Content-Type", ""))
             finally:
@@ -135,7 +134,7 @@ class Forwarder:
         finally:
             asking.cancel()
 
-    async def _on_stream(self, leader: str, routed: Routed, body: bytes) -> web.StreamResponse:
+    async def _on_stream(self, leader: str, routed: Routed, body: bytes) -> api.Answer:
         """Ask for an answer, which is in one piece but may be large, or follows a large request."""
         exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         try:
@@ -143,7 +142,7 @@ class Forwarder:
                 head = await self._while_it_leads(leader, exchange.head(), routed.ask.method)
             if isinstance(head, Head):
                 raise InternalError(f"{leader} answers {routed.ask.path} with a stream, as this node does not know it")
-            return _response(head)
+            return _opened(head)
         except TimeoutError:
             raise _unknown_or_again(routed.ask.method, f"no answer within {ANSWER_S:g} s") from None
         finally:
@@ -215,8 +214,8 @@ def _answered(reply: Envelope) -> Answer:
     return reply
 
 
-def _response(answer: Answer) -> web.Response:
-    return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
+def _opened(answer: Answer) -> api.Answer:
+    return api.Answer(answer.status, answer.headers, answer.body)
 
 
 def _unknown_or_again(method: str, detail: str) -> Exception:

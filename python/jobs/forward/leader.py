@@ -10,11 +10,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 
-from aiohttp import web
-
+from jobs.api import answer as api
 from jobs.api.call import Ask
-from jobs.api.desk import Desk, problem
-from jobs.errors import InternalError, NotLeader, PayloadTooLarge
+from jobs.api.desk import Desk
+from jobs.api.outlet import NoOutlet
+from jobs.api.problem import problem
+from jobs.errors import NotLeader, PayloadTooLarge
 from jobs.forward.envelope import (
     MAX_UNARY_BYTES,
     Answer,
@@ -40,9 +41,6 @@ from jobs.service import Caller, Service, Whereabouts
 from jobs.workerdoor import Way
 
 logger = logging.getLogger(__name__)
-
-OWN_HEADERS = frozenset({"content-length", "connection", "server", "date", "transfer-encoding"})
-"""Of an answer, what each connection says itself."""
 
 
 class LeaderSide:
@@ -84,7 +82,7 @@ class LeaderSide:
 
     async def _reply(self, request: Envelope, control: Service) -> bytes:
         assert isinstance(request, Request)
-        answer = await self._answer(request, request.body, control, _NoOutlet())
+        answer = await self._answer(request, request.body, control, NoOutlet())
         assert answer is not None
         if isinstance(answer, Answer) and len(answer.body) > MAX_UNARY_BYTES:
             return encode(TooLarge(len(answer.body)))
@@ -150,26 +148,26 @@ class LeaderSide:
             if size <= limit:
                 parts.append(part)
         if size > limit:
-            return _answer_of(problem(PayloadTooLarge(f"the body has {size} bytes", expected=f"at most {limit} bytes")))
+            return _enclosed(problem(PayloadTooLarge(f"the body has {size} bytes", expected=f"at most {limit} bytes")))
         return b"".join(parts)
 
     async def _answer(
-        self, request: Request, body: bytes, control: Service, outlet: _StreamOutlet | _NoOutlet
+        self, request: Request, body: bytes, control: Service, outlet: _StreamOutlet | NoOutlet
     ) -> Answer | NotLeading | None:
         """Return the answer; None when it went out on the outlet. Raises ConnectionError when nobody takes it."""
         self._metrics.received.inc()
         caller = Caller(uid=request.uid, gid=request.gid, admin=request.admin)
         ask = Ask(request.method, request.path, request.query, request.headers, caller)
         try:
-            response = await self._desk.perform(self._desk.route(ask), body, control, outlet)
+            answer = await self._desk.perform(self._desk.route(ask), body, control, outlet)
         except ConnectionError:
             raise
         except NotLeader:
             # What of a request was written before does no harm when it is carried out again.
             return self._not_leading()
         except Exception as error:
-            response = problem(error)
-        return None if outlet.has_begun else _answer_of(response)
+            answer = problem(error)
+        return None if outlet.has_begun else _enclosed(answer)
 
 
 def _bounded(replies: list[bytes]) -> list[bytes]:
@@ -183,36 +181,8 @@ def _bounded(replies: list[bytes]) -> list[bytes]:
     return bounded
 
 
-def _answer_of(response: web.StreamResponse) -> Answer:
-    assert isinstance(response, web.Response)
-    body = response.body
-    assert body is None or isinstance(body, bytes)
-    headers = {name: value for name, value in response.headers.items() if name.lower() not in OWN_HEADERS}
-    return Answer(response.status, headers, body or b"")
-
-
-class _NoOutlet:
-    """For a request whose answer has to be in one piece."""
-
-    has_begun = False
-
-    def __init__(self) -> None:
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
-        raise InternalError("the node that passed the request on does not know that its answer is a stream")
-
-    async def write(self, piece: bytes) -> None:
-        raise NotImplementedError
-
-    async def end(self) -> None:
-        raise NotImplementedError
-
-    def cut(self) -> None:
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        raise NotImplementedError
+def _enclosed(answer: api.Answer) -> Answer:
+    return Answer(answer.status, dict(answer.headers), answer.body)
 
 
 class _StreamOutlet:
@@ -228,10 +198,9 @@ class _StreamOutlet:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def begin(self, headers: Mapping[str, str]) -> web.StreamResponse:
+    async def begin(self, headers: Mapping[str, str]) -> None:
         self.has_begun = True
         await self._write(framed(Head(200, dict(headers))))
-        return web.StreamResponse()
 
     async def write(self, piece: bytes) -> None:
         for start in range(0, len(piece), MAX_UNARY_BYTES):

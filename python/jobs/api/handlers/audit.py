@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from aiohttp import web
 from msgspec import Meta
 
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, Limit, Query, checked_job_id, json_response
+from jobs.api.handlers.base import Base, Limit, Query, checked_job_id
 from jobs.protocol.model import TimeMs
 from jobs.service import AuditFilter
 
@@ -28,7 +28,7 @@ class AuditQuery(Query, frozen=True):
 
 
 class AuditHandlers(Base):
-    async def audit(self, call: Call) -> web.StreamResponse:
+    async def audit(self, call: Call) -> Answer:
         query: AuditQuery = call.query
         where = AuditFilter(
             job=None if query.job is None else checked_job_id(query.job, "job"),
@@ -38,4 +38,4 @@ class AuditHandlers(Base):
             to_ms=query.to_ms,
         )
         page = await self._service.audit.page(call.caller, where, limit=query.limit, cursor=query.cursor)
-        return json_response(page)
+        return json_answer(page)

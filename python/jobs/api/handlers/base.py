@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from aiohttp import web
 from msgspec import Meta, Struct
 
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
 from jobs.api.config import ApiConfig
 from jobs.api.streams import EVENT_STREAM, Place, StreamAnswer, StreamSlots, event, seen
@@ -19,7 +19,6 @@ from jobs.protocol.model import Name, Submitted
 from jobs.service import Backend, Service
 
 NAME_EXPECTED: Final = "1 to 128 letters, digits and signs of _.:/@-, a letter, a digit or _ first"
-_encode = msgspec.json.Encoder().encode
 
 AfterRevision = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Limit = Annotated[int, Meta(ge=1, le=1_000)]
@@ -45,7 +44,7 @@ class Base:
         self._config = config
         self._slots = slots
 
-    async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> web.StreamResponse:
+    async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> Answer:
         """Send a watch; its first word comes at once, so that the head can wait for it."""
         return await StreamAnswer(call.outlet, self._config, place, at_once=False).send(
             _revisions(events), EVENT_STREAM
@@ -55,15 +54,10 @@ class Base:
         return self._slots.take(call.caller.uid, self._service.ended, call.outlet.gone)
 
 
-def json_response(body: Any, status: int = 200) -> web.Response:
-    return web.Response(status=status, body=_encode(body), content_type="application/json")
-
-
-def submitted_response(submitted: Submitted) -> web.Response:
+def submitted_answer(submitted: Submitted) -> Answer:
     """Return the answer to what makes a job: 201, or 200 when it was there already."""
-    response = json_response(submitted, 201 if submitted.created else 200)
-    response.headers["Location"] = f"/v1/jobs/{submitted.job.id}"
-    return response
+    answer = json_answer(submitted, 201 if submitted.created else 200)
+    return answer.saying({"Location": f"/v1/jobs/{submitted.job.id}"})
 
 
 def job_id(call: Call) -> JobId:

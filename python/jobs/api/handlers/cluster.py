@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, json_response
+from jobs.api.handlers.base import Base
 
 
 class ClusterHandlers(Base):
-    async def get_cluster(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.view(call.caller))
+    async def get_cluster(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.view(call.caller))
 
-    async def init_cluster(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.init(call.caller))
+    async def init_cluster(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.init(call.caller))
 
-    async def join_cluster(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.join(call.caller, call.body))
+    async def join_cluster(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.join(call.caller, call.body))
 
-    async def make_ticket(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.ticket(call.caller, call.body), 201)
+    async def make_ticket(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.ticket(call.caller, call.body), 201)
 
-    async def transfer_leadership(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.transfer(call.caller, call.body))
+    async def transfer_leadership(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.transfer(call.caller, call.body))
 
-    async def remove_member(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._backend.cluster.remove(call.caller, call.path))
+    async def remove_member(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.remove(call.caller, call.path))

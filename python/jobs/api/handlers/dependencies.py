@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, Limit, ReadQuery, job_id, json_response
+from jobs.api.handlers.base import Base, Limit, ReadQuery, job_id
 
 
 class GraphQuery(ReadQuery, frozen=True):
@@ -14,9 +13,9 @@ class GraphQuery(ReadQuery, frozen=True):
 
 
 class DependencyHandlers(Base):
-    async def depend(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.depend(call.caller, job_id(call), call.body.depends_on))
+    async def depend(self, call: Call) -> Answer:
+        return json_answer(await self._service.depend(call.caller, job_id(call), call.body.depends_on))
 
-    async def graph(self, call: Call) -> web.StreamResponse:
+    async def graph(self, call: Call) -> Answer:
         query: GraphQuery = call.query
-        return json_response(await self._service.graph(call.caller, job_id(call), limit=query.limit))
+        return json_answer(await self._service.graph(call.caller, job_id(call), limit=query.limit))

@@ -6,9 +6,9 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Final, Literal
 
-from aiohttp import web
 from msgspec import Meta
 
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
 from jobs.api.handlers.base import (
     AfterRevision,
@@ -17,10 +17,9 @@ from jobs.api.handlers.base import (
     ReadQuery,
     checked_job_id,
     job_id,
-    json_response,
     labels_of,
     last_event_id,
-    submitted_response,
+    submitted_answer,
 )
 from jobs.api.streams import EVENT_STREAM, StreamAnswer, event, seen
 from jobs.content import content_of
@@ -89,15 +88,15 @@ class WatchQuery(ReadQuery, frozen=True):
 
 
 class JobHandlers(Base):
-    async def submit(self, call: Call) -> web.StreamResponse:
+    async def submit(self, call: Call) -> Answer:
         (submitted,) = await self._service.submit(call.caller, [call.body])
-        return submitted_response(submitted)
+        return submitted_answer(submitted)
 
-    async def submit_batch(self, call: Call) -> web.StreamResponse:
+    async def submit_batch(self, call: Call) -> Answer:
         submitted = await self._service.submit(call.caller, call.body.jobs)
-        return json_response(BatchSubmitted(jobs=submitted), 201)
+        return json_answer(BatchSubmitted(jobs=submitted), 201)
 
-    async def list_jobs(self, call: Call) -> web.StreamResponse:
+    async def list_jobs(self, call: Call) -> Answer:
         query: ListQuery = call.query
         where = JobFilter(
             states=query.state,
@@ -111,45 +110,45 @@ class JobHandlers(Base):
             indices=_span(query),
         )
         newest = query.order == "newest"
-        return json_response(
+        return json_answer(
             await self._service.list_jobs(
                 call.caller, where, limit=query.limit, cursor=query.cursor, newest_first=newest
             )
         )
 
-    async def get_job(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.get(call.caller, job_id(call)))
+    async def get_job(self, call: Call) -> Answer:
+        return json_answer(await self._service.get(call.caller, job_id(call)))
 
-    async def result(self, call: Call) -> web.StreamResponse:
+    async def result(self, call: Call) -> Answer:
         query: ResultQuery = call.query
         job = job_id(call)
         if query.timeout_s > 0:
             await self._wait(call, job, query.timeout_s)
         attempt = None if query.attempt is None else Attempt(query.attempt)
-        return json_response(await self._service.result(call.caller, job, attempt))
+        return json_answer(await self._service.result(call.caller, job, attempt))
 
-    async def wait(self, call: Call) -> web.StreamResponse:
+    async def wait(self, call: Call) -> Answer:
         query: WaitQuery = call.query
-        return json_response(await self._wait(call, job_id(call), query.timeout_s))
+        return json_answer(await self._wait(call, job_id(call), query.timeout_s))
 
     async def _wait(self, call: Call, job: JobId, timeout_s: float) -> Any:
         """Wait until the job is final, the time is over, the client has gone, or the node stops."""
         with self._place(call) as place:
             return await place.result(self._service.wait(call.caller, job, timeout_s))
 
-    async def cancel(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.cancel(call.caller, job_id(call)))
+    async def cancel(self, call: Call) -> Answer:
+        return json_answer(await self._service.cancel(call.caller, job_id(call)))
 
-    async def cancel_jobs(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.cancel_many(call.caller, call.body))
+    async def cancel_jobs(self, call: Call) -> Answer:
+        return json_answer(await self._service.cancel_many(call.caller, call.body))
 
-    async def explain(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.explain(call.caller, job_id(call)))
+    async def explain(self, call: Call) -> Answer:
+        return json_answer(await self._service.explain(call.caller, job_id(call)))
 
-    async def attempts(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.attempts(call.caller, job_id(call)))
+    async def attempts(self, call: Call) -> Answer:
+        return json_answer(await self._service.attempts(call.caller, job_id(call)))
 
-    async def logs(self, call: Call) -> web.StreamResponse:
+    async def logs(self, call: Call) -> Answer:
         query: LogsQuery = call.query
         events = EVENT_STREAM in call.ask.headers.get("Accept", "")
         after = _log_position(call) if events else None
@@ -170,7 +169,7 @@ class JobHandlers(Base):
                 return await stream.send(_log_events(pieces), EVENT_STREAM)
             return await stream.send((piece.data async for piece in pieces), "application/octet-stream")
 
-    async def watch_jobs(self, call: Call) -> web.StreamResponse:
+    async def watch_jobs(self, call: Call) -> Answer:
         query: JobsWatchQuery = call.query
         where = JobFilter(
             states=query.state,
@@ -182,13 +181,11 @@ class JobHandlers(Base):
         )
         return await self._watch(call, where, None, query.after_revision)
 
-    async def watch_job(self, call: Call) -> web.StreamResponse:
+    async def watch_job(self, call: Call) -> Answer:
         query: WatchQuery = call.query
         return await self._watch(call, JobFilter(), job_id(call), query.after_revision)
 
-    async def _watch(
-        self, call: Call, where: JobFilter, job: JobId | None, after_revision: int | None
-    ) -> web.StreamResponse:
+    async def _watch(self, call: Call, where: JobFilter, job: JobId | None, after_revision: int | None) -> Answer:
         after = last_event_id(call, after_revision)
         events = self._service.watch_jobs(call.caller, where, after_revision=after, job=job)
         with self._place(call) as place:

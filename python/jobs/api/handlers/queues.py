@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
-from jobs.api.handlers.base import Base, Limit, Query, json_response, name
+from jobs.api.handlers.base import Base, Limit, Query, name
 from jobs.errors import InvalidRequest
 
 MAX_UID = (1 << 32) - 2
@@ -18,39 +17,39 @@ class QueuesQuery(Query, frozen=True):
 
 
 class QueueHandlers(Base):
-    async def list_queues(self, call: Call) -> web.StreamResponse:
+    async def list_queues(self, call: Call) -> Answer:
         query: QueuesQuery = call.query
-        return json_response(await self._service.queues.page(call.caller, limit=query.limit, cursor=query.cursor))
+        return json_answer(await self._service.queues.page(call.caller, limit=query.limit, cursor=query.cursor))
 
-    async def get_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.get(call.caller, name(call)))
+    async def get_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.get(call.caller, name(call)))
 
-    async def put_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.put(call.caller, name(call), call.body))
+    async def put_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.put(call.caller, name(call), call.body))
 
-    async def change_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.change(call.caller, name(call), call.body))
+    async def change_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.change(call.caller, name(call), call.body))
 
-    async def pause_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.pause(call.caller, name(call), paused=True))
+    async def pause_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.pause(call.caller, name(call), paused=True))
 
-    async def resume_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.pause(call.caller, name(call), paused=False))
+    async def resume_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.pause(call.caller, name(call), paused=False))
 
-    async def drain_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.drain(call.caller, name(call), draining=True))
+    async def drain_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.drain(call.caller, name(call), draining=True))
 
-    async def open_queue(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.drain(call.caller, name(call), draining=False))
+    async def open_queue(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.drain(call.caller, name(call), draining=False))
 
-    async def get_owner(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.get_owner(call.caller, _uid(call)))
+    async def get_owner(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.get_owner(call.caller, _uid(call)))
 
-    async def put_owner(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.put_owner(call.caller, _uid(call), call.body))
+    async def put_owner(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.put_owner(call.caller, _uid(call), call.body))
 
-    async def change_owner(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.queues.change_owner(call.caller, _uid(call), call.body))
+    async def change_owner(self, call: Call) -> Answer:
+        return json_answer(await self._service.queues.change_owner(call.caller, _uid(call), call.body))
 
 
 def _uid(call: Call) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from aiohttp import web
 from msgspec import Meta
 
+from jobs.api.answer import Answer, json_answer
 from jobs.api.call import Call
-from jobs.api.handlers.base import AfterRevision, Base, Limit, Query, json_response, name, submitted_response
+from jobs.api.handlers.base import AfterRevision, Base, Limit, Query, name, submitted_answer
 from jobs.protocol.model import PREVIEW_TIMES
 
 
@@ -27,35 +27,35 @@ class TimesQuery(Query, frozen=True):
 
 
 class ScheduleHandlers(Base):
-    async def list_schedules(self, call: Call) -> web.StreamResponse:
+    async def list_schedules(self, call: Call) -> Answer:
         query: SchedulesQuery = call.query
-        return json_response(await self._service.schedules.page(call.caller, limit=query.limit, cursor=query.cursor))
+        return json_answer(await self._service.schedules.page(call.caller, limit=query.limit, cursor=query.cursor))
 
-    async def get_schedule(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.schedules.get(call.caller, name(call)))
+    async def get_schedule(self, call: Call) -> Answer:
+        return json_answer(await self._service.schedules.get(call.caller, name(call)))
 
-    async def put_schedule(self, call: Call) -> web.StreamResponse:
+    async def put_schedule(self, call: Call) -> Answer:
         query: SetScheduleQuery = call.query
         view, created = await self._service.schedules.put(call.caller, name(call), call.body, query.revision)
-        return json_response(view, 201 if created else 200)
+        return json_answer(view, 201 if created else 200)
 
-    async def delete_schedule(self, call: Call) -> web.StreamResponse:
+    async def delete_schedule(self, call: Call) -> Answer:
         query: SetScheduleQuery = call.query
         await self._service.schedules.delete(call.caller, name(call), query.revision)
-        return web.Response(status=204)
+        return Answer(204)
 
-    async def pause_schedule(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.schedules.pause(call.caller, name(call), paused=True))
+    async def pause_schedule(self, call: Call) -> Answer:
+        return json_answer(await self._service.schedules.pause(call.caller, name(call), paused=True))
 
-    async def resume_schedule(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.schedules.pause(call.caller, name(call), paused=False))
+    async def resume_schedule(self, call: Call) -> Answer:
+        return json_answer(await self._service.schedules.pause(call.caller, name(call), paused=False))
 
-    async def trigger_schedule(self, call: Call) -> web.StreamResponse:
-        return submitted_response(await self._service.schedules.trigger(call.caller, name(call)))
+    async def trigger_schedule(self, call: Call) -> Answer:
+        return submitted_answer(await self._service.schedules.trigger(call.caller, name(call)))
 
-    async def next_times(self, call: Call) -> web.StreamResponse:
+    async def next_times(self, call: Call) -> Answer:
         query: TimesQuery = call.query
-        return json_response(await self._service.schedules.next_times(call.caller, name(call), query.count))
+        return json_answer(await self._service.schedules.next_times(call.caller, name(call), query.count))
 
-    async def preview_schedule(self, call: Call) -> web.StreamResponse:
-        return json_response(await self._service.schedules.preview(call.caller, call.body))
+    async def preview_schedule(self, call: Call) -> Answer:
+        return json_answer(await self._service.schedules.preview(call.caller, call.body))
