@@ -53,10 +53,15 @@ class NullService:
 
 
 class NullBackend:
-    """Has that service."""
+    """Has that service, and is its own site."""
 
     control = NullService()
     leads = True
+    patience_s = 1.0
+
+    @property
+    def whereabouts(self) -> NullBackend:
+        return self
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         return {}
