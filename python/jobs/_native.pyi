@@ -1,6 +1,6 @@
 """Types of the Rust extension. Every call that touches a disk or a process releases the GIL."""
 
-from typing import Final
+from typing import Any, Final
 
 __version__: Final[str]
 
@@ -20,6 +20,9 @@ class PoisonedError(NativeError):
 
 class CompactedError(NativeError):
     """The revision asked for is older than what is kept."""
+
+class FutureRevisionError(NativeError):
+    """This replica has not reached the revision asked for."""
 
 class LimitError(NativeError):
     """A documented limit (key, value, operations) is exceeded; names which and by how much."""
@@ -248,6 +251,75 @@ class MemoryStore:
     def lease_keys(self, lease: int) -> list[bytes]: ...
     def state_hash(self) -> bytes: ...
     def used_bytes(self) -> int: ...
+
+# --- SQL -----------------------------------------------------------------------------------------------------------
+
+SQL_TABLES: Final[tuple[str, ...]]
+"""Names of the tables of records, for `SqlSnapshot.table`."""
+
+class SqlError(ValueError):
+    """A text is no SQL, or too much of it."""
+
+    line: int
+    """From 1 on; 0 where it is not known."""
+    column: int
+
+class SqlSnapshot:
+    """One revision of a store's directory, for queries, while another process may be writing. Thread-safe.
+
+    As long as one is open, the writer cannot use the pages again that it may see: close it when the query is done.
+    Several can be open in one process, but none beside a `Store` or a `StoreReader` of the same directory."""
+
+    def __init__(self, directory: str, *, revision: int = 0) -> None:
+        """See the store as of a revision, 0 for the newest. Raises CompactedError and FutureRevisionError."""
+    @property
+    def revision(self) -> int: ...
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that scans have looked at: of keys, and of values as far as they were needed."""
+    @property
+    def rows_read(self) -> int:
+        """Keys that scans have looked at."""
+    def get(self, key: bytes) -> bytes | None:
+        """The value of any key: who may read it is the caller's to decide."""
+    def scan(self, prefix: bytes, *, limit: int) -> list[tuple[bytes, bytes, int]]:
+        """(key, value, mod_revision) of the first keys with a prefix; as `get`."""
+    def table(self, name: str, *, owner: int | None) -> SqlTable:
+        """A table as the user with a uid sees it, or with None an administrator, who sees everything."""
+    def user_table(self, definition_json: str, *, owner: int | None) -> SqlTable:
+        """A table over values under `/data/` (docs/sql.md). Raises ValueError, which says what is wrong with it."""
+    def close(self) -> None:
+        """Let go of the store. Scans that run fail at their next step, a few milliseconds later; again: nothing."""
+
+class SqlTable:
+    """A table for `datafusion.SessionContext.register_table`."""
+
+    @property
+    def schema(self) -> SqlSchema: ...
+    def __datafusion_table_provider__(self, session: object) -> object: ...
+
+class SqlSchema:
+    """For `pyarrow.schema`."""
+
+    def __arrow_c_schema__(self) -> object: ...
+
+def sql_parse(text: str) -> list[dict[str, Any]]:
+    """The statements of a text, by DataFusion's parser. Raises SqlError. Every one has `kind`, its `text`, the `tables`
+    and `table_functions` that it names, and its `parameters` (`$1`). By kind it also has:
+
+    query, show             nothing
+    explain                 analyze, inner (a statement)
+    insert                  target, columns, source (text of a query), overwrite
+    create_table_as         target, query (text), or_replace, if_not_exists
+    create_external_table   name, columns (name, type, nullable), format (in capitals), locations, options,
+                            partition_columns, or_replace, if_not_exists
+    drop_table              name, if_exists
+    other                   what (its first words)
+
+    Names are as the engine looks for them: in small letters unless quoted, parts joined by dots."""
+
+def sql_record_fields() -> list[tuple[str, list[str], list[str]]]:
+    """(table, fields of the record behind it in order, those of them that have no column); for tests."""
 
 # --- sandbox -------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ use jobs_log::LogError;
 use jobs_net::NetError;
 use jobs_store::StoreError;
 use pyo3::create_exception;
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 
 create_exception!(
@@ -42,11 +42,24 @@ create_exception!(
 );
 create_exception!(
     jobs._native,
+    FutureRevisionError,
+    NativeError,
+    "This replica has not reached the revision."
+);
+create_exception!(
+    jobs._native,
     UnknownPeerError,
     NativeError,
     "The peer is not on the allowlist."
 );
 create_exception!(jobs._native, LimitError, NativeError, "A documented limit is exceeded.");
+
+create_exception!(
+    jobs._native,
+    SqlError,
+    PyValueError,
+    "A text is no SQL, or too much of it."
+);
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
@@ -55,6 +68,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("DiskFullError", py.get_type::<DiskFullError>())?;
     module.add("PoisonedError", py.get_type::<PoisonedError>())?;
     module.add("CompactedError", py.get_type::<CompactedError>())?;
+    module.add("FutureRevisionError", py.get_type::<FutureRevisionError>())?;
+    module.add("SqlError", py.get_type::<SqlError>())?;
     module.add("UnknownPeerError", py.get_type::<UnknownPeerError>())?;
     module.add("LimitError", py.get_type::<LimitError>())
 }
@@ -82,8 +97,19 @@ pub(crate) fn store_error(error: StoreError) -> PyErr {
             CorruptError::new_err(text)
         }
         StoreError::Machine(KvError::Compacted { .. }) => CompactedError::new_err(text),
+        StoreError::NotReached { .. } => FutureRevisionError::new_err(text),
         _ => NativeError::new_err(text),
     }
+}
+
+/// Exception for a text that is not taken: it has `line` and `column`, 0 where they are not known.
+pub(crate) fn sql_error(py: Python<'_>, error: &jobs_sql::parse::SqlError) -> PyErr {
+    let raised = SqlError::new_err(error.message.clone());
+    let value = raised.value(py);
+    let told = value
+        .setattr("line", error.line)
+        .and_then(|()| value.setattr("column", error.column));
+    told.err().unwrap_or(raised)
 }
 
 /// Exception for an error of the transport.

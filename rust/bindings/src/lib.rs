@@ -7,6 +7,7 @@ mod log;
 mod net;
 mod sandbox;
 mod sim;
+mod sql;
 mod store;
 
 use pyo3::prelude::*;
@@ -22,6 +23,7 @@ mod _native {
         super::failpoint::register(module)?;
         super::log::register(module)?;
         super::sim::register(module)?;
+        super::sql::register(module)?;
         super::store::register(module)?;
         super::sandbox::register(module)?;
         super::net::register(module)

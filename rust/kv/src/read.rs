@@ -7,7 +7,7 @@ use crate::command::{REQUEST_ID_BYTES, Results};
 use crate::error::KvError;
 use crate::layout::{
     After, Before, Change, DELETED, EVENTS, LATEST, LEASES, Meta, Point, Version, attached_key, damaged, deleted_key,
-    event_key, latest_key, request_key,
+    event_key, latest_key, lease_key, request_key,
 };
 
 /// Rows that one step of a scan in the past looks at.
@@ -30,6 +30,38 @@ pub struct KeyValue {
     pub mod_revision: u64,
     /// Its lease, 0 for none.
     pub lease: u64,
+}
+
+/// A key at a revision, where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Its value.
+    pub value: &'a [u8],
+    /// Puts since it was created, from 1.
+    pub version: u64,
+    /// Revision that created it.
+    pub create_revision: u64,
+    /// Revision that set it last.
+    pub mod_revision: u64,
+    /// Its lease, 0 for none.
+    pub lease: u64,
+}
+
+impl Row<'_> {
+    /// The same as a value of its own.
+    #[must_use]
+    pub fn to_key_value(&self) -> KeyValue {
+        KeyValue {
+            key: self.key.to_vec(),
+            value: self.value.to_vec(),
+            version: self.version,
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            lease: self.lease,
+        }
+    }
 }
 
 /// A change of a key.
@@ -179,6 +211,83 @@ pub fn range<B: Read>(backend: &B, meta: &Meta, start: &[u8], end: &[u8], option
     Ok((page.rows, page.more))
 }
 
+/// Visit the keys in `[start, end)` in order as they were at a revision (0 for the newest), until the visitor breaks.
+/// Values of the newest revision are not copied.
+///
+/// # Errors
+/// [`KvError::Compacted`], and what the backend says.
+pub fn visit<B: Read>(
+    backend: &B,
+    meta: &Meta,
+    (start, end): (&[u8], &[u8]),
+    revision: u64,
+    each: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+) -> Outcome<(), B> {
+    check_revision::<B>(meta, revision)?;
+    if revision == 0 || revision >= meta.revision {
+        return visit_now(backend, start, end, false, &mut |key, version, value| {
+            each(row(key, version, value))
+        });
+    }
+    let mut start = start.to_vec();
+    loop {
+        let (keys, last) = step(backend, &start, end, false)?;
+        for key in keys {
+            let Some(found) = at_revision(backend, &key, revision)? else {
+                continue;
+            };
+            let row = Row {
+                key: &found.key,
+                value: &found.value,
+                version: found.version,
+                create_revision: found.create_revision,
+                mod_revision: found.mod_revision,
+                lease: found.lease,
+            };
+            if each(row).is_break() {
+                return Ok(());
+            }
+        }
+        let Some(mut key) = last else {
+            return Ok(());
+        };
+        key.push(0);
+        start = key;
+    }
+}
+
+fn row<'a>(key: &'a [u8], version: Version, value: &'a [u8]) -> Row<'a> {
+    Row {
+        key,
+        value,
+        version: version.puts,
+        create_revision: version.created,
+        mod_revision: version.at.revision,
+        lease: version.lease,
+    }
+}
+
+fn visit_now<B: Read>(
+    backend: &B,
+    start: &[u8],
+    end: &[u8],
+    reverse: bool,
+    each: &mut dyn FnMut(&[u8], Version, &[u8]) -> ControlFlow<()>,
+) -> Outcome<(), B> {
+    let mut problem = None;
+    let visit = &mut |key: &[u8], data: &[u8]| match Version::decode::<B::Error>(data) {
+        Ok((version, value)) => each(&key[1..], version, value),
+        Err(error) => {
+            problem = Some(error);
+            ControlFlow::Break(())
+        }
+    };
+    backend
+        .scan(&latest_key(start), &latest_key(end), reverse, visit)
+        .map_err(KvError::Backend)?;
+    problem.map_or(Ok(()), Err)
+}
+
 struct PageBuilder<'a> {
     rows: Vec<KeyValue>,
     bytes: usize,
@@ -200,26 +309,15 @@ impl PageBuilder<'_> {
 }
 
 fn range_now<B: Read>(backend: &B, start: &[u8], end: &[u8], page: &mut PageBuilder<'_>) -> Outcome<(), B> {
-    let mut problem = None;
     let (reverse, keys_only) = (page.options.reverse, page.options.keys_only);
-    let visit = &mut |key: &[u8], data: &[u8]| match Version::decode::<B::Error>(data) {
-        Ok((version, value)) => {
-            let value = if keys_only { &[] } else { value };
-            if !page.admits(key.len() + value.len()) {
-                return ControlFlow::Break(());
-            }
-            page.rows.push(key_value(&key[1..], version, value.to_vec()));
-            ControlFlow::Continue(())
+    visit_now(backend, start, end, reverse, &mut |key, version, value| {
+        let value = if keys_only { &[] } else { value };
+        if !page.admits(key.len() + value.len()) {
+            return ControlFlow::Break(());
         }
-        Err(error) => {
-            problem = Some(error);
-            ControlFlow::Break(())
-        }
-    };
-    backend
-        .scan(&latest_key(start), &latest_key(end), reverse, visit)
-        .map_err(KvError::Backend)?;
-    problem.map_or(Ok(()), Err)
+        page.rows.push(key_value(key, version, value.to_vec()));
+        ControlFlow::Continue(())
+    })
 }
 
 /// Keys that are there now and keys that have been deleted since, merged in order, each as it was then.
@@ -458,6 +556,17 @@ pub fn leases<B: Read>(backend: &B) -> Outcome<Vec<(u64, u64)>, B> {
         .scan(&[LEASES], &next_table(LEASES), false, visit)
         .map_err(KvError::Backend)?;
     Ok(found)
+}
+
+/// Time to live of a lease in ms; `None` when it is not there.
+///
+/// # Errors
+/// What the backend says.
+pub fn lease_ttl_ms<B: Read>(backend: &B, lease: u64) -> Outcome<Option<u64>, B> {
+    match backend.get(&lease_key(lease)).map_err(KvError::Backend)? {
+        None => Ok(None),
+        Some(data) => Ok(Some(u64::from_le_bytes(data.try_into().map_err(|_| damaged())?))),
+    }
 }
 
 /// Keys attached to a lease.

@@ -51,6 +51,14 @@ pub enum StoreError {
     /// The disk was full in the middle of a write.
     #[error("store: no room for all of a write in {}", .0.display())]
     Full(PathBuf),
+    /// A revision that this replica has not reached.
+    #[error("store: revision {asked} has not been reached; this replica is at {reached}")]
+    NotReached {
+        /// Revision that was asked for.
+        asked: u64,
+        /// Revision of this replica.
+        reached: u64,
+    },
     /// The store is closed.
     #[error("store: it is closed")]
     Closed,

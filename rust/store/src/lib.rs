@@ -9,6 +9,7 @@
 //! - [`snapshot`]: the snapshot file.
 //! - [`store`]: the writer.
 //! - [`reader`]: consistent reads for other processes.
+//! - [`view`]: one revision, read by several threads of another process.
 
 pub mod env;
 mod error;
@@ -16,7 +17,9 @@ pub mod marker;
 pub mod reader;
 pub mod snapshot;
 pub mod store;
+pub mod view;
 
 pub use error::{Result, StoreError};
 pub use reader::StoreReader;
 pub use store::{Options, Store};
+pub use view::StoreView;

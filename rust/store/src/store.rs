@@ -311,6 +311,8 @@ impl Store {
     /// [`StoreError`]; the former snapshots are still there then.
     pub fn snapshot(&self) -> Result<u64> {
         let Open { env, tables } = self.opened()?;
+        // What a process saw that was killed as it read would be kept for good.
+        env.clear_stale_readers()?;
         let txn = env.read_txn()?;
         let meta = load(&Reading {
             tables: *tables,

@@ -1,0 +1,195 @@
+//! The table `kv`: every key that a reader may see, as it is stored.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{ArrayRef, BinaryBuilder, Int64Builder, RecordBatch, RecordBatchOptions, StringBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion_common::Result;
+use jobs_kv::read::Row;
+use jobs_store::view::Access;
+
+use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
+use crate::ranges::Ranges;
+use crate::source::{Place, Sink, Source, Wanted, bad_row, signed, text};
+
+/// The part of the store that all users may read.
+pub(crate) const DATA: &[u8] = b"/data/";
+/// Bytes that are gathered for a batch at most, apart from its last row.
+const BATCH_BYTES: usize = 4 << 20;
+
+const KEY: usize = 0;
+const VALUE: usize = 1;
+const VERSION: usize = 2;
+const CREATE_REVISION: usize = 3;
+const MOD_REVISION: usize = 4;
+const LEASE_ID: usize = 5;
+const LEASE_TTL_MS: usize = 6;
+
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        Field::new("key", DataType::Utf8, false),
+        Field::new("value", DataType::Binary, false),
+        Field::new("version", DataType::Int64, false),
+        Field::new("create_revision", DataType::Int64, false),
+        Field::new("mod_revision", DataType::Int64, false),
+        Field::new("lease_id", DataType::Int64, true),
+        Field::new("lease_ttl_ms", DataType::Int64, true),
+    ]))
+});
+
+/// The keys below a prefix.
+#[derive(Debug)]
+pub(crate) struct Kv {
+    /// What the reader may see; empty for everything.
+    pub prefix: &'static [u8],
+}
+
+impl Source for Kv {
+    fn name(&self) -> &'static str {
+        "KvScan"
+    }
+
+    fn schema(&self) -> &SchemaRef {
+        &SCHEMA
+    }
+
+    fn cell_type(&self, column: usize) -> Option<CellType> {
+        match column {
+            KEY => Some(CellType::Text),
+            VERSION | CREATE_REVISION | MOD_REVISION | LEASE_ID => Some(CellType::Int),
+            _ => None,
+        }
+    }
+
+    fn place(&self, predicate: &Predicate) -> Place {
+        let wanted = predicate.ranges(KEY, &Literal::text).unwrap_or_else(Ranges::all);
+        Place::Keys(wanted.intersect(&Ranges::prefix(self.prefix)))
+    }
+
+    fn is_row_per_key(&self) -> bool {
+        true
+    }
+
+    fn sink(&self, wanted: &Wanted) -> Result<Box<dyn Sink>> {
+        let columns = wanted.columns.iter().map(|&column| Builder::of(column)).collect();
+        Ok(Box::new(KvSink {
+            schema: Arc::new(SCHEMA.project(&wanted.columns)?),
+            predicate: wanted.predicate.clone(),
+            columns,
+            batch_rows: wanted.batch_rows,
+            rows: 0,
+            bytes: 0,
+        }))
+    }
+}
+
+enum Builder {
+    Key(StringBuilder),
+    Value(BinaryBuilder),
+    Number(usize, Int64Builder),
+}
+
+impl Builder {
+    fn of(column: usize) -> Self {
+        match column {
+            KEY => Self::Key(StringBuilder::new()),
+            VALUE => Self::Value(BinaryBuilder::new()),
+            number => Self::Number(number, Int64Builder::new()),
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Self::Key(builder) => Arc::new(builder.finish()),
+            Self::Value(builder) => Arc::new(builder.finish()),
+            Self::Number(_, builder) => Arc::new(builder.finish()),
+        }
+    }
+}
+
+struct KvCells<'a> {
+    key: &'a str,
+    row: &'a Row<'a>,
+}
+
+/// Revisions and leases are below 2^63, which what is stored was checked for.
+fn number(column: usize, row: &Row<'_>) -> Option<u64> {
+    match column {
+        VERSION => Some(row.version),
+        CREATE_REVISION => Some(row.create_revision),
+        MOD_REVISION => Some(row.mod_revision),
+        _ => (row.lease != 0).then_some(row.lease),
+    }
+}
+
+impl Cells for KvCells<'_> {
+    fn cell(&self, column: usize) -> Cell<'_> {
+        if column == KEY {
+            return Cell::Text(self.key);
+        }
+        number(column, self.row).map_or(Cell::Null, |number| Cell::Int(number.try_into().unwrap_or(i64::MAX)))
+    }
+}
+
+struct KvSink {
+    schema: SchemaRef,
+    predicate: Predicate,
+    columns: Vec<Builder>,
+    batch_rows: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Sink for KvSink {
+    fn take(&mut self, access: &Access<'_>, row: &Row<'_>) -> Result<usize> {
+        let key = text(row.key, row.key)?;
+        let mut looked_at = key.len();
+        if !self.predicate.holds(&KvCells { key, row }) {
+            return Ok(looked_at);
+        }
+        for column in &mut self.columns {
+            match column {
+                Builder::Key(builder) => {
+                    builder.append_value(key);
+                    self.bytes += key.len();
+                }
+                Builder::Value(builder) => {
+                    builder.append_value(row.value);
+                    looked_at += row.value.len();
+                    self.bytes += row.value.len();
+                }
+                Builder::Number(LEASE_TTL_MS, builder) => {
+                    let ttl_ms = match row.lease {
+                        0 => None,
+                        lease => access.lease_ttl_ms(lease).map_err(|error| bad_row(row.key, &error))?,
+                    };
+                    builder.append_option(ttl_ms.map(|ttl_ms| signed(row.key, ttl_ms)).transpose()?);
+                }
+                Builder::Number(column, builder) => {
+                    let value = number(*column, row).map(|number| signed(row.key, number)).transpose()?;
+                    builder.append_option(value);
+                }
+            }
+        }
+        self.rows += 1;
+        Ok(looked_at)
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= self.batch_rows || self.bytes >= BATCH_BYTES
+    }
+
+    fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
+        if self.rows == 0 {
+            return Ok(None);
+        }
+        let columns = self.columns.iter_mut().map(Builder::finish).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
+        (self.rows, self.bytes) = (0, 0);
+        Ok(Some(RecordBatch::try_new_with_options(
+            Arc::clone(&self.schema),
+            columns,
+            &options,
+        )?))
+    }
+}
