@@ -86,6 +86,32 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+class Held:
+    """Writes that wait until they may begin."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        """One waits."""
+        self.may_begin = asyncio.Event()
+
+
+@contextmanager
+def writes_held(api: Api) -> Iterator[Held]:
+    held, consensus = Held(), api.plane.consensus
+    propose = consensus.propose
+
+    async def later(*of: Any) -> Any:
+        held.came.set()
+        await held.may_begin.wait()
+        return await propose(*of)
+
+    consensus.propose = later  # type: ignore[method-assign]
+    try:
+        yield held
+    finally:
+        consensus.propose = propose  # type: ignore[method-assign]
+
+
 @scenario()
 async def test_a_request_has_the_same_answer_in_one_piece_and_in_two(api: Api) -> None:
     for one, whole in zip(REQUESTS, await alone(api), strict=True):
@@ -221,13 +247,19 @@ async def test_a_connection_that_is_to_be_closed_is(api: Api) -> None:
 
 @scenario()
 async def test_a_client_that_leaves_before_its_answer_is_forgotten(api: Api) -> None:
-    async with await api.connect() as raw:
-        await raw.send(request("POST", "/v1/kv:put", VALUE) * 20)
-        await turns()
-    async with asyncio.timeout(10):
-        while api.server.connections:
-            await asyncio.sleep(0.01)
-    assert (await api.ask("GET", "/v1/kv?key=/data/a")).status == 200, "what had been read was carried out"
+    with writes_held(api) as held:
+        async with await api.connect() as raw:
+            await raw.send(request("POST", "/v1/kv:put", VALUE) * 2)
+            await held.came.wait()
+        async with asyncio.timeout(10):
+            while any(connection.connected for connection in api.server.connections):
+                await asyncio.sleep(0.01)
+        held.may_begin.set()
+        async with asyncio.timeout(10):
+            while not api.plane.store.revision:
+                await asyncio.sleep(0.01)
+    assert (await api.ask("GET", "/v1/health")).status == 200
+    assert api.plane.store.revision == 1, "what had begun was carried out, and no more"
 
 
 @scenario(write_timeout_s=0.3)
@@ -254,34 +286,17 @@ async def test_an_idle_connection_is_closed_and_one_in_use_is_not(api: Api) -> N
         assert await raw.closed()
 
 
-@contextmanager
-def writes_held(api: Api) -> Iterator[asyncio.Event]:
-    """No write begins before the event is set."""
-    begin, consensus = asyncio.Event(), api.plane.consensus
-    propose = consensus.propose
-
-    async def later(*of: Any) -> Any:
-        await begin.wait()
-        return await propose(*of)
-
-    consensus.propose = later  # type: ignore[method-assign]
-    try:
-        yield begin
-    finally:
-        consensus.propose = propose  # type: ignore[method-assign]
-
-
 @scenario()
 async def test_a_stop_lets_a_request_that_has_begun_finish_and_takes_no_further_one(api: Api) -> None:
     async with await api.connect() as raw:
-        with writes_held(api) as begin:
+        with writes_held(api) as held:
             await raw.send(request("POST", "/v1/kv:put", VALUE) * 3)
-            await turns()
+            await held.came.wait()
             stop = asyncio.ensure_future(api.server.stop(10.0))
             await raw.send(request("POST", "/v1/kv:put", VALUE))
             await turns()
             assert not stop.done()
-            begin.set()
+            held.may_begin.set()
             assert (await raw.answer()).json()["revision"] == 1
             assert await raw.closed()
             await stop
@@ -291,9 +306,9 @@ async def test_a_stop_lets_a_request_that_has_begun_finish_and_takes_no_further_
 @scenario()
 async def test_a_stop_does_not_wait_for_longer_than_its_grace(api: Api) -> None:
     async with await api.connect() as raw:
-        with writes_held(api):
+        with writes_held(api) as held:
             await raw.send(request("POST", "/v1/kv:put", VALUE))
-            await turns()
+            await held.came.wait()
             async with asyncio.timeout(5):
                 await api.server.stop(0.1)
             assert await raw.closed()
