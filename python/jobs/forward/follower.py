@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator
+from typing import Final
 
 from jobs.api import answer as api
 from jobs.api.desk import Desk, Routed
@@ -30,18 +30,14 @@ from jobs.forward.framing import read_framed
 from jobs.forward.lots import ANSWER_S, Lots
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.reach import Reach
-from jobs.forward.whereabouts import NotCarriedOut
+from jobs.forward.whereabouts import NotCarriedOut, Unanswered, while_it_leads
 from jobs.net import RequestFailed, Stream, StreamBroken
 from jobs.service import Whereabouts
-
-T = TypeVar("T")
 
 MAX_UNDER_WAY: Final = 4_096
 """Requests that are passed on at a time; one more is refused."""
 NOT_BEGUN: Final = frozenset({"unreachable", "refused", "busy", "limit"})
 """How a stream fails of which the other side knows nothing."""
-GRACE_S: Final = 0.5
-"""A leader that is known to lead no more may still answer within this."""
 REQUEST_ROOM_BYTES: Final = 256 << 10
 """What a request takes beside its body: far less than this."""
 
@@ -51,7 +47,7 @@ class Forwarder:
 
     def __init__(self, reach: Reach, node: str, site: Whereabouts, desk: Desk, metrics: ForwardMetrics) -> None:
         self._reach = reach
-        self._lots = Lots(reach)
+        self._lots = Lots(reach, site)
         self._node = node
         self._site = site
         self._desk = desk
@@ -87,7 +83,7 @@ class Forwarder:
         exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         with self._desk.slots.take(routed.ask.caller.uid, self._site.reads.ended, outlet.gone) as place:
             try:
-                head = await place.result(self._while_it_leads(leader, exchange.head(), routed.ask.method))
+                head = await place.result(exchange.head(self._site))
                 if isinstance(head, Answer):
                     return _opened(head)
                 answer = StreamAnswer(outlet, self._desk.config, place, at_once=True)
@@ -103,7 +99,9 @@ class Forwarder:
     async def _ask(self, leader: str, routed: Routed, request: Request) -> Answer | None:
         """Return the answer to a request in one piece; None when it is to be asked for on a stream."""
         try:
-            reply = await self._while_it_leads(leader, self._lots.ask(leader, request), routed.ask.method)
+            reply = await self._lots.ask(leader, request)
+        except Unanswered as unanswered:
+            raise _unknown_or_again(routed.ask.method, str(unanswered)) from unanswered
         except RequestFailed as failed:
             if not failed.maybe_done:
                 raise NotCarriedOut(str(failed)) from failed
@@ -117,29 +115,12 @@ class Forwarder:
             )
         return _answered(reply)
 
-    async def _while_it_leads(self, leader: str, work: Coroutine[Any, Any, T], method: str) -> T:
-        """Return what comes of asking the leader; when it has ceased to be that, it has little time left to answer.
-
-        Raises NotCarriedOut or OutcomeUnknown when no answer has come then.
-        """
-        asking = asyncio.ensure_future(work)
-        try:
-            while not asking.done() and self._site.leader == leader:
-                await asyncio.wait((asking, self._site.changed()), return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                await asyncio.wait([asking], timeout=GRACE_S)
-            if not asking.done():
-                raise _unknown_or_again(method, "it is not the leader any more, and has not answered")
-            return asking.result()
-        finally:
-            asking.cancel()
-
     async def _on_stream(self, leader: str, routed: Routed, body: bytes) -> api.Answer:
         """Ask for an answer, which is in one piece but may be large, or follows a large request."""
         exchange = _Exchange(self._reach, leader, self._request(routed, b""), body)
         try:
             async with asyncio.timeout(ANSWER_S):
-                head = await self._while_it_leads(leader, exchange.head(), routed.ask.method)
+                head = await exchange.head(self._site)
             if isinstance(head, Head):
                 raise InternalError(f"{leader} answers {routed.ask.path} with a stream, as this node does not know it")
             return _opened(head)
@@ -159,14 +140,12 @@ class _Exchange:
         self._body = body
         self._stream: Stream | None = None
 
-    async def head(self) -> Answer | Head:
+    async def head(self, site: Whereabouts) -> Answer | Head:
         """Send the request, and return what comes first. Raises NotCarriedOut, OutcomeUnknown."""
         try:
-            self._stream = stream = await self._reach.open_stream(self._leader, Opened.FORWARD, encode(self._request))
-            if self._body:
-                await stream.write(self._body)
-            await stream.finish()
-            reply = _read(await read_framed(stream, MAX_ENVELOPE_BYTES))
+            reply = await while_it_leads(site, self._leader, self._exchange())
+        except Unanswered as unanswered:
+            raise _unknown_or_again(self._request.method, str(unanswered)) from unanswered
         except StreamBroken as broken:
             if broken.kind in NOT_BEGUN:
                 raise NotCarriedOut(str(broken)) from broken
@@ -176,6 +155,13 @@ class _Exchange:
         except EnvelopeError as error:
             raise InternalError(f"the leader's answer cannot be read: {error}") from error
         return reply if isinstance(reply, Head) else _answered(reply)
+
+    async def _exchange(self) -> Envelope:
+        self._stream = stream = await self._reach.open_stream(self._leader, Opened.FORWARD, encode(self._request))
+        if self._body:
+            await stream.write(self._body)
+        await stream.finish()
+        return _read(await read_framed(stream, MAX_ENVELOPE_BYTES))
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body that follows a head. Raises Unavailable when it breaks off, CutShort when it ends short."""

@@ -77,8 +77,13 @@ class LeaderSide:
         requests = [self._open(part) for part in envelope.parts]
         if not all(isinstance(request, Request) for request in requests):
             raise Declined("there is something else than requests in a lot")
-        replies = await asyncio.gather(*(self._reply(request, control) for request in requests))
-        return encode(Replies(_bounded(replies)))
+        loop = asyncio.get_running_loop()
+        answering = [loop.create_task(self._reply(request, control)) for request in requests]
+        try:
+            return encode(Replies(_bounded([await task for task in answering])))
+        finally:
+            for task in answering:
+                task.cancel()
 
     async def _reply(self, request: Envelope, control: Service) -> bytes:
         assert isinstance(request, Request)

@@ -13,7 +13,9 @@ from jobs.cluster import Asked
 from jobs.errors import InternalError
 from jobs.forward.envelope import MAX_LOT, Envelope, EnvelopeError, Lot, NotLeading, Replies, Request, decode, encode
 from jobs.forward.reach import Reach
+from jobs.forward.whereabouts import Unanswered, while_it_leads
 from jobs.net import RequestFailed
+from jobs.service import Whereabouts
 
 LOT_BYTES: Final = 256 << 10
 """A lot takes no further request once it is this large."""
@@ -24,13 +26,14 @@ ANSWER_S: Final = 60.0
 class Lots:
     """Asks other nodes."""
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: Reach, site: Whereabouts) -> None:
         self._reach = reach
+        self._site = site
         self._open: dict[tuple[str, bool], _Filling] = {}
         self._exchanges: set[asyncio.Task[None]] = set()
 
     async def ask(self, leader: str, request: Request) -> Envelope:
-        """Return the reply to a request. Raises RequestFailed, and InternalError for what is none.
+        """Return the reply to a request. Raises RequestFailed, Unanswered, and InternalError for what is none.
 
         Given up by all who wait for a lot, it is given up at the leader too.
         """
@@ -58,14 +61,15 @@ class Lots:
         alone = len(lot.requests) == 1
         data = lot.requests[0] if alone else encode(Lot(lot.requests))
         try:
-            answer = decode(await self._reach.request(leader, Asked.FORWARD, data, ANSWER_S))
+            asking = self._reach.request(leader, Asked.FORWARD, data, ANSWER_S)
+            answer = decode(await while_it_leads(self._site, leader, asking))
             if alone or isinstance(answer, NotLeading):
                 replies = [answer] * len(lot.requests)
             elif isinstance(answer, Replies) and len(answer.parts) == len(lot.requests):
                 replies = [decode(part) for part in answer.parts]
             else:
                 raise EnvelopeError(f"{type(answer).__name__} is no answer to a lot")
-        except RequestFailed as failed:
+        except (RequestFailed, Unanswered) as failed:
             lot.fail(failed)
         except EnvelopeError as error:
             lot.fail(InternalError(f"the leader's answer cannot be read: {error}"))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 from jobs.errors import Unavailable
 from jobs.service import Service, Whereabouts
 
+T = TypeVar("T")
+
 PAUSE_S: Final = 0.05
 """Between two tries with the same node, unless it is known by then that another one leads."""
+GRACE_S: Final = 0.5
+"""A leader that is known to lead no more may still answer within this."""
 MAX_HINTS: Final = 3
 
 
@@ -22,6 +27,28 @@ class NotCarriedOut(Exception):
     def __init__(self, detail: str, hint: str | None = None) -> None:
         super().__init__(detail)
         self.hint = hint
+
+
+class Unanswered(Exception):
+    """Who was asked leads no more, and has not answered."""
+
+
+async def while_it_leads(node: Whereabouts, leader: str, work: Coroutine[Any, Any, T]) -> T:
+    """Return what comes of asking the leader; when it has ceased to be that, it has little time left to answer.
+
+    Raises Unanswered when no answer has come then.
+    """
+    asking = asyncio.ensure_future(work)
+    try:
+        while not asking.done() and node.leader == leader:
+            await asyncio.wait((asking, node.changed()), return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            await asyncio.wait([asking], timeout=GRACE_S)
+        if not asking.done():
+            raise Unanswered("it is not the leader any more, and has not answered")
+        return asking.result()
+    finally:
+        asking.cancel()
 
 
 class Search:
