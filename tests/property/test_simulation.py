@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.simulation.bugs import BUGS, Bug, seeds_to_try
-from tests.support.simulation.plan import FAULTS, Plan
+from tests.support.simulation.plan import FAULTS, SCENARIOS, Plan
 from tests.support.simulation.run import simulate
 from tests.support.simulation.world import Violation
 
@@ -46,9 +46,18 @@ def test_nothing_is_lost_doubled_or_stale_whatever_goes_wrong(lot: int) -> None:
     if totals["seeds"] < SEEDS // LOTS:
         return
     # The campaign did what it says: every kind of fault, and enough of what they are to disturb.
-    for fault in FAULTS:
+    for fault in (*FAULTS, *SCENARIOS):
         assert totals[f"fault {fault}"] > 0, fault
-    for what in ("acknowledged write", "linearizable read", "result", "election", "truncation", "install", "snapshot"):
+    for what in (
+        "acknowledged write",
+        "linearizable read",
+        "result",
+        "election",
+        "truncation",
+        "install",
+        "snapshot",
+        "done before",
+    ):
         assert totals[what] > 0, what
 
 
@@ -79,6 +88,8 @@ def test_a_planted_fault_is_found(bug: Bug) -> None:
             try:
                 simulate(bug.plan_of(seed))
             except Violation as violation:
+                if violation.rule == "nothing unexpected is raised":
+                    pytest.fail(f"this mistake does not fit the code any more: {violation}")
                 print(f"{bug.about}: seed {seed}, the {tried}. one: {violation.rule}")
                 return
     pytest.fail(f"{bug.about}: not found by {BUG_SEEDS} seeds")

@@ -48,7 +48,8 @@ class Checks:
         self._led: dict[str, int] = {}
         self.writes: dict[bytes, tuple[bytes, int]] = {}
         """By the number of the attempt that wrote it: key and revision."""
-        self._jobs: dict[bytes, bytes] = {}
+        self._jobs: dict[bytes, tuple[bytes, bytes]] = {}
+        """State and attempt, by key."""
         self._counted: dict[int, str] = {}
 
     def count(self, what: str) -> None:
@@ -217,19 +218,27 @@ class Checks:
         for at, key, value, version, _, _ in events:
             if value is None:
                 continue
-            self.writes[value.split(b" ", 1)[0]] = (key, at)
+            attempt = value.split(b" ", 1)[0]
+            if not key.startswith(b"/result/"):
+                if attempt in self.writes:
+                    raise self._sim.violated("a request is done once", f"{attempt!r} wrote {key!r} again")
+                self.writes[attempt] = (key, at)
             if key.startswith(b"/job/"):
                 self._on_job(key, value)
             elif key.startswith(b"/result/") and version != 1:
                 raise self._sim.violated("one result a job", f"{key!r} is recorded for the {version}. time")
 
     def _on_job(self, key: bytes, value: bytes) -> None:
-        state = value.split(b" ")[1]
-        former = self._jobs.get(key, b"")
+        state, attempt = value.split(b" ")[1:3]
+        former, running = self._jobs.get(key, (b"", b""))
         if former in TERMINAL:
             raise self._sim.violated("terminal is final", f"{key!r} was {former!r} and is {state!r}")
-        self._jobs[key] = state
+        self._jobs[key] = (state, attempt)
         if state in TERMINAL:
+            if (former, running) != (b"running", attempt):
+                raise self._sim.violated(
+                    "only the attempt that runs ends a job", f"{key!r} was {former!r} {running!r}, {attempt!r} ended it"
+                )
             self.count("result")
 
     def compare_state(self, host: Host) -> None:
@@ -251,6 +260,15 @@ class Checks:
                 f"{client} was told that {attempt!r} wrote {key!r} in revision {revision}; truly {found}",
             )
         self.count("acknowledged write")
+
+    def on_report(self, client: str, key: bytes, claim: bytes, *, accepted: bool) -> None:
+        """Who was told that its result is recorded is the one whose result is. Who was refused may have been accepted
+        when it asked before, but is not told so once another's counts."""
+        row = self.observer.get(b"/result" + key[4:])
+        mine = row is not None and row[1].split(b" ")[0] == b"of-" + claim
+        if accepted and not mine:
+            raise self._sim.violated("one result a job", f"{client} was told that its result of {key!r} counts: {row}")
+        self.count("result accepted" if accepted else "result refused")
 
     def on_count(self, client: str, count: int) -> None:
         """Each number is reached once, however many count."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, TypeAlias
 
+from msgspec import structs
+
 from jobs.consensus import Consensus
 from jobs.store import EQ, ModRevisionIs, Put, Txn, TxnResult, VersionIs
 from tests.support.simulation.host import Host, Refused, Unknown
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
 PATIENCE_S = (0.03, 0.15, 0.4, 1.5)
 """How long a client waits for an answer before it tries another host; one of these."""
 COUNTER = b"/counter"
+TRIES = 6
+"""How often a client sends a request at most."""
+REQUEST_ID_BYTES = 16
 JOBS = 6
 """How many jobs are under way at a time."""
 
@@ -45,6 +50,8 @@ class Client:
         self.name = name
         self._rng = sim.rng(f"client {name}")
         self._target: str | None = None
+        self._sends_again = self._rng.random() < 0.7
+        """Whether it sends again what it does not know the outcome of."""
         self._number = 0
         self._waiting = 0
         """Number of the request that an answer is awaited for."""
@@ -80,7 +87,7 @@ class Client:
 
     def _request(self, work: Work) -> None:
         number = self._waiting
-        target = self._target or self._rng.choice(sorted(self._sim.hosts))
+        target = self._target or self._choose()
         self._target = target
         self.requests += 1
 
@@ -92,6 +99,11 @@ class Client:
         host = self._sim.hosts[target]
         self._sim.after(0.0005 + self._rng.expovariate(1000), host.request, work, answer)
         self._sim.after(self._rng.choice(PATIENCE_S), self._give_up, number)
+
+    def _choose(self) -> str:
+        """One whom nobody knows to lead, too; who is keen asks those who believe to."""
+        names = sorted(host.id for host in self._sim.leaders()) if self._sim.plan.keen else []
+        return self._rng.choice(names or sorted(self._sim.hosts))
 
     def _give_up(self, number: int) -> None:
         if number == self._waiting:
@@ -106,14 +118,16 @@ class Client:
         kinds = (self._write, self._count, self._job, self._job, self._read)
         while True:
             yield self._rng.expovariate(1 / plan.think_s)
-            if self._rng.random() < 0.1:
+            if self._rng.random() < (0.5 if plan.keen else 0.1):
                 self._target = None  # others may lead by now
-            yield from self._rng.choice(kinds)()
+            yield from self._rng.choice(kinds if self._sim.clients_write else (self._read,))()
 
     def reading(self) -> Script:
         """Read all the time."""
         while True:
-            yield self._rng.expovariate(30)
+            yield self._rng.expovariate(100 if self._sim.plan.keen else 30)
+            if self._sim.plan.keen:
+                self._target = None
             yield from self._read()
 
     def last(self) -> Script:
@@ -135,21 +149,33 @@ class Client:
         rng = self._rng
         return b"x" * (rng.choice((10, 2_000, 12_000)) if self._sim.plan.large else rng.choice((0, 10, 100)))
 
-    def _commit(self, attempt: bytes, key: bytes, txn: Txn) -> Generator[Work, object, TxnResult | None]:
-        """Have a transaction done that writes `attempt` under `key`; return its result, None if there is none."""
+    def _commit(self, attempt: bytes, key: bytes, txn: Txn) -> Generator[Work | float, object, TxnResult | None]:
+        """Have a transaction done that writes `attempt` under `key`; return its result, None if there is none.
+
+        While it is not known what came of it, it is sent again, under its request id: it takes effect once."""
+        request = attempt.rjust(REQUEST_ID_BYTES, b".")
+        asked = structs.replace(txn, request_id=request) if self._sends_again else txn
 
         async def work(host: Host, consensus: Consensus) -> object:
-            return await consensus.propose(txn)
+            return await consensus.propose(asked)
 
-        outcome = yield work
         promises = self._sim.promises
-        if isinstance(outcome, Refused):
-            promises.refused.add(attempt)
-            self._sim.checks.count("refused")
-            return None
-        if not isinstance(outcome, TxnResult):
+        tries = 0
+        while True:
+            outcome = yield work
+            tries += 1
+            if isinstance(outcome, TxnResult):
+                break
+            if isinstance(outcome, Refused) and tries == 1:
+                promises.refused.add(attempt)
+                self._sim.checks.count("refused")
+                return None
             self._sim.checks.count("unknown")
-            return None
+            if not self._sends_again or tries == TRIES:
+                return None
+            yield 0.02
+        if outcome.remembered:
+            self._sim.checks.count("done before")
         if outcome.error:
             raise self._sim.violated("a transaction is done as it says", f"{self.name}: {outcome.error}")
         self._sim.note(self.name, f"{attempt.decode()} {outcome.succeeded} r{outcome.revision}")
@@ -216,7 +242,7 @@ class Client:
         if key in self._sim.promises.jobs:
             self._sim.promises.jobs.remove(key)
 
-    def _job(self) -> Generator[Work, object, None]:
+    def _job(self) -> Generator[Work | float, object, None]:
         """Take a job one step on, as the control plane and its workers do."""
         promises = self._sim.promises
         attempt = self._attempt()
@@ -238,18 +264,27 @@ class Client:
         if state in (b"completed", b"failed"):
             self._forget_job(key)
             return
-        if state == b"pending":
-            value = b"%s running %d" % (attempt, int(number) + 1)
-            yield from self._commit(attempt, key, Txn((same,), (Put(key, value),)))
+        if state == b"running":
+            if self._rng.random() < 0.4:  # its worker counts as lost, and the job goes back
+                yield from self._commit(attempt, key, Txn((same,), (Put(key, b"%s pending %s" % (attempt, number)),)))
             return
-        if self._rng.random() < 0.2:  # the worker is lost, and the job goes back
-            yield from self._commit(attempt, key, Txn((same,), (Put(key, b"%s pending %s" % (attempt, number)),)))
-            return
+        number = b"%d" % (int(number) + 1)
+        claim = Put(key, b"%s running %s" % (attempt, number))
+        claimed = yield from self._commit(attempt, key, Txn((same,), (claim,)))
+        if claimed is not None and claimed.succeeded and not claimed.remembered:
+            yield from self._work(key, attempt, number, claimed.revision)
+
+    def _work(self, key: bytes, claim: bytes, number: bytes, revision: int) -> Generator[Work | float, object, None]:
+        """Run an attempt and report its end, like a worker that may long count as lost: then it must be refused."""
+        yield self._rng.choice((0.01, 0.1, 0.6))
+        mine = ModRevisionIs(key, EQ, revision)
         end = self._rng.choice((b"completed", b"failed"))
-        # Reported again, as a worker does that had no answer; only one of them may count.
+        # Reported again, as a worker does that had no answer; only one of the reports may count.
         for _ in range(3):
-            report = Put(key, b"%s %s %s" % (attempt, end, number))
-            result = Put(b"/result" + key[4:], b"of-%s %s" % (attempt, end))
-            if (yield from self._commit(attempt, key, Txn((same,), (report, result)))) is not None:
-                return
             attempt = self._attempt()
+            report = Put(key, b"%s %s %s" % (attempt, end, number))
+            result = Put(b"/result" + key[4:], b"of-%s %s" % (claim, end))
+            told = yield from self._commit(attempt, key, Txn((mine,), (report, result)))
+            if told is not None:
+                self._sim.checks.on_report(self.name, key, claim, accepted=told.succeeded)
+                return

@@ -52,6 +52,8 @@ class Host:
         self.crash_after: int | None = None
         """Operations on log and store until the process ends in the middle; None: it does not."""
         self.crashing = False
+        self.serves = False
+        """Whether the process has come so far that it would serve."""
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class Host:
     async def _run(self, consensus: Consensus) -> None:
         try:
             await consensus.start()
+            self.serves = True
         except (NativeError, ConsensusError) as error:
             self._on_failure(error)
 
@@ -127,6 +130,7 @@ class Host:
             self.disk.kill()
         self.store.forget_received()
         self.loop = self.log = self.consensus = self.crash_after = None
+        self.serves = False
         self.sim.checks.on_end(self)
 
     def lose(self) -> None:
@@ -155,6 +159,13 @@ class Host:
     def use_disk(self) -> None:
         assert self.loop is not None
         self.loop.stall(self.rng.expovariate(1 / self.sync_s))
+
+    def stand_early(self) -> None:
+        """Of all times at which chance may let this follower stand for election, let it be about the first."""
+        if self.consensus is not None:
+            raft = self.consensus._member.raft
+            heard_s = raft._elections._heard_s
+            raft._SyncObj__raftElectionDeadline = heard_s + ELECTION_MIN_S + self.rng.uniform(0.002, 0.02)
 
     # --- what comes from outside --------------------------------------------------------------------------------------
 

@@ -74,6 +74,8 @@ class Network:
         if not is_idle(message):
             self._sim.note(target, f"<- {source} {describe(message)}")
         host.on_message(source, data)
+        if isinstance(message, TimeoutNow):
+            self._sim.faults.on_handing_over(source)
 
     # --- snapshots ------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,16 @@ FAULTS = (
     "transfer",  # the leader hands over
     "clocks",  # steady clocks run at different rates
 )
+SCENARIOS = (
+    "deaf",  # one who follows does not hear the leader, and everybody hears it
+    "unanswered",  # a leader is heard, and hears nobody, until it gives up
+    "former",  # a leader comes back to one of those who have elected another, and not to that one
+    "handed_over",  # a leader hears nothing from when it has handed over
+    "slow_clock",  # a leader whose clock is as slow, and others' as fast, as is allowed is cut off
+    "figure_8",  # what the figure of the Raft paper shows: entries of old terms on a majority, and yet not committed
+    "no_room",  # all disks are full, and the leader goes
+)
+"""Faults that follow what happens, step by step, to where a mistake would show; chance alone comes there too seldom."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -50,6 +60,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """A host takes a snapshot when its log is so large."""
     large: bool
     """Whether commands are so large that logs need several segments."""
+    keen: bool
+    """Whether clients look for whoever believes to lead, also those who do so wrongly."""
     drift: float
     """How far from true a steady clock may run."""
     append_entries: int
@@ -63,11 +75,13 @@ class Plan(Struct, frozen=True, kw_only=True):
     def of(cls, seed: int, *, options: str = "") -> Plan:
         chance = Random(f"{seed}/plan")
         faults = frozenset(fault for fault in FAULTS if chance.random() < 0.4)
+        scenarios = Random(f"{seed}/scenarios")
+        steered = frozenset(one for one in SCENARIOS if scenarios.random() < 0.15)
         return cls(
             seed=seed,
             members=chance.choice((3, 3, 3, 5)),
             bootstrap=chance.random() < 0.15,
-            faults=faults,
+            faults=faults | steered,
             chaos_s=chance.uniform(5, 12),
             pace_s=chance.choice((0.15, 0.3, 0.7, 1.5)),
             lose=chance.choice((0, 0, 0.01, 0.1)),
@@ -80,6 +94,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             large=chance.random() < 0.25,
             append_entries=chance.choice((1, 3, 1_024)),
             sync_s=chance.choice((0.0002, 0.001, 0.006)),
-            drift=0.1 if "clocks" in faults else 0.01,
+            keen=scenarios.random() < 0.4,
+            drift=0.1 if "clocks" in faults or "slow_clock" in steered else 0.01,
             options=options,
         )

@@ -48,6 +48,8 @@ class Simulation(World):
         self.checks = Checks(self, base)
         self.network = Network(self)
         self.promises = Promises()
+        self.clients_write = True
+        """Whether they do not only read."""
         self.faults = Faults(self)
         self.clients = [Client(self, f"c{number}") for number in range(1, plan.clients + 1)]
         self.readers = [Client(self, f"r{number}") for number in range(1, plan.readers + 1)]
@@ -60,8 +62,11 @@ class Simulation(World):
 
     def leader(self) -> Host | None:
         """The host that leads in the highest term."""
-        leading = [host for host in self.hosts.values() if host.consensus is not None and host.consensus.is_leader]
-        return max(leading, key=lambda host: host.consensus.term if host.consensus else 0, default=None)
+        return max(self.leaders(), key=lambda host: host.consensus.term if host.consensus else 0, default=None)
+
+    def leaders(self) -> list[Host]:
+        """Those who believe to lead."""
+        return [host for host in self.hosts.values() if host.consensus is not None and host.consensus.is_leader]
 
     def members(self) -> Members:
         """The members as of what is committed."""
@@ -128,7 +133,7 @@ class Simulation(World):
             return False
         members = self.members()
         alive = [self.hosts[record.id] for record in members.records if not self.hosts[record.id].gone]
-        return all(host.store.applied_index == self.checks.observer.applied_index for host in alive)
+        return all(host.serves and host.store.applied_index == self.checks.observer.applied_index for host in alive)
 
     def _unsettled(self) -> str:
         states = []
@@ -139,6 +144,7 @@ class Simulation(World):
             else:
                 raft, members = consensus._member.raft, " ".join(record.id for record in consensus.members.records)
                 role = "leads" if raft.leads else f"follows {raft.leader}"
+                role += "" if host.serves else " and does not serve"
                 states.append(
                     f"{host.id} {role} t{raft.term} log {host.log and host.log.last_index} commit {raft.commit_index} "
                     f"applied {raft.applied_index} members {members}"
