@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import typing
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from functools import cache
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -102,6 +103,8 @@ def list_fields(kind: type[Struct]) -> frozenset[str]:
 
 def decode_query(kind: type[T], lists: frozenset[str], query: str) -> T:
     """Return the typed query; raise InvalidRequest naming the parameter."""
+    if not query:
+        return cast("T", _without_parameters(cast("Any", kind)))
     given: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name in lists:
@@ -110,6 +113,16 @@ def decode_query(kind: type[T], lists: frozenset[str], query: str) -> T:
             raise InvalidRequest(f"{name} is given twice", field=name, expected="each parameter once")
         else:
             given[name] = value
+    return _query_of(given, kind)
+
+
+@cache
+def _without_parameters(kind: type[Any]) -> Any:
+    """Return the query of most requests, which is frozen."""
+    return _query_of({}, kind)
+
+
+def _query_of(given: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:

@@ -437,9 +437,11 @@ class Target(Struct, frozen=True):
 
 
 class Router:
-    """Finds the route of a method and a path by two look-ups: whole paths, and paths around their placeholder."""
+    """Finds the route of a method and a path by look-ups: whole paths, and paths around their placeholder."""
 
     def __init__(self) -> None:
+        self._as_sent: dict[str, dict[str, Target]] = {}
+        """Whole paths as nearly everybody writes them."""
         self._whole: dict[tuple[str, ...], dict[str, Target]] = {}
         self._around: dict[tuple[str, ...], dict[str, Target]] = {}
         for route in ROUTES:
@@ -447,22 +449,30 @@ class Router:
             tags = None if route.tags is None else msgspec.json.Decoder(route.tags)
             target = Target(route, list_fields(route.query), decoder, tags, route.is_slow)
             table = self._around if PLACEHOLDER in route.path else self._whole
-            table.setdefault(tuple(route.path.split("/")), {})[route.method] = target
+            methods = table.setdefault(tuple(route.path.split("/")), {})
+            methods[route.method] = target
+            if table is self._whole:
+                self._as_sent[route.path] = methods
 
     def find(self, method: str, raw_path: str) -> tuple[Target, str]:
         """Return the target of a path as it was sent, and what stands in the placeholder, decoded: an encoded slash is
         part of it. Raises NotFound and MethodNotAllowed.
         """
-        segments = tuple(raw_path.split("/"))
-        if "%" in raw_path:
-            segments = tuple(map(unquote, segments))
-        methods, filled = self._whole.get(segments), ""
-        if methods is None and len(segments) > PLACE and segments[PLACE]:
-            filled = segments[PLACE]
-            methods = self._around.get((*segments[:PLACE], PLACEHOLDER, *segments[PLACE + 1 :]))
+        methods, filled = self._as_sent.get(raw_path), ""
+        if methods is None:
+            methods, filled = self._by_segments(raw_path)
         if methods is None:
             raise errors.NotFound(f"there is nothing at {raw_path}", expected="a path of /openapi.json")
         target = methods.get(method)
         if target is None:
             raise errors.MethodNotAllowed(f"{method} is not for {raw_path}", expected=", ".join(sorted(methods)))
         return target, filled
+
+    def _by_segments(self, raw_path: str) -> tuple[dict[str, Target] | None, str]:
+        segments = tuple(raw_path.split("/"))
+        if "%" in raw_path:
+            segments = tuple(map(unquote, segments))
+        methods = self._whole.get(segments)
+        if methods is not None or len(segments) <= PLACE or not segments[PLACE]:
+            return methods, ""
+        return self._around.get((*segments[:PLACE], PLACEHOLDER, *segments[PLACE + 1 :])), segments[PLACE]

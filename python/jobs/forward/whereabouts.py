@@ -57,9 +57,13 @@ class Search:
     def __init__(self, node: Whereabouts) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._ends_s = self._loop.time() + node.patience_s
+        self._began_s = self._loop.time()
         self._refusal: tuple[str, NotCarriedOut] | None = None
         self._hints = MAX_HINTS
+
+    @property
+    def _ends_s(self) -> float:
+        return self._began_s + self._node.patience_s
 
     def refused(self, member: str, refusal: NotCarriedOut) -> None:
         """The member that was asked has not carried the request out."""
