@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.client import AsyncClient, Client, ConnectionFailed, SubmitProgress, shell_job
+    from jobs.client import (
+        AsyncClient,
+        Client,
+        ConnectionFailed,
+        QueryFailed,
+        QueryResult,
+        SubmitProgress,
+        shell_job,
+        sql_job,
+    )
     from jobs.errors import JobsError
     from jobs.protocol.model import (
         ArrayRange,
@@ -21,6 +30,10 @@ if TYPE_CHECKING:
         Schedule,
         ShellJob,
         ShellPayload,
+        SqlFile,
+        SqlJob,
+        SqlLimits,
+        SqlPayload,
         Stream,
     )
 
@@ -35,6 +48,8 @@ __all__ = [
     "JobView",
     "JobsError",
     "Limits",
+    "QueryFailed",
+    "QueryResult",
     "Reason",
     "Requires",
     "Retention",
@@ -42,13 +57,27 @@ __all__ = [
     "Schedule",
     "ShellJob",
     "ShellPayload",
+    "SqlFile",
+    "SqlJob",
+    "SqlLimits",
+    "SqlPayload",
     "Stream",
     "SubmitProgress",
     "shell_job",
+    "sql_job",
 ]
 
 _HOMES = {
-    "jobs.client": ("AsyncClient", "Client", "ConnectionFailed", "SubmitProgress", "shell_job"),
+    "jobs.client": (
+        "AsyncClient",
+        "Client",
+        "ConnectionFailed",
+        "QueryFailed",
+        "QueryResult",
+        "SubmitProgress",
+        "shell_job",
+        "sql_job",
+    ),
     "jobs.errors": ("JobsError",),
 }
 

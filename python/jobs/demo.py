@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def demonstrate(directory: Path) -> None:
-    node = EmbeddedNode(directory, env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
+    node = EmbeddedNode(directory, types=("shell", "sql"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
     title("1. A node with its workers, in one directory, without database or broker")
     with node, node.client() as client:
         show_workers(client)
@@ -55,7 +55,7 @@ def demonstrate(directory: Path) -> None:
         print_result(failed)
         expect(failed.reason is Reason.EXIT_CODE and failed.stderr.text == "no such luck\n", "the failure was kept")
         title(f"4. {QUEUED} jobs for {SLOTS} slots, then one that needs the whole worker: the rest waits in the queue")
-        (worker,) = client.workers()
+        (worker,) = (worker for worker in client.workers() if worker.type == "shell")
         share, whole = Requires(cpu_milli=worker.cpu_milli // SLOTS), Requires(cpu_milli=worker.cpu_milli)
         wanted = [share] * QUEUED + [whole]
         many = [client.shell(SLEEPER, labels={"demo": "queue"}, requires=requires).job.id for requires in wanted]
@@ -73,7 +73,13 @@ def demonstrate(directory: Path) -> None:
         counted = client.result(counter, timeout_s=10)
         print(f"   {counted.stdout.text}", end="")
         expect(counted.stdout.text == f"{len(TEXT.split())} text.txt\n", "wc counted the words")
-        title("7. SIGKILL of the node in the middle of a job")
+        title("7. A query over what the store holds of these jobs")
+        found = client.sql(
+            "SELECT state, count(*) AS jobs FROM jobs WHERE labels['demo'] = $1 GROUP BY state", parameters=["queue"]
+        )
+        print(f"   {found.rows()}, read at revision {found.info.revision}")
+        expect(found.rows() == [{"state": "completed", "jobs": len(many)}], "the query counted the jobs")
+        title("8. SIGKILL of the node in the middle of a job")
         victim = client.shell(["sleep", "60"]).job.id
         wait_for(client, victim, JobState.RUNNING)
         before = {job.id: job.state for job in client.list()}

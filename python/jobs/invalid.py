@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Struct, inspect
+from msgspec import inspect
 
 from jobs.errors import InvalidRequest
 
@@ -22,25 +22,10 @@ _FIELD: Final = re.compile(r"Object (?P<what>missing required|contains unknown) 
 _STEP: Final = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<index>[^\]]*)\]")
 
 
-class Tagged(Struct):
-    """The tag of a union's member, and nothing else of it."""
-
-    type: str
-
-
-def decode_json(
-    what: str, data: bytes, decoder: msgspec.json.Decoder[T], tags: msgspec.json.Decoder[Any] | None = None
-) -> T:
-    """Return the typed value; raise InvalidRequest naming the field, or the byte where it is no JSON.
-
-    msgspec takes an object without its tag where only one tag is possible; `tags` decodes only the tags, so that a
-    client which leaves them out is not broken by the next kind.
-    """
+def decode_json(what: str, data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Return the typed value; raise InvalidRequest naming the field, or the byte where it is no JSON."""
     try:
-        value = decoder.decode(data)
-        if tags is not None:
-            tags.decode(data)
-        return value
+        return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise invalid_body(error, decoder.type) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -54,6 +54,7 @@ MEMBERS: Final = b"/cluster/members/"
 GUESTS: Final = b"/cluster/guests/"
 MEMBERS_CHANGED: Final = b"/cluster/changed"
 """Changes with every change of a member or a guest."""
+TABLES: Final = b"/tables/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -322,6 +323,11 @@ def audited(job: JobId, audit_key: bytes) -> bytes:
 def audit_of(audited_key: bytes) -> bytes:
     """Return the key of the entry that stands under a job."""
     return AUDIT + audited_key[len(AUDITED) + 37 :]
+
+
+def table(name: str) -> bytes:
+    """Definition of a table that a user has made."""
+    return TABLES + name.encode()
 
 
 def time_of(prefix: bytes, key: bytes) -> int:

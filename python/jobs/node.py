@@ -19,6 +19,7 @@ import uvloop
 from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
+from jobs.api.identity import Identities
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
@@ -203,6 +204,7 @@ def control_config(config: NodeConfig) -> ControlConfig:
         max_schedules_per_owner=config.schedules.max_per_owner,
         max_fires_per_minute=config.schedules.max_fires_per_minute,
         retention=retention_config(config),
+        is_admin=Identities(config.api.admin_group).is_admin,
     )
 
 
@@ -249,18 +251,10 @@ def uid_of(user: str) -> int:
 
 def worker_commands(arguments: argparse.Namespace, config: NodeConfig) -> list[list[str]]:
     """Return the commands of the embedded workers: one of each type."""
-    command = [
-        "jobs.worker",
-        "--type",
-        "shell",
-        "--embedded",
-        str(arguments.embedded),
-        "--die-with-parent",
-        str(os.getpid()),
-    ]
+    rest = ["--embedded", str(arguments.embedded), "--die-with-parent", str(os.getpid())]
     if arguments.config is not None:
-        command += ["--config", str(arguments.config)]
-    return [command]
+        rest += ["--config", str(arguments.config)]
+    return [["jobs.worker", "--type", worker_type, *rest] for worker_type in config.workers.embedded]
 
 
 async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:

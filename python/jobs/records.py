@@ -10,7 +10,18 @@ from msgspec import Struct
 
 from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import CatchUp, Execution, JobState, JobSubmit, Overlap, Reason, Requires, Retention, Retry
+from jobs.protocol.model import (
+    CatchUp,
+    Execution,
+    JobState,
+    JobSubmit,
+    Overlap,
+    Reason,
+    Requires,
+    Retention,
+    Retry,
+    SqlResult,
+)
 
 RECORD_VERSION: Final = 1
 _PREFIX: Final = bytes((RECORD_VERSION,))
@@ -121,6 +132,7 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     started_ms: int | None = None
     finished_ms: int | None = None
     """Of an attempt that no worker told the end of; of others `execution` has them."""
+    query: SqlResult | None = None
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):
@@ -312,6 +324,18 @@ class ScheduleRecord(Struct, frozen=True, kw_only=True, array_like=True):
     last_lapse: LapseRecord | None = None
 
 
+class TableRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A table that a user has made of what stands below a prefix."""
+
+    owner: int
+    definition: str
+    """JSON, as rust/sql reads it."""
+    prefix: str
+    is_managed: bool
+    """What is below the prefix goes with the table."""
+    created_ms: int
+
+
 class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """A registered worker; the key lives as long as its lease."""
 
@@ -343,7 +367,7 @@ _encoder = msgspec.msgpack.Encoder()
 _lane_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoders: dict[type, msgspec.msgpack.Decoder[object]] = {}
 _spec_encoder = msgspec.json.Encoder()
-_spec_decoder = msgspec.json.Decoder(JobSubmit)
+_spec_decoder: msgspec.json.Decoder[JobSubmit] = msgspec.json.Decoder(JobSubmit)
 _key_decoder = msgspec.json.Decoder(_KeyOnly)
 _payload_decoder = msgspec.json.Decoder(_PayloadOnly)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -29,15 +30,21 @@ class EmbeddedNode:
     """`jobs-node --embedded DIR` as a child process. With `with`, it is started and stopped."""
 
     def __init__(
-        self, directory: Path, *, env: Mapping[str, str] | None = None, workers: int = 1, prefix: tuple[str, ...] = ()
+        self,
+        directory: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        types: Sequence[str] = ("shell",),
+        prefix: tuple[str, ...] = (),
     ) -> None:
-        """`env`: on top of the environment. `workers`: how many of its own it has when it is started. `prefix`: what
-        its command begins with, such as one that changes a namespace."""
+        """`env`: on top of the environment. `types`: of the workers that it has. `prefix`: what its command begins
+        with, such as one that changes a namespace."""
         self.directory = directory
         self.socket = directory / "api.sock"
         self.log_file = directory / "node.log"
-        self._env = {**os.environ, "JOBS_LOGGING__FORMAT": "json", **(env or {})}
-        self._workers = workers
+        started = json.dumps(list(types))
+        self._env = {**os.environ, "JOBS_LOGGING__FORMAT": "json", "JOBS_WORKERS__EMBEDDED": started, **(env or {})}
+        self._workers = len(types)
         self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -161,22 +168,26 @@ class EmbeddedCluster:
     """Several embedded nodes on this machine's loopback addresses that form a cluster: `n1`, `n2`, and so on, each in a
     directory of its name. With `with`, it is formed and stopped."""
 
-    def __init__(self, directory: Path, size: int = 3, *, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, size: int = 3, *, env: Mapping[str, str] | None = None, types: Sequence[str] = ("shell",)
+    ) -> None:
         self.directory = directory
+        self._types = types
         self._env = dict(env or {})
         self.nodes: dict[str, EmbeddedNode] = {}
         for number in range(1, size + 1):
             self.add(f"n{number}")
 
-    def add(self, name: str) -> EmbeddedNode:
-        """Make a further node; it is not started and in no cluster."""
+    def add(self, name: str, *, env: Mapping[str, str] | None = None) -> EmbeddedNode:
+        """Make a further node; it is not started and in no cluster. `env` is for it alone."""
         assert name not in self.nodes
         env = {
             **self._env,
+            **(env or {}),
             "JOBS_NODE__ID": name,
             "JOBS_CLUSTER__LISTEN": f'["127.0.0.1:{free_port()}"]',
         }
-        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env)
+        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env, types=self._types)
         return made
 
     def start(self) -> EmbeddedCluster:

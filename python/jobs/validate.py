@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from jobs.content import content_bytes
 from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.protocol.ids import MAX_TASKS, is_job_id
-from jobs.protocol.model import MAX_ITEM_BYTES, ArraySpec, JobSubmit, ShellPayload
+from jobs.protocol.model import MAX_ITEM_BYTES, ArraySpec, JobSubmit, ShellPayload, SqlJob, SqlPayload
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
@@ -29,7 +29,10 @@ _encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 def check_job(job: JobSubmit, where: str = "$") -> None:
     """Raise InvalidRequest when the job could never run as it is."""
-    check_shell(job.payload, f"{where}.payload")
+    if isinstance(job, SqlJob):
+        _check_sql_job(job, where)
+    else:
+        check_shell(job.payload, f"{where}.payload")
     if job.array is not None:
         _check_array(job, job.array, f"{where}.array")
     kept = job.retention
@@ -180,6 +183,44 @@ def check_shell(payload: ShellPayload, where: str) -> None:
     _check_files(payload, where)
 
 
+def _check_sql_job(job: SqlJob, where: str) -> None:
+    if job.array is not None:
+        raise InvalidRequest("a query has no tasks", field=f"{where}.array", expected="a job of type shell")
+    if job.heartbeat_s is not None:
+        raise InvalidRequest(
+            "a query does not tell that it is alive", field=f"{where}.heartbeat_s", expected="timeout_s"
+        )
+    check_sql(job.payload, f"{where}.payload")
+
+
+def check_sql(payload: SqlPayload, where: str) -> None:
+    """Raise InvalidRequest when a query's payload could never run as it is."""
+    if not payload.sql.strip():
+        raise InvalidRequest("the statement is empty", field=f"{where}.sql", expected="a statement of SQL")
+    _check_unicode(payload.sql, f"{where}.sql")
+    if "\x00" in payload.sql:
+        raise InvalidRequest(
+            "the statement holds a zero byte", field=f"{where}.sql", expected="text without zero bytes"
+        )
+    if payload.revision is not None and payload.consistency == "stale":
+        raise InvalidRequest(
+            "a revision says what is read", field=f"{where}.consistency", expected="no stale beside it"
+        )
+    given = payload.parameters
+    for name, value in given.items() if isinstance(given, dict) else enumerate(given):
+        field = f"{where}.parameters[{name!r}]"
+        if isinstance(value, str):
+            _check_unicode(value, field)
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            raise InvalidRequest(f"{value} is too large", field=field, expected="an integer of 64 bits, or text")
+    seen: dict[str, str] = {}
+    for name, file in payload.files.items():
+        field = f"{where}.files[{name!r}]"
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise InvalidRequest(f"{name} and {other} are one name to SQL", field=field, expected="different names")
+        content_bytes(file.content, f"{field}.content")
+
+
 def _check_files(payload: ShellPayload, where: str) -> None:
     seen: set[PurePosixPath] = set()
     for name, content in payload.files.items():
@@ -209,9 +250,14 @@ def _check_files(payload: ShellPayload, where: str) -> None:
 def _check_text(text: str, where: str) -> None:
     if "\x00" in text:
         raise InvalidRequest("the text holds a zero byte", field=where, expected="text without zero bytes")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"not valid Unicode: {error}", field=where, expected="text without surrogates") from error
+    size = _check_unicode(text, where)
     if size >= MAX_ARGV_BYTES:
         raise InvalidRequest(f"the text has {size} bytes", field=where, expected=f"less than {MAX_ARGV_BYTES} bytes")
+
+
+def _check_unicode(text: str, where: str) -> int:
+    """Return how many bytes the text has in UTF-8."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"not valid Unicode: {error}", field=where, expected="text without surrogates") from error

@@ -97,6 +97,7 @@ class WorkerPeer:
         exit_code: int | None = 0,
         seq: int = 0,
         segments: Sequence[tuple[int, bytes]] = (),
+        write: wire.TableWrite | None = None,
     ) -> None:
         sizes = {number: sum(len(data) for stream, data in segments if stream == number) for number in (1, 2)}
         outcome = wire.Outcome(
@@ -114,7 +115,11 @@ class WorkerPeer:
             stdout=StreamInfo(bytes=sizes[1], stored_bytes=sizes[1], truncated=False),
             stderr=StreamInfo(bytes=sizes[2], stored_bytes=sizes[2], truncated=False),
         )
-        self.send(wire.Finished(job=item.job, attempt=item.attempt, outcome=outcome, seq=seq, segments=list(segments)))
+        self.send(
+            wire.Finished(
+                job=item.job, attempt=item.attempt, outcome=outcome, seq=seq, segments=list(segments), write=write
+            )
+        )
 
     async def close(self) -> None:
         self.writer.close()

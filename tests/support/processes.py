@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -99,6 +100,14 @@ def descendants(pid: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def ended_within(pidfd: int, timeout_s: float) -> bool:
+    """Wait for the end of the process behind a pidfd, which is closed then; False when it has not ended in time."""
+    try:
+        return bool(select.select([pidfd], [], [], timeout_s)[0])
+    finally:
+        os.close(pidfd)
 
 
 class Ends:

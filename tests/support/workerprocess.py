@@ -17,13 +17,14 @@ EXIT_S = 20.0
 class WorkerProcess:
     """The process, started with `jobs-worker --embedded DIRECTORY`; its log is `worker.log` there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, worker_type: str = "shell") -> None:
         self.directory = directory
+        self._type = worker_type
         self.log = directory / "worker.log"
         self.process: asyncio.subprocess.Process
 
     async def start(self, *arguments: str, **env: str) -> None:
-        command = ["-m", "jobs.worker", "--type", "shell", "--embedded", str(self.directory), *arguments]
+        command = ["-m", "jobs.worker", "--type", self._type, "--embedded", str(self.directory), *arguments]
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         env = {**kept, "JOBS_LOGGING__LEVEL": "debug", **env}
         with self.log.open("ab") as log:
@@ -49,9 +50,11 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(directory: Path, *arguments: str, **env: str) -> AsyncIterator[WorkerProcess]:
+async def worker_process(
+    directory: Path, *arguments: str, worker_type: str = "shell", **env: str
+) -> AsyncIterator[WorkerProcess]:
     """Run a worker for as long as the context lasts."""
-    made = WorkerProcess(directory)
+    made = WorkerProcess(directory, worker_type)
     await made.start(*arguments, **env)
     try:
         yield made

@@ -86,13 +86,11 @@ def _too_large(size: int, limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body has {size} bytes or more", field="$", expected=f"at most {limit} bytes")
 
 
-def decode_body(
-    decoder: msgspec.json.Decoder[T], tags: msgspec.json.Decoder[Any] | None, content_type: str, data: bytes
-) -> T:
+def decode_body(decoder: msgspec.json.Decoder[T], content_type: str, data: bytes) -> T:
     """Return the typed body, as `decode_json` does; raise UnsupportedMediaType for one that is no JSON by its type."""
     if content_type not in _JSON_TYPES:
         raise UnsupportedMediaType(f"the body is {content_type}", expected="application/json")
-    return decode_json("the body", data, decoder, tags)
+    return decode_json("the body", data, decoder)
 
 
 def list_fields(kind: type[Struct]) -> frozenset[str]:

@@ -69,7 +69,7 @@ class Desk:
         decoded = None
         if target.decoder is not None:
             content_type = routed.ask.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            decoded = decode_body(target.decoder, target.tags, content_type, body)
+            decoded = decode_body(target.decoder, content_type, body)
         call = Call(routed.ask, outlet, _caller(routed.ask, body), routed.path, routed.query, decoded)
         handlers = Handlers(cast("Service", service), self._backend, self.config, self.slots)
         try:

@@ -13,6 +13,7 @@ from jobs.service import Caller
 GROUPS_TTL_S: Final = 30.0
 """A change of group membership is seen this soon."""
 MAX_CACHED: Final = 1_024
+NO_GROUP: Final = -1
 
 
 class Identities:
@@ -34,6 +35,10 @@ class Identities:
         caller = Caller(uid=uid, gid=gid, admin=self._is_admin(uid, gid))
         self._cache[uid, gid] = (now + GROUPS_TTL_S, caller)
         return caller
+
+    def is_admin(self, uid: int) -> bool:
+        """Tell whether a user is one, of whom no credentials are at hand."""
+        return self.caller(uid, NO_GROUP).admin
 
     def _is_admin(self, uid: int, gid: int) -> bool:
         if uid in (0, self._own_uid):

@@ -22,7 +22,6 @@ from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers import schedules as schedule_calls
 from jobs.api.handlers.base import Query, ReadQuery
-from jobs.invalid import Tagged
 from jobs.protocol import model
 
 Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Answer]]
@@ -46,14 +45,6 @@ _REMEMBERED: Final = "By the request id: the answer is the same again."
 ALWAYS: Final[Errors] = (errors.InvalidRequest, errors.RequestTimeout, errors.InternalError, errors.Unavailable)
 
 
-class _TaggedBatch(Struct):
-    jobs: list[Tagged]
-
-
-class _TaggedSchedule(Struct):
-    job: Tagged
-
-
 class Route(Struct, frozen=True, kw_only=True):
     """One operation."""
 
@@ -63,8 +54,6 @@ class Route(Struct, frozen=True, kw_only=True):
     summary: str
     query: type[Query] = Query
     body: Any = None
-    tags: Any = None
-    """Type that holds only the tags within `body`; see `decode_body`."""
     answer: Any = None
     """Type of the body of a success; None for an empty one."""
     status: int = 200
@@ -87,13 +76,13 @@ class Route(Struct, frozen=True, kw_only=True):
 ROUTES: Final = (
     # --- jobs
     Route(
-        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit, tags=Tagged,
+        method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit,
         answer=model.Submitted, status=201, again="The idempotency key was known: the job it made", errors=_SUBMIT,
         summary="Submit a job",
         repeat=_MADE,
     ),
     Route(
-        method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch, tags=_TaggedBatch,
+        method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch,
         answer=model.BatchSubmitted, status=201, errors=_SUBMIT,
         summary="Submit several jobs, all or none",
         repeat=_MADE,
@@ -294,7 +283,7 @@ ROUTES: Final = (
     ),
     Route(
         method="PUT", path="/v1/schedules/{id}", handler=Handlers.put_schedule, body=model.Schedule,
-        tags=_TaggedSchedule, query=schedule_calls.SetScheduleQuery, answer=model.ScheduleView, status=201,
+        query=schedule_calls.SetScheduleQuery, answer=model.ScheduleView, status=201,
         again="It was there: as it is now",
         errors=(*_WRITE, errors.Forbidden, errors.RevisionConflict, errors.SchedulesFull),
         summary="Make a schedule, or replace what it says",
@@ -432,7 +421,6 @@ class Target(Struct, frozen=True):
     route: Route
     lists: frozenset[str]
     decoder: msgspec.json.Decoder[Any] | None
-    tags: msgspec.json.Decoder[Any] | None
     is_slow: bool
 
 
@@ -446,8 +434,7 @@ class Router:
         self._around: dict[tuple[str, ...], dict[str, Target]] = {}
         for route in ROUTES:
             decoder = None if route.body is None else msgspec.json.Decoder(route.body)
-            tags = None if route.tags is None else msgspec.json.Decoder(route.tags)
-            target = Target(route, list_fields(route.query), decoder, tags, route.is_slow)
+            target = Target(route, list_fields(route.query), decoder, route.is_slow)
             table = self._around if PLACEHOLDER in route.path else self._whole
             methods = table.setdefault(tuple(route.path.split("/")), {})
             methods[route.method] = target

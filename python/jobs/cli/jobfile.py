@@ -19,7 +19,7 @@ from jobs.cli.command import UsageError
 from jobs.client.batches import Refs, growth_bytes, keyed
 from jobs.client.requests import encode
 from jobs.errors import JobsError, PayloadTooLarge
-from jobs.invalid import Tagged, decode_json
+from jobs.invalid import decode_json
 from jobs.protocol.model import JobSubmit
 from jobs.validate import MAX_SPEC_BYTES, array_items, check_job, check_spec_size, without_list
 
@@ -27,8 +27,7 @@ MAX_LINE_BYTES: Final = 6 * MAX_SPEC_BYTES
 """The largest job with every character escaped."""
 SOME_BATCH: Final = "0" * 64
 """As long as the name that a file gives its batch."""
-_decoder: Final = msgspec.json.Decoder(JobSubmit)
-_tags: Final = msgspec.json.Decoder(Tagged)
+_decoder: Final[msgspec.json.Decoder[JobSubmit]] = msgspec.json.Decoder(JobSubmit)
 
 OnBytes = Callable[[int], None]
 
@@ -138,7 +137,7 @@ def job_of_line(data: bytes) -> JobSubmit:
     """Return the job that a line describes. Raises InvalidRequest and PayloadTooLarge."""
     if len(data) > MAX_LINE_BYTES:
         raise PayloadTooLarge("the line is too long for a job", expected=f"at most {MAX_LINE_BYTES} bytes")
-    job = decode_json("the line", data, _decoder, _tags)
+    job = decode_json("the line", data, _decoder)
     check_job(job)
     if job.array is not None:
         array_items(job.array)

@@ -22,6 +22,7 @@ from jobs.cli import (
     queues,
     run,
     schedules,
+    sql,
     top,
 )
 from jobs.cli.command import Parser, UsageError
@@ -29,7 +30,7 @@ from jobs.cli.output import note
 from jobs.client import Client
 from jobs.errors import JobsError
 
-GROUPS: Final = (run, jobs, arrays, explain, graph, top, schedules, queues, deadletters, audit, cluster, kv, node)
+GROUPS: Final = (run, sql, jobs, arrays, explain, graph, top, schedules, queues, deadletters, audit, cluster, kv, node)
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
 
 

@@ -3,14 +3,24 @@
 from typing import TYPE_CHECKING
 
 from jobs.client.batches import SubmitProgress
-from jobs.client.failures import ConnectionFailed
+from jobs.client.failures import ConnectionFailed, QueryFailed
+from jobs.client.sql import QueryResult, sql_job
 from jobs.client.submission import shell_job
 from jobs.client.sync import Client
 
 if TYPE_CHECKING:
     from jobs.client.asynchronous import AsyncClient
 
-__all__ = ["AsyncClient", "Client", "ConnectionFailed", "SubmitProgress", "shell_job"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConnectionFailed",
+    "QueryFailed",
+    "QueryResult",
+    "SubmitProgress",
+    "shell_job",
+    "sql_job",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Literal, TypeVar, Unpack
 
@@ -32,6 +32,7 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
+from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
 from jobs.protocol.model import (
@@ -57,6 +58,7 @@ from jobs.protocol.model import (
     Lease,
     LogEvent,
     Overview,
+    Stream,
     Submitted,
     WorkerView,
 )
@@ -130,6 +132,26 @@ class AsyncClient:
     async def run(self, job: JobSubmit, timeout_s: float | None = None) -> JobResult:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
         return await self.result((await self.submit(single(job))).job.id, timeout_s=timeout_s)
+
+    async def sql(self, statement: str, **options: Unpack[SqlOptions]) -> QueryResult:
+        """Run a query and return its rows; raises QueryFailed. One that is not waited for to its end is cancelled."""
+        job = (await self.submit(sql_job(statement, **options))).job.id
+        try:
+            result = await self.result(job, timeout_s=None)
+        except BaseException:
+            with suppress(JobsError):
+                await self.cancel(job)
+            raise
+        return await self.rows_of(result)
+
+    async def rows_of(self, result: JobResult) -> QueryResult:
+        """Return the rows that a query's job came to; raises QueryFailed."""
+        info = succeeded(result)
+        data = inline(result, info)
+        if data is None:
+            events = self.logs(result.id, streams=(Stream.STDOUT,))
+            data = b"".join([bytes(event.data) async for event in events])
+        return QueryResult(result, info, data)
 
     async def get(self, job: str, *, consistency: Consistency | None = None) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from jobs.errors import InternalError, JobsError, error_types
-from jobs.protocol.model import Problem
+from jobs.protocol.ids import JobId
+from jobs.protocol.model import Problem, Reason
 
 
 class ConnectionFailed(JobsError):
@@ -19,6 +20,17 @@ class ConnectionFailed(JobsError):
     def __init__(self, detail: str, *, expected: str | None = None, sent: bool) -> None:
         super().__init__(detail, expected=expected)
         self.sent = sent
+
+
+class QueryFailed(JobsError):
+    """A query's job failed; `reason` says why, and the text tells the place in the statement where that is known."""
+
+    code, status, title = "query_failed", 0, "The query failed"
+
+    def __init__(self, detail: str, *, job: JobId, reason: Reason) -> None:
+        super().__init__(detail)
+        self.job = job
+        self.reason = reason
 
 
 def unreachable(socket: str, error: OSError) -> ConnectionFailed:

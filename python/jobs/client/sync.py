@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Literal, TypeVar, Unpack
 
@@ -29,6 +29,7 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
+from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
 from jobs.protocol.model import (
@@ -54,6 +55,7 @@ from jobs.protocol.model import (
     Lease,
     LogEvent,
     Overview,
+    Stream,
     Submitted,
     WorkerView,
 )
@@ -143,6 +145,25 @@ class Client:
     def run(self, job: JobSubmit, timeout_s: float | None = None) -> JobResult:
         """Submit a job and return its result; raises NotFinished after `timeout_s` (None: wait for ever)."""
         return self.result(self.submit(single(job)).job.id, timeout_s=timeout_s)
+
+    def sql(self, statement: str, **options: Unpack[SqlOptions]) -> QueryResult:
+        """Run a query and return its rows; raises QueryFailed. One that is not waited for to its end is cancelled."""
+        job = self.submit(sql_job(statement, **options)).job.id
+        try:
+            result = self.result(job, timeout_s=None)
+        except BaseException:
+            with suppress(JobsError):
+                self.cancel(job)
+            raise
+        return self.rows_of(result)
+
+    def rows_of(self, result: JobResult) -> QueryResult:
+        """Return the rows that a query's job came to; raises QueryFailed."""
+        info = succeeded(result)
+        data = inline(result, info)
+        if data is None:
+            data = b"".join(bytes(event.data) for event in self.logs(result.id, streams=(Stream.STDOUT,)))
+        return QueryResult(result, info, data)
 
     def get(self, job: str, *, consistency: Consistency | None = None) -> JobDetail:
         """Return a job and what was submitted; raises NotFound."""

@@ -8,7 +8,7 @@ from jobs.config.load import (
     check_config,
     load_config,
 )
-from jobs.config.model import Logging, NodeConfig, PressureLimits, ShellCaps, ShellWorker, WorkerSettings
+from jobs.config.model import Logging, NodeConfig, PressureLimits, ShellCaps, ShellWorker, SqlWorker, WorkerSettings
 
 __all__ = [
     "DEFAULT_FILE",
@@ -20,6 +20,7 @@ __all__ = [
     "Problem",
     "ShellCaps",
     "ShellWorker",
+    "SqlWorker",
     "WorkerSettings",
     "check_config",
     "load_config",

@@ -307,6 +307,57 @@ class ShellWorker(WorkerSettings):
         return self
 
 
+class SqlLimits(_Section):
+    """What one query may use unless it says otherwise."""
+
+    max_rows: Annotated[int, Field(ge=0, le=1 << 40)] = 10_000_000
+    """Rows of its result."""
+    max_bytes: Annotated[Bytes, Field(ge=0, le=1 << 30)] = ByteSize(64 << 20)
+    """Bytes of its result in its format."""
+    memory_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] = ByteSize(512 << 20)
+    """What its operators may hold; beyond that they spill, or the query fails."""
+    spill_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(1 << 30)
+    """What they may write to disk."""
+    timeout_s: Seconds | None = None
+    """Longest time of a query whose job has no `timeout_s`."""
+
+
+class SqlCaps(_Section):
+    """The most that a query may ask for; one that asks for more fails as `invalid_payload`."""
+
+    max_rows: Annotated[int, Field(ge=0, le=1 << 40)] = 100_000_000
+    """Cap of `max_rows`."""
+    max_bytes: Annotated[Bytes, Field(ge=0, le=1 << 30)] = ByteSize(64 << 20)
+    """Cap of `max_bytes`."""
+    memory_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] = ByteSize(2 << 30)
+    """Cap of `memory_bytes`."""
+    spill_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(8 << 30)
+    """Cap of `spill_bytes`."""
+
+
+class SqlWorker(WorkerSettings):
+    """The worker that runs queries (`jobs-worker --type sql`)."""
+
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = Field(default_factory=lambda: min(2, _cores()))
+    """Queries at a time; each has a process of its own, kept warm, of about 150 MiB. By default 2, or one a core."""
+    threads: Annotated[int, Field(ge=1, le=1_024)] = Field(default_factory=_cores)
+    """Parts that a query is computed in at a time. By default one a core."""
+    spill_dir: Path | None = None
+    """Where queries write what they cannot hold. By default a new directory among the system's temporary files."""
+    allow_files: tuple[Path, ...] = ()
+    """Directories whose files queries may read by `read_csv('…')`, `read_json` and `read_parquet`."""
+    limits: SqlLimits = SqlLimits()
+    """Limits of a query that does not ask for others."""
+    max_limits: SqlCaps = SqlCaps()
+    """The most that a query may ask for."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> SqlWorker:
+        if any(not path.is_absolute() for path in self.allow_files):
+            raise ValueError("allow_files must be absolute")
+        return self
+
+
 class Workers(_Section):
     """Workers, by type."""
 
@@ -314,10 +365,14 @@ class Workers(_Section):
     """Without a sign of life for this long a worker is lost and its jobs are given to others."""
     shell: ShellWorker = ShellWorker()
     """The worker that runs commands."""
+    sql: SqlWorker = SqlWorker()
+    """The worker that runs queries."""
+    embedded: tuple[Literal["shell", "sql"], ...] = ("shell", "sql")
+    """Types of the workers that `jobs-node --embedded` starts, one of each."""
 
     def of(self, worker_type: str) -> WorkerSettings:
         """Return what every worker has, of this type. Raises KeyError for a type that is not there."""
-        return {"shell": self.shell}[worker_type]
+        return {"shell": self.shell, "sql": self.sql}[worker_type]
 
 
 class Cluster(_Section):

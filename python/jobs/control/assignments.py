@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
+
+from msgspec.structs import replace
 
 from jobs import records
 from jobs.clock import rfc3339
@@ -15,25 +18,36 @@ from jobs.records import JobRecord
 from jobs.store import Store
 from jobs.validate import JOB_DIR, NODE_DIR
 
+SQL: Final = "sql"
 PARENTS_VARIABLE: Final = "JOBS_PARENTS"
 PARENTS_PATH: Final = str(JOB_DIR / NODE_DIR / PARENTS_DIR)
 
 
-def assignment(store: Store, job: JobId, record: JobRecord) -> Assignment:
-    """Return the assignment of a job that runs."""
-    spec = store.get(spec_key(job, record))
-    assert spec is not None, f"job {job} has a state but no spec"
-    files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
-    env = environment(store, job) if record.is_task else {}
-    if record.schedule is not None and record.nominal_ms is not None:
-        env |= {"JOBS_SCHEDULE": record.schedule, "JOBS_NOMINAL_TIME": rfc3339(record.nominal_ms)}
-    return Assignment(
-        job=job,
-        attempt=record.attempt,
-        payload=records.spec_payload(spec[1]),
-        timeout_s=record.timeout_s,
-        heartbeat_s=record.heartbeat_s,
-        owner=record.owner,
-        env=env | ({PARENTS_VARIABLE: PARENTS_PATH} if files else {}),
-        files=files,
-    )
+class Assignments:
+    """Makes assignments out of what is stored."""
+
+    def __init__(self, store: Store, is_admin: Callable[[int], bool]) -> None:
+        self._store = store
+        self._is_admin = is_admin
+
+    def of(self, job: JobId, record: JobRecord) -> Assignment:
+        """Return the assignment of a job that runs."""
+        store = self._store
+        spec = store.get(spec_key(job, record))
+        assert spec is not None, f"job {job} has a state but no spec"
+        made = Assignment(
+            job=job,
+            attempt=record.attempt,
+            payload=records.spec_payload(spec[1]),
+            timeout_s=record.timeout_s,
+            heartbeat_s=record.heartbeat_s,
+            owner=record.owner,
+        )
+        if record.type == SQL:
+            # The assignment is in the store: so is whatever was acknowledged before the job was submitted.
+            return replace(made, revision=store.revision, admin=self._is_admin(record.owner))
+        files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
+        env = environment(store, job) if record.is_task else {}
+        if record.schedule is not None and record.nominal_ms is not None:
+            env |= {"JOBS_SCHEDULE": record.schedule, "JOBS_NOMINAL_TIME": rfc3339(record.nominal_ms)}
+        return replace(made, env=env | ({PARENTS_VARIABLE: PARENTS_PATH} if files else {}), files=files)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from jobs.consensus import Consensus
 from jobs.control.arrays import Arrays
 from jobs.control.arrayservice import ArrayOperations
+from jobs.control.assignments import Assignments
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
 from jobs.control.deadletters import DeadLetters
@@ -32,6 +33,7 @@ from jobs.control.retention import Retention, RetentionConfig
 from jobs.control.schedules import Schedules
 from jobs.control.scheduleservice import ScheduleOperations
 from jobs.control.submission import Submission
+from jobs.control.tables import TableWrites
 from jobs.control.tasks import Tasks
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
@@ -59,7 +61,7 @@ from jobs.retention import Totals
 from jobs.service import Caller, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
-WORKER_TYPES: Final = frozenset({"shell"})
+WORKER_TYPES: Final = frozenset({"shell", "sql"})
 
 
 class ControlConfig(Struct, frozen=True, kw_only=True):
@@ -79,6 +81,8 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     max_schedules_per_owner: int = 1_000
     max_fires_per_minute: int = 6_000
     """Jobs that all schedules together make in any minute."""
+    is_admin: Callable[[int], bool] = lambda uid: uid == 0
+    """Whether everything is shown to the queries of an owner."""
 
 
 class Control(ReadOperations):
@@ -97,9 +101,20 @@ class Control(ReadOperations):
         self._tasks = tasks = Tasks()
         self._transitions = transitions = Transitions(consensus, store)
         self._leases = Leases(consensus, store, tasks.spawn)
-        self._fleet = Fleet(consensus, store, transitions, self._leases, tasks.spawn, lease_ttl_s=config.worker_lease_s)
+        assignments = Assignments(store, config.is_admin)
+        self._fleet = Fleet(
+            consensus,
+            store,
+            transitions,
+            self._leases,
+            assignments,
+            tasks.spawn,
+            lease_ttl_s=config.worker_lease_s,
+        )
         self._queues = Queues(consensus, store)
-        self._dispatcher = Dispatcher(consensus, store, transitions, self._fleet, self._queues, tasks.spawn)
+        self._dispatcher = Dispatcher(
+            consensus, store, transitions, self._fleet, self._queues, assignments, tasks.spawn
+        )
         self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
         self._dependencies = Dependencies(consensus, store, transitions, tasks.spawn)
         maker = JobMaker(self._queues, max_pending=config.max_pending)
@@ -132,7 +147,13 @@ class Control(ReadOperations):
         self._retention = Retention(consensus, store, transitions, tasks.spawn, config.retention)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, hub, self._leases)
-        self.gateway = Gateway(transitions, self._fleet, tasks.spawn, types=WORKER_TYPES)
+        self.gateway = Gateway(
+            transitions,
+            self._fleet,
+            TableWrites(store, config.is_admin, self._check_space),
+            tasks.spawn,
+            types=WORKER_TYPES,
+        )
         self._schedule_driver = Schedules(
             consensus,
             store,

@@ -14,7 +14,7 @@ from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.alarm import Alarm
-from jobs.control.assignments import assignment
+from jobs.control.assignments import Assignments
 from jobs.control.fleet import Fleet, Held
 from jobs.control.meter import Meter
 from jobs.control.queues import Queues
@@ -46,6 +46,7 @@ class Dispatcher:
         transitions: Transitions,
         fleet: Fleet,
         queues: Queues,
+        assignments: Assignments,
         spawn: Spawn,
     ) -> None:
         self._consensus = consensus
@@ -53,6 +54,7 @@ class Dispatcher:
         self._transitions = transitions
         self._fleet = fleet
         self._queues = queues
+        self._assignments = assignments
         self._spawn = spawn
         self._timers = Timers(store, transitions, spawn)
         self.backlog = Backlog()
@@ -203,7 +205,7 @@ class Dispatcher:
                 self.on_assigned(Change(item.job, old, new, Revision(result.revision)))
                 self.assigned.count(time.monotonic())
                 told = outgoing.setdefault((item.worker, item.incarnation), [])
-                told.append(assignment(self._store, item.job, new))
+                told.append(self._assignments.of(item.job, new))
             else:
                 self._give_up(item)
                 self._take_back(item)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
-from jobs.control.assignments import assignment
+from jobs.control.assignments import Assignments
 from jobs.control.audit import audit_entry
 from jobs.control.leases import Leases
 from jobs.control.once import was_done
@@ -152,6 +152,7 @@ class Fleet:
         store: Store,
         transitions: Transitions,
         leases: Leases,
+        assignments: Assignments,
         spawn: Spawn,
         *,
         lease_ttl_s: float,
@@ -160,6 +161,7 @@ class Fleet:
         self._store = store
         self._transitions = transitions
         self._leases = leases
+        self._assignments = assignments
         self._spawn = spawn
         self._lease_ttl_s = lease_ttl_s
         self._registering = asyncio.Lock()
@@ -287,7 +289,7 @@ class Fleet:
             if stored is None or stored.record.incarnation != frame.incarnation or not _runs(stored.record):
                 continue
             if (job, stored.record.attempt) not in known:
-                missed.append(assignment(self._store, job, stored.record))
+                missed.append(self._assignments.of(job, stored.record))
             elif stored.record.cancel_requested:
                 session.cancel(job, stored.record.attempt)
         self.deliver(frame.worker, frame.incarnation, missed)

@@ -19,6 +19,7 @@ import msgspec
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
 from jobs.control.fleet import Fleet
+from jobs.control.tables import NOTHING, TableWrites, write_bytes
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions
 from jobs.errors import Gone, JobsError, NotFound
@@ -51,12 +52,14 @@ class Gateway:
         self,
         transitions: Transitions,
         fleet: Fleet,
+        tables: TableWrites,
         spawn: Spawn,
         *,
         types: frozenset[str],
     ) -> None:
         self.transitions = transitions
         self.fleet = fleet
+        self.tables = tables
         self.spawn = spawn
         self.types = types
         self.connections: set[WorkerConnection] = set()
@@ -295,20 +298,25 @@ class WorkerConnection(asyncio.Protocol):
         now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter
         queued_ms = 0
 
+        outcome, written = frame.outcome, NOTHING
+
         def decide(record: JobRecord) -> jobs.Step:
-            nonlocal queued_ms
+            nonlocal queued_ms, outcome, written
             queued_ms = record.ready_ms
-            return jobs.on_finished(record, frame.attempt, incarnation, frame.outcome, now_ms, chance)
+            if frame.write is not None and frame.outcome.reason is None:
+                outcome, written = self._gateway.tables.decide(frame.job, record.owner, frame, now_ms)
+            return jobs.on_finished(record, frame.attempt, incarnation, outcome, now_ms, chance)
 
         def extra(record: JobRecord) -> tuple[Op, ...]:
-            execution = execution_of(frame, worker, incarnation, self._process.node, queued_ms)
-            result = result_of(record, frame.outcome, execution)
+            execution = execution_of(frame, outcome, worker, incarnation, self._process.node, queued_ms)
+            result = result_of(record, outcome, execution)
             put = Put(keys.result(frame.job, frame.attempt), records.encode(result))
-            return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments))
+            return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments), *written.ops)
 
         done: Change | Refusal
         try:
-            done = await self._gateway.transitions.apply(frame.job, decide, extra, 1024 + weight(frame.segments))
+            size_bytes = 1024 + weight(frame.segments) + write_bytes(frame.write)
+            done = await self._gateway.transitions.apply(frame.job, decide, extra, size_bytes, lambda: written.compares)
         except (Gone, NotFound) as error:
             # It ended, by an earlier report, and has been deleted since: there is nothing to send again.
             done = Refusal(error.detail)
@@ -350,9 +358,13 @@ def weight(segments: list[tuple[int, bytes]]) -> int:
 
 
 def execution_of(
-    frame: wire.Finished, worker: WorkerId, incarnation: Incarnation, node: str, queued_ms: int
+    frame: wire.Finished,
+    outcome: wire.Outcome,
+    worker: WorkerId,
+    incarnation: Incarnation,
+    node: str,
+    queued_ms: int,
 ) -> Execution:
-    outcome = frame.outcome
     return Execution(
         attempt=frame.attempt,
         worker=worker,
@@ -378,4 +390,6 @@ def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) ->
     if record.state is JobState.FAILED:
         return ResultRecord(state=record.state, reason=record.reason, message=record.message, execution=execution)
     state = JobState.COMPLETED if outcome.reason is None else JobState.FAILED
-    return ResultRecord(state=state, reason=outcome.reason, message=outcome.message, execution=execution)
+    return ResultRecord(
+        state=state, reason=outcome.reason, message=outcome.message, execution=execution, query=outcome.query
+    )

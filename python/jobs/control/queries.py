@@ -136,6 +136,7 @@ class Queries:
                 stderr=stderr,
                 execution=ended.execution,
                 logs_gone=output_is_gone(self._store, job, record),
+                query=ended.query,
             )
         if attempt != record.attempt:
             raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")

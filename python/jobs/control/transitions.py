@@ -95,8 +95,11 @@ class Transitions:
         decide: Callable[[JobRecord], Step],
         extra: Callable[[JobRecord], tuple[Op, ...]] = lambda record: (),
         size_bytes: int = 512,
+        compares: Callable[[], tuple[Compare, ...]] = tuple,
     ) -> Change | Refusal:
         """Change the job as `decide` says, with the operations of `extra` in the same transaction.
+
+        `compares` is what else it was decided on; where that does not hold, it is decided anew.
 
         Returns the change once it is durable, or why it does not apply. An unchanged record writes nothing.
         """
@@ -108,7 +111,7 @@ class Transitions:
             if new is stored.record:
                 return Change(job, stored.record, new, stored.revision)
             ops = write_ops(job, stored.record, new) + extra(new)
-            done = await self._consensus.propose(Txn((guard(job, stored),), ops), size_bytes)
+            done = await self._consensus.propose(Txn((guard(job, stored), *compares()), ops), size_bytes)
             check(done)
             if done.succeeded:
                 change = Change(job, stored.record, new, Revision(done.revision))

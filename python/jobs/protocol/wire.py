@@ -8,20 +8,23 @@ durable, and is sent again after a reconnect.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import PressureKind, Reason, StreamInfo
+from jobs.protocol.model import PressureKind, Reason, SqlResult, StreamInfo
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_FRAME_BYTES: Final = 16 << 20
 OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
 OUTPUT_WINDOW_BYTES: Final = 1 << 20
 """Output a worker may have sent for one attempt and not yet seen acknowledged."""
+MAX_WRITE_VALUES: Final = 900
+MAX_WRITE_BYTES: Final = 4 << 20
+"""Of one statement: one transaction applies it."""
 MAX_PROGRESS_MESSAGE: Final = 256
 """Characters."""
 
@@ -90,6 +93,22 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sandbox: str
     stdout: StreamInfo
     stderr: StreamInfo
+    query: SqlResult | None = None
+    """What a query came to."""
+
+
+class TableWrite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a statement changes: applied in the transaction that ends its job, or not at all."""
+
+    table: str
+    action: Literal["create", "insert", "drop"]
+    revision: int
+    """Of the table's definition when this was decided; 0 where there was none."""
+    definition: str = ""
+    """Of a table that is created."""
+    is_managed: bool = False
+    values: list[bytes] = []
+    """Put below the table's prefix, in this order."""
 
 
 class Finished(_Frame, frozen=True, tag="finished"):
@@ -100,6 +119,7 @@ class Finished(_Frame, frozen=True, tag="finished"):
     outcome: Outcome
     seq: int
     segments: list[tuple[int, bytes]]
+    write: TableWrite | None = None
 
 
 class Progress(_Frame, frozen=True, tag="progress"):
@@ -151,6 +171,10 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Variables that the node adds to those of the payload, and that win over them."""
     files: dict[str, bytes] = {}
     """Files that the node adds, by their path below `.jobs` in the job's directory."""
+    revision: int = 0
+    """The store's, of a query: whatever was acknowledged before the job was submitted is in it."""
+    admin: bool = False
+    """A query's owner sees everything."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

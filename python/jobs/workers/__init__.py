@@ -16,6 +16,12 @@ def _shell(config: NodeConfig, tag: str) -> Executor:
     return ShellExecutor(config.workers.shell, tag)
 
 
-EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell}
+def _sql(config: NodeConfig, tag: str) -> Executor:
+    from jobs.workers.sql.executor import SqlExecutor
+
+    return SqlExecutor(config.workers.sql, config.store_dir, tag)
+
+
+EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell, "sql": _sql}
 """Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type. The
 text is the name that its processes bear, so that the next life of the worker finds those that this one leaves."""

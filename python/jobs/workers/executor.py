@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, StreamInfo
-from jobs.protocol.wire import Assignment, Outcome
+from jobs.protocol.wire import Assignment, Outcome, TableWrite
 
 Segments: TypeAlias = list[tuple[int, bytes]]
 """Output in the order it was read: (1 stdout | 2 stderr, data)."""
@@ -74,6 +74,7 @@ class Ended(Struct, frozen=True, kw_only=True):
     attempt: Attempt
     outcome: Outcome
     segments: Segments
+    write: TableWrite | None = None
 
 
 Event: TypeAlias = Produced | Progressed | Ended

@@ -393,7 +393,12 @@ class Session:
             self._output(event.job, event.attempt, held, segments)
         held.phase = _Phase.ENDED
         held.finished = Finished(
-            job=event.job, attempt=event.attempt, outcome=event.outcome, seq=held.next_seq, segments=last
+            job=event.job,
+            attempt=event.attempt,
+            outcome=event.outcome,
+            seq=held.next_seq,
+            segments=last,
+            write=event.write,
         )
         held.next_seq += 1
         self._send(held.finished)

@@ -74,17 +74,14 @@ pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Tables)>
 /// Open for reading; `None` when there is nothing yet.
 pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Tables)>> {
     let data = directory.join(DATA_FILE);
-    let len = match std::fs::metadata(&data) {
-        Ok(metadata) => metadata.len(),
+    match std::fs::metadata(&data) {
+        Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("look at", &data)(error)),
-    };
+    }
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
-    // LMDB takes the map's size from the file where that is larger.
-    options
-        .map_size(usize::try_from(len).unwrap_or(usize::MAX).max(1 << 20))
-        .max_readers(MAX_READERS)
-        .max_dbs(MAX_TABLES);
+    // LMDB takes the map's size from the file: it is the writer's, up to which the file may grow while this is open.
+    options.max_readers(MAX_READERS).max_dbs(MAX_TABLES);
     // SAFETY: read-only, through LMDB's own lock file, so the writer keeps the pages that this reader sees.
     let env = unsafe {
         options.flags(EnvFlags::READ_ONLY);

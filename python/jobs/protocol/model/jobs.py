@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Literal
 
 from msgspec import field
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 from jobs.protocol.model.base import JobState, Model, Reason, Stream
-from jobs.protocol.model.submission import Content, JobSubmit
+from jobs.protocol.model.submission import Content, JobSubmit, SqlFormat
 
 
 class JobView(Model, frozen=True):
@@ -122,9 +122,49 @@ class Execution(Model, frozen=True):
     exit_code: int | None
     signal: int | None
     sandbox: str
-    """Level that was in force: `strict`, `standard` or `none`."""
+    """Level that was in force: `strict`, `standard` or `none`; of a query `process`, one of its own."""
     stdout: StreamInfo
     stderr: StreamInfo
+
+
+class SqlColumn(Model, frozen=True):
+    """A column of a query's result."""
+
+    name: str
+    type: str
+    """Of Arrow, such as `int64` or `timestamp[ns]`."""
+
+
+class SqlWritten(Model, frozen=True):
+    """What a statement has changed, in the transaction that ended its job."""
+
+    action: Literal["create", "insert", "drop", "none"]
+    """`none`: there was nothing to do, as its IF EXISTS or IF NOT EXISTS says."""
+    table: str
+    rows: int
+
+
+class SqlResult(Model, frozen=True):
+    """What a query came to; all of its rows are the job's standard output."""
+
+    format: SqlFormat
+    columns: list[SqlColumn]
+    """The first 1,000; a name or type of more than 128 characters is cut."""
+    rows: int
+    first_rows: list[list[Any]]
+    """The first of them, as JSON has values: at most 20, of 16 KiB in all."""
+    bytes: int
+    """Size of the whole result in its format."""
+    revision: Revision
+    """Of the store that was read."""
+    scanned_rows: int
+    scanned_bytes: int
+    """Read from the store."""
+    planned_s: float
+    """Until the first row could be computed."""
+    executed_s: float
+    written: SqlWritten | None = None
+    """By a statement that writes."""
 
 
 class JobResult(Model, frozen=True):
@@ -140,6 +180,8 @@ class JobResult(Model, frozen=True):
     """None when the job ended without ever running, or its worker was lost."""
     logs_gone: bool = False
     """The output is no longer kept: that is why `stdout` and `stderr` are empty."""
+    query: SqlResult | None = None
+    """Of a job of type `sql` that completed."""
 
 
 class ParentResult(Model, frozen=True):

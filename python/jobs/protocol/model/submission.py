@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -61,6 +61,53 @@ class ShellPayload(Given, frozen=True):
     """`host` runs only on a worker whose operator allows it."""
     grace_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
+
+
+MAX_SQL_BYTES: Final = 1 << 20
+SqlFormat: TypeAlias = Literal["arrow", "parquet", "json", "csv"]
+"""`arrow`: an IPC stream; `json`: one object a line; `csv`: with the names of the columns first."""
+TableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}\Z", description="Name of a table.")]
+SqlValue: TypeAlias = bool | int | float | str | None
+
+
+class SqlLimits(Given, frozen=True):
+    """Bounds of one query; what is not given comes from the worker's configuration, which also caps them."""
+
+    max_rows: Annotated[int, Meta(ge=0, le=1 << 40)] | None = None
+    """Rows of the result; one more fails the query."""
+    max_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+    """Bytes of the result in its format; more fails the query."""
+    memory_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 50)] | None = None
+    """What its operators may hold; beyond that they spill, or the query fails."""
+    spill_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] | None = None
+    """What they may write to disk; 0 is nothing."""
+
+
+class SqlFile(Given, frozen=True):
+    """A file that the query finds as a table."""
+
+    format: SqlFormat
+    content: Content
+
+
+class SqlPayload(Given, frozen=True):
+    """A statement, and what it is run with."""
+
+    sql: Annotated[str, Meta(min_length=1, max_length=MAX_SQL_BYTES)]
+    """One statement of DataFusion's SQL; at most 1 MiB."""
+    parameters: (
+        Annotated[list[SqlValue], Meta(max_length=1_000)] | Annotated[dict[TableName, SqlValue], Meta(max_length=1_000)]
+    ) = field(default_factory=list)
+    """Values for `$1`, `$2`, or by name for `$name`: bound as values, never put into the text."""
+    consistency: Literal["linearizable", "stale"] = "linearizable"
+    """`linearizable` sees what was acknowledged before the job was submitted, `stale` what the worker's node has."""
+    revision: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] | None = None
+    """The store as it was at this revision."""
+    format: SqlFormat = "arrow"
+    """Of the result, which is the job's standard output."""
+    limits: SqlLimits = field(default_factory=SqlLimits)
+    files: Annotated[dict[TableName, SqlFile], Meta(max_length=64)] = field(default_factory=dict)
+    """Name of a table → its content."""
 
 
 MAX_ATTEMPTS: Final = 1_000
@@ -139,10 +186,9 @@ MAX_PARENTS: Final = 100
 """Jobs that one job may depend on."""
 
 
-class ShellJob(Given, frozen=True, tag_field="type", tag="shell"):
-    """A job of type `shell` as a client submits it."""
+class JobBase(Given, frozen=True, kw_only=True, tag_field="type"):
+    """What can be said of a job of every type."""
 
-    payload: ShellPayload
     queue: Name = "default"
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     requires: Requires = field(default_factory=Requires)
@@ -173,8 +219,20 @@ class ShellJob(Given, frozen=True, tag_field="type", tag="shell"):
     """Not one execution but many tasks, which differ by what their variables `JOBS_ARRAY_…` hold."""
 
 
-JobSubmit = ShellJob
-"""Every kind of job that can be submitted: a union tagged by `type` once there are more."""
+class ShellJob(JobBase, frozen=True, kw_only=True, tag="shell"):
+    """A job of type `shell` as a client submits it."""
+
+    payload: ShellPayload
+
+
+class SqlJob(JobBase, frozen=True, kw_only=True, tag="sql"):
+    """A job of type `sql` as a client submits it."""
+
+    payload: SqlPayload
+
+
+JobSubmit: TypeAlias = ShellJob | SqlJob
+"""Every kind of job that can be submitted: a union tagged by `type`."""
 BATCH_JOBS: Final = 160
 """Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
 place in the queue, timer, idempotency key, unique key)."""
