@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jobs.api.quick import MAX_AT_ONCE
 from tests.support.api import Answer, Api, Raw, job, request, scenario
 
 MISSING = "01890000-0000-7000-8000-000000000000"
@@ -150,6 +151,30 @@ async def test_requests_sent_ahead_may_be_cut_anywhere(api: Api) -> None:
             await turns()
             await raw.send(data[at:])
             assert await answers(raw, some) == whole, at
+
+
+@scenario()
+async def test_requests_sent_ahead_leave_others_their_turn(api: Api) -> None:
+    count = 2_000
+    metrics, answered = api.server.metrics, 0
+    note = metrics.answered
+
+    def noting(route: str, status: int) -> None:
+        nonlocal answered
+        answered += 1
+        note(route, status)
+
+    metrics.answered = noting  # type: ignore[method-assign]
+    async with await api.connect() as raw:
+        await raw.send(request("GET", "/v1/health") * count)
+        reading = asyncio.ensure_future(answers(raw, [b""] * count))
+        most = before = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            most, before = max(most, answered - before), answered
+        assert {answer.status for answer in await reading} == {200}
+        assert 0 < most <= MAX_AT_ONCE
+    assert api.server.requests_count == 0
 
 
 @scenario()

@@ -23,6 +23,8 @@ from jobs.api.plain import PlainRequest, read, write
 logger = logging.getLogger(__name__)
 
 NO_OUTLET: Final = NoOutlet()
+MAX_AT_ONCE: Final = 16
+"""Requests of a connection that are answered in one turn of the event loop: one read may bring thousands."""
 
 
 class QuickConnection(Connection):
@@ -122,13 +124,16 @@ class QuickConnection(Connection):
 
     async def _serve(self, request: PlainRequest, data: bytes) -> None:
         """Answer a request, and those after it as long as they are for here; then take whatever else has come."""
-        at = 0
+        at = answered = 0
         following: PlainRequest | None = request
         try:
             while following is not None:
                 at = following.end
                 if not await self._serve_one(following, data):
                     return
+                answered += 1
+                if answered % MAX_AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 following = read(data, at) if at < len(data) else None
                 if following is not None and not self._is_for_here(following, data):
                     following = None
@@ -141,7 +146,7 @@ class QuickConnection(Connection):
         finally:
             self._serving = None
             self._request_in_progress = False
-            if self._handler_waiter is not None:
+            if self._handler_waiter is not None and not self._handler_waiter.done():
                 self._handler_waiter.set_result(None)
         self._go_on(data[at:])
 
