@@ -9,7 +9,7 @@ import pytest
 from jobs._native import DiskFullError, Log, SimDisk
 from jobs.consensus.flow import LACKED_ROUNDS
 from jobs.consensus.journal import Journal
-from jobs.consensus.messages import Append, Appended, Message, Vote, Voted
+from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted
 from jobs.consensus.raft import Raft, Timing
 from jobs.consensus.rounds import ROUNDS
 
@@ -105,6 +105,42 @@ def test_a_vote_is_given_once_a_term_and_not_while_a_leader_is_heard() -> None:
     host.raft.set_members(6.0, ["a", "b", "c"], [])
     host.raft.receive(8.0, "b", Vote(4, 5, 5))
     assert host.raft.answers == [("b", Voted(4, granted=False))]
+
+
+def test_who_is_told_to_stand_does_so_though_the_leader_is_heard_once_more() -> None:
+    host = Host()
+    host.raft.receive(5.0, "b", Append(3, 1, 0, 1, 1))
+    host.step(5.0)
+    # When the order and a sign of life come in one step
+    host.raft.receive(5.1, "b", TimeoutNow(3))
+    host.raft.receive(5.1, "b", Append(3, 1, 0, 1, 2))
+    # Then it stands at once, and voters that hear the leader are told why
+    assert Vote(4, 1, 0, transfer=True) in host.step(5.1)
+    assert host.raft.term == 4
+
+
+def test_a_leader_that_nobody_has_followed_stands_again_in_the_next_term() -> None:
+    host = Host()
+    host.elect(5.0)
+    first, term = host.log.last_index, host.raft.term
+    host.raft.receive(5.1, "b", Appended(term, True, first, first - 1, 1))
+    host.step(5.2)
+    assert host.raft.confirmed_s(5.2) > 0
+    host.raft.transfer("b")
+    assert host.raft.confirmed_s(5.2) == float("-inf")
+    # When it takes that back, then it has no lease before it is elected anew
+    host.raft.take_back(7.2)
+    assert not host.raft.leads
+    (vote,) = [message for message in host.step(7.2) if isinstance(message, Vote)]
+    assert (vote.term, vote.pre, vote.transfer) == (term + 1, False, True)
+    host.raft.receive(7.3, "b", Voted(term + 1, granted=True))
+    assert host.raft.leads
+    assert host.raft.confirmed_s(7.3) == float("-inf")
+    host.raft.receive(7.4, "b", Appended(term + 1, True, first, first, host.raft.round))
+    assert host.raft.confirmed_s(7.4) > 7.2
+    # And one that was not handed over stays where it is
+    host.raft.take_back(7.5)
+    assert host.raft.leads
 
 
 def test_a_candidate_whose_log_lacks_something_gets_no_vote() -> None:

@@ -62,6 +62,11 @@ class Elections:
 
     # --- this member ------------------------------------------------------------------------------------------------
 
+    @property
+    def is_told_to_stand(self) -> bool:
+        """Whether the leader of this term has told this member to follow it at once."""
+        return self._transfer_term == self._seat.term
+
     def heard(self, now_s: float) -> None:
         """A leader's message has come."""
         self._pre_votes = None
@@ -78,7 +83,7 @@ class Elections:
         """Tell whether to begin a term now that the time for it has come. First the others are asked whether they would
         vote at all."""
         seat = self._seat
-        if self._transfer_term == seat.term or not seat.other_voters():
+        if self.is_told_to_stand or not seat.other_voters():
             return True
         if self._pre_votes is not None and self._is_majority(self._pre_votes):
             return True
@@ -96,6 +101,12 @@ class Elections:
 
     def _is_majority(self, voters: set[str]) -> bool:
         return len(voters) > (len(self._seat.other_voters()) + 1) / 2
+
+    def stand_in_place(self) -> None:
+        """Stand in the next term whoever is loyal to the leader of this one, as that is this member itself."""
+        self._transfer_term = self._seat.term
+        self._seat.step_down(self._seat.term)
+        self._seat.elect_now()
 
     # --- what comes -------------------------------------------------------------------------------------------------
 

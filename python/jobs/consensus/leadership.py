@@ -11,7 +11,7 @@ from msgspec import Struct, structs
 
 from jobs._native import Log
 from jobs.consensus import clock
-from jobs.consensus.member import Member
+from jobs.consensus.member import ConsensusError, Member
 from jobs.consensus.membership import MemberRecord, Role, put_member
 from jobs.consensus.proposals import not_leader
 from jobs.errors import JobsError, MembershipConflict, Unavailable
@@ -66,6 +66,8 @@ class Leadership:
         """Members that were reported for what they have lost."""
         self.holding = False
         """Nothing is appended, so that another member can catch up and take over."""
+        self.stopping = False
+        """This member is about to go: it does not stand for election to keep what it could not hand over."""
 
     def progress(self, member: str) -> MemberProgress:
         raft = self._member.raft
@@ -86,10 +88,8 @@ class Leadership:
         if not self._driver.is_leader:
             raise not_leader(self._member.raft.leader)
         raft = self._member.raft
-        chosen = self._successor(to)
+        chosen = self.successor(to)
         name = self._member.members.name_of(chosen)
-        if not self.answers(chosen):
-            raise MembershipConflict(f"{name} does not answer", expected="a voter that does")
         asked = False
         self.holding = True
         try:
@@ -101,14 +101,17 @@ class Leadership:
                         self._driver.flush()
                     await self._driver.stepped()
         except TimeoutError:
+            if not self.stopping:
+                raft.take_back(clock.now_s())
             raise Unavailable(f"{name} did not take over within {TRANSFER_S:g} s", retry_after_s=1) from None
         finally:
             self.holding = False
             self._driver.schedule()
         return chosen
 
-    def _successor(self, to: str | None) -> str:
-        """Return who is to lead: the one that is wanted, or the voter with the longest log."""
+    def successor(self, to: str | None) -> str:
+        """Return who is to lead: the one that is wanted, or the voter with the longest log. Raises MembershipConflict
+        for one that cannot."""
         members = self._member.members
         others = [member for member in members.voters if member != self._member.me]
         if to is not None and to not in others:
@@ -117,14 +120,17 @@ class Leadership:
         if not others:
             raise MembershipConflict("there is no other voter", expected="a cluster with several")
         match_index = self._member.raft.match_index
-        return to or max(others, key=lambda member: (self.answers(member), match_index(member), member))
+        chosen = to or max(others, key=lambda member: (self.answers(member), match_index(member), member))
+        if not self.answers(chosen):
+            raise MembershipConflict(f"{members.name_of(chosen)} does not answer", expected="a voter that does")
+        return chosen
 
     async def hand_over(self) -> None:
         """Let another lead, if this member does and somebody can take over."""
         if self._driver.is_leader and len(self._member.members.voters) > 1:
             try:
                 await self.transfer(None)
-            except JobsError as error:
+            except (JobsError, ConsensusError) as error:
                 logger.warning("nobody took over the leadership: %s", error)
 
     def steps_aside(self) -> bool:
@@ -151,9 +157,13 @@ class Leadership:
         return None
 
     async def give_vote(self, record: MemberRecord) -> None:
-        voter = structs.replace(record, role=Role.VOTER)
+        members = self._member.members
+        present = members.get(record.id)
+        if present is None or present.role is Role.VOTER:
+            return  # it was removed, or has got it, since
+        voter = structs.replace(present, role=Role.VOTER)
         try:
-            await self._driver.change_members(put_member(self._member.members, voter))
+            await self._driver.change_members(put_member(members, voter))
         except JobsError as error:
             logger.info("%s does not get its vote yet: %s", record.name, error)
 

@@ -328,6 +328,19 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._handed_over = True
         self.outbox.append((member, TimeoutNow(self.term)))
 
+    def take_back(self, now_s: float) -> None:
+        """Make good a transfer that nobody has followed, so that there is a lease again: stand for the next term.
+
+        The order may still be on its way, or have been taken in and not been followed yet: no bound covers that, and as
+        long as this term lasts whoever has it may be elected by voters that have just promised this leader their
+        loyalty. But it is an order to stand in the next term and in no later one. Once this member is elected there, a
+        majority has given away its votes of that term, so the order comes to nothing, whenever it is followed; and a
+        later term takes voters that hear nobody.
+        """
+        if self.leads and self._handed_over:
+            _clock.now_s = now_s
+            self._elections.stand_in_place()
+
     def take_waiters(self, index: int) -> Sequence[tuple[int, OnApplied]]:
         """Return and forget (term, callback) of the commands proposed here for the entry at `index`."""
         return self._SyncObj__commandsWaitingCommit.pop(index, ())  # type: ignore[no-any-return]
@@ -438,7 +451,9 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             raise RaftError(f"{peer} leads in term {sent.term}, in which this member was elected")
         self.step_down(sent.term, peer)
         self._elections.heard(_clock.now_s)
-        self.postpone_election(_clock.now_s)
+        if not self._elections.is_told_to_stand:
+            # What a leader still says after it has told this member to stand takes nothing back.
+            self.postpone_election(_clock.now_s)
         index = take_entries(self._journal, self.commit_index, sent)
         if index is None:
             possible = last_possible(self._journal, self.commit_index, sent)
