@@ -31,6 +31,7 @@ from jobs.forward.passage import Passage
 from jobs.notify import VARIABLES, Notifier
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
+from jobs.recover import recover
 from jobs.retention import Limits
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
@@ -105,7 +106,7 @@ class Node:
         consensus.on_failure = lambda error: self.failed.set()
         self.site = site = Site(config.node.id, consensus, store, control_config(config))
         site.on_failure = lambda error: self.failed.set()
-        cluster.attach(consensus)
+        cluster.attach(consensus, store)
         await consensus.start()
         self._door = door = WorkerDoor(config.node.id, worker_uids(config))
         await door.start(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
@@ -182,6 +183,7 @@ def cluster_config(config: NodeConfig) -> ClusterConfig:
         incoming_dir=config.store_dir,
         listen=config.cluster.listen,
         advertise=config.cluster.advertise,
+        moved=config.cluster.moved,
     )
 
 
@@ -334,6 +336,10 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
     check = commands.add_parser("check-config", help="say what is wrong with the configuration, and how to mend it")
     check.add_argument("file", type=Path, nargs="?", help="configuration to check")
+    alone = commands.add_parser(
+        "recover", help="make a stopped node a cluster of its own, when a majority of the disks is lost for good"
+    )
+    alone.add_argument("--yes", action="store_true", help="do it, and do not only say what that would lose")
     return made
 
 
@@ -348,6 +354,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.setup(config.logging)
+    if arguments.command == "recover":
+        return recover(config, confirmed=arguments.yes)
     try:
         if armed := arm_failpoints():
             logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)

@@ -60,6 +60,7 @@ from jobs.protocol.model import (
     ScheduleView,
     Stream,
     Submitted,
+    TicketList,
     TicketRequest,
     TicketView,
     TimetablePreview,
@@ -364,6 +365,10 @@ class ClusterService(Protocol):
     async def join(self, caller: Caller, wanted: ClusterJoin) -> ClusterView: ...
 
     async def ticket(self, caller: Caller, wanted: TicketRequest) -> TicketView: ...
+
+    async def tickets(self, caller: Caller) -> TicketList: ...
+
+    async def revoke_ticket(self, caller: Caller, ticket: str) -> None: ...
 
     async def transfer(self, caller: Caller, wanted: LeaderTransfer) -> LeaderTransferred: ...
 

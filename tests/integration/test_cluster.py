@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.client import Client
+from jobs.client.cluster import make_ticket, remove_member, revoke_ticket, transfer_leadership
 from jobs.cluster import Cluster, ClusterConfig
 from jobs.cluster.tickets import decode, encode
 from jobs.errors import Forbidden, InvalidRequest, MembershipConflict, NoLeader, NotFound, Unavailable
@@ -250,6 +251,69 @@ def test_the_leader_is_removed_and_another_leads(cluster: EmbeddedCluster) -> No
             client.cluster.remove("n1")
 
 
+def test_what_changes_the_members_is_done_once_however_often_its_request_comes(cluster: EmbeddedCluster) -> None:
+    first, other, third = cluster.nodes.values()
+    with first.client() as client:
+        # Given that leadership was handed over, and came back
+        there = transfer_leadership("n2")
+        assert client.call(there).leader == "n2"
+        until(lambda: cluster.leader() is other)
+        assert client.cluster.transfer("n1").leader == "n1"
+        until(lambda: cluster.leader() is first)
+        # When the first request comes again, then it tells who leads, and nothing moves
+        term = client.cluster.view().term
+        assert client.call(there).leader == "n1"
+        assert client.cluster.view().term == term
+        # Nor does one for whoever, or for who leads already
+        anywhere = transfer_leadership(None)
+        successor = client.call(anywhere).leader
+        until(lambda: cluster.leader() is cluster.nodes[successor])
+        term = client.cluster.view().term
+        assert client.call(anywhere).leader == successor
+        assert client.cluster.transfer(successor).leader == successor
+        assert client.cluster.view().term == term
+        assert [one.action for one in client.audit() if one.action == "cluster.transfer"] == ["cluster.transfer"] * 3
+        client.cluster.transfer("n1")
+        # Given that a member was removed, and another node joined under its name
+        leave = remove_member("n3")
+        client.call(leave)
+        third.kill()
+        shutil.rmtree(third.directory)
+        third.start(wait=False)
+        cluster.join(third)
+        # When the request comes again, then that one stays
+        assert sorted(one.name for one in client.call(leave).members) == ["n1", "n2", "n3"]
+
+
+def test_tickets_are_listed_and_revoked(cluster: EmbeddedCluster) -> None:
+    other = cluster.add("n4").start(wait=False)
+    first = cluster.nodes["n1"]
+    with first.client() as client, other.client() as own:
+        assert client.cluster.tickets() == []
+        made = client.cluster.ticket(600.0)
+        listed = jobctl(first, "cluster", "tickets").stdout.decode()
+        assert made.id[:16] in listed
+        assert made.ticket not in listed
+        revoke = revoke_ticket(made.id[:16])
+        client.send(revoke)
+        client.send(revoke)
+        assert client.cluster.tickets() == []
+        with pytest.raises(MembershipConflict, match="no member knows the ticket"):
+            own.cluster.join(made.ticket)
+        refused = jobctl(first, "cluster", "tickets", "--revoke", made.id)
+        assert refused.returncode == 1
+        assert b"no ticket has the id" in refused.stderr
+        # One that was made again for a lost answer replaces the one that nobody has
+        make = make_ticket(600.0)
+        lost, kept = client.call(make), client.call(make)
+        assert [one.id for one in client.cluster.tickets()] == [kept.id] != [lost.id]
+        # A join that does not get there in time says how far it is, and fails
+        late = jobctl(other, "cluster", "join", kept.ticket, "--wait", "1ms")
+        assert (late.returncode, b"not done after 0.001 s: n4 " in late.stderr) == (124, True), late.stderr
+        until(lambda: any(one.name == "n4" and one.role == "voter" for one in own.cluster.view().members))
+        assert client.cluster.tickets() == []
+
+
 def test_commands(tmp_path: Path) -> None:
     cluster = EmbeddedCluster(tmp_path, 2)
     first, second = (node.start(wait=False) for node in cluster.nodes.values())
@@ -265,7 +329,9 @@ def test_commands(tmp_path: Path) -> None:
         assert re.search(r"n2\s+voter\s+connected", members)
         assert jobctl(first, "cluster", "transfer-leader", "n2").stdout == b"n2 leads\n"
         until(lambda: cluster.leader() is second)
-        assert jobctl(second, "cluster", "remove", "n1").returncode == 0
+        removed = jobctl(first, "cluster", "remove", "n1")
+        assert removed.returncode == 0
+        assert b"n1, removed from the cluster" in removed.stdout
         assert "n1" not in jobctl(second, "cluster", "members").stdout.decode().split("NAME")[1]
     finally:
         cluster.__exit__(None, None, None)
@@ -278,6 +344,8 @@ def test_only_administrators_change_the_cluster(tmp_path: Path) -> None:
         alone.init(somebody),
         alone.join(somebody, ClusterJoin(ticket="t")),
         alone.ticket(somebody, TicketRequest()),
+        alone.tickets(somebody),
+        alone.revoke_ticket(somebody, "abcd"),
         alone.remove(somebody, "n1"),
         alone.transfer(somebody, LeaderTransfer()),
     ):

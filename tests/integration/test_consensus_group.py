@@ -12,8 +12,9 @@ import pytest
 
 from jobs._native import DiskFullError, Log, Store
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
+from jobs.consensus.clock import now_s
 from jobs.consensus.membership import put_member, remove_member
-from jobs.consensus.messages import MAX_COMMAND_BYTES
+from jobs.consensus.messages import MAX_COMMAND_BYTES, TimeoutNow, decode
 from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, PayloadTooLarge, Unavailable
 from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
 from tests.support.disks import small_disk
@@ -156,7 +157,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(bounded())
 
 
-def test_what_one_accepts_all_have_and_followers_refuse_naming_the_leader(tmp_path: Path) -> None:
+def test_what_one_accepts_all_have_and_followers_refuse(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with await Group(tmp_path).of("a", "b", "c") as group:
             leader = await group.leader()
@@ -165,7 +166,7 @@ def test_what_one_accepts_all_have_and_followers_refuse_naming_the_leader(tmp_pa
             await until(lambda: all(one.applied_index == leader.applied_index for one in group.members))
             hashes = {group.disks[name][1].state_hash() for name in group.disks}
             assert len(hashes) == 1
-            with pytest.raises(NotLeader, match="a does"):
+            with pytest.raises(NotLeader, match="another one does"):
                 await put(group["b"], "k")
             with pytest.raises(NotLeader):
                 await group["b"].barrier()
@@ -304,6 +305,66 @@ def test_leadership_is_handed_over_without_a_write_that_fails(tmp_path: Path) ->
                 await group["b"].transfer("c")
             with pytest.raises(NotLeader):
                 await group["a"].transfer("c")
+
+    run(scenario)
+
+
+def test_a_node_that_fails_while_it_hands_over_stops_as_others_do(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            group.wires.isolate(leader.me)
+            handing = asyncio.ensure_future(leader.hand_over())
+            await until(lambda: bool(leader._step_waiters))
+            leader._fail(RuntimeError("the disk has failed"))
+            await handing
+            await leader.stop()
+
+    run(scenario)
+
+
+def test_what_cannot_be_read_is_counted_each_time_and_told_now_and_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b") as group:
+            leader = await group.leader()
+            for _ in range(100):
+                leader.on_message("b", b"\xffnoise")
+            assert leader.bad_messages == 100
+            await put(leader, "k")
+
+    run(scenario)
+    assert len([one for one in caplog.records if "a message of b is not taken" in one.message]) == 1
+
+
+def test_a_transfer_that_nobody_follows_leaves_a_leader_with_a_lease(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            term = leader.term
+            # Given an order to take over that is on its way for long
+            late: list[tuple[str, bytes]] = []
+            deliver = group["b"].on_message
+
+            def hold_orders_back(peer: str, data: bytes) -> None:
+                if isinstance(decode(data), TimeoutNow):
+                    late.append((peer, data))
+                else:
+                    deliver(peer, data)
+
+            group["b"].on_message = hold_orders_back  # type: ignore[method-assign]
+            with pytest.raises(Unavailable, match="b did not take over"):
+                await leader.transfer("b")
+            # Then the same one leads in a new term, and reads without asking the others again
+            await until(lambda: leader.is_leader and leader.term > term)
+            await put(leader, "k")
+            await until(lambda: leader._member.may_read(now_s()))
+            # And when the order comes after all, nobody follows it
+            term = leader.term
+            deliver(*late[0])
+            await asyncio.sleep(4 * QUICK.election_max_s)
+            assert (leader.is_leader, leader.term) == (True, term)
 
     run(scenario)
 

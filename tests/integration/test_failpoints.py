@@ -10,9 +10,9 @@ import os
 import re
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -23,9 +23,11 @@ from jobs import Client, JobState, Reason, Retry, shell_job
 from jobs._native import failpoints
 from jobs.errors import JobsError
 from jobs.testing import EmbeddedCluster, EmbeddedNode, NodeFailed
+from tests.support import waiting
 
 ALL: Final = int(os.environ.get("JOBS_TEST_SCALE", "1")) > 1
 PATIENCE_S: Final = 60.0
+until = partial(waiting.until, timeout_s=PATIENCE_S)
 SMALL_LOG: Final = {"JOBS_LOG__SEGMENT_BYTES": "1MiB", "JOBS_LOG__SNAPSHOT_LOG_BYTES": "1MiB"}
 VALUE: Final = "x" * (32 << 10)
 """So large that a segment and a snapshot take some forty of them."""
@@ -281,18 +283,14 @@ class Fault:
 
     def wait(self, node: EmbeddedNode) -> None:
         """Return when it has happened: a kill has ended the node; after an error it has ended, or serves."""
-        until(lambda: self.has_fired, f"{self.point} is not reached")
+        until(lambda: self.has_fired, otherwise=f"{self.point} is not reached")
         if self.kills:
             assert node.wait_for_end() == -signal.SIGKILL
         elif node.is_running:
-            until(lambda: has_ended_or_accepts(node), "after an error the node neither ends nor accepts anything")
-
-
-def until(holds: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
+            until(
+                lambda: has_ended_or_accepts(node),
+                otherwise="after an error the node neither ends nor accepts anything",
+            )
 
 
 def has_ended_or_accepts(node: EmbeddedNode) -> bool:
@@ -350,7 +348,10 @@ def test_a_node_alone(lone: tuple[EmbeddedNode, Kept], scene: str, fault: Fault)
     if scene != "alone":
         node.start()
         loads = [Load(node) for _ in range(2)]
-        until(lambda: any(node.directory.rglob("snapshot-*.snap")) and all(load.keys for load in loads), "no snapshot")
+        until(
+            lambda: any(node.directory.rglob("snapshot-*.snap")) and all(load.keys for load in loads),
+            otherwise="no snapshot",
+        )
         if scene != "stopping":
             node.kill()
         kept.add(*loads)
@@ -448,7 +449,7 @@ def let_lead(node: EmbeddedNode, name: str, fault: Fault | None = None) -> None:
             pass
         return False
 
-    until(leads, f"{name} does not lead")
+    until(leads, otherwise=f"{name} does not lead")
 
 
 def write_until_snapshots(nodes: list[EmbeddedNode], kept: Kept) -> None:
@@ -460,7 +461,8 @@ def write_until_snapshots(nodes: list[EmbeddedNode], kept: Kept) -> None:
     before = snapshots()
     loads = [Load(node, PATIENCE_S) for node in nodes]
     until(
-        lambda: all(now and not now & old for now, old in zip(snapshots(), before, strict=True)), "no snapshot is taken"
+        lambda: all(now and not now & old for now, old in zip(snapshots(), before, strict=True)),
+        otherwise="no snapshot is taken",
     )
     kept.add(*loads)
     assert [load.failure for load in loads] == [None for _ in loads]

@@ -109,3 +109,13 @@ def test_under_journald_each_line_has_its_priority(tmp_path: Path, monkeypatch: 
             logging.getLogger().log(level, "x")
         stream.seek(0)
         assert [line[:3] for line in stream] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+
+
+def test_one_line_about_a_subject_passes_in_a_while_and_tells_how_many_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("jobs.logs.time.monotonic", lambda: now_s)
+    seldom = logs.Seldom(period_s=10.0)
+    assert [seldom.left_out("n1") for _ in range(4)] == [0, None, None, None]
+    assert seldom.left_out("n2") == 0
+    now_s += 10
+    assert [seldom.left_out("n1"), seldom.left_out("n1"), seldom.left_out("n2")] == [3, None, 0]

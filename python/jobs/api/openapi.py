@@ -25,6 +25,7 @@ _ID_PATTERNS: Final = {
     "schedules": NAME_PATTERN,
     "leases": "^[0-9]{1,18}$",
     "members": "^[^/]+$",
+    "tickets": "^[^/]+$",
 }
 """What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)

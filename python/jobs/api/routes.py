@@ -385,18 +385,28 @@ ROUTES: Final = (
     Route(
         method="POST", path="/v1/cluster:ticket", handler=Handlers.make_ticket, body=model.TicketRequest,
         answer=model.TicketView, status=201, errors=(errors.Forbidden, errors.MembershipConflict),
-        repeat="Another ticket is made; that of a lost answer nobody has.",
+        repeat="Another ticket is made in place of that of the lost answer, which lets nobody in any more.",
         summary="Make a ticket with which one node can join",
+    ),
+    Route(
+        method="GET", path="/v1/tickets", handler=Handlers.list_tickets, answer=model.TicketList,
+        errors=(errors.Forbidden, errors.MembershipConflict), summary="List the tickets that are valid",
+    ),
+    Route(
+        method="DELETE", path="/v1/tickets/{id}", handler=Handlers.revoke_ticket, status=204,
+        errors=(*_READ, errors.MembershipConflict), repeat="By the request id: one that is revoked stays so.",
+        summary="Revoke a ticket",
     ),
     Route(
         method="POST", path="/v1/cluster:transfer", handler=Handlers.transfer_leadership, body=model.LeaderTransfer,
         answer=model.LeaderTransferred, errors=(*_READ, errors.MembershipConflict),
-        repeat="Whoever leads then hands over; without `to`, that may be another one.",
+        repeat="By the request id: it is not handed over once more, and the answer tells who leads now.",
         summary="Let another member lead",
     ),
     Route(
         method="DELETE", path="/v1/members/{id}", handler=Handlers.remove_member, answer=model.ClusterView,
-        errors=(*_READ, errors.MembershipConflict), repeat="A member that is gone is told as `not_found`.",
+        errors=(*_READ, errors.MembershipConflict),
+        repeat="By the request id: another member of that name is not removed.",
         summary="Remove a member",
     ),
     # --- node

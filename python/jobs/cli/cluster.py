@@ -1,10 +1,11 @@
-"""Commands on the cluster: cluster init, ticket, join, members, remove, transfer-leader."""
+"""Commands on the cluster: cluster init, ticket, tickets, join, members, remove, transfer-leader."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,8 @@ from jobs.errors import Unavailable
 from jobs.protocol.model import ClusterView, MemberView
 
 POLL_S: Final = 0.2
+REMOVED_S: Final = 10.0
+"""How long it may take after a removal until a leader is known again."""
 SILENT_S: Final = 2.0
 """A member that the leader has not heard for longer is told as silent: a connection outlives who is killed a while."""
 
@@ -28,7 +31,7 @@ def members(client: Client, options: argparse.Namespace) -> int:
 
 def init(client: Client, options: argparse.Namespace) -> int:
     client.cluster.init()
-    return _show(_wait(client, options.wait, _is_founded), options)
+    return _show_once(client, options.wait, _is_founded, options)
 
 
 def ticket(client: Client, options: argparse.Namespace) -> int:
@@ -41,14 +44,38 @@ def ticket(client: Client, options: argparse.Namespace) -> int:
     return exits.OK
 
 
+def tickets(client: Client, options: argparse.Namespace) -> int:
+    if options.revoke is not None:
+        client.cluster.revoke_ticket(options.revoke)
+        return exits.OK
+    found = client.cluster.tickets()
+    if options.json:
+        for one in found:
+            print_json(one)
+    else:
+        print_table(
+            ("ID", "VALID UNTIL", "MADE BY", "USED BY"),
+            ((one.id[:16], rfc3339(one.expires_ms), str(one.made_by), one.used_by or "-") for one in found),
+        )
+    return exits.OK
+
+
 def join(client: Client, options: argparse.Namespace) -> int:
     text = sys.stdin.readline() if options.ticket == "-" else options.ticket
     client.cluster.join(text.strip())
-    return _show(_wait(client, options.wait, _has_vote), options)
+    return _show_once(client, options.wait, _has_vote, options)
 
 
 def remove(client: Client, options: argparse.Namespace) -> int:
-    return _show(client.cluster.remove(options.member), options)
+    try:
+        client.cluster.remove(options.member)
+    except Unavailable:
+        # A node that removes itself is cut off before the answer has come.
+        view = client.cluster.view()
+        if view.state != "removed" or not (view.node == options.member or (view.id or "").startswith(options.member)):
+            raise
+    # As the node that was asked sees it: who carried it out may be the member that is gone.
+    return _show_once(client, REMOVED_S, lambda view: view.leader is not None or view.state == "removed", options)
 
 
 def transfer_leader(client: Client, options: argparse.Namespace) -> int:
@@ -68,9 +95,10 @@ def _has_vote(view: ClusterView) -> bool:
     return any(member.id == view.id and member.role == "voter" for member in view.members)
 
 
-def _wait(client: Client, within_s: float, holds: object) -> ClusterView:
-    """Return the cluster once something holds of it, or as it is when the time has passed, saying so."""
-    assert callable(holds)
+def _show_once(
+    client: Client, within_s: float, holds: Callable[[ClusterView], bool], options: argparse.Namespace
+) -> int:
+    """Show the cluster once something holds of it; or as it is when the time has passed, which is a failure."""
     ends_s = time.monotonic() + within_s
     while True:
         try:
@@ -80,11 +108,22 @@ def _wait(client: Client, within_s: float, holds: object) -> ClusterView:
                 raise
         else:
             if holds(view):
-                return view
+                return _show(view, options)
             if time.monotonic() >= ends_s:
-                note(f"it takes longer than {within_s:g} s and goes on; look again with: jobctl cluster members")
-                return view
+                _show(view, options)
+                note(f"not done after {within_s:g} s: {_standing(view)}; it goes on: jobctl cluster members tells")
+                return exits.TIMEOUT
         time.sleep(POLL_S)
+
+
+def _standing(view: ClusterView) -> str:
+    """Return what a node that wants to be a voter is, and what it waits for."""
+    own = next((member for member in view.members if member.id == view.id), None)
+    if view.leader is None:
+        return f"{view.node} hears no leader"
+    if own is None:
+        return f"{view.node} has not got the list of members yet"
+    return f"{view.node} is a {own.role}, {_behind(own)} behind {view.leader}"
 
 
 def _show(view: ClusterView, options: argparse.Namespace) -> int:
@@ -152,6 +191,10 @@ def _configure_ticket(parser: Parser) -> None:
     )
 
 
+def _configure_tickets(parser: Parser) -> None:
+    parser.add_argument("--revoke", metavar="ID", help="let this ticket let nobody in any more; the beginning will do")
+
+
 def _configure_join(parser: Parser) -> None:
     parser.add_argument("ticket", help="what `jobctl cluster ticket` printed on a member; - reads it from stdin")
     _add_wait(parser, "the node has its vote", 30.0)
@@ -169,6 +212,7 @@ _COMMANDS: Final = (
         partial(_add_wait, what="it leads", within_s=30.0),
     ),
     Command("ticket", ticket, "Print a ticket with which one node can join, for a while.", _configure_ticket),
+    Command("tickets", tickets, "List the tickets that are valid, or revoke one.", _configure_tickets),
     Command("join", join, "Join the cluster of a ticket; wait until the node has caught up.", _configure_join),
     Command("members", members, "List the members, who leads, and how far each is."),
     Command(

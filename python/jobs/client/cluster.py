@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.client.requests import Call, get, segment, write
+from jobs.client.requests import Call, Request, change, get, segment, write
 from jobs.protocol.model import (
     ClusterJoin,
     ClusterView,
     LeaderTransfer,
     LeaderTransferred,
+    TicketInfo,
+    TicketList,
     TicketRequest,
     TicketView,
 )
@@ -35,6 +37,14 @@ def join_cluster(ticket: str) -> Call[ClusterView]:
 
 def make_ticket(ttl_s: float) -> Call[TicketView]:
     return write("POST", "/v1/cluster:ticket", TicketView, TicketRequest(ttl_s=ttl_s))
+
+
+def list_tickets() -> Call[TicketList]:
+    return get("/v1/tickets", TicketList)
+
+
+def revoke_ticket(ticket: str) -> Request:
+    return change("DELETE", f"/v1/tickets/{segment(ticket)}")
 
 
 def transfer_leadership(to: str | None) -> Call[LeaderTransferred]:
@@ -70,6 +80,14 @@ class ClusterClient:
         """Make a ticket with which one node can join for so many seconds."""
         return self._client.call(make_ticket(ttl_s))
 
+    def tickets(self) -> list[TicketInfo]:
+        """Return the tickets that are valid."""
+        return self._client.call(list_tickets()).tickets
+
+    def revoke_ticket(self, ticket: str) -> None:
+        """Let a ticket, given by its id or the beginning of that, let nobody in any more."""
+        self._client.send(revoke_ticket(ticket))
+
     def transfer(self, to: str | None = None) -> LeaderTransferred:
         """Let another member lead, by its name or id; by default the one with the longest log."""
         return self._client.call(transfer_leadership(to))
@@ -100,6 +118,14 @@ class AsyncClusterClient:
     async def ticket(self, ttl_s: float = 3_600.0) -> TicketView:
         """Make a ticket with which one node can join for so many seconds."""
         return await self._client.call(make_ticket(ttl_s))
+
+    async def tickets(self) -> list[TicketInfo]:
+        """Return the tickets that are valid."""
+        return (await self._client.call(list_tickets())).tickets
+
+    async def revoke_ticket(self, ticket: str) -> None:
+        """Let a ticket, given by its id or the beginning of that, let nobody in any more."""
+        await self._client.send(revoke_ticket(ticket))
 
     async def transfer(self, to: str | None = None) -> LeaderTransferred:
         """Let another member lead, by its name or id; by default the one with the longest log."""

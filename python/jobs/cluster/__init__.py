@@ -3,7 +3,9 @@
 - `tickets`: how a node is let in, as text (pure). `file`: which cluster a node belongs to.
 - `inquiry`: what the others say while this node hears no leader.
 - `peers`: the endpoint, who may speak to it, and what each kind of traffic is for.
-- `cluster`: founding, joining, leaving, and what the API asks about all that.
+- `recovery`: a node goes on alone, by an operator's order.
+- `changes`: of the members, at the leader.
+- `cluster`: founding, joining, and what the API asks about all that.
 """
 
 from jobs.cluster.cluster import Cluster, ClusterConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -14,25 +14,31 @@ from msgspec import Meta, Struct, structs
 
 from jobs._native import Endpoint, __version__
 from jobs.clock import wall_ms
+from jobs.cluster.changes import Changes
 from jobs.cluster.file import Belonging, load, save
+from jobs.cluster.inquiry import REFUSAL
 from jobs.cluster.peers import LIMITS, Asked, Peers
 from jobs.cluster.tickets import Ticket, TicketPeer, decode, encode
-from jobs.consensus import Consensus, MemberRecord, Members, find_member
-from jobs.consensus.membership import GuestRecord, admit, put_guest, put_member, remove_member
+from jobs.consensus import Consensus, MemberRecord, Members
+from jobs.consensus.membership import GuestRecord, admit, put_member
 from jobs.control.audit import audit_entry
-from jobs.errors import Forbidden, JobsError, MembershipConflict, NotFound, Unavailable
+from jobs.control.queries import check_admin
+from jobs.errors import JobsError, MembershipConflict, NotFound, Unavailable
+from jobs.logs import Seldom
 from jobs.net import Declined, RequestFailed
+from jobs.protocol.ids import NO_REQUEST, RequestId
 from jobs.protocol.model import (
     ClusterJoin,
     ClusterView,
     LeaderTransfer,
     LeaderTransferred,
     MemberView,
+    TicketList,
     TicketRequest,
     TicketView,
 )
 from jobs.service import Caller, Others
-from jobs.store import Txn
+from jobs.store import Store, Txn
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +50,8 @@ JOIN_S: Final = 20.0
 ASK_S: Final = 3.0
 """How long it waits for one member, and a follower for the leader's view."""
 RETRY_S: Final = 0.2
-CHANGE_TRIES: Final = 5
+TURNED_AWAY_ROUNDS: Final = 10
+"""So often all members have to refuse a ticket's key: some may not have heard of a new one yet."""
 ANNOUNCE_S: Final = 0.5
 
 
@@ -61,6 +68,8 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     """On the store's file system: where snapshots of others arrive."""
     listen: tuple[str, ...] = ()
     advertise: tuple[str, ...] = ()
+    moved: Mapping[str, tuple[str, ...]] = {}
+    """Further addresses of members, by name."""
 
 
 class _Join(Struct, frozen=True, kw_only=True, array_like=True):
@@ -96,6 +105,8 @@ class Cluster:
         self._config = config
         self._belonging: Belonging | None = load(config.data_dir) if config.listen else None
         self._consensus: Consensus | None = None
+        self._changes: Changes | None = None
+        """Of a node in a cluster."""
         self._forming = asyncio.Lock()
         self.peers: Peers | None = None
         self._announcing: asyncio.Task[None] | None = None
@@ -130,11 +141,12 @@ class Cluster:
         if self.is_alone or self._belonging is not None:
             self.formed.set()
 
-    def attach(self, consensus: Consensus) -> None:
+    def attach(self, consensus: Consensus, store: Store) -> None:
         """Connect consensus with the others."""
         self._consensus = consensus
         if self.peers is None:
             return
+        self._changes = Changes(consensus, store)
         consensus.on_members = self._allow
         self.peers.on_raft = consensus.on_message
         self.peers.on_snapshot_file = consensus.install_snapshot
@@ -169,11 +181,15 @@ class Cluster:
         if self.peers is None or self._belonging is None:
             return
         members = self._consensus.members if self._consensus is not None else None
-        known = {} if members is None else {record.id: list(record.addresses) for record in members.records}
+        moved = self._config.moved
+        records = () if members is None else members.records
+        known = {one.id: list(dict.fromkeys((*one.addresses, *moved.get(one.name, ())))) for one in records}
         if self.id not in known:
             # Not on record here yet: who let this node in still has to reach it.
             known = self._belonging.peers | known
-        self.peers.allow(known, [] if members is None else [guest.id for guest in members.guests])
+        now_ms = wall_ms()
+        guests = () if members is None else members.guests
+        self.peers.allow(known, [guest.id for guest in guests if guest.expires_ms > now_ms])
 
     # --- what the API asks ------------------------------------------------------------------------------------------
 
@@ -214,7 +230,7 @@ class Cluster:
 
     async def init(self, caller: Caller) -> ClusterView:
         """Found a cluster of this node alone, with all that it holds. Raises MembershipConflict."""
-        _check_admin(caller, "found a cluster")
+        check_admin(caller, "found a cluster")
         async with self._forming:
             self._check_unformed()
             belonging = Belonging(cluster=secrets.token_hex(16), founder=True)
@@ -234,7 +250,7 @@ class Cluster:
     async def join(self, caller: Caller, wanted: ClusterJoin) -> ClusterView:
         """Ask the members on a ticket to let this node in. Raises InvalidRequest for a ticket that is none,
         MembershipConflict when it is not let in, Unavailable when nobody answers."""
-        _check_admin(caller, "join a cluster")
+        check_admin(caller, "join a cluster")
         async with self._forming:
             self._check_unformed()
             ticket = decode(wanted.ticket, wall_ms())
@@ -261,46 +277,33 @@ class Cluster:
 
     async def ticket(self, caller: Caller, wanted: TicketRequest) -> TicketView:
         """Make a ticket. Raises NotLeader elsewhere than on the leader."""
-        _check_admin(caller, "let nodes join")
-        consensus = self._led("make tickets")
-        secret, key = Endpoint.generate_key()
-        expires_ms = wall_ms() + int(wanted.ttl_s * 1_000)
-        guest = GuestRecord(id=key, expires_ms=expires_ms, made_by=caller.uid)
-        entry = audit_entry(caller, "cluster.ticket", key, wall_ms(), f"expires_ms={expires_ms}")
-        await self._change(lambda: put_guest(consensus.members, guest, wall_ms(), (entry,)))
-        peers = [TicketPeer(one, addresses) for one, addresses in self._addresses_of(consensus.members).items()]
+        check_admin(caller, "let nodes join")
+        guest, secret = await self._led("make tickets").make_guest(caller, wanted.ttl_s)
         assert self._belonging is not None
-        text = encode(Ticket(cluster=self._belonging.cluster, expires_ms=expires_ms, secret=secret, peers=peers))
-        return TicketView(ticket=text, expires_ms=expires_ms)
+        assert self._consensus is not None
+        peers = [TicketPeer(one, addresses) for one, addresses in self._addresses_of(self._consensus.members).items()]
+        text = encode(Ticket(cluster=self._belonging.cluster, expires_ms=guest.expires_ms, secret=secret, peers=peers))
+        return TicketView(id=guest.id, ticket=text, expires_ms=guest.expires_ms)
+
+    async def tickets(self, caller: Caller) -> TicketList:
+        check_admin(caller, "see tickets")
+        return TicketList(tickets=await self._led("tell of tickets").guests())
+
+    async def revoke_ticket(self, caller: Caller, ticket: str) -> None:
+        """Raises NotFound, InvalidRequest."""
+        check_admin(caller, "revoke tickets")
+        await self._led("revoke tickets").revoke(caller, ticket)
 
     async def remove(self, caller: Caller, member: str) -> ClusterView:
         """Remove a member by its name or id, which may be the leader. Raises NotFound and MembershipConflict."""
-        _check_admin(caller, "remove members")
-        consensus = self._led("remove members")
-        record = find_member(consensus.members, member)
-        self._check_that_enough_stay(consensus, record.id)
-        entry = audit_entry(caller, "cluster.remove", record.id, wall_ms(), record.name)
-        await self._change(lambda: remove_member(consensus.members, record.id, (entry,)))
+        check_admin(caller, "remove members")
+        await self._led("remove members").remove(caller, member)
         return await self.view(caller)
-
-    def _check_that_enough_stay(self, consensus: Consensus, leaving: str) -> None:
-        """Raise MembershipConflict when the voters that answer would be no majority without this one."""
-        stay = [member for member in consensus.members.voters if member != leaving]
-        silent = [member for member in stay if member != self.id and not consensus.answers(member)]
-        if stay and len(stay) - len(silent) <= len(stay) / 2:
-            names = ", ".join(sorted(consensus.members.name_of(member) for member in silent))
-            raise MembershipConflict(
-                f"without {consensus.members.name_of(leaving)} too few would answer: not {names}",
-                expected="those to be back, or to be removed first",
-            )
 
     async def transfer(self, caller: Caller, wanted: LeaderTransfer) -> LeaderTransferred:
         """Let another member lead. Raises NotFound, MembershipConflict, Unavailable."""
-        _check_admin(caller, "choose the leader")
-        consensus = self._led("hand leadership over")
-        to = None if wanted.to is None else find_member(consensus.members, wanted.to).id
-        chosen = await consensus.transfer(to)
-        return LeaderTransferred(leader=consensus.members.name_of(chosen))
+        check_admin(caller, "choose the leader")
+        return LeaderTransferred(leader=await self._led("hand leadership over").transfer(caller, wanted.to))
 
     def _state(self) -> Literal["alone", "unformed", "outside", "member", "removed"]:
         if self.is_alone:
@@ -323,24 +326,12 @@ class Cluster:
                 expected="a stopped node and an empty node.data_dir, to be another member or in another cluster",
             )
 
-    def _led(self, what: str) -> Consensus:
-        if self._consensus is None or self.peers is None:
+    def _led(self, what: str) -> Changes:
+        if self._changes is None:
             raise MembershipConflict(
                 f"this node belongs to no cluster, so it cannot {what}", expected="first: jobctl cluster init"
             )
-        return self._consensus
-
-    async def _change(self, make: Callable[[], Txn | None]) -> None:
-        """Carry out a change of the members, if there is one to be made, again when another one came in between."""
-        assert self._consensus is not None
-        for tries in range(CHANGE_TRIES):
-            try:
-                if (txn := make()) is not None:
-                    await self._consensus.change_members(txn)
-                return
-            except MembershipConflict as error:
-                if error.retry_after_s is None or tries + 1 == CHANGE_TRIES:
-                    raise
+        return self._changes
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         """Prometheus metrics: name → (help, value)."""
@@ -353,6 +344,10 @@ class Cluster:
                 "jobs_raft_members": ("Members of the cluster", len(raft.members.records)),
                 "jobs_raft_snapshots_sent_total": ("Snapshots sent to members", raft.snapshots_sent),
                 "jobs_raft_snapshots_installed_total": ("Snapshots taken in", raft.snapshots_installed),
+                "jobs_raft_dropped_messages_total": (
+                    "Messages of members for which there was no room",
+                    raft.dropped_messages,
+                ),
                 "jobs_raft_bad_messages_total": ("Messages of members that could not be read", raft.bad_messages),
             }
         if self.peers is not None:
@@ -405,19 +400,27 @@ class Cluster:
             release=__version__,
         )
         body = msgspec.msgpack.encode(asked)
-        while True:
-            for member in list(members):
+        rounds = 0
+        while rounds < TURNED_AWAY_ROUNDS:
+            turned_away = 0
+            for member in members:
                 try:
                     answer = await guest.request(member, Asked.JOIN, body, ASK_S)
                 except RequestFailed as error:
                     logger.info("%s did not let this node in: %s", member, error)
+                    turned_away += REFUSAL in error.detail
                     continue
                 joined = msgspec.msgpack.decode(answer, type=_Joined)
                 if joined.members:
                     return joined.members
                 if joined.leader is None and joined.refusal:
                     raise MembershipConflict(joined.refusal, expected=joined.expected)
+            rounds = rounds + 1 if turned_away == len(members) else 0
             await asyncio.sleep(RETRY_S)
+        raise MembershipConflict(
+            "no member knows the ticket: it has expired, was used or revoked",
+            expected="a new one: jobctl cluster ticket",
+        )
 
     async def _on_join(self, peer: str, body: bytes) -> bytes:
         """Let a guest's node in."""
@@ -442,7 +445,9 @@ class Cluster:
         made_by = Caller(uid=self._guest(guest_key).made_by, gid=0, admin=True)
         record = MemberRecord(id=asked.id, name=asked.name, addresses=tuple(asked.addresses), joined_ms=wall_ms())
         entry = audit_entry(made_by, "cluster.join", asked.id, wall_ms(), asked.name)
-        await self._change(lambda: admit(consensus.members, self._guest(guest_key), record, (entry,)))
+        await self._led("let nodes in").change(
+            lambda _: admit(consensus.members, self._guest(guest_key), record, (entry,)), NO_REQUEST
+        )
         logger.info("%s joins the cluster", asked.name, extra={"id": asked.id, "release": asked.release})
         return _Joined(members=self._addresses_of(consensus.members))
 
@@ -469,6 +474,7 @@ class Cluster:
         consensus, peers = self._consensus, self.peers
         assert consensus is not None
         assert peers is not None
+        seldom = Seldom()
         while True:
             own = consensus.members.get(self.id)
             if own is not None and own.addresses == self.addresses and own.name == self._config.name:
@@ -482,7 +488,12 @@ class Cluster:
                     body = msgspec.msgpack.encode((self._config.name, self.addresses))
                     await peers.request(consensus.leader, Asked.MOVED, body, ASK_S)
             except (JobsError, RequestFailed) as error:
-                logger.warning("this node's name and addresses cannot be put on record yet: %s", error)
+                if (left_out := seldom.left_out("announce")) is not None:
+                    logger.warning(
+                        "this node's name and addresses cannot be put on record yet: %s",
+                        error,
+                        extra={"left_out": left_out},
+                    )
             await asyncio.sleep(ANNOUNCE_S)
 
     async def _on_moved(self, peer: str, body: bytes) -> bytes:
@@ -497,14 +508,14 @@ class Cluster:
         consensus = self._consensus
         assert consensus is not None
 
-        def change() -> Txn:
+        def change(_: RequestId) -> Txn:
             record = consensus.members.get(member)
             if record is None:
                 raise NotFound(f"no member has the id {member}")
             moved = structs.replace(record, name=name, addresses=addresses, joined_ms=record.joined_ms or wall_ms())
             return put_member(consensus.members, moved)
 
-        await self._change(change)
+        await self._led("move members").change(change, NO_REQUEST)
         logger.info("%s is at %s", name, ", ".join(addresses), extra={"id": member})
 
     # --- progress -----------------------------------------------------------------------------------------------------
@@ -539,8 +550,3 @@ class Cluster:
 def _any_ports(listen: tuple[str, ...]) -> list[str]:
     """Return the same addresses without the ports, which the node itself has."""
     return [address.rpartition(":")[0] + ":0" for address in listen]
-
-
-def _check_admin(caller: Caller, what: str) -> None:
-    if not caller.admin:
-        raise Forbidden(f"only administrators may {what}")

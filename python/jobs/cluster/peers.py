@@ -5,6 +5,7 @@ Members may do everything that members do; a guest, who has a ticket, may ask to
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import IntEnum
@@ -14,6 +15,7 @@ from typing import Final, TypeAlias
 from jobs._native import Endpoint
 from jobs.consensus.membership import MAX_GUESTS, MAX_MEMBERS
 from jobs.consensus.messages import MAX_MESSAGE_BYTES
+from jobs.logs import Seldom
 from jobs.net import Declined, Net, Stream
 from jobs.transfer import TransferFailed, read_offer, send_file
 
@@ -69,6 +71,8 @@ class Peers:
         """Names of the peers that messages reach, by id."""
         self.not_allowed = 0
         """What peers were refused that they may not do, or that is not known here; the endpoint counts the rest."""
+        self._refusals = Seldom()
+        self._receiving = asyncio.Lock()
         self.requests: dict[Asked, OnRequest] = {}
         self.streams: dict[Opened, OnStream] = {Opened.SNAPSHOT: self._on_snapshot}
         self.on_raft: Callable[[str, bytes], None] = lambda peer, message: None
@@ -162,10 +166,16 @@ class Peers:
 
     def _refuse(self, peer: str, what: str) -> None:
         self.not_allowed += 1
-        logger.warning("refused %s: %s", peer, what)
+        if (left_out := self._refusals.left_out(peer)) is not None:
+            logger.warning("refused %s: %s", self.up.get(peer, peer), what, extra={"left_out": left_out})
 
     async def _on_snapshot(self, peer: str, header: bytes, stream: Stream) -> None:
-        """Receive the leader's snapshot beside the store, and hand it over."""
+        """Receive the leader's snapshot beside the store, and hand it over. One at a time until it is taken in: that of
+        another leader would take its place under the same name."""
+        async with self._receiving:
+            await self._receive_snapshot(peer, stream)
+
+    async def _receive_snapshot(self, peer: str, stream: Stream) -> None:
         try:
             offer = await read_offer(stream)
             if self.on_snapshot_file is None:

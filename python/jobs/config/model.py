@@ -382,6 +382,8 @@ class Cluster(_Section):
     """Addresses and ports (UDP) to listen on, at most one of IPv4 and one of IPv6, such as `10.0.0.1:7420`."""
     advertise: Annotated[tuple[SocketAddress, ...], Field(max_length=8)] = ()
     """Addresses and ports at which others reach this node. By default those of `listen`."""
+    moved: Annotated[dict[str, tuple[SocketAddress, ...]], Field(max_length=9)] = {}
+    """Where to look for members, by name, besides where they said they are: for when all have moved at once."""
 
     @model_validator(mode="after")
     def _reachable(self) -> Cluster:

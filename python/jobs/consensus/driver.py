@@ -31,6 +31,7 @@ from jobs.consensus.raft import Timing
 from jobs.consensus.readers import Readers
 from jobs.consensus.snapshots import Snapshots
 from jobs.errors import JobsError, MembershipConflict, OutcomeUnknown, PayloadTooLarge, Unavailable
+from jobs.logs import Seldom
 from jobs.store import Txn, TxnResult, decode_results, encode_command
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Consensus:
     """One member of the Raft group: proposes, commits, applies, takes snapshots. Lives on one event loop.
 
     `node` is the member's id. With `alone` it is a group of its own for as long as its store knows of no members;
-    without, it waits for a leader to add it.
+    without, it waits for a leader to add it. With `sole` it is one whatever members its store knows.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Consensus:
         *,
         network: Network | None = None,
         alone: bool = True,
+        sole: bool = False,
         rng: Random | None = None,
     ) -> None:
         self._config = config or ConsensusConfig()
@@ -87,7 +89,7 @@ class Consensus:
             election_min_s=self._config.election_min_s,
             election_max_s=self._config.election_max_s,
         )
-        self._member = Member(node, log, store, timing, rng or SystemRandom(), clock.now_s(), alone=alone)
+        self._member = Member(node, log, store, timing, rng or SystemRandom(), clock.now_s(), alone=alone, sole=sole)
         self._member.on_applied = self._on_applied
         self._member.on_members = self._on_members
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
@@ -95,7 +97,7 @@ class Consensus:
         self._readers = Readers(self._member)
         self._leadership = Leadership(self, self._member, log, self._config.election_max_s)
         self._snapshots = Snapshots(
-            self._member, log, store, self._network, self._threads, answers=self.answers, fail=self._fail
+            self._member, log, store, self._network, self._threads, answers=self._leadership.answers, fail=self._fail
         )
         self._inbox: list[tuple[str, messages.Message]] = []
         self._scheduled = False
@@ -123,6 +125,8 @@ class Consensus:
         self.commands = 0
         self.transactions = 0
         self.bad_messages = 0
+        self.dropped_messages = 0
+        self._bad_told = Seldom()
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -142,6 +146,7 @@ class Consensus:
 
     async def hand_over(self) -> None:
         """Let another lead, if this member does and somebody can take over: before it stops."""
+        self._leadership.stopping = True
         await self._leadership.hand_over()
 
     async def stop(self) -> None:
@@ -214,10 +219,6 @@ class Consensus:
         """Return how this leader sees another member."""
         return self._leadership.progress(member)
 
-    def answers(self, member: str) -> bool:
-        """Tell whether a member has answered this leader of late."""
-        return self._leadership.answers(member)
-
     def propose(self, txn: Txn, size_bytes: int = 256) -> asyncio.Future[TxnResult]:
         """Return a future of the transaction's result: it resolves once committed, durable on a majority and applied.
 
@@ -261,6 +262,14 @@ class Consensus:
                 "another change of the members came in between", expected="the same again", retry_after_s=1
             )
 
+    async def hears(self, member: str) -> bool:
+        """Tell whether a member answers this leader; one that has just been elected waits a moment for that."""
+        return await self._leadership.hears(member)
+
+    async def check_successor(self, to: str | None) -> None:
+        """Raise MembershipConflict for a member that leadership cannot be handed over to; None is any."""
+        await self._leadership.successor(to)
+
     async def transfer(self, to: str | None) -> str:
         """Hand leadership over to a voter, or to the one with the longest log, and return who it was.
 
@@ -276,12 +285,16 @@ class Consensus:
             message = messages.decode(data)
         except MessageError as error:
             self.bad_messages += 1
-            logger.warning("a message of %s is not taken: %s", peer, error)
+            if (left_out := self._bad_told.left_out(peer)) is not None:
+                name = self.members.name_of(peer)
+                logger.warning("a message of %s is not taken: %s", name, error, extra={"left_out": left_out})
             return
-        if len(self._inbox) < MAX_INBOX:
-            self._inbox.append((peer, message))
-            if self._readers.are_waiting or self._step_waiters or not self._member.can_wait(peer, message):
-                self.schedule()
+        if len(self._inbox) >= MAX_INBOX:
+            self.dropped_messages += 1
+            return
+        self._inbox.append((peer, message))
+        if self._readers.are_waiting or self._step_waiters or not self._member.can_wait(peer, message):
+            self.schedule()
 
     async def install_snapshot(self, peer: str, path: Path) -> None:
         """Take in a snapshot file of the leader, which the store then owns.
@@ -289,7 +302,7 @@ class Consensus:
         Raises Unavailable when `peer` does not lead (any more), NativeError for a file that is damaged.
         """
         if peer != self.leader or self._member.raft.leads:
-            raise Unavailable(f"{peer} is not known to lead")
+            raise Unavailable(f"{self.members.name_of(peer)} is not known to lead")
         if self._installing:
             raise Unavailable("another snapshot is being taken in")
         self._installing = True
@@ -519,7 +532,8 @@ class Consensus:
         self._proposals.fail(error, of_written)
         self._readers.fail(error)
         for waiter in self._step_waiters:
-            waiter.cancel()
+            if not waiter.done():
+                waiter.set_exception(error)
 
     # --- time -----------------------------------------------------------------------------------------------------
 
@@ -539,7 +553,7 @@ class Consensus:
     def _step_aside(self) -> None:
         """A leader without room lets another try, now and then: the others may have some."""
         if self._leadership.steps_aside():
-            self._spawn(self.hand_over())
+            self._spawn(self._leadership.hand_over())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

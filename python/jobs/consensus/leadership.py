@@ -4,6 +4,7 @@ whose disk was put back."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import Final, Protocol
 
@@ -82,13 +83,21 @@ class Leadership:
         ago_s = self.progress(member).answered_ago_s
         return ago_s is not None and ago_s < self._answers_within_s and self._member.raft.match_index(member) > 0
 
+    async def hears(self, member: str) -> bool:
+        """Tell whether a member answers this leader; one that has just been elected waits a moment for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._answers_within_s):
+                while self._driver.is_leader and not self.answers(member):
+                    await self._driver.stepped()
+        return self.answers(member)
+
     # --- handing over -----------------------------------------------------------------------------------------------
 
     async def transfer(self, to: str | None) -> str:
         if not self._driver.is_leader:
             raise not_leader(self._member.raft.leader)
         raft = self._member.raft
-        chosen = self.successor(to)
+        chosen = await self.successor(to)
         name = self._member.members.name_of(chosen)
         asked = False
         self.holding = True
@@ -109,7 +118,7 @@ class Leadership:
             self._driver.schedule()
         return chosen
 
-    def successor(self, to: str | None) -> str:
+    async def successor(self, to: str | None) -> str:
         """Return who is to lead: the one that is wanted, or the voter with the longest log. Raises MembershipConflict
         for one that cannot."""
         members = self._member.members
@@ -121,7 +130,7 @@ class Leadership:
             raise MembershipConflict("there is no other voter", expected="a cluster with several")
         match_index = self._member.raft.match_index
         chosen = to or max(others, key=lambda member: (self.answers(member), match_index(member), member))
-        if not self.answers(chosen):
+        if not await self.hears(chosen):
             raise MembershipConflict(f"{members.name_of(chosen)} does not answer", expected="a voter that does")
         return chosen
 

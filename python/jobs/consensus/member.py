@@ -23,6 +23,7 @@ from jobs.consensus.journal import Journal, RaftLog
 from jobs.consensus.membership import MemberRecord, Members, Role, read_members
 from jobs.consensus.messages import Appended, Message
 from jobs.consensus.raft import DISCARDED, INDEX_BYTES, LOST, MEMBERS, NO_OP, REGULAR, Raft, Timing
+from jobs.logs import Seldom
 from jobs.store import Store
 
 logger = logging.getLogger(__name__)
@@ -61,20 +62,31 @@ class MemberStore(Store, Protocol):
 
 class Member:
     """Raft, journal and store of one member. `me` is its id; `alone` makes it a group of its own if the store knows
-    of no members. Every entry point takes the time of a steady clock in seconds.
+    of no members, `sole` whatever the store knows. Every entry point takes the time of a steady clock in seconds.
 
     Raises ConsensusError when log and store do not fit each other.
     """
 
     def __init__(
-        self, me: str, log: RaftLog, store: MemberStore, timing: Timing, rng: Random, now_s: float, *, alone: bool
+        self,
+        me: str,
+        log: RaftLog,
+        store: MemberStore,
+        timing: Timing,
+        rng: Random,
+        now_s: float,
+        *,
+        alone: bool,
+        sole: bool = False,
     ) -> None:
         self.me = me
         self._log = log
         self._store = store
         self._timing = timing
         self._alone = alone
+        self._sole = sole
         self._no_room: str | None = None
+        self._full_told = Seldom()
         self._led = False
         self._journal = Journal(log, self._committed_index())
         self._mend_interrupted_install()
@@ -124,7 +136,13 @@ class Member:
         try:
             self.raft.receive(now_s, peer, message)
         except DiskFullError as error:
-            logger.error("a message of %s is not taken in: the disk of the log is full: %s", peer, error)
+            if (left_out := self._full_told.left_out(peer)) is not None:
+                logger.error(
+                    "a message of %s is not taken in: the disk of the log is full: %s",
+                    self.members.name_of(peer),
+                    error,
+                    extra={"left_out": left_out},
+                )
 
     def can_wait(self, peer: str, message: Message) -> bool:
         """Tell whether it is enough to take in a message with the next step, whenever that comes."""
@@ -209,12 +227,12 @@ class Member:
         if applied > last:
             raise ConsensusError(
                 f"the store has applied entry {applied}, but the log ends at {last}: the log is not the one that "
-                "belongs to this store; restore both from the same backup"
+                "belongs to this store; the node has to join its cluster anew, with an empty node.data_dir"
             )
         if last >= first > applied + 1:
             raise ConsensusError(
                 f"the store has applied entry {applied}, but the log begins at {first}: entries between are missing; "
-                "restore both from the same backup"
+                "the node has to join its cluster anew, with an empty node.data_dir"
             )
 
     # --- members ------------------------------------------------------------------------------------------------------
@@ -224,7 +242,7 @@ class Member:
             found = read_members(self._store)
         except ValueError as error:
             raise ConsensusError(str(error)) from error
-        if not found.records and self._alone:
+        if self._sole or (self._alone and not found.records):
             found = structs.replace(found, records=(MemberRecord(id=self.me, name=self.me, role=Role.VOTER),))
         if found != self.members:
             self.members = found

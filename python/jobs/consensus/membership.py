@@ -52,6 +52,8 @@ class GuestRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Uid of who made the ticket."""
     used_by: str | None = None
     """Member that joined with it: it may ask again, as its answer may have been lost."""
+    request: bytes = b""
+    """By which it was made."""
 
 
 class Members(Struct, frozen=True):
@@ -78,6 +80,13 @@ class Members(Struct, frozen=True):
         record = self.get(member)
         return member if record is None else record.name
 
+    def is_spent(self, guest: GuestRecord) -> bool:
+        """Tell whether a ticket has done all that it can: its member is there and has its vote, or is gone."""
+        if guest.used_by is None:
+            return False
+        member = self.get(guest.used_by)
+        return member is None or member.role is Role.VOTER
+
     def guest(self, key: str, now_ms: int) -> GuestRecord | None:
         """Return the guest of a key, unless its time has passed."""
         return next((one for one in self.guests if one.id == key and one.expires_ms > now_ms), None)
@@ -95,7 +104,7 @@ def read_members(store: Store) -> Members:
     change = store.get(keys.MEMBERS_CHANGED)
     return Members(
         _read(store, keys.MEMBERS, MAX_MEMBERS, _member_decoder),
-        _read(store, keys.GUESTS, MAX_GUESTS, _guest_decoder),
+        _read(store, keys.GUESTS, MAX_GUESTS + MAX_MEMBERS, _guest_decoder),
         change[4] if change else 0,
     )
 
@@ -127,13 +136,21 @@ def put_member(members: Members, record: MemberRecord, extra: tuple[Op, ...] = (
 
 
 def put_guest(members: Members, guest: GuestRecord, now_ms: int, extra: tuple[Op, ...] = ()) -> Txn:
-    """Return the change that lets a key ask to join; guests whose time has passed go.
+    """Return the change that lets a key ask to join. Guests go whose time has passed, who are of no use any more, or
+    who were made by the same request.
 
     Raises MembershipConflict for one too many.
     """
-    old = [one for one in members.guests if one.expires_ms <= now_ms]
-    if len(members.guests) - len(old) >= MAX_GUESTS:
-        raise MembershipConflict(f"{MAX_GUESTS} tickets are valid already", expected="some of them to expire first")
+    old = [
+        one
+        for one in members.guests
+        if one.expires_ms <= now_ms or members.is_spent(one) or (one.request and one.request == guest.request)
+    ]
+    if sum(one.used_by is None for one in members.guests if one not in old) >= MAX_GUESTS:
+        raise MembershipConflict(
+            f"{MAX_GUESTS} tickets are valid already",
+            expected="some to expire first, or: jobctl cluster tickets --revoke ID",
+        )
     return _change(members, (*(Delete(keys.guest(one.id)) for one in old), _put(guest), *extra))
 
 
@@ -163,14 +180,36 @@ def _put(record: MemberRecord | GuestRecord) -> Put:
     return Put(key, _VERSION + _encode(record))
 
 
-def remove_member(members: Members, member: str, extra: tuple[Op, ...] = ()) -> Txn:
+def find_guest(members: Members, wanted: str) -> GuestRecord:
+    """Return the guest of an id, or of the beginning of one. Raises NotFound and InvalidRequest."""
+    found = [one for one in members.guests if len(wanted) >= 4 and one.id.startswith(wanted)]
+    if not found:
+        raise NotFound(f"no ticket has the id {wanted!r}", expected="one that is listed by: jobctl cluster tickets")
+    if len(found) > 1:
+        raise InvalidRequest(f"the ids of several tickets begin with {wanted!r}", expected="more of the id")
+    return found[0]
+
+
+def remove_guest(members: Members, guest: str, extra: tuple[Op, ...], request: bytes) -> Txn:
+    """Return the change after which a key may not ask to join any more."""
+    return _change(members, (Delete(keys.guest(guest)), *extra), request)
+
+
+def remove_member(members: Members, member: str, extra: tuple[Op, ...] = (), request: bytes = b"") -> Txn:
     """Return the change that removes a member. Raises NotFound, and MembershipConflict for the only voter."""
     record = members.get(member)
     if record is None:
         raise NotFound(f"no member has the id {member}", expected=f"one of {', '.join(sorted(members.voters))}")
     if members.voters == (member,):
         raise MembershipConflict(f"{record.name} is the only voter", expected="another one to be added first")
-    return _change(members, (Delete(keys.member(member)), *extra))
+    return _change(members, (Delete(keys.member(member)), *extra), request)
+
+
+def sole_voter(members: Members, record: MemberRecord) -> Txn:
+    """Return the change after which a member is the only one."""
+    gone = [keys.member(one.id) for one in members.records if one.id != record.id]
+    gone += [keys.guest(one.id) for one in members.guests]
+    return _change(members, (*map(Delete, gone), _put(structs.replace(record, role=Role.VOTER))))
 
 
 def find_member(members: Members, wanted: str) -> MemberRecord:
@@ -186,11 +225,11 @@ def find_member(members: Members, wanted: str) -> MemberRecord:
     return found[0]
 
 
-def _change(members: Members, ops: tuple[Op, ...]) -> Txn:
+def _change(members: Members, ops: tuple[Op, ...], request: bytes = b"") -> Txn:
     """Only on top of the members that were looked at."""
     compare = (
         ModRevisionIs(keys.MEMBERS_CHANGED, EQ, members.revision)
         if members.revision
         else VersionIs(keys.MEMBERS_CHANGED, EQ, 0)
     )
-    return Txn((compare,), (*ops, Put(keys.MEMBERS_CHANGED, b"")))
+    return Txn((compare,), (*ops, Put(keys.MEMBERS_CHANGED, b"")), request_id=request)

@@ -102,4 +102,4 @@ def not_leader(leader: str | None) -> NotLeader:
         return NotLeader(
             "no leader is known: too few members reach each other, or an election is under way", retry_after_s=1
         )
-    return NotLeader(f"this node does not lead the cluster; {leader} does", retry_after_s=1)
+    return NotLeader("this node does not lead the cluster: another one does", retry_after_s=1)

@@ -112,14 +112,15 @@ class Snapshots:
             index, path = self._store.snapshot_index, self._store.snapshot_path()
             if path is None:
                 raise Unavailable("there is no snapshot")
-            logger.info("%s lacks entries that are gone: it is sent a snapshot", peer, extra={"index": index})
+            name = self._member.members.name_of(peer)
+            logger.info("%s lacks entries that are gone: it is sent a snapshot", name, extra={"index": index})
             failpoint("consensus.snapshot.send.before")
             await self._network.send_file(peer, f"snapshot-{index}", Path(path))
             failpoint("consensus.snapshot.send.after")
             self._member.raft.needs_snapshot.discard(peer)
             self.sent += 1
         except Exception as error:
-            logger.warning("a snapshot could not be sent to %s: %s", peer, error)
+            logger.warning("a snapshot could not be sent to %s: %s", self._member.members.name_of(peer), error)
             await asyncio.sleep(RETRY_S)
         finally:
             self._sending.discard(peer)

@@ -223,7 +223,7 @@ def may_see(caller: Caller, record: JobRecord | GoneRecord) -> bool:
 def check_admin(caller: Caller, what: str) -> None:
     """Raise Forbidden for anybody else."""
     if not caller.admin:
-        raise Forbidden(f"only admins {what}", expected="a member of the admin group")
+        raise Forbidden(f"only administrators may {what}", expected="a member of the admin group")
 
 
 def matches(where: JobFilter, record: JobRecord) -> bool:

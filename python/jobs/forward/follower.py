@@ -104,14 +104,14 @@ class Forwarder:
             raise _unknown_or_again(routed.ask.method, str(unanswered)) from unanswered
         except RequestFailed as failed:
             if not failed.maybe_done:
-                raise NotCarriedOut(str(failed)) from failed
-            raise _unknown_or_again(routed.ask.method, str(failed)) from failed
+                raise NotCarriedOut(f"{failed.kind}: {failed.detail}") from failed
+            raise _unknown_or_again(routed.ask.method, f"{failed.kind}: {failed.detail}") from failed
         if isinstance(reply, TooLarge):
             if routed.ask.method == "GET":
                 return None
             raise OutcomeUnknown(
                 f"it was carried out, and the answer of {reply.size_bytes} bytes is more than a node passes on",
-                expected=f"a request with a smaller answer, or the same to the node that leads: {leader}",
+                expected="a request with a smaller answer, or the same to the node that leads (jobctl cluster members)",
             )
         return _answered(reply)
 
@@ -122,7 +122,9 @@ class Forwarder:
             async with asyncio.timeout(ANSWER_S):
                 head = await exchange.head(self._site)
             if isinstance(head, Head):
-                raise InternalError(f"{leader} answers {routed.ask.path} with a stream, as this node does not know it")
+                raise InternalError(
+                    f"the leader answers {routed.ask.path} with a stream, as this node does not know it"
+                )
             return _opened(head)
         except TimeoutError:
             raise _unknown_or_again(routed.ask.method, f"no answer within {ANSWER_S:g} s") from None
@@ -148,8 +150,8 @@ class _Exchange:
             raise _unknown_or_again(self._request.method, str(unanswered)) from unanswered
         except StreamBroken as broken:
             if broken.kind in NOT_BEGUN:
-                raise NotCarriedOut(str(broken)) from broken
-            raise _unknown_or_again(self._request.method, str(broken)) from broken
+                raise NotCarriedOut(f"{broken.kind}: {broken.detail}") from broken
+            raise _unknown_or_again(self._request.method, f"{broken.kind}: {broken.detail}") from broken
         except EOFError as error:
             raise _unknown_or_again(self._request.method, "the leader ended before it had answered") from error
         except EnvelopeError as error:
@@ -169,13 +171,15 @@ class _Exchange:
         try:
             while size := int.from_bytes(await self._stream.read_exactly(4), "big"):
                 if size > MAX_UNARY_BYTES:
-                    raise Unavailable(f"{self._leader} sends a piece of {size} bytes")
+                    raise Unavailable(f"the leader sends a piece of {size} bytes")
                 yield await self._stream.read_exactly(size)
         except EOFError:
             raise CutShort from None
         except StreamBroken as broken:
             raise Unavailable(
-                f"the stream from the leader broke off: {broken}", expected="the same again", retry_after_s=0.1
+                f"the stream from the leader broke off: {broken.kind}: {broken.detail}",
+                expected="the same again",
+                retry_after_s=0.1,
             ) from broken
 
     def end(self) -> None:

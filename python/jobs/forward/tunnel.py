@@ -139,9 +139,9 @@ class RemoteWay:
                 await self._reach.request(self.leader, Asked.FORWARD, encode(WorkerEnded(process)), ANSWER_S)
             )
         except (RequestFailed, EnvelopeError) as error:
-            raise Unavailable(str(error)) from error
+            raise Unavailable(f"the leader did not take note of it: {error}") from error
         if not isinstance(answer, Done):
-            raise NotLeader(f"{self.leader} does not lead")
+            raise NotLeader("the node that was asked does not lead")
 
     def close(self) -> None:
         """The leader is another, or not known: whoever is connected comes back."""

@@ -20,6 +20,13 @@ class ClusterHandlers(Base):
     async def make_ticket(self, call: Call) -> Answer:
         return json_answer(await self._backend.cluster.ticket(call.caller, call.body), 201)
 
+    async def list_tickets(self, call: Call) -> Answer:
+        return json_answer(await self._backend.cluster.tickets(call.caller))
+
+    async def revoke_ticket(self, call: Call) -> Answer:
+        await self._backend.cluster.revoke_ticket(call.caller, call.path)
+        return Answer(204)
+
     async def transfer_leadership(self, call: Call) -> Answer:
         return json_answer(await self._backend.cluster.transfer(call.caller, call.body))
 

@@ -31,6 +31,8 @@ from jobs.protocol.model.cluster import (
     LeaderTransfer,
     LeaderTransferred,
     MemberView,
+    TicketInfo,
+    TicketList,
     TicketRequest,
     TicketView,
 )
@@ -267,6 +269,8 @@ __all__ = [
     "Submitted",
     "TableName",
     "TasksCancel",
+    "TicketInfo",
+    "TicketList",
     "TicketRequest",
     "TicketView",
     "TimeMs",

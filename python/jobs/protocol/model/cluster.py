@@ -58,9 +58,26 @@ class TicketRequest(Model, frozen=True):
 
 
 class TicketView(Model, frozen=True):
+    id: str
+    """By which it is listed and revoked."""
     ticket: str
     """Secret: whoever has it can join once."""
     expires_ms: TimeMs
+
+
+class TicketInfo(Model, frozen=True):
+    """A ticket that is valid."""
+
+    id: str
+    expires_ms: TimeMs
+    made_by: int
+    """Uid of who made it."""
+    used_by: str | None = None
+    """Name of the member that joined with it, and has no vote yet."""
+
+
+class TicketList(Model, frozen=True):
+    tickets: list[TicketInfo]
 
 
 class ClusterJoin(Model, frozen=True):
