@@ -177,6 +177,10 @@ def _keep_lease_on_transfer() -> list[Patch]:
     return [(Raft, "transfer", transfer)]
 
 
+def _take_lease_back(self: Raft, now_s: float) -> None:
+    self._handed_over = False
+
+
 def _lead_without_entry() -> list[Patch]:
     def become_leader(self: Any) -> None:
         with suppress(DiskFullError):
@@ -315,6 +319,13 @@ BUGS = {
             "who has handed over goes on to read by its lease",
             _keep_lease_on_transfer,
             _world("handed_over", **_KEEN),
+        ),
+        Bug(
+            "take-lease-back",
+            "who has handed over in vain reads by its lease again, in the same term",
+            lambda: [(Raft, "take_back", _take_lease_back)],
+            _world("late_order", **_KEEN),
+            seed=1,
         ),
         Bug(
             "long-lease",

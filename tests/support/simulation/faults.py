@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from jobs.consensus import Consensus, MemberRecord
+from jobs.consensus.leadership import TRANSFER_S
 from jobs.consensus.membership import put_member, remove_member
 from tests.support.simulation.host import Host
 
@@ -25,6 +26,7 @@ class Faults:
         self._stopped = False
         self._added = 0
         self._cut_when_handed_over: str | None = None
+        self._order_is_late = False
         self._scene = 0
         """Of scenarios that wait for something only the last one goes on."""
 
@@ -279,6 +281,17 @@ class Faults:
         if leader is not None:
             self._cut_when_handed_over = leader.id
             self._on_transfer()
+
+    def _on_late_order(self) -> None:
+        self._on_handed_over()
+        self._order_is_late = self._cut_when_handed_over is not None
+
+    def order_delay_s(self, source: str) -> float:
+        """Return for how long a leader's word that another may lead is held back."""
+        if source != self._cut_when_handed_over or not self._order_is_late or self._stopped:
+            return 0.0
+        self._order_is_late = False
+        return self._rng.uniform(TRANSFER_S + 0.1, TRANSFER_S + 0.6)
 
     def on_handing_over(self, source: str) -> None:
         """A leader's word that another may lead has come there."""

@@ -60,6 +60,8 @@ class Network:
             delay_s = 0.001 + rng.expovariate(500)
             if rng.random() < (0.4 if storm else self.late):
                 delay_s += rng.choice((0.05, 0.3, 1.0, 4.0)) * rng.random()
+            if isinstance(message, TimeoutNow):
+                delay_s += self._sim.faults.order_delay_s(source.id)
             self._sim.after(delay_s, self._deliver, source.id, target, data, message)
 
     def _deliver(self, source: str, target: str, data: bytes, message: Message) -> None:

@@ -34,6 +34,7 @@ SCENARIOS = (
     "slow_clock",  # a leader whose clock is as slow, and others' as fast, as is allowed is cut off
     "figure_8",  # what the figure of the Raft paper shows: entries of old terms on a majority, and yet not committed
     "no_room",  # all disks are full, and the leader goes
+    "late_order",  # the same, and its word that another may lead comes long after it has given that up
 )
 """Faults that follow what happens, step by step, to where a mistake would show; chance alone comes there too seldom."""
 
@@ -76,7 +77,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         chance = Random(f"{seed}/plan")
         faults = frozenset(fault for fault in FAULTS if chance.random() < 0.4)
         scenarios = Random(f"{seed}/scenarios")
-        steered = frozenset(one for one in SCENARIOS if scenarios.random() < 0.15)
+        steered = frozenset(one for one in SCENARIOS if scenarios.random() < 0.3)
         return cls(
             seed=seed,
             members=chance.choice((3, 3, 3, 5)),
