@@ -338,7 +338,22 @@ impl<'a> Reader<'a> {
     }
 
     fn number<E>(&mut self) -> Result<u64, KvError<E>> {
-        read_int(&mut self.data).map_err(|_| damaged())
+        // What most numbers are, without a look at all that MessagePack has: every row of a scan has five.
+        match *self.data {
+            [small @ 0..=0x7f, ref rest @ ..] => {
+                self.data = rest;
+                Ok(small.into())
+            }
+            [0xcd, high, low, ref rest @ ..] => {
+                self.data = rest;
+                Ok(u16::from_be_bytes([high, low]).into())
+            }
+            [0xce, a, b, c, d, ref rest @ ..] => {
+                self.data = rest;
+                Ok(u32::from_be_bytes([a, b, c, d]).into())
+            }
+            _ => read_int(&mut self.data).map_err(|_| damaged()),
+        }
     }
 
     fn point<E>(&mut self) -> Result<Point, KvError<E>> {

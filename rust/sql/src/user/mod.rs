@@ -111,6 +111,7 @@ impl Source for User {
             schema,
             wanted: wanted.clone(),
             is_untouched,
+            lot: Lot::default(),
             gathered: VecDeque::new(),
             gathered_bytes: 0,
             is_draining: false,
@@ -119,11 +120,85 @@ impl Source for User {
     }
 }
 
-/// What a row is made of, as it stands in the store.
+/// Where the columns of some rows come from that are not in values.
+trait Keys {
+    fn key(&self, row: usize) -> &str;
+    fn revision(&self, row: usize) -> i64;
+}
+
+/// A value of any number of rows, as it stands in the store.
 struct Gathered {
     key: String,
     revision: i64,
     value: Vec<u8>,
+}
+
+impl Keys for Gathered {
+    fn key(&self, _: usize) -> &str {
+        &self.key
+    }
+
+    fn revision(&self, _: usize) -> i64 {
+        self.revision
+    }
+}
+
+/// Values that are a row each, behind one another.
+#[derive(Default)]
+struct Lot {
+    keys: String,
+    values: Vec<u8>,
+    /// Where the key and the value of each end, and its revision.
+    rows: Vec<(usize, usize, i64)>,
+}
+
+impl Lot {
+    fn push(&mut self, key: &str, value: &[u8], revision: i64) {
+        self.keys.push_str(key);
+        self.values.extend_from_slice(value);
+        self.rows.push((self.keys.len(), self.values.len(), revision));
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+        self.rows.clear();
+    }
+
+    /// Where the key and the value of a row begin.
+    fn start(&self, row: usize) -> (usize, usize) {
+        match row.checked_sub(1) {
+            Some(before) => (self.rows[before].0, self.rows[before].1),
+            None => (0, 0),
+        }
+    }
+
+    fn value(&self, row: usize) -> &[u8] {
+        &self.values[self.start(row).1..self.rows[row].1]
+    }
+}
+
+impl Keys for Lot {
+    fn key(&self, row: usize) -> &str {
+        &self.keys[self.start(row).0..self.rows[row].0]
+    }
+
+    fn revision(&self, row: usize) -> i64 {
+        self.rows[row].2
+    }
+}
+
+/// Some rows of others.
+struct Chosen<'a>(&'a Lot, Vec<usize>);
+
+impl Keys for Chosen<'_> {
+    fn key(&self, row: usize) -> &str {
+        self.0.key(self.1[row])
+    }
+
+    fn revision(&self, row: usize) -> i64 {
+        self.0.revision(self.1[row])
+    }
 }
 
 struct UserCells<'a> {
@@ -153,6 +228,8 @@ struct UserSink {
     wanted: Wanted,
     /// Values are not looked at.
     is_untouched: bool,
+    /// Rows that are to be decoded together.
+    lot: Lot,
     gathered: VecDeque<Gathered>,
     gathered_bytes: usize,
     /// What is gathered is being decoded.
@@ -179,20 +256,22 @@ impl Sink for UserSink {
         }
         let value = if self.is_untouched { &[] } else { row.value };
         self.gathered_bytes += key.len() + value.len();
-        self.gathered.push_back(Gathered {
-            key: key.to_owned(),
-            revision,
-            value: value.to_vec(),
-        });
+        match self.definition.format {
+            Format::Json => self.lot.push(key, value, revision),
+            _ => self.gathered.push_back(Gathered {
+                key: key.to_owned(),
+                revision,
+                value: value.to_vec(),
+            }),
+        }
         Ok(key.len() + value.len())
     }
 
     fn is_full(&self) -> bool {
-        let most = match self.definition.format {
-            Format::Json => self.wanted.batch_rows,
-            _ => GATHERED_VALUES,
-        };
-        self.is_draining || self.gathered.len() >= most || self.gathered_bytes >= GATHERED_BYTES
+        self.is_draining
+            || self.lot.rows.len() >= self.wanted.batch_rows
+            || self.gathered.len() >= GATHERED_VALUES
+            || self.gathered_bytes >= GATHERED_BYTES
     }
 
     fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
@@ -212,27 +291,32 @@ impl Sink for UserSink {
 impl UserSink {
     /// The rows of values that are one row each.
     fn next_rows(&mut self) -> Result<Option<RecordBatch>> {
-        if self.gathered.is_empty() {
+        if self.lot.rows.is_empty() {
             return Ok(None);
         }
-        let count = self.gathered.len().min(self.wanted.batch_rows);
-        let values: Vec<Gathered> = self.gathered.drain(..count).collect();
+        let batch = self.decode_lot(&self.lot)?;
+        self.lot.clear();
+        Ok(Some(batch))
+    }
+
+    fn decode_lot(&self, lot: &Lot) -> Result<RecordBatch> {
+        let count = lot.rows.len();
         if self.is_untouched {
-            return self.finish(&values, &[], values.len()).map(Some);
+            return self.finish(lot, &[], count);
         }
-        let data: Vec<&[u8]> = values.iter().map(|row| &row.value[..]).collect();
-        if let Ok(columns) = self.decoder.rows(&data) {
-            return self.finish(&values, &columns, values.len()).map(Some);
+        let values: Vec<&[u8]> = (0..count).map(|row| lot.value(row)).collect();
+        if let Ok(columns) = self.decoder.rows(&values) {
+            return self.finish(lot, &columns, count);
         }
         // One of them is bad: each for itself.
         let (mut good, mut parts) = (Vec::new(), Vec::new());
-        for row in values {
-            match (self.decoder.rows(&[&row.value]), self.definition.on_error) {
+        for (row, value) in values.into_iter().enumerate() {
+            match (self.decoder.rows(&[value]), self.definition.on_error) {
                 (Ok(columns), _) => {
                     parts.push(self.decoder.batch(columns, 1)?);
                     good.push(row);
                 }
-                (Err(problem), OnError::Error) => return Err(bad_row(row.key.as_bytes(), &problem)),
+                (Err(problem), OnError::Error) => return Err(bad_row(lot.key(row).as_bytes(), &problem)),
                 (Err(_), OnError::Skip) => {}
                 (Err(_), OnError::Null) => {
                     parts.push(self.decoder.batch(self.decoder.nulls(1), 1)?);
@@ -241,7 +325,8 @@ impl UserSink {
             }
         }
         let columns = concat_batches(self.decoder.schema(), &parts)?.columns().to_vec();
-        self.finish(&good, &columns, good.len()).map(Some)
+        let count = good.len();
+        self.finish(&Chosen(lot, good), &columns, count)
     }
 
     /// Some rows of values that have any number of them.
@@ -262,7 +347,7 @@ impl UserSink {
                     (Err(_), OnError::Skip) => continue,
                     (Err(_), OnError::Null) => {
                         let nulls = self.decoder.nulls(1);
-                        parts.push(self.finish(&[value], &nulls, 1)?);
+                        parts.push(self.finish(&value, &nulls, 1)?);
                         rows += 1;
                         continue;
                     }
@@ -275,9 +360,8 @@ impl UserSink {
                 Some(Ok((columns, count))) => {
                     rows += count;
                     let decoded = (&self.decoded[..], &columns[..]);
-                    let value = std::slice::from_ref(&*value);
                     let wanted = &self.wanted.columns;
-                    parts.push(finish(&self.definition, &self.schema, wanted, value, decoded, count)?);
+                    parts.push(finish(&self.definition, &self.schema, wanted, &*value, decoded, count)?);
                 }
             }
         }
@@ -288,29 +372,28 @@ impl UserSink {
         }
     }
 
-    fn finish(&self, rows: &[Gathered], columns: &[ArrayRef], count: usize) -> Result<RecordBatch> {
+    fn finish(&self, keys: &dyn Keys, columns: &[ArrayRef], count: usize) -> Result<RecordBatch> {
         let decoded = (&self.decoded[..], columns);
         finish(
             &self.definition,
             &self.schema,
             &self.wanted.columns,
-            rows,
+            keys,
             decoded,
             count,
         )
     }
 }
 
-/// Put the columns of values, and those of keys, in the order that is wanted. One row of the store is for all of `count`.
+/// Put the columns of values, and those of keys, in the order that is wanted.
 fn finish(
     definition: &Definition,
     schema: &SchemaRef,
     wanted: &[usize],
-    rows: &[Gathered],
+    keys: &dyn Keys,
     (decoded, arrays): (&[usize], &[ArrayRef]),
     count: usize,
 ) -> Result<RecordBatch> {
-    let repeated = |row: usize| if rows.len() == 1 { 0 } else { row };
     let mut columns: Vec<ArrayRef> = Vec::with_capacity(wanted.len());
     for &number in wanted {
         let column = &definition.columns[number];
@@ -319,19 +402,15 @@ fn finish(
                 Some(place) => Arc::clone(&arrays[place]),
                 None => new_null_array(&column.data_type, count),
             },
-            Origin::Revision => Arc::new(Int64Array::from_iter_values(
-                (0..count).map(|row| rows[repeated(row)].revision),
-            )),
-            Origin::Key => Arc::new(StringArray::from_iter_values(
-                (0..count).map(|row| &rows[repeated(row)].key),
-            )),
+            Origin::Revision => Arc::new(Int64Array::from_iter_values((0..count).map(|row| keys.revision(row)))),
+            Origin::Key => Arc::new(StringArray::from_iter_values((0..count).map(|row| keys.key(row)))),
             Origin::Capture(number) => {
                 let texts = (0..count).map(|row| {
-                    let captures = definition.captures(&rows[repeated(row)].key)?;
+                    let captures = definition.captures(keys.key(row))?;
                     captures.get(number).copied().map(str::to_owned)
                 });
                 let texts: ArrayRef = Arc::new(StringArray::from_iter(texts));
-                captured(rows, &texts, &column.data_type)?
+                captured(keys, &texts, &column.data_type)?
             }
         });
     }
@@ -344,7 +423,7 @@ fn finish(
 }
 
 /// Parts of keys as values of a type.
-fn captured(rows: &[Gathered], texts: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
+fn captured(keys: &dyn Keys, texts: &ArrayRef, wanted: &DataType) -> Result<ArrayRef> {
     if texts.data_type() == wanted {
         return Ok(Arc::clone(texts));
     }
@@ -353,12 +432,9 @@ fn captured(rows: &[Gathered], texts: &ArrayRef, wanted: &DataType) -> Result<Ar
         ..CastOptions::default()
     };
     cast_with_options(texts, wanted, &strict).map_err(|problem| {
-        let first = rows.first().map(|row| row.key.as_bytes()).unwrap_or_default();
-        let bad = (0..texts.len()).find(|&row| cast_with_options(&texts.slice(row, 1), wanted, &strict).is_err());
-        let key = bad
-            .and_then(|row| rows.get(row))
-            .map_or(first, |row| row.key.as_bytes());
-        bad_row(key, &problem)
+        let is_bad = |row: &usize| cast_with_options(&texts.slice(*row, 1), wanted, &strict).is_err();
+        let row = (0..texts.len()).find(is_bad).unwrap_or(0);
+        bad_row(keys.key(row).as_bytes(), &problem)
     })
 }
 
