@@ -48,9 +48,10 @@ demo: setup ## Run the main job on an embedded node: submit, queue, fail, kill, 
 test: setup rust-test ## Set up and run every everyday test
 	$(PYTEST) -m 'not slow' -q
 
-rust-test: ## Run the Rust tests
-	# Not jobs-sql: DataFusion once more, for debugging, takes minutes. tests/sql tests it through Python.
+rust-test: setup ## Run the Rust tests
 	$(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql
+	# As the extension is built: DataFusion once more, for debugging, takes many minutes.
+	PYO3_PYTHON=$(abspath $(BIN)/python) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-sql -p jobs-bindings
 
 lint: setup ## Check formats, lints and types
 	$(BIN)/ruff format --check python tests benchmarks
@@ -64,7 +65,6 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	# Of the whole workspace, as in rust-test: for one crate alone its dependencies would be built anew.
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql \
 	  --lib --test hostile
-	$(CARGO) test $(MANIFEST) --quiet --release -p jobs-sql
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do

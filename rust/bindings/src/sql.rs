@@ -88,7 +88,7 @@ struct SqlTable {
     inner: Arc<Table>,
 }
 
-/// An Arrow schema for who asks by the PyCapsule interface.
+/// An Arrow schema for who asks by its interface of capsules.
 #[pyclass(module = "jobs._native", frozen)]
 struct SqlSchema {
     inner: Arc<Table>,

@@ -267,13 +267,9 @@ fn row<'a>(key: &'a [u8], version: Version, value: &'a [u8]) -> Row<'a> {
     }
 }
 
-fn visit_now<B: Read>(
-    backend: &B,
-    start: &[u8],
-    end: &[u8],
-    reverse: bool,
-    each: &mut dyn FnMut(&[u8], Version, &[u8]) -> ControlFlow<()>,
-) -> Outcome<(), B> {
+type VisitVersion<'a> = &'a mut dyn FnMut(&[u8], Version, &[u8]) -> ControlFlow<()>;
+
+fn visit_now<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool, each: VisitVersion<'_>) -> Outcome<(), B> {
     let mut problem = None;
     let visit = &mut |key: &[u8], data: &[u8]| match Version::decode::<B::Error>(data) {
         Ok((version, value)) => each(&key[1..], version, value),

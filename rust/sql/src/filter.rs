@@ -70,12 +70,10 @@ pub(crate) struct Understood {
     pub is_exact: bool,
 }
 
-impl Understood {
-    fn exact(predicate: Predicate) -> Option<Self> {
-        Some(Self {
-            predicate,
-            is_exact: true,
-        })
+fn exact(predicate: Predicate) -> Understood {
+    Understood {
+        predicate,
+        is_exact: true,
     }
 }
 
@@ -110,7 +108,7 @@ pub(crate) fn understand(filter: &Expr, columns: &dyn Columns) -> Option<Underst
                 .collect::<Option<Vec<_>>>()?;
             values.sort_unstable();
             values.dedup();
-            Understood::exact(Predicate::OneOf(column, values, *negated))
+            Some(exact(Predicate::OneOf(column, values, *negated)))
         }
         Expr::Like(like) => understand_like(like, columns),
         Expr::ScalarFunction(ScalarFunction { func, args }) if func.name() == "starts_with" => {
@@ -121,10 +119,10 @@ pub(crate) fn understand(filter: &Expr, columns: &dyn Columns) -> Option<Underst
             let Literal::Text(prefix) = literal(prefix, CellType::Text)? else {
                 return None;
             };
-            Understood::exact(Predicate::Prefix(column, prefix))
+            Some(exact(Predicate::Prefix(column, prefix)))
         }
-        Expr::IsNull(expr) => Understood::exact(Predicate::IsNull(named(expr, columns)?.0)),
-        Expr::IsNotNull(expr) => Understood::exact(Predicate::IsNotNull(named(expr, columns)?.0)),
+        Expr::IsNull(expr) => Some(exact(Predicate::IsNull(named(expr, columns)?.0))),
+        Expr::IsNotNull(expr) => Some(exact(Predicate::IsNotNull(named(expr, columns)?.0))),
         Expr::Column(_) => truth(filter, true, columns),
         Expr::Not(expr) => truth(expr, false, columns),
         _ => None,
@@ -157,7 +155,11 @@ fn truth(expr: &Expr, wanted: bool, columns: &dyn Columns) -> Option<Understood>
     if kind != CellType::Bool {
         return None;
     }
-    Understood::exact(Predicate::Compare(column, Comparison::Equal, Literal::Bool(wanted)))
+    Some(exact(Predicate::Compare(
+        column,
+        Comparison::Equal,
+        Literal::Bool(wanted),
+    )))
 }
 
 fn compare(left: &Expr, op: Operator, right: &Expr, columns: &dyn Columns) -> Option<Understood> {
@@ -176,7 +178,7 @@ fn compare(left: &Expr, op: Operator, right: &Expr, columns: &dyn Columns) -> Op
         Operator::GtEq => Comparison::GreaterOrEqual,
         _ => return None,
     };
-    Understood::exact(Predicate::Compare(column, comparison, literal(value, kind)?))
+    Some(exact(Predicate::Compare(column, comparison, literal(value, kind)?)))
 }
 
 fn understand_like(like: &Like, columns: &dyn Columns) -> Option<Understood> {

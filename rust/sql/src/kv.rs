@@ -71,7 +71,8 @@ impl Source for Kv {
     }
 
     fn sink(&self, wanted: &Wanted) -> Result<Box<dyn Sink>> {
-        let columns = wanted.columns.iter().map(|&column| Builder::of(column)).collect();
+        let columns = wanted.columns.iter();
+        let columns = columns.map(|&column| Builder::of(column)).collect();
         Ok(Box::new(KvSink {
             schema: Arc::new(SCHEMA.project(&wanted.columns)?),
             predicate: wanted.predicate.clone(),
@@ -92,17 +93,28 @@ enum Builder {
 impl Builder {
     fn of(column: usize) -> Self {
         match column {
-            KEY => Self::Key(StringBuilder::new()),
-            VALUE => Self::Value(BinaryBuilder::new()),
-            number => Self::Number(number, Int64Builder::new()),
+            KEY => Self::Key(StringBuilder::with_capacity(0, 0)),
+            VALUE => Self::Value(BinaryBuilder::with_capacity(0, 0)),
+            number => Self::Number(number, Int64Builder::with_capacity(0)),
         }
     }
 
-    fn finish(&mut self) -> ArrayRef {
+    /// Return the column, and begin anew with room for as much, so that it does not have to grow.
+    fn finish(&mut self, rows: usize) -> ArrayRef {
         match self {
-            Self::Key(builder) => Arc::new(builder.finish()),
-            Self::Value(builder) => Arc::new(builder.finish()),
-            Self::Number(_, builder) => Arc::new(builder.finish()),
+            Self::Key(builder) => {
+                let bytes = builder.values_slice().len();
+                let mut full = std::mem::replace(builder, StringBuilder::with_capacity(rows, bytes));
+                Arc::new(full.finish())
+            }
+            Self::Value(builder) => {
+                let bytes = builder.values_slice().len();
+                let mut full = std::mem::replace(builder, BinaryBuilder::with_capacity(rows, bytes));
+                Arc::new(full.finish())
+            }
+            Self::Number(_, builder) => {
+                Arc::new(std::mem::replace(builder, Int64Builder::with_capacity(rows)).finish())
+            }
         }
     }
 }
@@ -183,7 +195,8 @@ impl Sink for KvSink {
         if self.rows == 0 {
             return Ok(None);
         }
-        let columns = self.columns.iter_mut().map(Builder::finish).collect();
+        let rows = self.rows;
+        let columns = self.columns.iter_mut().map(|column| column.finish(rows)).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
         (self.rows, self.bytes) = (0, 0);
         Ok(Some(RecordBatch::try_new_with_options(

@@ -39,14 +39,13 @@ pub const TABLES: [&str; 6] = ["kv", "jobs", "results", "workers", "schedules", 
 /// Return a table as a user sees it, or as an administrator does who sees everything (`None`).
 #[must_use]
 pub fn table(snapshot: &Arc<Snapshot>, name: &str, owner: Option<u32>) -> Option<Table> {
-    let source: Arc<dyn source::Source> = match name {
-        "kv" => Arc::new(kv::Kv {
+    let source: Arc<dyn source::Source> = if name == "kv" {
+        Arc::new(kv::Kv {
             prefix: if owner.is_some() { kv::DATA } else { b"" },
-        }),
-        _ => {
-            let layout = records::LAYOUTS.iter().find(|layout| layout.table == name)?;
-            Arc::new(records::Records::new(layout, owner))
-        }
+        })
+    } else {
+        let layout = records::LAYOUTS.iter().find(|layout| layout.table == name)?;
+        Arc::new(records::Records::new(layout, owner))
     };
     Some(Table::new(Arc::clone(snapshot), source))
 }

@@ -313,7 +313,7 @@ mod tests {
         let mut state = 1_u64;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 33) as u8
+            state.to_be_bytes()[0]
         };
         for length in 0..200 {
             for _ in 0..50 {

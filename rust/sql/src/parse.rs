@@ -633,7 +633,7 @@ mod tests {
 
     #[test]
     fn errors_say_where() {
-        let failed = parse("SELECT 1;\nSELECT FROM FROM").unwrap_err();
+        let failed = parse("SELECT 1;\nSELECT * FORM kv WHERE").unwrap_err();
         assert_eq!(failed.line, 2);
         assert!(failed.column > 1, "{failed:?}");
         assert!(parse("SELECT 'open").unwrap_err().line == 1);

@@ -58,15 +58,12 @@ impl Table {
                 Ok((ranges, format!("keys={words}")))
             }
             Place::Index { index, prefix, length } => {
-                let words = index.describe();
-                Ok(match self.named_by(&index, &prefix, length)? {
-                    Some(ranges) => (ranges, format!("index={words}")),
-                    None => {
-                        let ranges = Ranges::prefix(&prefix);
-                        let words = ranges.describe();
-                        (ranges, format!("keys={words}"))
-                    }
-                })
+                if let Some(ranges) = self.named_by(&index, &prefix, length)? {
+                    return Ok((ranges, format!("index={}", index.describe())));
+                }
+                let ranges = Ranges::prefix(&prefix);
+                let words = ranges.describe();
+                Ok((ranges, format!("keys={words}")))
             }
         }
     }
@@ -99,18 +96,16 @@ impl Table {
         let schema = self.source.schema();
         let name = |column: usize| schema.field(column).name().clone();
         let columns: Vec<String> = wanted.columns.iter().map(|&column| name(column)).collect();
-        let mut words = format!("{}: columns=[{}], {ranges}", self.source.name(), columns.join(", "));
-        if let Predicate::All(parts) = &wanted.predicate {
-            let parts: Vec<String> = parts.iter().map(|part| part.describe(&name)).collect();
-            if !parts.is_empty() {
-                words.push_str(&format!(", filter=[{}]", parts.join(" AND ")));
-            }
-        }
-        if let Some(limit) = limit {
-            words.push_str(&format!(", limit={limit}"));
-        }
-        words.push_str(&format!(", partitions={partitions}"));
-        words
+        let filter = match &wanted.predicate {
+            Predicate::All(parts) if parts.is_empty() => String::new(),
+            predicate => format!(", filter={}", predicate.describe(&name)),
+        };
+        let limit = limit.map_or_else(String::new, |limit| format!(", limit={limit}"));
+        format!(
+            "{}: columns=[{}], {ranges}{filter}{limit}, partitions={partitions}",
+            self.source.name(),
+            columns.join(", ")
+        )
     }
 }
 

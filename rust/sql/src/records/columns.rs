@@ -60,12 +60,12 @@ pub(super) enum Builder {
     Times(ListBuilder<TimestampMillisecondBuilder>),
 }
 
-fn map_names() -> Option<MapFieldNames> {
-    Some(MapFieldNames {
+fn map_names() -> MapFieldNames {
+    MapFieldNames {
         entry: "entries".into(),
         key: "key".into(),
         value: "value".into(),
-    })
+    }
 }
 
 fn times() -> TimestampMillisecondBuilder {
@@ -81,8 +81,16 @@ impl Builder {
             Kind::Bool => Self::Bool(BooleanBuilder::new()),
             Kind::Time => Self::Time(times()),
             Kind::Json => Self::Json(StringBuilder::new()),
-            Kind::Texts => Self::Texts(MapBuilder::new(map_names(), StringBuilder::new(), StringBuilder::new())),
-            Kind::Counts => Self::Counts(MapBuilder::new(map_names(), StringBuilder::new(), Int64Builder::new())),
+            Kind::Texts => Self::Texts(MapBuilder::new(
+                Some(map_names()),
+                StringBuilder::new(),
+                StringBuilder::new(),
+            )),
+            Kind::Counts => Self::Counts(MapBuilder::new(
+                Some(map_names()),
+                StringBuilder::new(),
+                Int64Builder::new(),
+            )),
             Kind::Times => Self::Times(ListBuilder::new(times())),
         }
     }

@@ -76,10 +76,10 @@ pub(crate) struct Column {
 /// Who is shown a record: its owner is the number in a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Visible {
-    ToAll,
-    ToOwner(usize),
-    ToEither(usize, usize),
-    ToOwnerOfJob,
+    Everybody,
+    Owner(usize),
+    Either(usize, usize),
+    OwnerOfJob,
 }
 
 /// A kind of record as a table.
@@ -123,9 +123,9 @@ impl Column {
 impl Visible {
     pub fn last_field(self) -> Option<usize> {
         match self {
-            Self::ToOwner(field) => Some(field),
-            Self::ToEither(one, other) => Some(one.max(other)),
-            Self::ToAll | Self::ToOwnerOfJob => None,
+            Self::Owner(field) => Some(field),
+            Self::Either(one, other) => Some(one.max(other)),
+            Self::Everybody | Self::OwnerOfJob => None,
         }
     }
 }
@@ -212,7 +212,7 @@ const JOBS: Layout = Layout {
     prefix: b"/jobs/state/",
     key_column: Some("id"),
     key_has_rest: false,
-    visible: Visible::ToOwner(OWNER),
+    visible: Visible::Owner(OWNER),
     fields: &[
         "type",
         "queue",
@@ -325,7 +325,7 @@ const RESULTS: Layout = Layout {
     prefix: b"/jobs/result/",
     key_column: Some("job_id"),
     key_has_rest: true,
-    visible: Visible::ToOwnerOfJob,
+    visible: Visible::OwnerOfJob,
     fields: &[
         "state",
         "reason",
@@ -399,7 +399,7 @@ const WORKERS: Layout = Layout {
     prefix: b"/workers/",
     key_column: Some("id"),
     key_has_rest: false,
-    visible: Visible::ToAll,
+    visible: Visible::Everybody,
     fields: &[
         "type",
         "incarnation",
@@ -440,7 +440,7 @@ const SCHEDULES: Layout = Layout {
     prefix: b"/schedules/state/",
     key_column: Some("name"),
     key_has_rest: false,
-    visible: Visible::ToOwner(0),
+    visible: Visible::Owner(0),
     fields: &[
         "owner",
         "timetable",
@@ -504,7 +504,7 @@ const AUDIT: Layout = Layout {
     prefix: b"/audit/",
     key_column: Some("at"),
     key_has_rest: true,
-    visible: Visible::ToEither(1, 5),
+    visible: Visible::Either(1, 5),
     fields: &["at_ms", "uid", "action", "subject", "detail", "owner", "last", "made"],
     left_out: &[],
     columns: &[

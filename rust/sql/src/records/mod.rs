@@ -132,7 +132,7 @@ impl Source for Records {
     }
 
     fn is_row_per_key(&self) -> bool {
-        self.owner.is_none() || self.layout.visible == Visible::ToAll
+        self.owner.is_none() || self.layout.visible == Visible::Everybody
     }
 
     fn sink(&self, wanted: &Wanted) -> Result<Box<dyn Sink>> {
@@ -211,12 +211,14 @@ impl<'a> Record<'a> {
                 Some(Value::Int(number.ok_or(Damaged("the key names no attempt"))?))
             }
             From::Revision => Some(Value::Int(self.row.mod_revision.try_into().unwrap_or(i64::MAX))),
-            From::TaskIndex => match self.is_task()? {
-                true => Some(Value::Int(
-                    task_index(self.job()?).ok_or(Damaged("the key names no task"))?,
-                )),
-                false => None,
-            },
+            From::TaskIndex => {
+                if self.is_task()? {
+                    let index = task_index(self.job()?).ok_or(Damaged("the key names no task"))?;
+                    Some(Value::Int(index))
+                } else {
+                    None
+                }
+            }
             From::Either(first, second) => match self.at(first)? {
                 Some(value) => Some(value),
                 None => self.at(second)?,
@@ -321,10 +323,10 @@ impl RecordSink {
                 .and_then(|place: &Range<usize>| row.value.get(place.clone()))
         };
         match self.layout.visible {
-            Visible::ToAll => Ok(true),
-            Visible::ToOwner(index) => is_theirs(field(index)),
-            Visible::ToEither(one, other) => Ok(is_theirs(field(one))? || is_theirs(field(other))?),
-            Visible::ToOwnerOfJob => {
+            Visible::Everybody => Ok(true),
+            Visible::Owner(index) => is_theirs(field(index)),
+            Visible::Either(one, other) => Ok(is_theirs(field(one))? || is_theirs(field(other))?),
+            Visible::OwnerOfJob => {
                 let job = row
                     .key
                     .get(self.layout.prefix.len()..)

@@ -13,8 +13,6 @@ use arrow::csv::ReaderBuilder as CsvReader;
 use arrow::csv::reader::Format as CsvFormat;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamReader;
-use arrow::ipc::{RecordBatch as IpcBatch, root_as_message};
 use arrow::json::ReaderBuilder as JsonReader;
 use bytes::Bytes;
 use datafusion_common::Result;
@@ -22,16 +20,11 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::definition::{Column, Csv, Definition, Format, OnError};
+use super::ipc::Stream;
 
 /// What a value may come to when it is decoded.
-const MAX_DECODED_BYTES: usize = 256 << 20;
-const MAX_DECODED_ROWS: usize = 16_000_000;
-/// How a file of Arrow begins, and where its stream does.
-const ARROW_FILE: &[u8] = b"ARROW1";
-const ARROW_FILE_START: usize = 8;
-/// What stands before the length of a message.
-const CONTINUATION: [u8; 4] = [0xff; 4];
-
+pub(super) const MAX_DECODED_BYTES: usize = 256 << 20;
+pub(super) const MAX_DECODED_ROWS: usize = 16_000_000;
 /// Why a value cannot be decoded.
 pub(super) type Problem = String;
 /// Columns of some rows, and how many these are.
@@ -133,7 +126,7 @@ impl Decoder {
         let batches = guarded(|| match self.format {
             Format::Json | Format::Jsonl => self.json_lines(value, batch_rows),
             Format::Csv => self.csv(value, batch_rows),
-            Format::Arrow => self.arrow(value),
+            Format::Arrow => Ok(Box::new(Stream::open(value, |schema| self.places(schema))?)),
             Format::Parquet => self.parquet(value, batch_rows),
         })?;
         let columns = self.columns.clone();
@@ -204,20 +197,6 @@ impl Decoder {
         places
     }
 
-    fn arrow(&self, value: Vec<u8>) -> Result<Batches, ArrowError> {
-        // A file is a stream with something before and behind it.
-        let length = value.len();
-        let start = if value.starts_with(ARROW_FILE) {
-            ARROW_FILE_START
-        } else {
-            0
-        };
-        let stream = Bytes::from(value).slice(start.min(length)..);
-        check_stream(&stream)?;
-        let places = self.places(&StreamReader::try_new(Cursor::new(stream.clone()), None)?.schema());
-        Ok(Box::new(StreamReader::try_new(Cursor::new(stream), Some(places))?))
-    }
-
     fn parquet(&self, value: Vec<u8>, batch_rows: usize) -> Result<Batches, ArrowError> {
         let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(value))?;
         let groups = builder.metadata().row_groups();
@@ -236,74 +215,6 @@ impl Decoder {
             builder.with_projection(mask).with_batch_size(batch_rows).build()?,
         ))
     }
-}
-
-fn lies() -> ArrowError {
-    ArrowError::IpcError("the value is damaged: a length in it is not so".into())
-}
-
-/// Check the lengths that a stream says its parts have: a reader makes room for them before it looks.
-fn check_stream(stream: &[u8]) -> Result<(), ArrowError> {
-    let mut rest = stream;
-    let mut unfolded = 0;
-    while let Some((head, behind)) = rest.split_at_checked(4) {
-        let (length, behind) = if head == CONTINUATION {
-            behind.split_at_checked(4).ok_or_else(lies)?
-        } else {
-            (head, behind)
-        };
-        let length = i32::from_le_bytes(length.try_into().map_err(|_| lies())?);
-        if length == 0 {
-            break;
-        }
-        let length = usize::try_from(length).map_err(|_| lies())?;
-        let (header, behind) = behind.split_at_checked(length).ok_or_else(lies)?;
-        let message = root_as_message(header).map_err(|problem| ArrowError::IpcError(problem.to_string()))?;
-        let length = usize::try_from(message.bodyLength()).map_err(|_| lies())?;
-        let (body, behind) = behind.split_at_checked(length).ok_or_else(lies)?;
-        let batch = match message.header_as_dictionary_batch() {
-            Some(dictionary) => dictionary.data(),
-            None => message.header_as_record_batch(),
-        };
-        if let Some(batch) = batch {
-            unfolded += check_batch(batch, body)?;
-        }
-        if unfolded > MAX_DECODED_BYTES {
-            return Err(lies());
-        }
-        rest = behind;
-    }
-    Ok(())
-}
-
-/// Return what a batch comes to when it is decompressed, as it says.
-fn check_batch(batch: IpcBatch<'_>, body: &[u8]) -> Result<usize, ArrowError> {
-    if !(0..=MAX_DECODED_ROWS).contains(&usize::try_from(batch.length()).map_err(|_| lies())?) {
-        return Err(lies());
-    }
-    let mut unfolded = 0;
-    for buffer in batch.buffers().into_iter().flatten() {
-        let start = usize::try_from(buffer.offset()).map_err(|_| lies())?;
-        let length = usize::try_from(buffer.length()).map_err(|_| lies())?;
-        let data = body.get(start..).and_then(|rest| rest.get(..length)).ok_or_else(lies)?;
-        if batch.compression().is_some() && !data.is_empty() {
-            let size = data
-                .first_chunk()
-                .map(|size| i64::from_le_bytes(*size))
-                .ok_or_else(lies)?;
-            // -1: it is not compressed.
-            let size = if size == -1 {
-                length
-            } else {
-                usize::try_from(size).map_err(|_| lies())?
-            };
-            unfolded = size
-                .checked_add(unfolded)
-                .filter(|size| *size <= MAX_DECODED_BYTES)
-                .ok_or_else(lies)?;
-        }
-    }
-    Ok(unfolded)
 }
 
 /// What a column of CSV is read as, before it becomes what it is to be.

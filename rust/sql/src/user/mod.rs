@@ -2,6 +2,7 @@
 
 mod decode;
 mod definition;
+mod ipc;
 mod types;
 
 use std::collections::VecDeque;
@@ -335,8 +336,10 @@ impl UserSink {
         let mut rows = 0;
         while rows < self.wanted.batch_rows {
             if self.current.is_none() {
-                let Some(value) = self.gathered.pop_front() else { break };
-                let data = value.value.clone();
+                let Some(mut value) = self.gathered.pop_front() else {
+                    break;
+                };
+                let data = std::mem::take(&mut value.value);
                 match (
                     self.decoder
                         .begin(data, self.wanted.batch_rows, self.definition.on_error),
@@ -409,7 +412,7 @@ fn finish(
                     let captures = definition.captures(keys.key(row))?;
                     captures.get(number).copied().map(str::to_owned)
                 });
-                let texts: ArrayRef = Arc::new(StringArray::from_iter(texts));
+                let texts: ArrayRef = Arc::new(texts.collect::<StringArray>());
                 captured(keys, &texts, &column.data_type)?
             }
         });
