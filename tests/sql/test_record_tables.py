@@ -14,7 +14,7 @@ from msgspec import Struct
 from jobs import jobs, keys, records
 from jobs._native import SQL_TABLES, SqlSnapshot, sql_record_fields
 from jobs.control.transitions import write_ops
-from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, WorkerId, array_id, task_id
+from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, Revision, WorkerId, array_id, task_id
 from jobs.protocol.model import (
     Execution,
     JobState,
@@ -24,6 +24,7 @@ from jobs.protocol.model import (
     Retry,
     ShellJob,
     ShellPayload,
+    SqlResult,
     StreamInfo,
 )
 from jobs.records import (
@@ -86,6 +87,13 @@ EXECUTION = Execution(
         cpu_system_s=0.125, peak_memory_bytes=1 << 30, exit_code=9, signal=None, sandbox="strict",
         stdout=StreamInfo(bytes=10, stored_bytes=9, truncated=True),
         stderr=StreamInfo(bytes=1, stored_bytes=1, truncated=False),
+    )
+)  # fmt: skip
+
+QUERY = SqlResult(
+    **every_field(
+        SqlResult, format="json", columns=[], rows=3, first_rows=[[1, "ü", None, [True, 1.5]]], bytes=9,
+        revision=Revision(7), scanned_rows=8, scanned_bytes=9, planned_s=0.5, executed_s=0.25, written=None,
     )
 )  # fmt: skip
 
@@ -161,7 +169,7 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
     untold = ResultRecord(
         **every_field(
             ResultRecord, state=JobState.FAILED, reason=Reason.WORKER_LOST, message=None, execution=None,
-            worker=WorkerId("shell-1"), started_ms=NOW_MS + 8, finished_ms=NOW_MS + 9,
+            worker=WorkerId("shell-1"), started_ms=NOW_MS + 8, finished_ms=NOW_MS + 9, query=QUERY,
         )
     )  # fmt: skip
     ops: list[Op] = [
@@ -178,8 +186,9 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
         "started_at": at(NOW_MS + 1), "finished_at": at(NOW_MS + 2), "wall_s": 0.5, "cpu_user_s": 0.25,
         "cpu_system_s": 0.125, "peak_memory_bytes": 1 << 30, "exit_code": 9, "signal": None, "sandbox": "strict",
         "stdout_bytes": 10, "stdout_stored_bytes": 9, "stdout_truncated": True, "stderr_bytes": 1,
-        "stderr_stored_bytes": 1, "stderr_truncated": False, "revision": snapshot.revision,
+        "stderr_stored_bytes": 1, "stderr_truncated": False, "query": None, "revision": snapshot.revision,
     }  # fmt: skip
+    assert msgspec.json.decode(first["query"], type=SqlResult) == QUERY
     assert (first["worker"], first["started_at"], first["finished_at"], first["node"]) == (
         "shell-1", at(NOW_MS + 8), at(NOW_MS + 9), None,
     )  # fmt: skip

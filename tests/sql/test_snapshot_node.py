@@ -121,6 +121,38 @@ def test_pages_of_a_reader_that_was_killed_are_used_again(tmp_path: Path) -> Non
     store.close()
 
 
+def test_a_reader_follows_a_file_that_grows(tmp_path: Path) -> None:
+    """Of a process the files are open once, for all its snapshots, however large they were then."""
+    store = Store(str(tmp_path))
+
+    def write(value: bytes) -> None:
+        ops = tuple(Put(b"/data/x/%d" % number, value) for number in range(100))
+        store.apply([(store.applied_index + 1, 1, encode_command([Txn(then=ops)]))])
+
+    write(b"1")
+    program = textwrap.dedent("""
+        import sys
+        from tests.support.sqlstore import answer, session
+        from jobs._native import SqlSnapshot
+        first = SqlSnapshot(sys.argv[1])
+        for _ in sys.stdin:
+            next = SqlSnapshot(sys.argv[1])
+            print(answer(session(next), "SELECT sum(version) AS n FROM kv WHERE value > X'00'")[0]["n"], flush=True)
+            next.close()
+    """)
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        for number in range(2, 6):
+            write(b"x" * 200_000)
+            print(file=reader.stdin, flush=True)
+            assert int(reader.stdout.readline()) == 100 * number
+        reader.stdin.close()
+    assert (tmp_path / "data.mdb").stat().st_size > 50 << 20
+    store.close()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="gives up rights that only root has")
 def test_a_process_that_cannot_write_the_store_can_read_it(tmp_path: Path) -> None:
     """It needs to write the lock file alone, where it says what it sees."""

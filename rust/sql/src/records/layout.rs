@@ -334,6 +334,7 @@ const RESULTS: Layout = Layout {
         "worker",
         "started_ms",
         "finished_ms",
+        "query",
     ],
     left_out: &[],
     columns: &[
@@ -389,6 +390,7 @@ const RESULTS: Layout = Layout {
             execution(&[Member("stderr"), Member("truncated")]),
             Bool,
         ),
+        maybe("query", From::At(at(7)), Json),
         given("revision", From::Revision, Int),
     ],
 };
