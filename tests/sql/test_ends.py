@@ -211,6 +211,17 @@ def test_queries_wait_for_a_slot_and_all_are_answered(client: Client) -> None:
         assert client.rows_of(client.result(job, timeout_s=60)).rows() == [{"n": number}]
 
 
+def test_a_store_that_grows_under_warm_processes_is_read(client: Client, node: EmbeddedNode) -> None:
+    """What maps the store's file does so once, for its life: the file outgrows whatever size it had then."""
+    query = "SELECT count(*) AS n FROM kv WHERE key LIKE '/data/grown/%'"
+    until(lambda: len(engines(node)) == 2)
+    for number in range(1, 41):
+        client.kv.put(f"/data/grown/{number:02}", os.urandom(512 << 10))
+        if number % 10 == 0:
+            assert [client.sql(query).rows() for _ in range(4)] == [[{"n": number}]] * 4
+    client.kv.delete("/data/grown/", prefix=True)
+
+
 def test_progress_is_told(client: Client, node: EmbeddedNode) -> None:
     job = client.submit(sql_job(ENDLESS)).job.id
     until(lambda: client.get(job).progress is not None)
