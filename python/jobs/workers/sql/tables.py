@@ -56,10 +56,6 @@ class UserTable(Struct, frozen=True):
     revision: int
 
     @property
-    def format(self) -> str:
-        return str(self.definition["format"])
-
-    @property
     def definition(self) -> dict[str, Any]:
         made: dict[str, Any] = msgspec.json.decode(self.record.definition)
         return made
