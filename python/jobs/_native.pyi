@@ -391,6 +391,8 @@ class Endpoint:
     def counters(self) -> dict[str, int]: ...
     def send(self, peer: str, message: bytes) -> bool:
         """Send after the messages before it. False: dropped, since the peer is not up or its queue is full."""
+    def send_urgent(self, peer: str, message: bytes) -> bool:
+        """Send at most 1 KiB before all that waits to be sent, in no order with it. False: dropped."""
     def request(self, peer: str, body: bytes, wait_ms: int) -> int:
         """Begin a request; one event with its number follows, `answer` or `failure`. LimitError: nothing was done."""
     def cancel(self, number: int) -> bool | None:

@@ -225,6 +225,13 @@ class Net:
         except UnknownPeerError:
             return False
 
+    def send_urgent(self, peer: str, message: bytes) -> bool:
+        """Send a message of at most 1 KiB before all that waits to be sent; False when it was dropped."""
+        try:
+            return self.endpoint.send_urgent(peer, message)
+        except UnknownPeerError:
+            return False
+
     async def request(self, peer: str, body: bytes, timeout_s: float) -> bytes:
         """Return the peer's answer. Raises RequestFailed."""
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,8 @@ class Wires:
     def __init__(self) -> None:
         self.members: dict[str, Consensus] = {}
         self.cut: set[tuple[str, str]] = set()
+        self.bytes_per_s = 0.0
+        """How much a link carries; 0: any amount at once."""
 
     def isolate(self, name: str) -> None:
         for other in self.members:
@@ -44,8 +48,22 @@ class Wire:
     def __init__(self, wires: Wires, me: str) -> None:
         self._wires = wires
         self._me = me
+        self._busy_until_s: dict[str, float] = {}
 
     def send(self, peer: str, message: bytes) -> bool:
+        target = self._wires.members.get(peer)
+        if target is None or (self._me, peer) in self._wires.cut:
+            return False
+        loop = asyncio.get_running_loop()
+        if self._wires.bytes_per_s:
+            begin_s = max(loop.time(), self._busy_until_s.get(peer, 0.0))
+            self._busy_until_s[peer] = begin_s + len(message) / self._wires.bytes_per_s
+            loop.call_at(self._busy_until_s[peer], target.on_message, self._me, message)
+        else:
+            loop.call_soon(target.on_message, self._me, message)
+        return True
+
+    def send_urgent(self, peer: str, message: bytes) -> bool:
         target = self._wires.members.get(peer)
         if target is None or (self._me, peer) in self._wires.cut:
             return False
@@ -61,6 +79,21 @@ class Wire:
         await target.install_snapshot(self._me, copy)
 
 
+class SlowLog:
+    """A log on a disk whose syncs can be made to take long."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.sync_s = 0.0
+
+    def sync(self) -> int:
+        time.sleep(self.sync_s)
+        return self._log.sync()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+
 class Group:
     """Members that can be stopped, cut off and started again."""
 
@@ -69,12 +102,15 @@ class Group:
         self.config = config
         self.wires = Wires()
         self.disks: dict[str, tuple[Log, Store]] = {}
+        self.logs: dict[str, SlowLog] = {}
 
     async def start(self, name: str, *, first: bool = False) -> Consensus:
         place = self.directory / name
         log, store = Log(str(place / "log"), segment_bytes=1 << 20), Store(str(place / "store"))
         self.disks[name] = log, store
-        member = Consensus(name, log, store, self.config, network=Wire(self.wires, name), alone=first)
+        slow = self.logs[name] = SlowLog(log)
+        wire = Wire(self.wires, name)
+        member = Consensus(name, slow, store, self.config, network=wire, alone=first)  # type: ignore[arg-type]
         self.wires.members[name] = member
         await member.start()
         return member
@@ -179,7 +215,7 @@ def test_the_largest_change_reaches_all_and_a_larger_one_is_refused_and_harms_no
         return Txn(then=tuple(Put(b"k%d" % number, bytes(1_000_000)) for number in range(size_mb)))
 
     # All three take it in on one event loop, and say nothing meanwhile
-    patient = ConsensusConfig(heartbeat_s=0.1, election_min_s=5.0, election_max_s=10.0)
+    patient = ConsensusConfig(heartbeat_s=0.1, election_min_s=15.0, election_max_s=30.0)
 
     async def scenario() -> None:
         async with await Group(tmp_path, patient).of("a", "b", "c") as group:
@@ -190,6 +226,51 @@ def test_the_largest_change_reaches_all_and_a_larger_one_is_refused_and_harms_no
             await until(lambda: len({one.applied_index for one in group.members}) == 1)
             assert len({store.state_hash() for _, store in group.disks.values()}) == 1
             await put(await group.leader(), "after")
+
+    run(scenario)
+
+
+def test_who_is_long_in_sending_a_change_goes_on_leading_and_its_reads_go_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            term = leader.term
+            # given links that need four times as long for a change as members wait for a sign of life
+            group.wires.bytes_per_s = 2_000_000
+            change = leader.propose(Txn(then=tuple(Put(b"k%d" % number, bytes(1_000_000)) for number in range(4))))
+            reads = 0
+            while not change.done():
+                await leader.barrier()
+                reads += 1
+                await asyncio.sleep(0.02)
+            # then it was not replaced, nor doubted
+            assert (await change).succeeded
+            assert (leader.is_leader, leader.term) == (True, term)
+            assert reads > 20
+            await until(lambda: len({one.applied_index for one in group.members}) == 1)
+            assert leader.term == term
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("slow", ["a", "b"])
+def test_a_sync_that_takes_long_is_no_silence(tmp_path: Path, slow: str) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            assert leader.me == "a"
+            term = leader.term
+            # given a disk that needs four times as long for a large change as members wait for each other; the leader
+            # counts on that member
+            group.logs[slow].sync_s = 2.0
+            if slow == "b":
+                group.wires.isolate("c")
+            change = leader.propose(Txn(then=tuple(Put(b"k%d" % number, bytes(1_000_000)) for number in range(2))))
+            while not change.done():
+                await leader.barrier()
+                await asyncio.sleep(0.02)
+            assert (await change).succeeded
+            assert (leader.is_leader, leader.term) == (True, term)
 
     run(scenario)
 

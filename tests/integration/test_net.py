@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jobs._native import Blake3, Endpoint, NativeError
+from jobs._native import Blake3, Endpoint, LimitError, NativeError
 from jobs.cluster.peers import Peers
 from jobs.net import Declined, Net, RequestFailed, Stream, StreamBroken
 from jobs.transfer import TransferFailed, read_offer, send_file
@@ -616,3 +616,30 @@ async def test_streams_are_bounded_in_number(tmp_path: Path) -> None:
         with pytest.raises(StreamBroken):
             await pairs[0][1].read()
         await two.stream_from(one, b"there is room again")
+
+
+@on_loop
+async def test_an_urgent_message_goes_before_all_that_waits_to_be_sent(tmp_path: Path) -> None:
+    large, count = 32 << 20, 4
+    limits = {"max_message_bytes": large, "outbox_bytes": count * large, "inbox_bytes": (count + 1) * large}
+    async with nodes(tmp_path, "n1", "n2", **limits) as (one, two):
+        for _ in range(count):
+            assert one.net.send(two.id, bytes(large))
+        assert one.net.send_urgent(two.id, b"urgent")
+        async with asyncio.timeout(PATIENCE_S):
+            while len(two.messages) <= count:
+                await asyncio.sleep(0.005)
+        assert two.messages.index(b"urgent") < count
+        # and what is sent in order stays in order, whatever goes before it
+        two.messages.clear()
+        for number in range(100):
+            assert one.net.send(two.id, b"%d" % number)
+            one.net.send_urgent(two.id, b"urgent")
+        async with asyncio.timeout(PATIENCE_S):
+            while b"99" not in two.messages:
+                await asyncio.sleep(0.005)
+        assert [message for message in two.messages if message != b"urgent"] == [b"%d" % n for n in range(100)]
+        # it is short, and nothing for strangers
+        with pytest.raises(LimitError, match="at most 1024"):
+            one.net.send_urgent(two.id, bytes(1025))
+        assert one.net.send_urgent("0" * 64, b"x") is False

@@ -15,6 +15,8 @@ from jobs.consensus.messages import (
     Appended,
     Message,
     MessageError,
+    Pulse,
+    Pulsed,
     TimeoutNow,
     Vote,
     Voted,
@@ -30,6 +32,8 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Vote, numbers, numbers, numbers, st.booleans(), st.booleans()),
     st.builds(Voted, numbers, st.booleans(), st.booleans()),
     st.builds(TimeoutNow, numbers),
+    st.builds(Pulse, numbers, numbers),
+    st.builds(Pulsed, numbers, numbers),
 )
 
 

@@ -108,6 +108,9 @@ class Peers:
     def send(self, peer: str, message: bytes) -> bool:
         return self._net.send(peer, message)
 
+    def send_urgent(self, peer: str, message: bytes) -> bool:
+        return self._net.send_urgent(peer, message)
+
     async def send_file(self, peer: str, name: str, path: Path) -> None:
         """Send a snapshot. Raises TransferFailed, StreamBroken and OSError."""
         await send_file(await self.open_stream(peer, Opened.SNAPSHOT), path, name)

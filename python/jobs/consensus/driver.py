@@ -41,6 +41,8 @@ MAX_INBOX: Final = 4_096
 INLINE_SYNC_S: Final = 0.002
 """A disk that syncs faster than this is synced on the event loop, which saves two thread switches (measured at
 0.1 ms, as much as the fsync itself); a slower one on a thread, so that the loop goes on serving."""
+INLINE_SYNC_BYTES: Final = 1 << 20
+"""More than that is synced on a thread, however fast the disk has been."""
 _SYNC_COST_WEIGHT: Final = 0.1
 
 _SEND_POINTS: Final = {
@@ -103,6 +105,7 @@ class Consensus:
         self._scheduled = False
         self._syncing: asyncio.Future[int] | None = None
         self._sync_cost_s = 0.0
+        self._synced_bytes = log.size_bytes
         self._installing = False
         self._timer: asyncio.TimerHandle | None = None
         self._step_waiters: list[asyncio.Future[None]] = []
@@ -289,6 +292,11 @@ class Consensus:
                 name = self.members.name_of(peer)
                 logger.warning("a message of %s is not taken: %s", name, error, extra={"left_out": left_out})
             return
+        in_step = self._syncing is not None or self._installing
+        if in_step and self._failure is None and self._member.receive_pulse(clock.now_s(), peer, message):
+            self._flush_pulses()
+            self._readers.settle()
+            return
         if len(self._inbox) >= MAX_INBOX:
             self.dropped_messages += 1
             return
@@ -357,7 +365,7 @@ class Consensus:
             self.flush()
             if not member.unsynced:
                 self._finish()
-            elif self._sync_cost_s > INLINE_SYNC_S:
+            elif self._sync_cost_s > INLINE_SYNC_S or self._log.size_bytes - self._synced_bytes > INLINE_SYNC_BYTES:
                 self._syncing = self._loop.run_in_executor(self._threads, self._sync)
                 self._syncing_since = time.monotonic()
                 self._syncing.add_done_callback(self._on_synced)
@@ -401,11 +409,16 @@ class Consensus:
 
     def flush(self) -> None:
         """Send what may leave."""
+        self._flush_pulses()
         for peer, message in self._member.take_outbox():
             before, after = _SEND_POINTS[type(message)]
             failpoint(before)
             self._network.send(peer, messages.encode(message))
             failpoint(after)
+
+    def _flush_pulses(self) -> None:
+        for peer, message in self._member.take_pulses():
+            self._network.send_urgent(peer, messages.encode(message))
 
     def _sync(self) -> int:
         failpoint("consensus.sync.before")
@@ -431,6 +444,7 @@ class Consensus:
 
     def _after_sync(self, cost_s: float) -> None:
         self.fsyncs += 1
+        self._synced_bytes = self._log.size_bytes
         self._sync_cost_s += _SYNC_COST_WEIGHT * (cost_s - self._sync_cost_s)
         self._finish()
         if self._log.size_bytes > self._config.snapshot_log_bytes and not self._snapshots.is_taking:
@@ -540,6 +554,10 @@ class Consensus:
     def _on_timer(self) -> None:
         """Raft keeps its own deadlines; this makes it look at them."""
         self.schedule()
+        if self._syncing is not None and self._failure is None:
+            # A sync that takes long is no silence.
+            self._member.pulse(clock.now_s())
+            self._flush_pulses()
         self._promote()
         alone = len(self._member.members.records) == 1 and self._member.raft.leads
         self._timer = self._loop.call_later(self._config.heartbeat_s * (5 if alone else 0.5), self._on_timer)

@@ -12,6 +12,8 @@ from jobs.consensus.messages import Appended
 IN_FLIGHT_MESSAGES: Final = 64
 IN_FLIGHT_BYTES: Final = 8 << 20
 """Of entries on the way to one member, before it has answered."""
+LARGE_BYTES: Final = 256 << 10
+"""Of entries on the way to a member: so many may take longer than a leader may be silent."""
 LACKED_ROUNDS: Final = 5
 
 
@@ -64,7 +66,21 @@ class Flow(Struct):
         logs differ."""
         if refusal.prev_index <= matched:
             return True
-        return self.probing and bool(self.messages) and refusal.prev_index != self.prev_index
+        if not self.probing or not self.messages:
+            return False
+        if self.is_large and refusal.prev_index >= self.messages[-1][0]:
+            return False  # what was sent after it has come
+        return refusal.prev_index != self.prev_index
+
+    @property
+    def is_large(self) -> bool:
+        return self.size_bytes > LARGE_BYTES
+
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether a probe is to be sent again with the next sign of life. One that takes long is not sent again and
+        again meanwhile; if it is lost, the sign of life is refused."""
+        return self.probing and bool(self.messages) and not self.is_large
 
     @property
     def is_full(self) -> bool:

@@ -21,7 +21,7 @@ from msgspec import structs
 from jobs._native import DiskFullError, failpoint
 from jobs.consensus.journal import Journal, RaftLog
 from jobs.consensus.membership import MemberRecord, Members, Role, read_members
-from jobs.consensus.messages import Appended, Message
+from jobs.consensus.messages import Appended, Message, Pulse, Pulsed
 from jobs.consensus.raft import DISCARDED, INDEX_BYTES, LOST, MEMBERS, NO_OP, REGULAR, Raft, Timing
 from jobs.logs import Seldom
 from jobs.store import Store
@@ -129,6 +129,12 @@ class Member:
         outbox.sort(key=_peer_of)
         return outbox
 
+    def take_pulses(self) -> list[tuple[str, Message]]:
+        if not self.raft.pulses:
+            return []
+        pulses, self.raft.pulses = self.raft.pulses, []
+        return pulses
+
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def receive(self, now_s: float, peer: str, message: Message) -> None:
@@ -143,6 +149,14 @@ class Member:
                     error,
                     extra={"left_out": left_out},
                 )
+
+    def pulse(self, now_s: float) -> None:
+        """Give signs of life in the middle of a step, while the log is synced."""
+        self.raft.pulse(now_s)
+
+    def receive_pulse(self, now_s: float, peer: str, message: Message) -> bool:
+        """Take in a sign of life in the middle of a step. False: it is none, or has to wait for the next step."""
+        return isinstance(message, Pulse | Pulsed) and self.raft.receive_pulse(now_s, peer, message)
 
     def can_wait(self, peer: str, message: Message) -> bool:
         """Tell whether it is enough to take in a message with the next step, whenever that comes."""

@@ -73,7 +73,21 @@ class TimeoutNow(Struct, frozen=True, array_like=True, tag=4):
     term: _Number
 
 
-Message: TypeAlias = Append | Appended | Vote | Voted | TimeoutNow
+class Pulse(Struct, frozen=True, array_like=True, tag=5):
+    """From a leader: it lives. Goes before entries that wait to be sent, and says nothing of them."""
+
+    term: _Number
+    round: _Number
+
+
+class Pulsed(Struct, frozen=True, array_like=True, tag=6):
+    """To a leader: a pulse was heard. The term is the answering member's own."""
+
+    term: _Number
+    round: _Number
+
+
+Message: TypeAlias = Append | Appended | Vote | Voted | TimeoutNow | Pulse | Pulsed
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoder: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)

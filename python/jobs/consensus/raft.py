@@ -30,7 +30,7 @@ from jobs.consensus.elections import Elections
 from jobs.consensus.flow import Flow
 from jobs.consensus.follower import RaftError, last_possible, take_entries
 from jobs.consensus.journal import Journal
-from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted
+from jobs.consensus.messages import Append, Appended, Message, Pulse, Pulsed, TimeoutNow, Vote, Voted
 from jobs.consensus.rounds import Rounds
 
 REGULAR: Final = bytes((pysyncobj._COMMAND_TYPE.REGULAR,))
@@ -131,6 +131,8 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self.me = me
         self.outbox: list[tuple[str, Message]] = []
         self.answers: list[tuple[str, Message]] = []
+        self.pulses: list[tuple[str, Message]] = []
+        """What may leave at once, before everything that waits in the network."""
         self.needs_snapshot: set[str] = set()
         """Members that lack entries which are no longer in the log."""
         self._journal = journal
@@ -323,6 +325,19 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__sendAppendEntries()
         return self.round
 
+    def pulse(self, now_s: float) -> None:
+        """Give signs of life if it is time, without a look at the log, on which another thread may be at work."""
+        if self.leads and now_s > self._SyncObj__newAppendEntriesTime:
+            self._begin_round(now_s)
+            self.pulses.extend((peer.name, Pulse(self.term, self.round)) for peer in self._peers)
+
+    def receive_pulse(self, now_s: float, peer: str, message: Pulse | Pulsed) -> bool:
+        """Take in a pulse or its answer if that needs no look at the log either; else return False."""
+        if message.term != self.term or (isinstance(message, Pulse) and (self.leads or peer != self.leader)):
+            return False
+        self.receive(now_s, peer, message)
+        return True
+
     def transfer(self, member: str) -> None:
         """Ask a member whose log is complete to begin an election. From then on this leader's lease is void."""
         self._handed_over = True
@@ -372,6 +387,10 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
                 self._elections.on_vote(now_s, peer, message)
             case Voted():
                 self._elections.on_voted(peer, message)
+            case Pulse():
+                self._on_pulse(peer, message)
+            case Pulsed():
+                self._on_pulsed(peer, message)
             case TimeoutNow():
                 self._elections.on_timeout_now(peer, message)
 
@@ -447,13 +466,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if sent.term < self.term:
             self.answers.append((peer, Appended(self.term, False, 0, sent.prev_index, sent.round)))
             return
-        if self.leads and sent.term == self.term:
-            raise RaftError(f"{peer} leads in term {sent.term}, in which this member was elected")
-        self.step_down(sent.term, peer)
-        self._elections.heard(_clock.now_s)
-        if not self._elections.is_told_to_stand:
-            # What a leader still says after it has told this member to stand takes nothing back.
-            self.postpone_election(_clock.now_s)
+        self._follow(peer, sent.term)
         index = take_entries(self._journal, self.commit_index, sent)
         if index is None:
             possible = last_possible(self._journal, self.commit_index, sent)
@@ -462,17 +475,32 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__raftCommitIndex = max(self.commit_index, min(sent.commit, index))
         self.answers.append((peer, Appended(self.term, True, index, sent.prev_index, sent.round)))
 
+    def _follow(self, peer: str, term: int) -> None:
+        """A leader is heard, of this term or a later one."""
+        if self.leads and term == self.term:
+            raise RaftError(f"{peer} leads in term {term}, in which this member was elected")
+        self.step_down(term, peer)
+        self._elections.heard(_clock.now_s)
+        if not self._elections.is_told_to_stand:
+            # What a leader still says after it has told this member to stand takes nothing back.
+            self.postpone_election(_clock.now_s)
+
+    def _on_pulse(self, peer: str, sent: Pulse) -> None:
+        if sent.term >= self.term:
+            self._follow(peer, sent.term)
+        # It says nothing that has to be durable first, beyond the term, which is.
+        self.pulses.append((peer, Pulsed(self.term, sent.round)))
+
     # --- a leader ---------------------------------------------------------------------------------------------------
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """Begin a round of signs of life. The library calls it when it is time, and when this member becomes leader."""
         if not self.leads:
             return
-        self._SyncObj__newAppendEntriesTime = _clock.now_s + self._timing.heartbeat_s
-        self._rounds.begin(_clock.now_s)
+        self._begin_round(_clock.now_s)
         for peer in self._peers:
             flow = peer.flow
-            if flow.probing and flow.messages:  # it may be lost
+            if flow.may_be_lost:
                 self._SyncObj__raftNextIndex[peer] = flow.prev_index + 1
                 flow.reset()
             self._send_entries(peer)
@@ -481,6 +509,12 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
             if term is None:  # gone: the follower's refusal does no harm, and is a sign of life too
                 index, term = self._journal.last_index, self._journal.last_term
             self.outbox.append((peer.name, Append(self.term, index, term, self.commit_index, self.round)))
+            if flow.is_large:
+                self.pulses.append((peer.name, Pulse(self.term, self.round)))
+
+    def _begin_round(self, now_s: float) -> None:
+        self._SyncObj__newAppendEntriesTime = now_s + self._timing.heartbeat_s
+        self._rounds.begin(now_s)
 
     def _send_entries(self, peer: _Peer) -> None:
         """Send a member entries that are not on their way yet, as many as the bounds allow."""
@@ -518,10 +552,7 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         if not self.leads or answer.term != self.term or node is None:
             return
         flow = node.flow
-        self._SyncObj__lastResponseTime[node] = _clock.now_s
-        if answer.round > flow.answered_round:
-            flow.answered_round = answer.round
-            self._rounds.confirm(voter.flow.answered_round for voter in self._voters())
+        self._on_answered(node, answer.round)
         matched = self._SyncObj__raftMatchIndex[node]
         if answer.ok:
             if answer.index > self._journal.last_index:
@@ -537,6 +568,20 @@ class Raft(pysyncobj.SyncObj):  # type: ignore[misc]
         else:
             self._on_refused(node, answer, matched)
         self._send_entries(node)
+
+    def _on_pulsed(self, peer: str, answer: Pulsed) -> None:
+        if answer.term > self.term:
+            self.step_down(answer.term)
+        node = self._nodes.get(peer)
+        if self.leads and answer.term == self.term and node is not None:
+            self._on_answered(node, answer.round)
+
+    def _on_answered(self, node: _Peer, answered: int) -> None:
+        """A member has just followed this leader, in answer to a round."""
+        self._SyncObj__lastResponseTime[node] = _clock.now_s
+        if answered > node.flow.answered_round:
+            node.flow.answered_round = answered
+            self._rounds.confirm(voter.flow.answered_round for voter in self._voters())
 
     def _on_refused(self, node: _Peer, answer: Appended, matched: int) -> None:
         flow = node.flow

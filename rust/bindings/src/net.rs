@@ -133,6 +133,12 @@ impl Endpoint {
             .map_err(net_error)
     }
 
+    fn send_urgent(&self, peer: &str, message: &[u8]) -> PyResult<bool> {
+        self.inner
+            .send_urgent(peer, Bytes::copy_from_slice(message))
+            .map_err(net_error)
+    }
+
     fn request(&self, peer: &str, body: &[u8], wait_ms: u32) -> PyResult<u64> {
         let wait = Duration::from_millis(wait_ms.into());
         self.inner

@@ -152,7 +152,8 @@ async fn serve_greeted(shared: &Arc<Shared>, connection: &Connection, greeted: G
     let served = match hello.channel {
         Channel::Messages => {
             connection.set_receive_window(VarInt::from_u32(8 << 20));
-            connection.set_max_concurrent_uni_streams(VarInt::from_u32(1));
+            // One for those in order, one for those that go before them.
+            connection.set_max_concurrent_uni_streams(VarInt::from_u32(2));
             messages::receive(shared, &peer, connection, arrival).await
         }
         Channel::Requests => {

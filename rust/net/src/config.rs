@@ -24,6 +24,9 @@ pub struct Config {
 
 /// Bytes that an event costs beside its body.
 pub(crate) const EVENT_BYTES: u64 = 256;
+/// Longest message that may go before others, and how many of them wait.
+pub(crate) const MAX_URGENT_BYTES: u64 = 1 << 10;
+pub(crate) const URGENT_COUNT: usize = 64;
 /// News of peers and refusals that may wait to be received.
 pub(crate) const MAX_NOTICES: usize = 4_096;
 

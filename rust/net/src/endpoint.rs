@@ -11,7 +11,7 @@ use iroh::endpoint::{PortmapperConfig, presets};
 use iroh::{EndpointId, RelayMode};
 use tokio::runtime::Runtime;
 
-use crate::config::{Config, Limits, size};
+use crate::config::{Config, Limits, MAX_URGENT_BYTES, size};
 use crate::counters::Counters;
 use crate::error::{NetError, Result};
 use crate::events::EventQueue;
@@ -231,6 +231,24 @@ impl Endpoint {
         let taken = lock(&peer.outbox).push(message);
         if taken {
             peer.filled.notify_one();
+        } else {
+            shared.counters.messages_dropped.increment();
+        }
+        Ok(taken)
+    }
+
+    /// Send a short message before all that wait to be sent; nothing is said of the order between it and those. False: it
+    /// was dropped.
+    ///
+    /// # Errors
+    /// When the peer is not on the allowlist, or the message is too long.
+    pub fn send_urgent(&self, peer: &str, message: Bytes) -> Result<bool> {
+        let shared = self.shared()?;
+        let peer = known(&shared, peer)?;
+        check_size("urgent message", message.len(), MAX_URGENT_BYTES)?;
+        let taken = lock(&peer.urgent).push(message);
+        if taken {
+            peer.urgent_filled.notify_one();
         } else {
             shared.counters.messages_dropped.increment();
         }

@@ -1,11 +1,17 @@
-//! Small ordered frames. They are dropped rather than delayed: whoever sends them repeats what matters.
+//! Ordered frames, and short ones that go before those. They are dropped rather than delayed: whoever sends them repeats
+//! what matters.
+//!
+//! The two have a stream each in one connection, and the urgent one the higher priority: however much waits in the other,
+//! what is in the network before it is no more than that stream's window.
 
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use iroh::endpoint::Connection;
+use iroh::endpoint::{Connection, RecvStream};
 use jobs_failpoint::{Point, reach};
+use tokio::sync::Notify;
 
 use crate::config::{EVENT_BYTES, size};
 use crate::dial::link;
@@ -14,12 +20,16 @@ use crate::framed::{Broken, FrameReader, FrameWriter, explain};
 use crate::peer::{Peer, lock};
 use crate::refusal::Refusal;
 use crate::rules::admission::Arrival;
+use crate::rules::outbox::Outbox;
 use crate::shared::Shared;
 use crate::wire::frame::encode_header;
 use crate::wire::{Channel, Kind};
 
 /// Most that is written at once.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// Priority of the stream of urgent messages; that of the other one is 0.
+const URGENT: i32 = 1;
 
 /// Keep a connection to this peer up, and send what is put into its outbox.
 pub(crate) async fn keep_link(shared: Arc<Shared>, peer: Arc<Peer>) {
@@ -56,7 +66,7 @@ pub(crate) async fn keep_link(shared: Arc<Shared>, peer: Arc<Peer>) {
 /// Drop what waits and tell that the peer is down, if it was up.
 pub(crate) fn go_down(shared: &Shared, peer: &Peer, reason: &str) {
     let mut state = peer.state();
-    let dropped = lock(&peer.outbox).close();
+    let dropped = peer.close_outboxes();
     shared.counters.messages_dropped.add(dropped as u64);
     if std::mem::take(&mut state.up) {
         shared.tell(Event::new(What::Down, &peer.text).detail(reason));
@@ -69,7 +79,7 @@ async fn send(shared: &Shared, peer: &Peer, connection: &Connection) -> String {
         stream = connection.open_uni() => stream,
         error = connection.closed() => Err(error),
     };
-    let mut writer = match stream {
+    let writer = match stream {
         Ok(stream) => FrameWriter::new(stream),
         Err(error) => return explain(&error),
     };
@@ -79,33 +89,56 @@ async fn send(shared: &Shared, peer: &Peer, connection: &Connection) -> String {
             return "the peer is off the allowlist".into();
         }
         state.up = true;
-        lock(&peer.outbox).open();
+        peer.open_outboxes();
         shared.tell(Event::new(What::Up, &peer.text).text(&state.name));
     }
     for channel in [Channel::Requests, Channel::Streams] {
         peer.dialer(channel).alive();
     }
     let work = async {
-        loop {
-            let batch = lock(&peer.outbox).take(BATCH_BYTES);
-            if batch.is_empty() {
-                peer.filled.notified().await;
-                continue;
-            }
-            reach(Point::NetMessageSendBefore);
-            writer.raw(join(&batch)).await?;
-            reach(Point::NetMessageSendAfter);
-            shared.counters.messages_sent.add(batch.len() as u64);
-        }
+        tokio::try_join!(
+            empty(shared, &peer.outbox, &peer.filled, writer),
+            send_urgent(shared, peer, connection)
+        )
     };
     tokio::select! {
         result = work => {
-            let result: Result<(), Broken> = result;
-            let reason = result.map_or_else(|error| error.to_string(), |()| String::new());
+            let reason = result.map_or_else(|error| error.to_string(), |(never, _)| match never {});
             crate::framed::close(connection, crate::refusal::CODE_GIVEN_UP, "the stream of messages is broken");
             reason
         }
         error = connection.closed() => explain(&error),
+    }
+}
+
+/// The urgent ones have a stream once there is one of them.
+async fn send_urgent(shared: &Shared, peer: &Peer, connection: &Connection) -> Result<Infallible, Broken> {
+    while lock(&peer.urgent).is_empty() {
+        peer.urgent_filled.notified().await;
+    }
+    let stream = connection.open_uni().await?;
+    // It fails for a stream that is over, which writing tells.
+    let _ = stream.set_priority(URGENT);
+    empty(shared, &peer.urgent, &peer.urgent_filled, FrameWriter::new(stream)).await
+}
+
+/// Write what is put into an outbox, until that fails.
+async fn empty(
+    shared: &Shared,
+    outbox: &Mutex<Outbox>,
+    filled: &Notify,
+    mut writer: FrameWriter,
+) -> Result<Infallible, Broken> {
+    loop {
+        let batch = lock(outbox).take(BATCH_BYTES);
+        if batch.is_empty() {
+            filled.notified().await;
+            continue;
+        }
+        reach(Point::NetMessageSendBefore);
+        writer.raw(join(&batch)).await?;
+        reach(Point::NetMessageSendAfter);
+        shared.counters.messages_sent.add(batch.len() as u64);
     }
 }
 
@@ -119,14 +152,26 @@ fn join(frames: &[Bytes]) -> Bytes {
     joined.freeze()
 }
 
-/// Hand on the messages of one connection of a peer, in order, as fast as the application takes them.
+/// Hand on the messages of one connection of a peer, those of each stream in order, as fast as the application takes
+/// them.
 pub(crate) async fn receive(
     shared: &Shared,
     peer: &Peer,
     connection: &Connection,
     arrival: Arrival,
 ) -> Result<(), Broken> {
-    let stream = connection.accept_uni().await?;
+    let first = connection.accept_uni().await?;
+    let second = async { receive_stream(shared, peer, arrival, connection.accept_uni().await?).await };
+    let Err(broken) = tokio::try_join!(receive_stream(shared, peer, arrival, first), second);
+    Err(broken)
+}
+
+async fn receive_stream(
+    shared: &Shared,
+    peer: &Peer,
+    arrival: Arrival,
+    stream: RecvStream,
+) -> Result<Infallible, Broken> {
     let mut reader = FrameReader::new(stream, &[Kind::Message], size(shared.config.limits.max_message_bytes));
     while let Some(header) = reader.header().await? {
         let cost = u32::try_from(header.payload_bytes as u64 + EVENT_BYTES).unwrap_or(u32::MAX);
@@ -139,7 +184,7 @@ pub(crate) async fn receive(
             .if_current(Channel::Messages, arrival, || shared.tell(event))
             .is_none()
         {
-            return Ok(());
+            return Err(Broken::Gone("a later connection takes its place".into()));
         }
         shared.counters.messages_received.increment();
     }

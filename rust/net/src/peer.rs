@@ -8,7 +8,7 @@ use iroh::endpoint::Connection;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 
-use crate::config::{Limits, size};
+use crate::config::{Limits, MAX_URGENT_BYTES, URGENT_COUNT, size};
 use crate::dial::Dialer;
 use crate::framed::close;
 use crate::refusal::{CODE_REMOVED, CODE_RESTARTED, Refusal};
@@ -48,6 +48,9 @@ pub(crate) struct Peer {
     pub(crate) outbox: Mutex<Outbox>,
     /// Something was put into the outbox.
     pub(crate) filled: Notify,
+    /// What goes before all that waits in the other one; few and short.
+    pub(crate) urgent: Mutex<Outbox>,
+    pub(crate) urgent_filled: Notify,
     /// There is news: dial now.
     pub(crate) wake: Notify,
     pub(crate) dialers: [Dialer; 3],
@@ -70,6 +73,8 @@ impl Peer {
             }),
             outbox: Mutex::new(Outbox::new(size(limits.outbox_count), size(limits.outbox_bytes))),
             filled: Notify::new(),
+            urgent: Mutex::new(Outbox::new(URGENT_COUNT, URGENT_COUNT * size(MAX_URGENT_BYTES))),
+            urgent_filled: Notify::new(),
             wake: Notify::new(),
             dialers: std::array::from_fn(|_| Dialer::new(limits)),
             inbox: budget(limits.inbox_bytes),
@@ -163,6 +168,17 @@ impl Peer {
         for dialer in &self.dialers {
             dialer.retire();
         }
-        lock(&self.outbox).close();
+        self.close_outboxes();
+    }
+
+    /// There is a connection: take messages.
+    pub(crate) fn open_outboxes(&self) {
+        lock(&self.outbox).open();
+        lock(&self.urgent).open();
+    }
+
+    /// The connection is gone: forget what waits. Tells how many.
+    pub(crate) fn close_outboxes(&self) -> usize {
+        lock(&self.outbox).close() + lock(&self.urgent).close()
     }
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs._native import MemoryStore
 from jobs.consensus.member import _command_of
-from jobs.consensus.messages import Append, Appended, Message, Vote, Voted
+from jobs.consensus.messages import Append, Appended, Message, Pulse, Vote, Voted
 from jobs.consensus.raft import NO_OP
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class Checks:
                         raise self._sim.violated(
                             "log matching", f"{host.id} sends an unknown entry {message.prev_index + 1 + offset}"
                         )
+            case Pulse():
+                self._on_leading(host, message.term)
             case Vote(pre=False):
                 self._on_voted(host, message.term, host.id)
             case Voted(granted=True, pre=False):

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.consensus.messages import Append, Appended, Message, TimeoutNow, Vote, Voted, decode
+from jobs.consensus.messages import Append, Appended, Message, Pulse, Pulsed, TimeoutNow, Vote, Voted, decode
 
 if TYPE_CHECKING:
     from tests.support.simulation.host import Host
@@ -116,13 +116,22 @@ class HostNetwork:
         self._network.send(self._host, peer, message)
         return True
 
+    def send_urgent(self, peer: str, message: bytes) -> bool:
+        # Messages overtake each other here anyway.
+        return self.send(peer, message)
+
     async def send_file(self, peer: str, name: str, path: Path) -> None:
         await self._network.send_file(self._host, peer, name, path)
 
 
 def is_idle(message: Message) -> bool:
     """Tell a sign of life and its answer, of which there are too many to tell them all."""
-    return (isinstance(message, Append) and not message.entries) or (isinstance(message, Appended) and message.ok)
+    match message:
+        case Append():
+            return not message.entries
+        case Appended():
+            return message.ok
+    return isinstance(message, Pulse | Pulsed)
 
 
 def describe(message: Message) -> str:
@@ -140,5 +149,9 @@ def describe(message: Message) -> str:
             return f"{kind} t{message.term} {message.last_index}/{message.last_term}"
         case Voted():
             return f"{'pre-' if message.pre else ''}voted t{message.term} {'yes' if message.granted else 'no'}"
+        case Pulse():
+            return f"pulse t{message.term} round {message.round}"
+        case Pulsed():
+            return f"pulsed t{message.term} round {message.round}"
         case TimeoutNow():
             return f"timeout now t{message.term}"

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from msgspec import Struct
 
 from jobs._native import MemoryStore
-from jobs.consensus import MemberRecord, Members, Role, clock, driver, member, raft
+from jobs.consensus import MemberRecord, Members, Role, clock, driver, flow, member, raft
 from jobs.consensus.membership import put_member, read_members
 from jobs.store import encode_command
 from tests.support.simulation.checks import Checks
@@ -24,6 +24,8 @@ from tests.support.simulation.world import World
 
 SETTLE_S = 30.0
 """Time after the last fault within which everybody must have been answered and all hosts be alike."""
+LARGE_BYTES = 200
+"""So much on the way to a member is a lot here, as entries are small."""
 
 
 class Report(Struct, frozen=True):
@@ -177,6 +179,7 @@ def _set_up(plan: Plan) -> Iterator[None]:
         (clock, "now_s", _Clocks.monotonic),
         (driver, "time", _Clocks),
         (raft, "APPEND_ENTRIES", plan.append_entries),
+        (flow, "LARGE_BYTES", LARGE_BYTES),
         (member, "APPLY_ENTRIES", plan.append_entries),
     ]
     disabled = logging.root.manager.disable

@@ -65,6 +65,12 @@ impl Outbox {
         taken
     }
 
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// Bytes that wait.
     #[must_use]
     pub const fn bytes(&self) -> usize {
@@ -131,6 +137,7 @@ mod tests {
                         outbox.open();
                     }
                 }
+                prop_assert_eq!(outbox.is_empty(), lengths.is_empty());
                 prop_assert_eq!(outbox.bytes(), lengths.iter().map(|(_, length)| length).sum::<usize>());
             }
         }
