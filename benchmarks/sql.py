@@ -4,8 +4,8 @@
 
 The tables are: `kv`, with a key for each row; a table of a user over the same rows as JSON, a value each; and tables of
 users over the same rows in values of Arrow and of Parquet of about half a megabyte. DataFusion answers the same queries
-from Arrow in memory and from a file of Parquet. All turns are in one run and alternate. At the end a node takes writes
-while another process has queries answered, and takes them without.
+from Arrow in memory and from a file of Parquet. All turns are in one run and alternate; wall time comes first, then the
+least processor time. At the end a node takes writes while another process has queries answered, and takes them without.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -119,19 +120,29 @@ def timed(context: SessionContext, query: str) -> float:
     return time.perf_counter() - began
 
 
+def worked(context: SessionContext, query: str) -> float:
+    """Return the processor time, of all threads, that a query took: other work on the machine does not change it."""
+    began = time.process_time()
+    context.sql(query).collect()
+    return time.process_time() - began
+
+
 def compare(context: SessionContext, queries: dict[str, str], tables: dict[str, str], turns: int) -> None:
     """Measure every query on every table by turns; the first two tables are what the others are held against."""
     for name, query in queries.items():
-        spent: dict[str, list[float]] = {table: [] for table in tables}
+        wall: dict[str, list[float]] = {table: [] for table in tables}
+        processor: dict[str, list[float]] = {table: [] for table in tables}
         for _ in range(turns):
             for table in tables:
                 gc.collect()
-                spent[table].append(timed(context, query.format(table=table)))
-        medians = {table: statistics.median(times) for table, times in spent.items()}
+                wall[table].append(timed(context, query.format(table=table)))
+                processor[table].append(worked(context, query.format(table=table)))
+        medians = {table: (statistics.median(wall[table]), min(processor[table])) for table in tables}
         memory, file = list(medians.values())[:2]
-        for table, median in medians.items():
-            against = f"{median / memory:.2f}× memory, {median / file:.2f}× Parquet"
-            show(f"{name}: {tables[table]}", f"{median * 1_000:.1f} ms", against)
+        for table, found in medians.items():
+            against = " ".join(f"{found[kind] / memory[kind]:.2f}× {found[kind] / file[kind]:.2f}×" for kind in (0, 1))
+            cost = f"{found[0] * 1_000:.0f} ms, {found[1] * 1_000:.0f} ms"
+            show(f"{name}: {tables[table]}", cost, f"memory, Parquet: {against}")
 
 
 def scans(directory: Path, rows: int, turns: int) -> None:
@@ -217,6 +228,7 @@ async def writes(directory: Path, rows: int, turns: int) -> None:
             await connection.send(WRITER_PUT)
 
         found: dict[str, list[float]] = {"alone": [], "beside": []}
+        costs: dict[str, list[float]] = {"alone": [], "beside": []}
         latencies: dict[str, list[float]] = {"alone": [], "beside": []}
         for _ in range(turns):
             for turn in ("alone", "beside"):
@@ -228,18 +240,28 @@ async def writes(directory: Path, rows: int, turns: int) -> None:
                     )
                     assert reader.stdout is not None
                     reader.stdout.readline()
+                before = processor_s(node.pid)
                 rate, times = await closed_loop(node.socket, 4, 3.0, once)
+                costs[turn].append((processor_s(node.pid) - before) / len(times) * 1e6)
                 found[turn].append(rate)
                 latencies[turn] += times
                 if reader is not None:
                     reader.kill()
                     reader.communicate()
-        alone, beside = (statistics.median(found[turn]) for turn in ("alone", "beside"))
         for turn in ("alone", "beside"):
             p50, p99 = percentiles(latencies[turn])
-            said = f"p50 {p50:.2f} p99 {p99:.2f} ms"
+            cost = f"{statistics.median(costs[turn]):.0f} µs of the node's processor time a put"
+            said = f"p50 {p50:.2f} p99 {p99:.2f} ms, {cost}"
             show(f"puts of 4 clients, queries {turn}", f"{statistics.median(found[turn]):.0f}/s", said)
-        show("what queries beside cost writes", f"{(1 - beside / alone) * 100:.1f} %")
+        for what, by_turn in (("rate", found), ("processor time of the node", costs)):
+            alone, beside = (statistics.median(by_turn[turn]) for turn in ("alone", "beside"))
+            show(f"puts with queries beside, {what}", f"{beside / alone:.2f}×", "without")
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
