@@ -343,7 +343,7 @@ class SqlWorker(WorkerSettings):
     threads: Annotated[int, Field(ge=1, le=1_024)] = Field(default_factory=_cores)
     """Parts that a query is computed in at a time. By default one a core."""
     spill_dir: Path | None = None
-    """Where queries write what they cannot hold. By default a new directory among the system's temporary files."""
+    """Where queries write what they cannot hold. By default among the system's temporary files."""
     allow_files: tuple[Path, ...] = ()
     """Directories whose files queries may read by `read_csv('…')`, `read_json` and `read_parquet`."""
     limits: SqlLimits = SqlLimits()
@@ -453,4 +453,7 @@ class NodeConfig(BaseSettings):
 
 def embedded_defaults(directory: Path) -> dict[str, Any]:
     """Return what takes the place of the defaults when node and workers live in `directory`."""
-    return {"node": {"data_dir": directory / "data", "run_dir": directory}}
+    return {
+        "node": {"data_dir": directory / "data", "run_dir": directory},
+        "workers": {"sql": {"spill_dir": directory / "spill"}},
+    }
