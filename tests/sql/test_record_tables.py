@@ -362,6 +362,17 @@ def test_a_record_that_is_damaged_is_named(tmp_path: Path, damage: bytes) -> Non
             answer(context, "SELECT queue FROM jobs")
 
 
+def test_a_condition_on_what_is_damaged_is_an_error(tmp_path: Path) -> None:
+    """Not merely false: rows would be missing without a word."""
+    fields = msgspec.msgpack.decode(records.encode(PLAIN)[1:])
+    fields[1] = 7  # its queue
+    write(tmp_path, [Put(keys.state(PLAIN_ID), b"\x01" + msgspec.msgpack.encode(fields))])
+    with open_session(tmp_path) as (_, context):
+        assert answer(context, "SELECT count(*) AS n FROM jobs WHERE state = 'pending'") == [{"n": 1}]
+        with pytest.raises(Exception, match=f"key /jobs/state/{PLAIN_ID}"):
+            answer(context, "SELECT count(*) AS n FROM jobs WHERE queue = 'default'")
+
+
 def test_any_damage_of_a_record_is_an_error_or_a_row(tmp_path: Path) -> None:
     """Whatever byte of it is changed, cut or added: never a crash."""
     whole = records.encode(FULL)

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, BinaryBuilder, Int64Builder, RecordBatch, RecordBatchOptions, StringBuilder};
+use arrow::array::{ArrayRef, BinaryBuilder, Int64Builder, RecordBatch, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::Result;
 use jobs_kv::read::Row;
@@ -10,7 +10,7 @@ use jobs_store::view::Access;
 
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
-use crate::source::{Place, Sink, Source, Wanted, bad_row, signed, text};
+use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed, text};
 
 /// The part of the store that all users may read.
 pub(crate) const DATA: &[u8] = b"/data/";
@@ -197,12 +197,8 @@ impl Sink for KvSink {
         }
         let rows = self.rows;
         let columns = self.columns.iter_mut().map(|column| column.finish(rows)).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        (self.rows, self.bytes) = (0, 0);
-        Ok(Some(RecordBatch::try_new_with_options(
-            Arc::clone(&self.schema),
-            columns,
-            &options,
-        )?))
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        batch_of(&self.schema, columns, rows).map(Some)
     }
 }

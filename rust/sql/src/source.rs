@@ -1,8 +1,9 @@
 //! What makes a table: which keys its rows stand at, and how a row becomes columns.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::SchemaRef;
 use datafusion_common::{DataFusionError, Result};
 use jobs_kv::read::Row;
@@ -67,6 +68,16 @@ impl Columns for &dyn Source {
         let index = self.schema().index_of(name).ok()?;
         Some((index, self.cell_type(index)?))
     }
+}
+
+/// Make a batch; it has its number of rows also where it has no columns.
+pub(crate) fn batch_of(schema: &SchemaRef, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok(RecordBatch::try_new_with_options(
+        Arc::clone(schema),
+        columns,
+        &options,
+    )?)
 }
 
 /// What is to be said of a row that cannot be read.

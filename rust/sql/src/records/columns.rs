@@ -14,6 +14,8 @@ use crate::msgpack::{Damaged, Reader, Value, to_json};
 
 const UTC: &str = "UTC";
 
+pub(super) const OTHER_TYPE: Damaged = Damaged("a field of the record is of another type than it should be");
+
 type Read<T> = Result<T, Damaged>;
 
 fn time() -> DataType {
@@ -128,7 +130,7 @@ impl Builder {
             (Self::Float(builder), Some(Value::Int(number))) => builder.append_value(number as f64),
             (Self::Bool(builder), None) => builder.append_null(),
             (Self::Bool(builder), Some(Value::Bool(value))) => builder.append_value(value),
-            _ => return Err(Damaged("a field of the record is of another type than it should be")),
+            _ => return Err(OTHER_TYPE),
         }
         Ok(8)
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion_common::Result;
 use jobs_kv::read::Row;
@@ -22,7 +22,7 @@ pub(crate) use self::layout::{LAYOUTS, Layout};
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::msgpack::{self, Damaged, Reader, Value};
 use crate::ranges::Ranges;
-use crate::source::{Place, Sink, Source, Wanted, bad_row, text};
+use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, text};
 
 const RECORD_VERSION: u8 = 1;
 /// Bytes that are gathered for a batch at most, apart from its last row.
@@ -173,6 +173,8 @@ struct Record<'a> {
     key: &'a [u8],
     row: &'a Row<'a>,
     fields: &'a [Range<usize>],
+    /// Why a condition could not be looked into.
+    problem: &'a std::cell::Cell<Option<Damaged>>,
 }
 
 impl<'a> Record<'a> {
@@ -254,12 +256,19 @@ impl<'a> Record<'a> {
 impl Cells for Record<'_> {
     fn cell(&self, column: usize) -> Cell<'_> {
         let column = &self.layout.columns[column];
-        // What cannot be read is told of where the row is made: a condition holds for it.
         match self.value(column) {
+            Ok(None) => Cell::Null,
             Ok(Some(Value::Text(text))) if column.kind == Kind::Text => Cell::Text(text),
             Ok(Some(Value::Int(number))) if matches!(column.kind, Kind::Int | Kind::Time) => Cell::Int(number),
             Ok(Some(Value::Bool(value))) if column.kind == Kind::Bool => Cell::Bool(value),
-            _ => Cell::Null,
+            Ok(Some(_)) => {
+                self.problem.set(Some(columns::OTHER_TYPE));
+                Cell::Null
+            }
+            Err(problem) => {
+                self.problem.set(Some(problem));
+                Cell::Null
+            }
         }
     }
 }
@@ -401,16 +410,22 @@ impl Sink for RecordSink {
         if !self.is_visible(access, row)? {
             return Ok(looked_at);
         }
+        let problem = std::cell::Cell::new(None);
         let record = Record {
             layout: self.layout,
             key: row.key,
             row,
             fields: &self.fields,
+            problem: &problem,
         };
-        if !self.predicate.holds(&record) {
+        let damaged = |problem: Damaged| bad_row(row.key, &problem);
+        let holds = self.predicate.holds(&record);
+        if let Some(problem) = problem.take() {
+            return Err(damaged(problem));
+        }
+        if !holds {
             return Ok(looked_at);
         }
-        let damaged = |problem: Damaged| bad_row(row.key, &problem);
         for (column, builder) in &mut self.columns {
             self.bytes += match column.from {
                 From::Payload | From::Template => {
@@ -460,13 +475,9 @@ impl Sink for RecordSink {
             return Ok(None);
         }
         let columns = self.columns.iter_mut().map(|(_, builder)| builder.finish()).collect();
-        let options = RecordBatchOptions::new().with_row_count(Some(self.rows));
-        (self.rows, self.bytes) = (0, 0);
-        Ok(Some(RecordBatch::try_new_with_options(
-            Arc::clone(&self.schema),
-            columns,
-            &options,
-        )?))
+        let rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        batch_of(&self.schema, columns, rows).map(Some)
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::csv::ReaderBuilder as CsvReader;
 use arrow::csv::reader::Format as CsvFormat;
@@ -18,6 +18,8 @@ use bytes::Bytes;
 use datafusion_common::Result;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::source::batch_of;
 
 use super::definition::{Column, Csv, Definition, Format, OnError};
 use super::ipc::Stream;
@@ -83,12 +85,7 @@ impl Decoder {
     }
 
     pub fn batch(&self, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(
-            Arc::clone(&self.in_value),
-            columns,
-            &options,
-        )?)
+        batch_of(&self.in_value, columns, rows)
     }
 
     /// Columns of rows without anything.

@@ -8,7 +8,7 @@ mod types;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, StringArray, new_null_array};
+use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::Result;
@@ -20,7 +20,7 @@ pub(crate) use self::definition::Definition;
 use self::definition::{Format, OnError, Origin, Pattern};
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
-use crate::source::{Place, Sink, Source, Wanted, bad_row, signed, text};
+use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed, text};
 
 /// Values that are gathered before they are decoded: of those that are a row each, and of others.
 const GATHERED_BYTES: usize = 4 << 20;
@@ -417,12 +417,7 @@ fn finish(
             }
         });
     }
-    let options = RecordBatchOptions::new().with_row_count(Some(count));
-    Ok(RecordBatch::try_new_with_options(
-        Arc::clone(schema),
-        columns,
-        &options,
-    )?)
+    batch_of(schema, columns, count)
 }
 
 /// Parts of keys as values of a type.
