@@ -48,18 +48,23 @@ def setup(config: Logging, *, stream: TextIO | None = None) -> None:
     logging.captureWarnings(True)
 
 
+MAX_SUBJECTS: Final = 256
+
+
 class Seldom:
     """Lets one line about a subject through in so many seconds, for what others bring about as often as they like."""
 
     def __init__(self, period_s: float = 10.0) -> None:
         self._period_s = period_s
         self._told: dict[str, tuple[float, int]] = {}
-        """When a line last passed, and how many did not since; subjects are few."""
+        """When a line last passed, and how many did not since."""
 
     def left_out(self, subject: str) -> int | None:
         """Return how many lines about a subject were left out before this one; None when this is to be left out."""
         now_s = time.monotonic()
         told_s, count = self._told.get(subject, (float("-inf"), 0))
+        if subject not in self._told and len(self._told) >= MAX_SUBJECTS:
+            self._told.clear()
         if now_s - told_s < self._period_s:
             self._told[subject] = told_s, count + 1
             return None

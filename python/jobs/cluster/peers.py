@@ -71,7 +71,7 @@ class Peers:
         """Names of the peers that messages reach, by id."""
         self.not_allowed = 0
         """What peers were refused that they may not do, or that is not known here; the endpoint counts the rest."""
-        self._refusals = Seldom()
+        self._refusals = Seldom(60.0)
         self._receiving = asyncio.Lock()
         self.requests: dict[Asked, OnRequest] = {}
         self.streams: dict[Opened, OnStream] = {Opened.SNAPSHOT: self._on_snapshot}
@@ -134,7 +134,9 @@ class Peers:
         logger.warning("lost %s: %s", name, reason, extra={"peer": peer})
 
     def on_refused(self, who: str, kind: str, detail: str, left_out: int) -> None:
-        logger.warning("refused %s: %s: %s", who, kind, detail, extra={"left_out": left_out})
+        # A member that was removed, and does not know it, asks again and again.
+        if (untold := self._refusals.left_out(f"{who} {kind}")) is not None:
+            logger.warning("refused %s: %s: %s", who, kind, detail, extra={"left_out": left_out + untold})
 
     def on_message(self, peer: str, message: bytes) -> None:
         if peer in self._members:
