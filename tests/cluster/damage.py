@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 _HEADER_BYTES: Final = 512
 _HEAD_BYTES: Final = 40
+_BITS: Final = 20
 
 
 class _Record(NamedTuple):
@@ -45,6 +46,13 @@ def damage_log(directory: Path, chance: Random) -> bool:
     record = chance.choice(places)
     _flip(record.segment, record.at + chance.randrange(record.size), chance)
     return True
+
+
+def damage_store(directory: Path, chance: Random) -> None:
+    """Flip some bits of the store's data file."""
+    data = directory / "data" / "store" / "data.mdb"
+    for _ in range(_BITS):
+        _flip(data, chance.randrange(data.stat().st_size), chance)
 
 
 def damage_snapshot(directory: Path, chance: Random) -> bool:

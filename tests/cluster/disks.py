@@ -44,7 +44,7 @@ class Disks:
         """Return why power cannot be cut here, "" when it can."""
         try:
             self._mount_ext4("probe")
-            self._lose_unwritten("probe")
+            self.cut_power("probe")
         except (OSError, subprocess.CalledProcessError) as error:
             return f"needs loop devices and ext4: {getattr(error, 'stderr', '') or error}"
         finally:
@@ -81,9 +81,6 @@ class Disks:
 
     def cut_power(self, name: str) -> None:
         """Lose what is not on the device, now. The node must be killed next, and its disk plugged in again."""
-        self._lose_unwritten(name)
-
-    def _lose_unwritten(self, name: str) -> None:
         descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _LOSE_ALL_UNWRITTEN))

@@ -63,7 +63,7 @@ class Members(EmbeddedCluster):
             "JOBS_LOG__SNAPSHOT_LOG_BYTES": "1MiB",
         }
         if self._machine_library is not None:
-            self._set_machine(number)
+            self.set_machine(number)
             env |= {"LD_PRELOAD": str(self._machine_library), "JOBS_TEST_MACHINE": str(self._machine_file(number))}
         made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env, prefix=self.net.inside(number))
         return made
@@ -154,9 +154,6 @@ class Members(EmbeddedCluster):
 
     def set_machine(self, number: int, *, ahead_s: int = 0, sync_s: float = 0.0) -> None:
         """Let the node's wall clock jump, and those of its workers; let each sync of its disk take longer."""
-        self._set_machine(number, ahead_s, sync_s)
-
-    def _set_machine(self, number: int, ahead_s: int = 0, sync_s: float = 0.0) -> None:
         path = self._machine_file(number)
         with path.open("r+b" if path.exists() else "wb") as file:
             file.write(struct.pack("=qq", ahead_s, int(sync_s * 1e6)))
@@ -171,6 +168,10 @@ class Members(EmbeddedCluster):
     def damage_log(self, number: int, chance: Random) -> bool:
         assert not self.node(number).is_running
         return damage.damage_log(self.node(number).directory, chance)
+
+    def damage_store(self, number: int, chance: Random) -> None:
+        assert not self.node(number).is_running
+        damage.damage_store(self.node(number).directory, chance)
 
     def damage_snapshot(self, number: int, chance: Random) -> bool:
         """Damage the newest snapshot, and let it be needed: the operating system went down with the store open."""

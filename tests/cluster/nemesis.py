@@ -23,7 +23,7 @@ ALONE: Final = (
 """What can be done to a single node: to its processes, and to its disk."""
 TOGETHER: Final = (
     (*ALONE[0], "kill all"),
-    (*ALONE[1], "cut power of all", "damage log", "damage snapshot"),
+    (*ALONE[1], "cut power of all", "damage log", "damage store", "damage snapshot"),
     ("cut off", "cut sending", "cut receiving", "bridge", "kill and cut"),
     ("transfer", "swap", "lose disk"),
 )
@@ -222,6 +222,17 @@ class Nemesis:
         what = "refused" if refusal else "made good from the log" if damaged else "not there to be damaged"
         self.notes[f"a snapshot {what}"] += 1
 
+    def _damage_store(self, victim: int, fault: Fault) -> None:
+        """The store is not what it was: it begins from its snapshot, and the log tells the rest."""
+        self._members.kill(victim)
+        self._members.damage_store(victim, random.Random(fault.seed))
+        refusal = self._refusal(victim)
+        if refusal:
+            # LMDB follows pointers into nowhere; the next process knows.
+            assert "ended with -" in refusal, refusal
+            self._members.restart(victim)
+        self.notes[f"a store mended{' at the second start' if refusal else ''}"] += 1
+
     def _refusal(self, victim: int) -> str:
         """Start a node; return what it says when it ends instead of serving, "" when it serves."""
         try:
@@ -320,6 +331,7 @@ _KINDS: Final[dict[str, Callable[[Nemesis, int, Fault], None]]] = {
     "cut power": Nemesis._cut_power,
     "cut power of all": Nemesis._cut_power_of_all,
     "damage log": Nemesis._damage_log,
+    "damage store": Nemesis._damage_store,
     "damage snapshot": Nemesis._damage_snapshot,
     "jump clock": Nemesis._jump_clock,
     "cut off": Nemesis._cut_off,

@@ -1,9 +1,13 @@
 //! LMDB as a backend of the machine.
+//!
+//! LMDB trusts what it reads, so each row carries a checksum of its key and value: a row that the disk has changed is never
+//! served. [`verify`] looks at all of them, and at what LMDB itself says of its tables.
 #![allow(unsafe_code, reason = "opening LMDB maps a file, which Rust cannot check")]
 
 use std::ops::Bound;
 use std::path::Path;
 
+use crc32c::{crc32c, crc32c_append};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, RwTxn, WithoutTls};
 use jobs_kv::backend::Visit;
@@ -15,6 +19,8 @@ use crate::error::{Result, StoreError};
 pub const DATA_FILE: &str = "data.mdb";
 /// Readers, in all processes together.
 const MAX_READERS: u32 = 1024;
+/// Of the checksum at the end of each row's value.
+const SEAL_BYTES: usize = 4;
 
 pub(crate) type Lmdb = Env<WithoutTls>;
 type Table = Database<'static, Bytes, Bytes>;
@@ -116,7 +122,7 @@ impl Read for Reading<'_> {
     type Error = heed::Error;
 
     fn get(&self, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
-        Ok(self.tables.with(key).get(self.txn, key)?.map(<[u8]>::to_vec))
+        get(self.tables.with(key), self.txn, key)
     }
 
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
@@ -128,7 +134,7 @@ impl Read for Writing<'_, '_> {
     type Error = heed::Error;
 
     fn get(&self, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
-        Ok(self.tables.with(key).get(self.txn, key)?.map(<[u8]>::to_vec))
+        get(self.tables.with(key), self.txn, key)
     }
 
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
@@ -139,9 +145,11 @@ impl Read for Writing<'_, '_> {
 impl Writing<'_, '_> {
     /// Put a row behind all others of its table.
     pub fn append(&mut self, key: &[u8], value: &[u8]) -> heed::Result<()> {
-        self.tables
-            .with(key)
-            .put_with_flags(self.txn, PutFlags::APPEND, key, value)
+        self.put_sealed(self.tables.with(key), PutFlags::APPEND, key, value)
+    }
+
+    fn put_sealed(&mut self, table: Table, flags: PutFlags, key: &[u8], value: &[u8]) -> heed::Result<()> {
+        table.put_with_flags(self.txn, flags, key, &[value, &seal(key, value)[..]].concat())
     }
 }
 
@@ -150,7 +158,7 @@ impl Backend for Writing<'_, '_> {
         match kind_of(key) {
             // The machine's events come in order.
             Kind::History => self.append(key, value),
-            kind => self.tables.of(kind).put(self.txn, key, value),
+            kind => self.put_sealed(self.tables.of(kind), PutFlags::empty(), key, value),
         }
     }
 
@@ -163,6 +171,56 @@ impl Backend for Writing<'_, '_> {
     }
 }
 
+fn seal(key: &[u8], value: &[u8]) -> [u8; SEAL_BYTES] {
+    crc32c_append(crc32c(key), value).to_le_bytes()
+}
+
+/// The value of a row as it lies in a table, without its checksum.
+///
+/// # Errors
+/// [`heed::Error::Decoding`] when the row is not what was written.
+pub(crate) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> heed::Result<&'a [u8]> {
+    sealed
+        .split_last_chunk::<SEAL_BYTES>()
+        .and_then(|(value, found)| (*found == seal(key, value)).then_some(value))
+        .ok_or_else(|| {
+            let key = String::from_utf8_lossy(key);
+            heed::Error::Decoding(format!("the row of key {key:?} fails its checksum").into())
+        })
+}
+
+/// Look at every row.
+///
+/// # Errors
+/// What is wrong with the first one that is not what was written, or what LMDB says of its pages.
+pub(crate) fn verify(tables: Tables, txn: &RoTxn) -> heed::Result<()> {
+    for (table, name) in tables.all().into_iter().zip(NAMES) {
+        let (mut rows, mut before) = (0, Vec::new());
+        for row in table.iter(txn)? {
+            let (key, sealed) = row?;
+            unseal(key, sealed)?;
+            if rows > 0 && key <= &before[..] {
+                return Err(heed::Error::Decoding(format!("table {name} is out of order").into()));
+            }
+            before.clear();
+            before.extend_from_slice(key);
+            rows += 1;
+        }
+        let known = table.len(txn)?;
+        if rows != known {
+            return Err(heed::Error::Decoding(
+                format!("table {name} has {rows} rows of {known}").into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn get(table: Table, txn: &RoTxn, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
+    let sealed = table.get(txn, key)?;
+    sealed.map(|sealed| Ok(unseal(key, sealed)?.to_vec())).transpose()
+}
+
 fn scan(table: Table, txn: &RoTxn, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
     if start >= end {
         return Ok(());
@@ -170,15 +228,15 @@ fn scan(table: Table, txn: &RoTxn, start: &[u8], end: &[u8], reverse: bool, visi
     let bounds = (Bound::Included(start), Bound::Excluded(end));
     if reverse {
         for row in table.rev_range(txn, &bounds)? {
-            let (key, value) = row?;
-            if visit(key, value).is_break() {
+            let (key, sealed) = row?;
+            if visit(key, unseal(key, sealed)?).is_break() {
                 break;
             }
         }
     } else {
         for row in table.range(txn, &bounds)? {
-            let (key, value) = row?;
-            if visit(key, value).is_break() {
+            let (key, sealed) = row?;
+            if visit(key, unseal(key, sealed)?).is_break() {
                 break;
             }
         }

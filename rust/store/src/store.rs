@@ -11,13 +11,16 @@ use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
 use jobs_kv::{GENERATION_REQUESTS, KeyValue, KvError, Meta, Read};
 
-use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open};
+use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open, unseal, verify};
 use crate::error::{Result, StoreError, no_room};
 use crate::marker::{self, LastRun, boot_id, replace, sync_directory, sync_file};
 use crate::snapshot;
 
 const LOCK_FILE: &str = "lock.mdb";
 const RESTORE_DIRECTORY: &str = "restore";
+/// There while the data file is looked at: LMDB follows pointers into nowhere, so damage can end the process. The next one
+/// then knows.
+const LOOKING_FILE: &str = "LOOKING";
 /// LMDB wants the map's size as whole pages.
 const PAGE_BYTES: usize = 1 << 16;
 /// Written to find out whether there is room; more than what a write that was broken off can have left.
@@ -72,8 +75,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
-    /// Open a directory, making it if it is not there. What the last run left is trusted unless the operating system
-    /// died with it; then the newest good snapshot takes its place.
+    /// Open a directory, making it if it is not there. What the last run left is taken unless the operating system died
+    /// with it, or a row of it is not what was written; then the newest good snapshot takes its place.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -103,17 +106,16 @@ impl Store {
     }
 
     fn recover(directory: &Path, boot_id: &str, max_bytes: usize) -> Result<Option<String>> {
-        let data = directory.join(DATA_FILE);
-        let last_run = marker::read(directory, boot_id)?;
+        let there = directory.join(DATA_FILE).exists();
         let snapshots = snapshot::list(directory)?;
-        let there = data.exists();
-        if there && last_run == LastRun::Trusted || !there && snapshots.is_empty() {
-            return Ok(None);
-        }
-        let why = if there {
-            "the operating system went down with the store open"
-        } else {
-            "the data file is gone"
+        let why = match marker::read(directory, boot_id)? {
+            _ if !there && snapshots.is_empty() => return Ok(None),
+            _ if !there => "the data file is gone".to_owned(),
+            LastRun::Trusted => match damage(directory, max_bytes)? {
+                None => return Ok(None),
+                Some(damage) => format!("the data file is damaged: {damage}"),
+            },
+            LastRun::None | LastRun::Untrusted => "the operating system went down with the store open".to_owned(),
         };
         let mut refused = String::new();
         for (index, path) in snapshots {
@@ -328,9 +330,9 @@ impl Store {
             let mut write_rows = || -> Result<()> {
                 for table in tables.all() {
                     for row in table.iter(&txn)? {
-                        let (key, value) = row?;
+                        let (key, sealed) = row?;
                         writer
-                            .row(key, value)
+                            .row(key, unseal(key, sealed)?)
                             .map_err(StoreError::io("write", &self.directory))?;
                     }
                 }
@@ -463,7 +465,7 @@ pub fn hash_state<B: Read>(backend: &B, meta: &Meta) -> std::result::Result<[u8;
 }
 
 fn discard(directory: &Path) -> Result<()> {
-    for name in [DATA_FILE, LOCK_FILE] {
+    for name in [DATA_FILE, LOCK_FILE, LOOKING_FILE] {
         let path = directory.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -498,6 +500,35 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
         .map_err(StoreError::io("rename", &from))?;
     fs::remove_dir_all(&beside).map_err(StoreError::io("remove", &beside))?;
     sync_directory(directory)
+}
+
+/// What is wrong with a data file that ought to be whole.
+fn damage(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
+    let looking = directory.join(LOOKING_FILE);
+    if looking.exists() {
+        return Ok(Some("the last look at it ended the process".to_owned()));
+    }
+    // Without room for it there is only less help after the next crash.
+    let _ = fs::write(&looking, b"");
+    let found = look_at(directory, max_bytes);
+    let _ = fs::remove_file(&looking);
+    found
+}
+
+fn look_at(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
+    let (env, tables) = match open(directory, max_bytes) {
+        Err(StoreError::Lmdb(heed::Error::Mdb(error))) => return Ok(Some(error.to_string())),
+        other => other?,
+    };
+    let txn = env.read_txn()?;
+    let found = verify(tables, &txn);
+    drop(txn);
+    env.prepare_for_closing().wait();
+    match found {
+        Ok(()) => Ok(None),
+        Err(error @ (heed::Error::Mdb(_) | heed::Error::Decoding(_))) => Ok(Some(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Take the newest good snapshot that is ahead of what is applied: its installation was interrupted.
