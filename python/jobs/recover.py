@@ -44,15 +44,16 @@ def recover(config: NodeConfig, *, confirmed: bool) -> int:
 
 def warning(name: str, remains: Remains) -> str:
     others = ", ".join(remains.others) or "none"
-    unsure = remains.last_index - remains.applied_index
+    applied, unsure = remains.applied_index, remains.last_index - remains.applied_index
     return f"""\
 THIS CAN LOSE DATA THAT WAS ACKNOWLEDGED. It is for when a majority of the disks is lost for good.
 
 {name} has been a member of cluster {remains.cluster} (voters: {", ".join(remains.voters) or "none"}).
-Its disk holds all up to entry {remains.applied_index}, in term {remains.term}, and {unsure} entries behind that.
+The last entry on its disk is {remains.last_index}, of term {remains.last_term}. All up to entry {applied}
+have taken effect here, and {unsure} behind that have not.
 
 It would become the only member of a new cluster, with all of these entries: also those of the {unsure} of which
 nobody ever learnt what became of them.
 LOST is whatever the other members ({others}) acknowledged and this disk does not hold. Of several nodes
-that are left, recover the one with the highest term and then the highest entry.
+that are left, recover the one whose last entry has the highest term, and of these the highest number.
 The other members must not run on: empty their node.data_dir, and let them join anew with tickets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from jobs import shell_job
+from jobs._native import Log
+from jobs.cluster.file import Belonging, save
+from jobs.cluster.recovery import Recovery
 from jobs.protocol.model import JobState
+from jobs.recover import warning
 from jobs.testing import EmbeddedCluster, EmbeddedNode, free_port
 from tests.support.waiting import until
 
@@ -81,6 +86,23 @@ def test_what_is_left_of_a_cluster_goes_on_alone_and_grows_again(tmp_path: Path)
         left.kill()
         with cluster.leader().client() as client:
             assert client.kv.get("/data/last") is not None
+
+
+def test_who_has_more_is_told_by_the_last_entry_not_by_a_term_that_was_only_stood_in(tmp_path: Path) -> None:
+    # Given a node that has stood for election in vain since its last entry
+    with contextlib.closing(Log(str(tmp_path / "log"))) as log:
+        log.append(1, 3, b"")
+        log.append(2, 5, b"")
+        log.sync()
+        log.set_hard_state(9, "another")
+    save(tmp_path, Belonging(cluster="c", founder=True))
+    recovery = Recovery("n1", tmp_path, tmp_path / "log", tmp_path / "store", 64 << 20)
+    # When an operator asks what it has, to compare it with other nodes
+    with contextlib.closing(recovery):
+        remains = recovery.remains()
+    # Then it is the last entry that counts
+    assert (remains.last_term, remains.last_index, remains.applied_index) == (5, 2, 0)
+    assert "The last entry on its disk is 2, of term 5." in warning("n1", remains)
 
 
 def test_only_a_node_of_a_cluster_is_recovered(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ class Remains(Struct, frozen=True, kw_only=True):
     """Names of the members that had a vote, this one among them if it had."""
     others: tuple[str, ...]
     """Names of the other members, with a vote or without."""
-    term: int
     applied_index: int
     last_index: int
     """Of the log: what is beyond `applied_index` may hold writes that were acknowledged, and some that were not."""
+    last_term: int
+    """Of the last entry. It tells who has more; the term that a node has heard of, or stood in, does not."""
 
 
 class Recovery:
@@ -77,9 +78,9 @@ class Recovery:
             id=self._id,
             voters=tuple(sorted(one.name for one in members.records if one.role is Role.VOTER)),
             others=tuple(sorted(one.name for one in members.records if one.id != self._id)),
-            term=self._log.hard_state()[0],
             applied_index=self._store.applied_index,
             last_index=self._log.last_index,
+            last_term=self._log.term_at(self._log.last_index) or self._store.applied_term,
         )
 
     async def go_alone(self) -> str:
