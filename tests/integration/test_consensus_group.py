@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 
 from jobs._native import DiskFullError, Log, Store
+from jobs.cluster.changes import Changes
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
 from jobs.consensus.clock import now_s
 from jobs.consensus.membership import put_member, remove_member
 from jobs.consensus.messages import MAX_COMMAND_BYTES, TimeoutNow, decode
 from jobs.errors import MembershipConflict, NotLeader, OutcomeUnknown, PayloadTooLarge, Unavailable
+from jobs.protocol.ids import RequestId
+from jobs.service import Caller
 from jobs.store import EQ, Put, Txn, ValueIs, VersionIs
 from tests.support.disks import small_disk
 
@@ -448,6 +451,34 @@ def test_a_transfer_that_nobody_follows_leaves_a_leader_with_a_lease(tmp_path: P
             deliver(*late[0])
             await asyncio.sleep(4 * QUICK.election_max_s)
             assert (leader.is_leader, leader.term) == (True, term)
+
+    run(scenario)
+
+
+def test_a_transfer_that_nobody_followed_is_tried_again_when_its_request_comes_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            changes = Changes(leader, group.disks[leader.me][1])
+            caller = Caller(uid=0, gid=0, admin=True, request_id=RequestId(b"r" * 16))
+            term = leader.term
+            # Given an order to take over that is lost, so that the leader takes its leadership back in the next term
+            deliver = group["b"].on_message
+            group["b"].on_message = lambda peer, data: (  # type: ignore[method-assign]
+                None if isinstance(decode(data), TimeoutNow) else deliver(peer, data)
+            )
+            with pytest.raises(Unavailable, match="b did not take over"):
+                await changes.transfer(caller, "b")
+            await until(lambda: leader.is_leader and leader.term > term)
+            # When the same request comes again, then it is not taken for done
+            group["b"].on_message = deliver  # type: ignore[method-assign]
+            assert await changes.transfer(caller, "b") == "b"
+            await until(lambda: group["b"].is_leader)
+            # And once it was done, it moves nothing any more, though it comes to who led then
+            assert await group["b"].transfer("a") == "a"
+            await until(lambda: leader.is_leader)
+            assert await changes.transfer(caller, "b") == "a"
+            assert leader.is_leader
 
     run(scenario)
 

@@ -37,6 +37,8 @@ class Changes:
     def __init__(self, consensus: Consensus, store: Store) -> None:
         self._consensus = consensus
         self._store = store
+        self._tried: _Handover | None = None
+        """The last request to hand leadership over, and the term in which this member last tried to."""
 
     async def change(self, make: Callable[[RequestId], Txn | None], request: RequestId) -> None:
         """Carry out a change of the members, if there is one to be made, again when another one came in between; once
@@ -122,7 +124,8 @@ class Changes:
         """Let another member lead, and return who does. Raises NotFound, MembershipConflict, Unavailable.
 
         The request is on record with the term before anything happens. When it comes again in a later term leadership
-        has changed hands since, so it was carried out: it does not change hands once more.
+        has changed hands since, so it was carried out: it does not change hands once more. Unless nobody took over, and
+        this member leads in the next term for that: then it is tried again.
         """
         consensus = self._consensus
         to = None if wanted is None else find_member(consensus.members, wanted).id
@@ -130,13 +133,15 @@ class Changes:
             return consensus.members.name_of(consensus.me)
         request, term = caller.request_id, consensus.term
         if was_done(self._store, request):
-            if self._last_handover() != _Handover(request, term):
+            nobody_else_led = self._tried in (_Handover(request, term), _Handover(request, term - 1))
+            if not nobody_else_led and self._last_handover() != _Handover(request, term):
                 return consensus.members.name_of(consensus.me)
         else:
             await consensus.check_successor(to)
             entry = audit_entry(caller, "cluster.transfer", consensus.me if to is None else to, wall_ms())
             record = Put(keys.HANDOVER, HANDOVER_VERSION + msgspec.msgpack.encode(_Handover(request, term)))
             await consensus.propose(Txn((), (record, entry), request_id=request))
+        self._tried = _Handover(request, term)
         return consensus.members.name_of(await consensus.transfer(to))
 
     def _last_handover(self) -> _Handover | None:
