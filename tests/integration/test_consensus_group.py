@@ -14,7 +14,7 @@ import pytest
 
 from jobs._native import DiskFullError, Log, Store
 from jobs.cluster.changes import Changes
-from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
+from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role, driver
 from jobs.consensus.clock import now_s
 from jobs.consensus.membership import put_member, remove_member
 from jobs.consensus.messages import MAX_COMMAND_BYTES, TimeoutNow, decode
@@ -276,6 +276,32 @@ def test_a_sync_that_takes_long_is_no_silence(tmp_path: Path, slow: str) -> None
                 await asyncio.sleep(0.02)
             assert (await change).succeeded
             assert (leader.is_leader, leader.term) == (True, term)
+
+    run(scenario)
+
+
+def test_a_leader_whose_disk_is_never_done_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "STUCK_SYNC_S", 1.0)
+
+    async def scenario() -> None:
+        async with await Group(tmp_path).of("a", "b", "c") as group:
+            leader = await group.leader()
+            # Given a disk that does not come back with what it was given
+            group.logs[leader.me].sync_s = 8.0
+            stuck = leader.propose(Txn(then=tuple(Put(b"k%d" % number, bytes(1_000_000)) for number in range(2))))
+            # Then another leads before it does
+            others = [member for member in group.members if member is not leader]
+            await until(lambda: any(member.is_leader for member in others), 6.0)
+            assert not stuck.done()
+            successor = next(member for member in others if member.is_leader)
+            await put(successor, "k")
+            # And when it comes back after all, it follows
+            group.logs[leader.me].sync_s = 0.0
+            await until(lambda: leader.leader == successor.me and leader.applied_index == successor.applied_index)
+            with pytest.raises(OutcomeUnknown):
+                await stuck
 
     run(scenario)
 

@@ -43,6 +43,8 @@ INLINE_SYNC_S: Final = 0.002
 0.1 ms, as much as the fsync itself); a slower one on a thread, so that the loop goes on serving."""
 INLINE_SYNC_BYTES: Final = 1 << 20
 """More than that is synced on a thread, however fast the disk has been."""
+STUCK_SYNC_S: Final = 10.0
+"""A disk that takes longer for a sync may never be done: another leader, with another disk, is better then."""
 _SYNC_COST_WEIGHT: Final = 0.1
 
 _SEND_POINTS: Final = {
@@ -367,7 +369,7 @@ class Consensus:
                 self._finish()
             elif self._sync_cost_s > INLINE_SYNC_S or self._log.size_bytes - self._synced_bytes > INLINE_SYNC_BYTES:
                 self._syncing = self._loop.run_in_executor(self._threads, self._sync)
-                self._syncing_since = time.monotonic()
+                self._syncing_since, self._syncing_since_s = time.monotonic(), now_s
                 self._syncing.add_done_callback(self._on_synced)
             else:
                 started = time.monotonic()
@@ -554,9 +556,10 @@ class Consensus:
     def _on_timer(self) -> None:
         """Raft keeps its own deadlines; this makes it look at them."""
         self.schedule()
-        if self._syncing is not None and self._failure is None:
+        now_s = clock.now_s()
+        if self._syncing is not None and self._failure is None and now_s < self._syncing_since_s + STUCK_SYNC_S:
             # A sync that takes long is no silence.
-            self._member.pulse(clock.now_s())
+            self._member.pulse(now_s)
             self._flush_pulses()
         self._promote()
         alone = len(self._member.members.records) == 1 and self._member.raft.leads
