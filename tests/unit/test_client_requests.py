@@ -155,3 +155,28 @@ def test_everything_that_the_package_offers_is_there() -> None:
         assert getattr(jobs, name).__name__ == name
     with pytest.raises(AttributeError, match="nonsense"):
         _ = jobs.nonsense
+
+
+def test_threads_may_decode_what_none_has_decoded_before() -> None:
+    # Given a process in which nothing was decoded, and threads that all begin at once
+    program = """
+import sys, threading
+from contextlib import suppress
+from jobs.client.requests import decode
+from jobs.protocol.model import JobDetail
+sys.setswitchinterval(1e-6)
+data = b'{"parents":["a"],"spec":{"type":"shell","queue":"q","labels":{"a":"b"}},"job":{"labels":{"a":"b"},"id":"a"}}'
+begin = threading.Barrier(8)
+def run():
+    begin.wait()
+    for _ in range(100):
+        with suppress(Exception):
+            decode(JobDetail, data)
+threads = [threading.Thread(target=run) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    # Then the interpreter lives on
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from jobs.client.decoding import decode_json
 from jobs.errors import InternalError, JobsError, error_types
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import Problem, Reason
@@ -53,7 +54,7 @@ def gone(error: BaseException) -> ConnectionFailed:
 def error_of(status: int, data: bytes, retry_after: str | None) -> JobsError:
     """Return the error that a problem document stands for."""
     try:
-        problem = msgspec.json.decode(data, type=Problem)
+        problem = decode_json(Problem, data)
     except msgspec.MsgspecError:
         return InternalError(f"the node answered {status} with something else than a problem document")
     kind = error_types().get(problem.code, InternalError)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
+from jobs.client.decoding import decode_json
 from jobs.client.events import EventParser
 from jobs.client.failures import error_of
 from jobs.errors import InternalError, InvalidRequest
@@ -134,6 +135,6 @@ def segment(text: str) -> str:
 def decode(kind: type[T], data: bytes) -> T:
     """Return a typed answer. Raises InternalError for one that is not of the type."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_json(kind, data)
     except msgspec.MsgspecError as error:
         raise InternalError(f"the node's answer is no {kind.__name__}: {error}") from error
