@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -257,12 +258,26 @@ def test_a_store_with_a_bit_that_changed_is_never_served(tmp_path: Path) -> None
     command = [sys.executable, "-m", "tests.support.opening", str(place), str(tmp_path / "copy"), str(SEED), "60"]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(("python", "."))}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    # Then either nothing was lost by it, or the snapshot takes the file's place, at the second start at the latest
+    # Then either nothing was lost by it, or the snapshot takes the file's place, at the third start at the latest
     ends = Counter(done.stdout.split())
     print(ends)
     assert ends.total() == 60
     assert ends["wrong"] == 0
     assert ends["recovered"] > 0
+
+
+def test_a_store_whose_opening_was_killed_once_is_taken_as_it_is(tmp_path: Path) -> None:
+    # Given a whole store, whose process was killed once while it looked at the file
+    writer = Writer(tmp_path)
+    fill(writer, 5)
+    truth = writer.store.state_hash()
+    writer.store.close()
+    (tmp_path / "LOOKING").write_bytes(b"x")
+    # Then the next one takes it, and nothing is left of that
+    with closing(Store(str(tmp_path))) as store:
+        assert store.recovered is None
+        assert store.state_hash() == truth
+    assert not (tmp_path / "LOOKING").exists()
 
 
 def test_a_row_that_changes_while_the_store_is_open_is_not_served(tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ class Lots:
             lot.fail(failed)
         except EnvelopeError as error:
             lot.fail(InternalError(f"the leader's answer cannot be read: {error}"))
+        except Exception as error:
+            # Whoever waits is told, whatever it was; the loop logs it.
+            lot.fail(InternalError(f"requests could not be sent to the leader: {error}"))
+            raise
         else:
             lot.settle(replies)
 

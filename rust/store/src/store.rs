@@ -18,9 +18,11 @@ use crate::snapshot;
 
 const LOCK_FILE: &str = "lock.mdb";
 const RESTORE_DIRECTORY: &str = "restore";
-/// There while the data file is looked at: LMDB follows pointers into nowhere, so damage can end the process. The next one
-/// then knows.
+/// There while the data file is looked at, a byte for each look that has begun: LMDB follows pointers into nowhere, so
+/// damage can end the process. A later one then knows.
 const LOOKING_FILE: &str = "LOOKING";
+/// So many looks without an end are no chance: once, the process may have been killed for another reason.
+const MAX_LOOKS: usize = 2;
 /// LMDB wants the map's size as whole pages.
 const PAGE_BYTES: usize = 1 << 16;
 /// Written to find out whether there is room; more than what a write that was broken off can have left.
@@ -505,11 +507,13 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
 /// What is wrong with a data file that ought to be whole.
 fn damage(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
     let looking = directory.join(LOOKING_FILE);
-    if looking.exists() {
-        return Ok(Some("the last look at it ended the process".to_owned()));
+    let mut begun = fs::read(&looking).unwrap_or_default();
+    if begun.len() >= MAX_LOOKS {
+        return Ok(Some(format!("{MAX_LOOKS} looks at it ended the process")));
     }
+    begun.push(b'x');
     // Without room for it there is only less help after the next crash.
-    let _ = fs::write(&looking, b"");
+    let _ = fs::write(&looking, &begun);
     let found = look_at(directory, max_bytes);
     let _ = fs::remove_file(&looking);
     found
