@@ -176,7 +176,7 @@ def with_a_stale_read(history: Sequence[Operation]) -> list[Operation]:
 
 def with_a_lost_write(history: Sequence[Operation]) -> list[Operation]:
     """Return the history with one more write, which was acknowledged and then found by nobody."""
-    last = max((o for o in history if o.kind == "get" and o.is_known), key=lambda o: o.called_ns)
+    last = max((o for o in history if o.kind == "get" and o.revision is not None), key=lambda o: o.called_ns)
     end_ns = max(o.end_ns for o in history if o.is_known)
     newest = max(o.revision or 0 for o in history)
     lost = replace(
