@@ -7,9 +7,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, cast
 
-import msgspec
-
 from jobs.protocol.wire import MAX_FRAME_BYTES, NodeFrame, WorkerFrame, decode_node_frame, encode_frame
+from jobs.workers.framing import take_frames
 from jobs.workers.session import ProtocolError
 
 logger = logging.getLogger(__name__)
@@ -75,22 +74,7 @@ def cut_frames(buffer: bytearray) -> list[NodeFrame]:
 
     Raises ProtocolError for a frame that is too large or cannot be read.
     """
-    frames: list[NodeFrame] = []
-    start = 0
-    with memoryview(buffer) as view:
-        while len(view) - start >= 4:
-            size = int.from_bytes(view[start : start + 4], "big")
-            if size > MAX_FRAME_BYTES:
-                raise ProtocolError(f"a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
-            if len(view) - start - 4 < size:
-                break
-            try:
-                frames.append(decode_node_frame(view[start + 4 : start + 4 + size]))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise ProtocolError(f"a frame cannot be read: {error}") from error
-            start += 4 + size
-    del buffer[:start]
-    return frames
+    return take_frames(buffer, MAX_FRAME_BYTES, decode_node_frame, ProtocolError)
 
 
 def retry_delay_s(failures: int, chance: float) -> float:

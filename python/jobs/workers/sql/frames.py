@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from jobs.protocol.model import SqlResult
 from jobs.protocol.wire import TableWrite
+from jobs.workers.framing import take_frames
 
 MAX_FRAME_BYTES: Final = 16 << 20
 PIECE_BYTES: Final = 64 << 10
@@ -134,19 +135,4 @@ class Cutter(Generic[T]):
     def feed(self, data: bytes) -> list[T]:
         """Return the frames that are complete now. Raises FrameError."""
         self._buffer += data
-        frames: list[T] = []
-        start = 0
-        with memoryview(self._buffer) as view:
-            while len(view) - start >= 4:
-                size = int.from_bytes(view[start : start + 4], "big")
-                if size > MAX_FRAME_BYTES:
-                    raise FrameError(f"a frame of {size} bytes; the limit is {MAX_FRAME_BYTES}")
-                if len(view) - start - 4 < size:
-                    break
-                try:
-                    frames.append(self._decoder.decode(view[start + 4 : start + 4 + size]))
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise FrameError(f"a frame cannot be read: {error}") from error
-                start += 4 + size
-        del self._buffer[:start]
-        return frames
+        return take_frames(self._buffer, MAX_FRAME_BYTES, self._decoder.decode, FrameError)
