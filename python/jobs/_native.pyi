@@ -1,6 +1,6 @@
 """Types of the Rust extension. Every call that touches a disk or a process releases the GIL."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 __version__: Final[str]
 
@@ -23,6 +23,12 @@ class CompactedError(NativeError):
 
 class FutureRevisionError(NativeError):
     """This replica has not reached the revision asked for."""
+
+class NotFoundError(NativeError):
+    """There is no such blob here."""
+
+class UnavailableError(NativeError):
+    """No provider gave the blob."""
 
 class LimitError(NativeError):
     """A documented limit (key, value, operations) is exceeded; names which and by how much."""
@@ -384,8 +390,10 @@ class Endpoint:
         """What is bound."""
     def fileno(self) -> int: ...
     def receive(self, max_count: int = 1024) -> list[NetEvent]: ...
-    def set_peers(self, peers: list[tuple[str, list[str]]]) -> None:
-        """Replace the allowlist: (id, addresses). Who is not on it any more is cut off before this returns."""
+    def set_peers(self, peers: list[tuple[str, list[str]]], guests: list[str] = ...) -> None:
+        """Replace the allowlist: (id, addresses). Who is not on it any more is cut off before this returns.
+
+        Those among them who are guests have no connections for blobs."""
     def peers(self) -> list[tuple[str, str, bool, int, int]]:
         """(id, name, up, bytes of messages that wait, requests not answered)."""
     def counters(self) -> dict[str, int]: ...
@@ -420,3 +428,78 @@ class Blake3:
     def update(self, data: bytes) -> None: ...
     def digest(self) -> bytes:
         """Of what was fed so far."""
+
+# --- blobs -----------------------------------------------------------------------------------------------------------
+
+BlobEvent: TypeAlias = tuple[int, str, int, int, int, int, str, list[tuple[str, int, str]]]
+"""(fetch, what, bytes, bytes of all, blobs, blobs of all, text, providers). What: progress; done; or a kind of error,
+with its text. Providers: (id, verified bytes that came from it, why it was left behind or "")."""
+
+class Blobs:
+    """A node's blobs: files named by their BLAKE3 hashes (64 digits 0-9a-f), and their exchange with members.
+
+    Calls wait for the disk, the ones about fetches apart: what becomes of these is taken with `receive`, and the
+    descriptor of `fileno` is readable while something waits. What is read is verified; what is added is on the disk
+    when its hash is told. Thread-safe."""
+
+    def __init__(self, directory: str, *, min_free_bytes: int | None = None) -> None:
+        """Open the store, made when it is absent; one process at a time. Blobs leave so many bytes of the disk free."""
+    def join(self, endpoint: Endpoint) -> None:
+        """Serve the members that the endpoint knows, and fetch from them."""
+    def add(self) -> BlobWriter:
+        """Begin a blob. DiskFullError when there is no room."""
+    def open(self, blob: str) -> BlobReader:
+        """Hold a blob open: it is not deleted. NotFoundError; CorruptError when it was damaged, and was put aside."""
+    def stat(self, blob: str) -> tuple[int, int] | None:
+        """(bytes, when it last came in ms of Unix time)."""
+    def page(self, after: str | None = None, *, max_count: int = 1_000) -> list[tuple[str, int, int]]:
+        """(hash, bytes, when it last came), in the order of the hashes."""
+    def delete(self, blob: str, *, min_age_ms: int = 0) -> tuple[Literal["deleted", "missing", "held", "recent"], int]:
+        """Delete unless it is read or fetched (held), or came within this time (recent); bytes freed."""
+    def verify(self, blob: str) -> Literal["sound", "mended", "damaged", "missing"]:
+        """Hash it anew; put it aside when it is damaged, so that a fetch mends it."""
+    def partials(self) -> list[tuple[str, int, int, int]]:
+        """(hash, bytes of the whole, bytes on the disk, when something last came) of unfinished fetches."""
+    def discard_partials(self, *, min_age_ms: int = 0) -> int:
+        """Remove those to which nothing has come within this time; bytes freed."""
+    def usage(self) -> dict[str, int]:
+        """blobs, bytes, tree_bytes, partial_bytes, quarantined, damages (since the start), free_bytes (that blobs may
+        still use), disk_bytes."""
+    def fetch(
+        self,
+        blob: str,
+        providers: list[str],
+        *,
+        children: bool = False,
+        max_bytes: int = ...,
+        stall_ms: int = 10_000,
+        min_bytes_per_s: int = ...,
+        window_ms: int = 10_000,
+    ) -> int:
+        """Begin to fetch from these, the best first, and the blobs whose hashes it holds if `children`; its number.
+
+        A provider from which nothing comes for `stall_ms` is left behind, and one slower than this within a window
+        while there are others. LimitError: too many are under way."""
+    def cancel(self, number: int) -> bool:
+        """Give up a fetch; no event follows. False: it has ended."""
+    def fileno(self) -> int: ...
+    def receive(self) -> list[BlobEvent]: ...
+    def close(self) -> None:
+        """End all fetches and answers and join the threads; again: nothing."""
+
+class BlobWriter:
+    """A blob that comes. Nothing of it is kept unless `finish` returns."""
+
+    def write(self, data: bytes) -> None: ...
+    def finish(self) -> tuple[str, int, bool]:
+        """(hash, bytes, whether it was here before). It is on the disk."""
+    def abandon(self) -> None: ...
+
+class BlobReader:
+    """A blob that is held open."""
+
+    @property
+    def size(self) -> int: ...
+    def read(self, offset: int, max_bytes: int) -> bytes:
+        """At most 4 MiB; b"" at the end. CorruptError: they do not match the hash, and the blob was put aside."""
+    def close(self) -> None: ...

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from jobs._native import Endpoint, LimitError, NativeError, UnknownPeerError
@@ -214,9 +214,10 @@ class Net:
     def id(self) -> str:
         return self.endpoint.id
 
-    def set_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
-        """Replace the allowlist: addresses by endpoint id. Who is not on it any more is cut off at once."""
-        self.endpoint.set_peers([(peer, list(addresses)) for peer, addresses in peers.items()])
+    def set_peers(self, peers: Mapping[str, Sequence[str]], guests: Collection[str] = ()) -> None:
+        """Replace the allowlist: addresses by endpoint id. Who is not on it any more is cut off at once; guests among
+        them have no blobs."""
+        self.endpoint.set_peers([(peer, list(addresses)) for peer, addresses in peers.items()], list(guests))
 
     def send(self, peer: str, message: bytes) -> bool:
         """Send a message after those before it; False when it was dropped."""

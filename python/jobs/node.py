@@ -20,6 +20,7 @@ from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
+from jobs.blobs import BlobStore
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
@@ -61,6 +62,7 @@ class Node:
         self._began_s = time.monotonic()
         self.cluster = Cluster(cluster_config(config))
         self._passage: Passage | None = None
+        self.blobs: BlobStore | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -77,6 +79,7 @@ class Node:
         for part in (log, store):
             if part.recovered:
                 logger.warning("recovered: %s", part.recovered)
+        self.blobs = await BlobStore.open(config.blobs_dir, min_free_bytes=config.blobs.min_free_bytes)
         self.cluster.is_empty = lambda: store.revision == 0
         self.cluster.open()
         self._api = ApiServer(self, api_config(config))
@@ -115,6 +118,8 @@ class Node:
         if cluster.peers is not None:
             passage.join(cluster.peers, consensus)
             cluster.others = site.others
+            assert self.blobs is not None
+            cluster.peers.carry(self.blobs)
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
@@ -164,6 +169,9 @@ class Node:
             if part is not None:
                 await part.stop()
         await self.cluster.close()
+        if self.blobs is not None:
+            # After the endpoint: then no answer to a peer is under way any more.
+            await self.blobs.close()
         self._close_disk()
 
     def _close_disk(self) -> None:

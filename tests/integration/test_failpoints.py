@@ -178,7 +178,11 @@ TRIALS: Final[dict[str, dict[str, list[str]]]] = {
         "consensus.snapshot.send.after": ["kill"],
     },
 }
-NOT_REACHED: Final[dict[str, str]] = {}
+NOT_REACHED: Final[dict[str, str]] = {
+    name: "tried on a store of blobs alone, by tests/blobs/test_faults.py"
+    for name, _ in failpoints()
+    if name.startswith("blobs.")
+}
 """Points that no trial reaches, with the reason."""
 IN_CLUSTER: Final = (
     "following",

@@ -68,6 +68,11 @@ class Network:
         """Lose all that this node sends; it still receives. A queue without room drops everything."""
         run("tc", "-n", self.names[number - 1], "qdisc", "replace", "dev", "eth0", "root", "pfifo", "limit", "0")
 
+    def slow(self, number: int, mbit_per_s: int) -> None:
+        """Let this node send no faster."""
+        limits = ("rate", f"{mbit_per_s}mbit", "burst", "256kb", "latency", "50ms")
+        run("tc", "-n", self.names[number - 1], "qdisc", "replace", "dev", "eth0", "root", "tbf", *limits)
+
     def lose_nothing(self, number: int) -> None:
         run("tc", "-n", self.names[number - 1], "qdisc", "del", "dev", "eth0", "root")
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jobs._native import Endpoint
 from jobs.net import Net, Stream, StreamBroken
@@ -98,18 +98,20 @@ class Peer:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():
-            order = json.loads(line)
-            if "peers" in order:
-                self._net.set_peers(order["peers"])
-            elif "send" in order:
-                tell(taken=self._net.send(order["to"], order["send"].encode()))
-            elif "file" in order:
-                self._keep(self._send_file(order["to"], order["file"]))
-            elif "open" in order:
-                self._keep(self._open(order["to"], order["open"]))
-            elif "counters" in order:
-                tell(counters=self._net.endpoint.counters())
+            await self._carry_out(json.loads(line))
         await self._net.close()
+
+    async def _carry_out(self, order: dict[str, Any]) -> None:
+        if "peers" in order:
+            self._net.set_peers(order["peers"])
+        elif "send" in order:
+            tell(taken=self._net.send(order["to"], order["send"].encode()))
+        elif "file" in order:
+            self._keep(self._send_file(order["to"], order["file"]))
+        elif "open" in order:
+            self._keep(self._open(order["to"], order["open"]))
+        elif "counters" in order:
+            tell(counters=self._net.endpoint.counters())
 
 
 def peak_bytes() -> int:
@@ -142,7 +144,9 @@ class NetProcess:
         bind: str = "127.0.0.1:0",
         namespace: str | None = None,
         limits: dict[str, int] | None = None,
-    ) -> NetProcess:
+        module: str = "tests.support.netpeer",
+        env: dict[str, str] | None = None,
+    ) -> Self:
         folder.mkdir(exist_ok=True)
         prefix = ["ip", "netns", "exec", namespace] if namespace else []
         arguments = [str(folder), name, bind, json.dumps(limits or {})]
@@ -150,8 +154,9 @@ class NetProcess:
             *prefix,
             sys.executable,
             "-m",
-            "tests.support.netpeer",
+            module,
             *arguments,
+            env=os.environ | (env or {}),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from jobs._native import Endpoint
+from jobs.blobs import BlobStore
 from jobs.consensus.membership import MAX_GUESTS, MAX_MEMBERS
 from jobs.consensus.messages import MAX_MESSAGE_BYTES
 from jobs.logs import Seldom
@@ -66,7 +67,7 @@ class Peers:
         self._incoming = incoming
         self._members: frozenset[str] = frozenset()
         self._guests: frozenset[str] = frozenset()
-        self._allowed: dict[str, list[str]] = {}
+        self._told: tuple[dict[str, list[str]], frozenset[str]] = ({}, frozenset())
         self.up: dict[str, str] = {}
         """Names of the peers that messages reach, by id."""
         self.not_allowed = 0
@@ -93,9 +94,13 @@ class Peers:
         self._members = frozenset(others)
         self._guests = frozenset(guests) - self._members
         allowed = others | {guest: [] for guest in sorted(self._guests)}
-        if allowed != self._allowed:
-            self._allowed = allowed
-            self._net.set_peers(allowed)
+        if (allowed, self._guests) != self._told:
+            self._told = allowed, self._guests
+            self._net.set_peers(allowed, self._guests)
+
+    def carry(self, blobs: BlobStore) -> None:
+        """Let members fetch from this store, and it from them. Raises NativeError."""
+        blobs.join(self._net.endpoint)
 
     def counters(self) -> dict[str, int]:
         return self._net.endpoint.counters()

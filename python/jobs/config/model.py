@@ -131,6 +131,13 @@ class Log(_Section):
     """A log larger than this is cut after a snapshot of the store has been written."""
 
 
+class Blobs(_Section):
+    """Content-addressed blobs."""
+
+    min_free_bytes: Annotated[Bytes, Field(ge=0, le=1 << 44)] = ByteSize(256 << 20)
+    """Blobs leave so many bytes of the disk free for everything else there; past that nothing new is taken (507)."""
+
+
 class Queue(_Section):
     """Bounds of what may wait."""
 
@@ -419,6 +426,8 @@ class NodeConfig(BaseSettings):
     """The key-value store."""
     log: Log = Log()
     """The write-ahead log."""
+    blobs: Blobs = Blobs()
+    """Blobs."""
     queue: Queue = Queue()
     """What waits."""
     schedules: Schedules = Schedules()
@@ -449,6 +458,10 @@ class NodeConfig(BaseSettings):
     @property
     def store_dir(self) -> Path:
         return self.node.data_dir / "store"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.node.data_dir / "blobs"
 
 
 def embedded_defaults(directory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use jobs_blobs::BlobError;
 use jobs_kv::KvError;
 use jobs_log::LogError;
 use jobs_net::NetError;
@@ -52,6 +53,13 @@ create_exception!(
     NativeError,
     "The peer is not on the allowlist."
 );
+create_exception!(jobs._native, NotFoundError, NativeError, "There is no such blob here.");
+create_exception!(
+    jobs._native,
+    UnavailableError,
+    NativeError,
+    "No provider gave the blob."
+);
 create_exception!(jobs._native, LimitError, NativeError, "A documented limit is exceeded.");
 
 create_exception!(
@@ -71,6 +79,8 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FutureRevisionError", py.get_type::<FutureRevisionError>())?;
     module.add("SqlError", py.get_type::<SqlError>())?;
     module.add("UnknownPeerError", py.get_type::<UnknownPeerError>())?;
+    module.add("NotFoundError", py.get_type::<NotFoundError>())?;
+    module.add("UnavailableError", py.get_type::<UnavailableError>())?;
     module.add("LimitError", py.get_type::<LimitError>())
 }
 
@@ -119,7 +129,23 @@ pub(crate) fn net_error(error: NetError) -> PyErr {
     match error {
         NetError::Limit(_) => LimitError::new_err(text),
         NetError::UnknownPeer(_) => UnknownPeerError::new_err(text),
-        NetError::Key(_) | NetError::Invalid(_) | NetError::Start(_) | NetError::Closed => NativeError::new_err(text),
+        NetError::Key(_) | NetError::Invalid(_) | NetError::Start(_) | NetError::Unreachable(_) | NetError::Closed => {
+            NativeError::new_err(text)
+        }
+    }
+}
+
+/// Exception for an error of the blobs.
+#[allow(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn blob_error(error: BlobError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        BlobError::NotFound(_) => NotFoundError::new_err(text),
+        BlobError::Corrupt { .. } => CorruptError::new_err(text),
+        BlobError::DiskFull(_) => DiskFullError::new_err(text),
+        BlobError::Limit(_) => LimitError::new_err(text),
+        BlobError::Unavailable { .. } => UnavailableError::new_err(text),
+        BlobError::Invalid(_) | BlobError::Closed(_) | BlobError::Io { .. } => NativeError::new_err(text),
     }
 }
 

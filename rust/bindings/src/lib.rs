@@ -1,6 +1,7 @@
 //! `jobs._native`: the Rust crates as one Python extension. Converts types, releases the GIL and maps
 //! errors; decides nothing.
 
+mod blobs;
 mod errors;
 mod failpoint;
 mod log;
@@ -26,6 +27,7 @@ mod _native {
         super::sql::register(module)?;
         super::store::register(module)?;
         super::sandbox::register(module)?;
-        super::net::register(module)
+        super::net::register(module)?;
+        super::blobs::register(module)
     }
 }

@@ -47,8 +47,8 @@ fn addresses(texts: &[String]) -> PyResult<Vec<SocketAddr>> {
 
 /// A node's endpoint for the other nodes of its cluster.
 #[pyclass(module = "jobs._native", frozen)]
-struct Endpoint {
-    inner: CoreEndpoint,
+pub(crate) struct Endpoint {
+    pub(crate) inner: CoreEndpoint,
 }
 
 #[pymethods]
@@ -108,13 +108,14 @@ impl Endpoint {
         events.iter().map(|item| event(py, item)).collect()
     }
 
+    #[pyo3(signature = (peers, guests = Vec::new()))]
     #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
-    fn set_peers(&self, py: Python<'_>, peers: Vec<(String, Vec<String>)>) -> PyResult<()> {
+    fn set_peers(&self, py: Python<'_>, peers: Vec<(String, Vec<String>)>, guests: Vec<String>) -> PyResult<()> {
         let parsed = peers
             .into_iter()
             .map(|(id, texts)| Ok((id, addresses(&texts)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| self.inner.set_peers(&parsed)).map_err(net_error)
+        py.detach(|| self.inner.set_peers(&parsed, &guests)).map_err(net_error)
     }
 
     fn peers(&self) -> PyResult<Vec<PyPeer>> {

@@ -66,6 +66,14 @@ points! {
     NetAnswerSendBefore = "net.answer.send.before" plain,
     NetAnswerSendAfter = "net.answer.send.after" plain,
 
+    BlobsWriteBefore = "blobs.write.before" fails,
+    BlobsContentSyncBefore = "blobs.content.sync.before" fails,
+    BlobsRenameBefore = "blobs.rename.before" fails,
+    BlobsRenameAfter = "blobs.rename.after" plain,
+    BlobsDirectorySyncBefore = "blobs.directory.sync.before" fails,
+    BlobsDirectorySyncAfter = "blobs.directory.sync.after" plain,
+    BlobsPartialWriteBefore = "blobs.partial.write.before" fails,
+
     PythonClusterFileWriteBefore = "cluster.file.write.before" fails,
     PythonClusterFileSyncBefore = "cluster.file.sync.before" fails,
     PythonClusterFileRenameBefore = "cluster.file.rename.before" fails,

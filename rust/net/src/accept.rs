@@ -15,7 +15,7 @@ use crate::rules::admission::{Arrival, Entry};
 use crate::shared::Shared;
 use crate::wire::hello::MAX_HELLO_BYTES;
 use crate::wire::{Channel, Hello, Kind};
-use crate::{messages, requests, streams};
+use crate::{ALPN, messages, others, requests, streams};
 
 /// Most that the peer may have sent before it is known: its hello.
 const GREETING_WINDOW: u32 = 64 << 10;
@@ -64,11 +64,17 @@ struct Greeted {
     arrival: Arrival,
 }
 
+/// Whom a connection is with, by what it is for.
+enum Met {
+    Greeted(Greeted),
+    Other(Arc<Peer>),
+}
+
 async fn serve(shared: Arc<Shared>, incoming: Incoming, source: IpAddr) {
     let mut connection = None;
     let greeted = timeout(
         shared.config.limits.handshake(),
-        greet(&shared, incoming, &mut connection),
+        meet(&shared, incoming, &mut connection),
     )
     .await;
     lock(&shared.handshakes).end(source);
@@ -81,7 +87,8 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, source: IpAddr) {
         return;
     };
     match greeted {
-        Ok(greeted) => serve_greeted(&shared, &connection, greeted).await,
+        Ok(Met::Greeted(greeted)) => serve_greeted(&shared, &connection, greeted).await,
+        Ok(Met::Other(peer)) => others::hand_over(&shared, &peer, connection),
         Err(Broken::Refused(refusal, text)) => {
             close(&connection, refusal as u32, &text);
             shared.refuse(&format!("{} at {source}", connection.remote_id()), refusal, &text);
@@ -90,13 +97,22 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, source: IpAddr) {
     }
 }
 
-async fn greet(shared: &Shared, incoming: Incoming, connection: &mut Option<Connection>) -> Result<Greeted, Broken> {
+async fn meet(shared: &Shared, incoming: Incoming, connection: &mut Option<Connection>) -> Result<Met, Broken> {
     let accepting = incoming.accept()?;
     let made = accepting.await.map_err(|error| Broken::Gone(error.to_string()))?;
     let made = connection.insert(made);
     let stranger = || Broken::Refused(Refusal::Stranger, "this endpoint id is not on the allowlist".into());
     let peer = shared.peer(&made.remote_id().to_string()).ok_or_else(stranger)?;
     let _place = HandshakePlace::take(Arc::clone(&peer), shared.config.limits.max_handshakes_per_source)?;
+    if made.alpn() == ALPN {
+        greet(shared, peer, made).await.map(Met::Greeted)
+    } else {
+        others::admit(&peer, made)?;
+        Ok(Met::Other(peer))
+    }
+}
+
+async fn greet(shared: &Shared, peer: Arc<Peer>, made: &Connection) -> Result<Greeted, Broken> {
     let (send, receive) = made.accept_bi().await?;
     let mut reader = FrameReader::new(receive, &[Kind::Hello], MAX_HELLO_BYTES);
     let payload = reader.need().await?.payload;

@@ -16,6 +16,7 @@ use crate::counters::Counters;
 use crate::error::{NetError, Result};
 use crate::events::EventQueue;
 use crate::framed::close;
+use crate::others::{Dialler, OtherProtocol};
 use crate::peer::{Peer, lock};
 use crate::refusal::CODE_SHUTDOWN;
 use crate::requests::Reply;
@@ -23,7 +24,7 @@ use crate::rules::admission::Handshakes;
 use crate::shared::{Shared, refusal_limiter};
 use crate::streams::Stream;
 use crate::wire::Channel;
-use crate::{ALPN, accept, identity, messages, requests, streams};
+use crate::{ALPN, accept, identity, messages, others, requests, streams};
 
 /// How long the close of connections may take: peers that do not answer are left to their own timeouts.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
@@ -94,6 +95,7 @@ impl Endpoint {
             calls: Mutex::default(),
             serving: Mutex::default(),
             streams: Mutex::default(),
+            other: RwLock::default(),
             endpoint,
             config,
         });
@@ -147,11 +149,12 @@ impl Endpoint {
     }
 
     /// Replace the allowlist, with the addresses of each. Who is not on it any more is cut off before this returns:
-    /// no message, request or new stream of theirs is handed on after it.
+    /// no message, request or new stream of theirs is handed on after it. Those among them who are `guests`, too, have
+    /// no connections of other protocols.
     ///
     /// # Errors
     /// When an id is none, or they are too many; the former list stays.
-    pub fn set_peers(&self, peers: &[(String, Vec<SocketAddr>)]) -> Result<()> {
+    pub fn set_peers(&self, peers: &[(String, Vec<SocketAddr>)], guests: &[String]) -> Result<()> {
         let shared = self.shared()?;
         if peers.len() as u64 > self.limits.max_peers {
             return Err(NetError::Limit(format!(
@@ -179,7 +182,9 @@ impl Endpoint {
             stays
         });
         for (text, (id, addresses)) in wanted {
+            let is_guest = guests.iter().any(|guest| **guest == *text);
             if let Some(peer) = known.get(&text) {
+                peer.set_guest(is_guest);
                 let mut state = peer.state();
                 if state.addresses != addresses {
                     state.addresses = addresses;
@@ -190,6 +195,7 @@ impl Endpoint {
                 continue;
             }
             let peer = Arc::new(Peer::new(id, addresses, &self.limits));
+            peer.set_guest(is_guest);
             let task = shared
                 .handle
                 .spawn(messages::keep_link(Arc::clone(&shared), Arc::clone(&peer)));
@@ -375,6 +381,16 @@ impl Endpoint {
         stream.ok_or_else(|| NetError::Invalid(format!("stream {number}: it is over")))
     }
 
+    /// Speak another protocol, too, at this address; a former one is spoken no more.
+    ///
+    /// # Errors
+    /// After the close.
+    pub fn serve_other(&self, protocol: OtherProtocol) -> Result<Dialler> {
+        let shared = self.shared()?;
+        others::serve(&shared, protocol);
+        Ok(Dialler::new(&shared))
+    }
+
     /// Close every connection, end every task, join every thread. Again: nothing.
     pub fn close(&self) {
         let Some(Running { runtime, shared }) = lock(&self.running).take() else {
@@ -390,6 +406,7 @@ impl Endpoint {
                     }
                 }
                 peer.close_incoming(CODE_SHUTDOWN, "the node shuts down");
+                peer.close_others(CODE_SHUTDOWN, "the node shuts down");
             }
             // Peers that do not answer find out by themselves.
             let _ = tokio::time::timeout(CLOSE_TIME, shared.endpoint.close()).await;

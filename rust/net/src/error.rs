@@ -20,6 +20,9 @@ pub enum NetError {
     /// No such peer is on the allowlist.
     #[error("peer {0}: it is not on the allowlist")]
     UnknownPeer(String),
+    /// The peer does not answer, or does not speak to this node.
+    #[error("{0}")]
+    Unreachable(String),
     /// A limit is reached; nothing was done.
     #[error("{0}")]
     Limit(String),

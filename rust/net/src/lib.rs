@@ -13,6 +13,7 @@
 //! - `identity`: the key file. `config`: settings and limits. `counters`, `events`: what is told.
 //! - `endpoint`: what an application calls. `shared`: what its tasks share. `peer`: what is known of each peer.
 //! - `dial`: own connections. `accept`: those of peers.
+//! - `others`: connections of protocols that are not this crate's, with the same peers.
 //! - `messages`, `requests`, `streams`: the traffic. `framed`: frames over QUIC. `refusal`: why somebody is refused.
 #![forbid(unsafe_code)]
 
@@ -26,6 +27,7 @@ mod events;
 mod framed;
 mod identity;
 mod messages;
+mod others;
 mod peer;
 mod refusal;
 mod requests;
@@ -40,6 +42,7 @@ pub use endpoint::{Endpoint, PeerStatus};
 pub use error::{NetError, Result};
 pub use events::{Event, EventQueue, What};
 pub use identity::generate as generate_key;
+pub use others::{Caller, Dialler, OtherProtocol};
 
 /// Protocol of every connection, in the TLS handshake. The version is told in the hello, so that it can be named.
 pub const ALPN: &[u8] = b"jobs-net";

@@ -16,6 +16,12 @@ use crate::rules::admission::{Arrival, Newest};
 use crate::rules::outbox::Outbox;
 use crate::wire::Channel;
 
+fn close_all(connections: &mut Vec<Connection>, code: u32, reason: &str) {
+    for connection in connections.drain(..) {
+        close(&connection, code, reason);
+    }
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -30,6 +36,10 @@ pub(crate) struct PeerState {
     pub(crate) handshakes: u64,
     newest: [Newest; 3],
     incoming: [Option<Connection>; 3],
+    /// It may not speak other protocols than this crate's.
+    is_guest: bool,
+    /// Connections of other protocols, whoever made them.
+    others: Vec<Connection>,
     link_task: Option<AbortHandle>,
 }
 
@@ -156,10 +166,49 @@ impl Peer {
         }
     }
 
+    /// Whether it may speak this crate's protocol only.
+    pub(crate) fn set_guest(&self, is_guest: bool) {
+        let mut state = self.state();
+        state.is_guest = is_guest;
+        if is_guest {
+            close_all(&mut state.others, CODE_REMOVED, "this node takes its peer for a guest");
+        }
+    }
+
+    /// Whether connections of other protocols may be had with it.
+    pub(crate) fn may_speak_others(&self) -> bool {
+        let state = self.state();
+        !state.retired && !state.is_guest
+    }
+
+    /// Keep a connection of another protocol, to be closed with the rest of them.
+    pub(crate) fn add_other(&self, connection: &Connection, max_count: usize) -> Result<(), Refusal> {
+        let mut state = self.state();
+        if state.retired || state.is_guest {
+            return Err(Refusal::Stranger);
+        }
+        state.others.retain(|other| other.close_reason().is_none());
+        if state.others.len() >= max_count {
+            return Err(Refusal::Busy);
+        }
+        state.others.push(connection.clone());
+        Ok(())
+    }
+
+    /// Close the connections of other protocols.
+    pub(crate) fn close_others(&self, code: u32, reason: &str) {
+        close_all(&mut self.state().others, code, reason);
+    }
+
     /// It is off the allowlist: cut it off.
     pub(crate) fn retire(&self) {
         let mut state = self.state();
         state.retired = true;
+        close_all(
+            &mut state.others,
+            CODE_REMOVED,
+            "this node took its peer off the allowlist",
+        );
         if let Some(task) = state.link_task.take() {
             task.abort();
         }

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::events::{Event, EventQueue, What};
 use crate::framed::close;
+use crate::others::OtherProtocol;
 use crate::peer::{Peer, lock};
 use crate::refusal::Refusal;
 use crate::requests::{Call, Reply};
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     /// Requests of peers that the application has not answered.
     pub(crate) serving: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
     pub(crate) streams: Mutex<HashMap<u64, Arc<Stream>>>,
+    /// What else is spoken at this address.
+    pub(crate) other: RwLock<Option<OtherProtocol>>,
 }
 
 /// A few refusals of a kind are told at once, then one each second.

@@ -255,7 +255,7 @@ fn sizes_have_limits_on_both_sides() {
 fn two_nodes_with_one_key_take_turns_and_do_not_dial_without_a_pause() {
     let (mut one, mut two) = (Node::start("n1"), Node::start("n2"));
     let mut copy = one.copy("n1-copy");
-    two.endpoint.set_peers(&[(one.endpoint.id(), Vec::new())]).unwrap();
+    two.endpoint.set_peers(&[(one.endpoint.id(), Vec::new())], &[]).unwrap();
     one.know(&[&two]);
     copy.know(&[&two]);
     let started = Instant::now();
@@ -282,7 +282,7 @@ fn a_closed_endpoint_refuses_everything() {
             .to_string()
             .contains("closed")
     );
-    assert!(node.endpoint.set_peers(&[]).is_err());
+    assert!(node.endpoint.set_peers(&[], &[]).is_err());
     assert!(node.endpoint.events().fileno().is_none());
 }
 
@@ -435,7 +435,7 @@ fn a_reset_from_either_side_ends_both_ways() {
 fn a_stream_to_nobody_and_one_too_many_are_told_apart() {
     let mut one = Node::with("n1", "test", &[("max_streams", 2), ("idle_ms", 300)]);
     let nobody = gone();
-    one.endpoint.set_peers(std::slice::from_ref(&nobody)).unwrap();
+    one.endpoint.set_peers(std::slice::from_ref(&nobody), &[]).unwrap();
     let number = one.endpoint.stream_open(&nobody.0, text("x")).unwrap();
     one.endpoint.stream_open(&nobody.0, text("y")).unwrap();
     let refused = one.endpoint.stream_open(&nobody.0, text("z")).unwrap_err().to_string();

@@ -87,12 +87,12 @@ impl Node {
     /// Speak to these.
     pub fn know(&self, others: &[&Self]) {
         let peers: Vec<_> = others.iter().map(|other| other.entry()).collect();
-        self.endpoint.set_peers(&peers).unwrap();
+        self.endpoint.set_peers(&peers, &[]).unwrap();
     }
 
     /// Speak to this key, which has no address.
     pub fn know_raw(&self, raw: &Raw) {
-        self.endpoint.set_peers(&[(raw.id(), Vec::new())]).unwrap();
+        self.endpoint.set_peers(&[(raw.id(), Vec::new())], &[]).unwrap();
     }
 
     /// The next event like this; those before it are put aside.
