@@ -152,6 +152,26 @@ class StorageFull(JobsError):
     code, status, title = "storage_full", 507, "No room left in the store"
 
 
+class BlobQuotaExceeded(StorageFull):
+    code, title = "blob_quota_exceeded", "The owner's blobs take too much"
+
+
+class TagTaken(JobsError):
+    code, status, title = "tag_taken", 409, "The tag names another blob"
+
+
+class RangeNotSatisfiable(JobsError):
+    code, status, title = "range_not_satisfiable", 416, "The range is beyond the content"
+
+
+class BlobUnavailable(Unavailable):
+    code, title = "blob_unavailable", "No node that can be reached has the blob"
+
+
+class BlobDamaged(JobsError):
+    code, status, title = "blob_damaged", 500, "The blob is damaged, and no good copy was found"
+
+
 class LeaseNotFound(NotFound):
     code, title = "lease_not_found", "No such lease"
 

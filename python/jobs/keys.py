@@ -57,6 +57,16 @@ MEMBERS_CHANGED: Final = b"/cluster/changed"
 HANDOVER: Final = b"/cluster/handover"
 """The last request to hand leadership over."""
 TABLES: Final = b"/tables/"
+BLOBS: Final = b"/blobs/entry/"
+BLOBS_OWNED: Final = b"/blobs/owned/"
+BLOB_USAGE: Final = b"/blobs/usage/"
+BLOB_TAGS: Final = b"/blobs/tags/"
+BLOB_REFERENCES: Final = b"/blobs/refs/"
+BLOBS_ON: Final = b"/blobs/on/"
+BLOBS_LACKING: Final = b"/blobs/lacking/"
+"""Blobs that fewer nodes have than are to."""
+BLOB_CHILDREN: Final = b"/blobs/children/"
+BLOB_SHARES: Final = b"/blobs/shares/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -330,6 +340,62 @@ def audit_of(audited_key: bytes) -> bytes:
 def table(name: str) -> bytes:
     """Definition of a table that a user has made."""
     return TABLES + name.encode()
+
+
+def blob(blob_hash: str) -> bytes:
+    """What the catalogue has of a blob."""
+    return BLOBS + blob_hash.encode()
+
+
+def blobs_owned_prefix(uid: int) -> bytes:
+    return b"%s%010d/" % (BLOBS_OWNED, uid)
+
+
+def blob_owned(uid: int, blob_hash: str) -> bytes:
+    """That a blob is this owner's, who may read it."""
+    return blobs_owned_prefix(uid) + blob_hash.encode()
+
+
+def blob_usage(uid: int) -> bytes:
+    """What an owner's blobs come to."""
+    return b"%s%010d" % (BLOB_USAGE, uid)
+
+
+def blob_tag(name: str) -> bytes:
+    """A name that keeps a blob."""
+    return BLOB_TAGS + name.encode()
+
+
+def blob_references_prefix(blob_hash: str) -> bytes:
+    return b"%s%s/" % (BLOB_REFERENCES, blob_hash.encode())
+
+
+def blob_reference(blob_hash: str, kind: str, name: str) -> bytes:
+    """That something keeps a blob: a kind of reference and which one."""
+    return b"%s%s/%s" % (blob_references_prefix(blob_hash), kind.encode(), name.encode())
+
+
+def blobs_on_prefix(member_id: str) -> bytes:
+    return b"%s%s/" % (BLOBS_ON, member_id.encode())
+
+
+def blob_on(member_id: str, blob_hash: str) -> bytes:
+    """That a member has a blob."""
+    return blobs_on_prefix(member_id) + blob_hash.encode()
+
+
+def blob_lacking(blob_hash: str) -> bytes:
+    return BLOBS_LACKING + blob_hash.encode()
+
+
+def blob_child(parent: str, child: str) -> bytes:
+    """That a collection has a blob."""
+    return b"%s%s/%s" % (BLOB_CHILDREN, parent.encode(), child.encode())
+
+
+def blob_share(share: str) -> bytes:
+    """A ticket by which somebody else may make a blob theirs."""
+    return BLOB_SHARES + share.encode()
 
 
 def time_of(prefix: bytes, key: bytes) -> int:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import (
+    BlobKind,
     CatchUp,
     Execution,
     JobState,
@@ -334,6 +335,52 @@ class TableRecord(Struct, frozen=True, kw_only=True, array_like=True):
     is_managed: bool
     """What is below the prefix goes with the table."""
     created_ms: int
+
+
+class BlobRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A blob that the cluster has. Whatever comes to refer to it writes this anew, in the same transaction."""
+
+    size_bytes: int
+    kind: BlobKind
+    replicas: int
+    """Nodes that are to have it."""
+    holders: tuple[str, ...]
+    """Ids of the members that have it."""
+    created_ms: int
+    touched_ms: int
+    """When it was last added or referred to."""
+    owners: tuple[int, ...]
+
+
+class OwnedBlobRecord(Struct, frozen=True, array_like=True):
+    """A blob of an owner."""
+
+    size_bytes: int
+    added_ms: int
+
+
+class BlobUsageRecord(Struct, frozen=True, array_like=True):
+    """What an owner's blobs come to, whoever else has them as well."""
+
+    size_bytes: int
+    blobs: int
+
+
+class BlobTagRecord(Struct, frozen=True, array_like=True):
+    """A name that keeps a blob."""
+
+    hash: str
+    owner: int
+    created_ms: int
+
+
+class BlobShareRecord(Struct, frozen=True, array_like=True):
+    """A ticket to a blob."""
+
+    hash: str
+    secret_sha256: bytes
+    expires_ms: int
+    owner: int
 
 
 class WorkerRecord(Struct, frozen=True, kw_only=True, array_like=True):

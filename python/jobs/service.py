@@ -15,6 +15,15 @@ from jobs.protocol.model import (
     ArrayView,
     AttemptList,
     AuditPage,
+    BlobCollect,
+    BlobCollectPage,
+    BlobPage,
+    BlobShare,
+    BlobTag,
+    BlobTagPage,
+    BlobTagSet,
+    BlobTicket,
+    BlobView,
     CancelMany,
     CancelOutcome,
     CancelPage,
@@ -249,6 +258,31 @@ class ScheduleService(Protocol):
     async def preview(self, caller: Caller, wanted: TimetablePreview) -> ScheduleTimes: ...
 
 
+class BlobService(Protocol):
+    """What the catalogue has of blobs: an owner sees and changes their own, admins all."""
+
+    async def page(self, caller: Caller, *, owner: int | None, limit: int, cursor: str | None) -> BlobPage: ...
+
+    async def view(self, caller: Caller, blob: str) -> BlobView: ...
+
+    async def forget(self, caller: Caller, blob: str) -> None:
+        """The caller gives a blob up: it is theirs no longer, and their tags no longer name it."""
+
+    async def tags(self, caller: Caller, *, prefix: str, limit: int, cursor: str | None) -> BlobTagPage: ...
+
+    async def tag(self, caller: Caller, name: str) -> BlobTag: ...
+
+    async def set_tag(self, caller: Caller, name: str, wanted: BlobTagSet) -> BlobTag:
+        """Raises TagTaken, and Forbidden for a tag of somebody else's."""
+
+    async def delete_tag(self, caller: Caller, name: str) -> None: ...
+
+    async def share(self, caller: Caller, blob: str, wanted: BlobShare) -> BlobTicket: ...
+
+    async def collect(self, caller: Caller, wanted: BlobCollect) -> BlobCollectPage:
+        """Look at a page of blobs, and take out of the catalogue those that nothing refers to. Admins only."""
+
+
 class Reads(Protocol):
     """What can be read of any node's store; errors are those of `Service`."""
 
@@ -353,6 +387,9 @@ class Service(Reads, Protocol):
 
     @property
     def audit(self) -> AuditService: ...
+
+    @property
+    def blobs(self) -> BlobService: ...
 
 
 class ClusterService(Protocol):

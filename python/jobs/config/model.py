@@ -136,6 +136,14 @@ class Blobs(_Section):
 
     min_free_bytes: Annotated[Bytes, Field(ge=0, le=1 << 44)] = ByteSize(256 << 20)
     """Blobs leave so many bytes of the disk free for everything else there; past that nothing new is taken (507)."""
+    replicas: Annotated[int, Field(ge=0, le=16)] = 0
+    """Nodes that have a blob for which no other number was asked for; 0: a majority of the voters."""
+    grace_s: Annotated[float, Field(ge=1, le=31_536_000)] = 3_600
+    """A blob that nothing refers to is kept for so long after it was last added or referred to."""
+    max_bytes_per_owner: Annotated[Bytes, Field(ge=0, le=1 << 60)] = ByteSize(1 << 40)
+    """What an owner's blobs may come to; settings of the owner win over it."""
+    max_blob_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(1 << 40)
+    """Of one blob."""
 
 
 class Queue(_Section):

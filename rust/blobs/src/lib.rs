@@ -3,7 +3,7 @@
 //!
 //! What is acknowledged is on the disk: data and names are synced before a hash is told. What is read is verified, from
 //! the own disk as from a peer: each 16 KiB are checked against the hash before they are handed on. The exchange is
-//! iroh-blobs' protocol; its store is not used (docs/decisions/0022-blobs.md says why).
+//! iroh-blobs' protocol; its store is not used (docs/decisions/0023-blobs.md says why).
 //!
 //! - `hash`: hashes as text. `tree`: the tree of hashes of a blob, made while its bytes pass (pure).
 //! - `disk`: names, syncs and moves of files. `store`: what is here; additions, reads, deletions, examinations.
