@@ -34,6 +34,7 @@ from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
 from jobs.recover import recover
 from jobs.retention import Limits
+from jobs.service import BlobOperations
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
 
@@ -128,6 +129,10 @@ class Node:
         if self.site is None:
             raise Unavailable(_UNFORMED, expected="jobctl cluster init, or jobctl cluster join TICKET", retry_after_s=1)
         return self.site
+
+    @property
+    def blob_operations(self) -> BlobOperations:
+        raise Unavailable("this node cannot carry out jobs of type blob yet", retry_after_s=1)
 
     def health(self) -> Health:
         if self.site is not None:

@@ -15,9 +15,13 @@ from jobs.protocol.model import (
     ArrayView,
     AttemptList,
     AuditPage,
+    BlobAdvance,
     BlobCollect,
     BlobCollectPage,
+    BlobDone,
+    BlobLine,
     BlobPage,
+    BlobPerform,
     BlobShare,
     BlobTag,
     BlobTagPage,
@@ -283,6 +287,17 @@ class BlobService(Protocol):
         """Look at a page of blobs, and take out of the catalogue those that nothing refers to. Admins only."""
 
 
+class BlobOperations(Protocol):
+    """What the node that is asked does with blobs, its own and those of other members, for a job of type blob."""
+
+    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncIterator[BlobAdvance | BlobLine | BlobDone]:
+        """Carry an operation out for the owner of the job, who is the caller; the last event is BlobDone. It is given
+        up when the iterator is closed, and may be asked for again at any time, from the beginning.
+
+        Raises errors of `jobs.errors` whose text names the blob, the node and the cause.
+        """
+
+
 class Reads(Protocol):
     """What can be read of any node's store; errors are those of `Service`."""
 
@@ -480,6 +495,10 @@ class Backend(Protocol):
 
     @property
     def cluster(self) -> ClusterService: ...
+
+    @property
+    def blob_operations(self) -> BlobOperations:
+        """Raises Unavailable before the node is alone or in a cluster."""
 
     def health(self) -> Health: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.control import Site
 from jobs.protocol.model import Health
-from jobs.service import ClusterService
+from jobs.service import BlobOperations, ClusterService
 
 
 class SiteBackend:
@@ -14,6 +14,10 @@ class SiteBackend:
     @property
     def cluster(self) -> ClusterService:
         raise NotImplementedError("a site alone knows of no cluster")
+
+    @property
+    def blob_operations(self) -> BlobOperations:
+        raise NotImplementedError("a site alone has no blobs")
 
     def health(self) -> Health:
         return self.whereabouts.health()
