@@ -148,6 +148,10 @@ class BlobStore:
                 if on_bytes is not None:
                     on_bytes(size_bytes)
             return await self._finish(writer)
+        except Exception:
+            # Before it is told: who hears that the disk is full finds what this had taken free again.
+            await self._call(writer.abandon)
+            raise
         finally:
             # In a thread, since one that was given up in the middle of a write waits for its end.
             self._release(writer.abandon)
