@@ -30,9 +30,9 @@ fn blobs_of_every_size_come_whole() {
     for (seed, size) in sizes.into_iter().enumerate() {
         let data = bytes(size, seed as u64);
         let hash = add(nodes[0].store(), &data);
-        let fetched = nodes[1].fetch(&hash, wanted(&[&nodes[0]])).unwrap();
-        assert_eq!((fetched.size, fetched.blobs), (size as u64, 1));
-        assert_eq!(fetched.tried[0].bytes, size as u64, "{size}");
+        let outcome = nodes[1].fetch(&hash, wanted(&[&nodes[0]])).unwrap();
+        assert_eq!((outcome.size, outcome.blobs), (size as u64, 1));
+        assert_eq!(outcome.tried[0].bytes, size as u64, "{size}");
         assert_eq!(read_all(nodes[1].store(), &hash).unwrap(), data, "{size}");
         assert_eq!(nodes[1].store().verify(&hash).unwrap(), Verdict::Sound, "{size}");
         // What is here is not asked for again
@@ -158,11 +158,11 @@ fn who_lies_stops_or_knows_nothing_is_left_behind() {
         assert!(fetcher.store().stat(&hash).unwrap().is_none(), "{name}");
         // Before others it is left behind, and told of
         options.providers.push(honest.endpoint.id());
-        let fetched = fetcher
+        let outcome = fetcher
             .fetch(&hash, options)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(fetched.tried[0].reason.contains(reason), "{name}: {fetched:?}");
-        assert_eq!(fetched.tried[1].reason, "", "{name}");
+        assert!(outcome.tried[0].reason.contains(reason), "{name}: {outcome:?}");
+        assert_eq!(outcome.tried[1].reason, "", "{name}");
         assert_eq!(read_all(fetcher.store(), &hash).unwrap(), data, "{name}");
         assert!(odd.asked.load(Ordering::Relaxed) >= 2, "{name}");
     }
@@ -185,11 +185,11 @@ fn who_is_slow_is_left_behind_while_there_are_others() {
     let mut options = wanted(&[&slow.member, &quick]);
     options.min_bytes_per_s = 100 << 20;
     options.window = Duration::from_millis(100);
-    let fetched = fetcher.fetch(&hash, options.clone()).unwrap();
-    assert!(fetched.tried[0].reason.contains("slow"), "{fetched:?}");
-    assert!(fetched.tried[0].bytes > 0 && fetched.tried[1].bytes > 0, "{fetched:?}");
+    let outcome = fetcher.fetch(&hash, options.clone()).unwrap();
+    assert!(outcome.tried[0].reason.contains("slow"), "{outcome:?}");
+    assert!(outcome.tried[0].bytes > 0 && outcome.tried[1].bytes > 0, "{outcome:?}");
     assert_eq!(
-        fetched.tried.iter().map(|tried| tried.bytes).sum::<u64>(),
+        outcome.tried.iter().map(|tried| tried.bytes).sum::<u64>(),
         data.len() as u64
     );
     // Where there is no other, it gives all
@@ -223,8 +223,8 @@ fn what_has_come_is_not_fetched_again() {
     let other = Member::start("other");
     add(other.store(), &data);
     acquaint(&[&paced.member, &other, &fetcher]);
-    let fetched = fetcher.fetch(&hash, wanted(&[&other])).unwrap();
-    assert!(fetched.tried[0].bytes < 6 * MIB as u64, "{fetched:?}");
+    let outcome = fetcher.fetch(&hash, wanted(&[&other])).unwrap();
+    assert!(outcome.tried[0].bytes < 6 * MIB as u64, "{outcome:?}");
     assert_eq!(read_all(fetcher.store(), &hash).unwrap(), data);
     assert!(fetcher.store().partials().unwrap().is_empty());
 }
@@ -240,8 +240,8 @@ fn a_sequence_comes_with_its_children() {
     let root = add(nodes[0].store(), &sequence);
     let mut options = wanted(&[&nodes[0]]);
     options.children = true;
-    let fetched = nodes[1].fetch(&root, options.clone()).unwrap();
-    assert_eq!((fetched.blobs, fetched.size), (201, 200 * 3_000 + 201 * 32));
+    let outcome = nodes[1].fetch(&root, options.clone()).unwrap();
+    assert_eq!((outcome.blobs, outcome.size), (201, 200 * 3_000 + 201 * 32));
     for (seed, hash) in children.iter().enumerate() {
         assert_eq!(read_all(nodes[1].store(), hash).unwrap(), bytes(3_000, seed as u64));
     }
@@ -285,8 +285,8 @@ fn a_provider_does_not_give_what_is_damaged_and_is_mended_by_a_fetch() {
     let mut wrong = data.clone();
     wrong[2_500_000] ^= 4;
     std::fs::write(nodes[0].file(&hash), &wrong).unwrap();
-    let fetched = nodes[2].fetch(&hash, wanted(&[&nodes[0], &nodes[1]])).unwrap();
-    assert_ne!(fetched.tried[0].reason, "", "{fetched:?}");
+    let outcome = nodes[2].fetch(&hash, wanted(&[&nodes[0], &nodes[1]])).unwrap();
+    assert_ne!(outcome.tried[0].reason, "", "{outcome:?}");
     assert_eq!(read_all(nodes[2].store(), &hash).unwrap(), data);
     // The provider has put it aside, and gets it anew
     while nodes[0].store().stat(&hash).unwrap().is_some() {
