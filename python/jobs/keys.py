@@ -66,6 +66,11 @@ BLOBS_ON: Final = b"/blobs/on/"
 BLOBS_LACKING: Final = b"/blobs/lacking/"
 """Blobs that fewer nodes have than are to."""
 BLOB_CHILDREN: Final = b"/blobs/children/"
+BLOBS_TOUCHED: Final = b"/blobs/touched/"
+BLOB_DRAFTS: Final = b"/blobs/drafts/"
+BLOBS_CLEARED: Final = b"/blobs/cleared/"
+BLOBS_COUNTED: Final = b"/blobs/counted"
+"""By which numbers of members it was last looked which blobs lack nodes."""
 BLOB_SHARES: Final = b"/blobs/shares/"
 DATA: Final = b"/data/"
 """The users' own part."""
@@ -384,13 +389,43 @@ def blob_on(member_id: str, blob_hash: str) -> bytes:
     return blobs_on_prefix(member_id) + blob_hash.encode()
 
 
+def blob_holder_of(key: bytes) -> str:
+    """Return the member that a key of `blob_on` names."""
+    return key[len(BLOBS_ON) :].partition(b"/")[0].decode()
+
+
 def blob_lacking(blob_hash: str) -> bytes:
     return BLOBS_LACKING + blob_hash.encode()
 
 
+def blob_children_prefix(parent: str) -> bytes:
+    return b"%s%s/" % (BLOB_CHILDREN, parent.encode())
+
+
 def blob_child(parent: str, child: str) -> bytes:
     """That a collection has a blob."""
-    return b"%s%s/%s" % (BLOB_CHILDREN, parent.encode(), child.encode())
+    return blob_children_prefix(parent) + child.encode()
+
+
+def blob_touched(blob_hash: str) -> bytes:
+    """When a blob was last added or referred to: apart from its entry, so that jobs that refer to the same blob do not
+    get in each other's way."""
+    return BLOBS_TOUCHED + blob_hash.encode()
+
+
+def blob_draft(parent: str) -> bytes:
+    """A collection that has children here already, and no entry yet."""
+    return BLOB_DRAFTS + parent.encode()
+
+
+def blob_cleared(parent: str) -> bytes:
+    """A collection that is gone, some of whose children have not been told."""
+    return BLOBS_CLEARED + parent.encode()
+
+
+def blob_of(key: bytes) -> str:
+    """Return the hash that a key ends with."""
+    return key[-64:].decode()
 
 
 def blob_share(share: str) -> bytes:

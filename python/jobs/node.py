@@ -25,6 +25,7 @@ from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import ControlConfig, Site
+from jobs.control.blobs import BlobConfig
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.errors import Unavailable
@@ -220,6 +221,16 @@ def control_config(config: NodeConfig) -> ControlConfig:
         max_fires_per_minute=config.schedules.max_fires_per_minute,
         retention=retention_config(config),
         is_admin=Identities(config.api.admin_group).is_admin,
+        blobs=blob_config(config),
+    )
+
+
+def blob_config(config: NodeConfig) -> BlobConfig:
+    return BlobConfig(
+        replicas=config.blobs.replicas,
+        grace_ms=int(config.blobs.grace_s * 1_000),
+        max_bytes_per_owner=config.blobs.max_bytes_per_owner,
+        max_blob_bytes=config.blobs.max_blob_bytes,
     )
 
 

@@ -181,6 +181,8 @@ class OwnerRecord(Struct, frozen=True, kw_only=True, array_like=True):
     weight: float = 1.0
     max_pending: int | None = None
     max_running: int | None = None
+    max_blob_bytes: int | None = None
+    """None: as the leader is configured."""
 
 
 class RateRecord(Struct, frozen=True, array_like=True):
@@ -338,18 +340,39 @@ class TableRecord(Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class BlobRecord(Struct, frozen=True, kw_only=True, array_like=True):
-    """A blob that the cluster has. Whatever comes to refer to it writes this anew, in the same transaction."""
+    """A blob that the cluster has."""
 
     size_bytes: int
     kind: BlobKind
-    replicas: int
-    """Nodes that are to have it."""
+    replicas: int | None
+    """Nodes that are to have it; None: as the leader is configured."""
     holders: tuple[str, ...]
     """Ids of the members that have it."""
     created_ms: int
-    touched_ms: int
-    """When it was last added or referred to."""
     owners: tuple[int, ...]
+
+
+class BlobTouchRecord(Struct, frozen=True, array_like=True):
+    """When a blob was last added or referred to. Whoever refers to it writes this in the same transaction."""
+
+    at_ms: int
+
+
+class BlobDraftRecord(Struct, frozen=True, array_like=True):
+    """A collection whose entry has not come yet."""
+
+    at_ms: int
+    """When the last of its children came."""
+    token: str
+    """Tells it from one that was begun later."""
+
+
+class BlobsCountedRecord(Struct, frozen=True, array_like=True):
+    """By which numbers blobs lack nodes."""
+
+    replicas: int
+    """Of a blob for which no number was asked for."""
+    members: int
 
 
 class OwnedBlobRecord(Struct, frozen=True, array_like=True):

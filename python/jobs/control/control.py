@@ -12,6 +12,7 @@ from jobs.consensus import Consensus
 from jobs.control.arrays import Arrays
 from jobs.control.arrayservice import ArrayOperations
 from jobs.control.assignments import Assignments
+from jobs.control.blobs import BlobConfig, Blobs
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
 from jobs.control.deadletters import DeadLetters
@@ -83,6 +84,7 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Jobs that all schedules together make in any minute."""
     is_admin: Callable[[int], bool] = lambda uid: uid == 0
     """Whether everything is shown to the queries of an owner."""
+    blobs: BlobConfig = BlobConfig()
 
 
 class Control(ReadOperations):
@@ -112,6 +114,16 @@ class Control(ReadOperations):
             lease_ttl_s=config.worker_lease_s,
         )
         self._queues = Queues(consensus, store)
+        self.blobs = Blobs(
+            consensus,
+            store,
+            hub,
+            self._queues,
+            tasks.spawn,
+            config.blobs,
+            is_admin=config.is_admin,
+            check_space=self._check_space,
+        )
         self._dispatcher = Dispatcher(
             consensus, store, transitions, self._fleet, self._queues, assignments, tasks.spawn
         )
@@ -198,6 +210,7 @@ class Control(ReadOperations):
         self._arrays.start()
         self._schedule_driver.start()
         self._retention.start()
+        self.blobs.start()
 
     def end(self) -> None:
         """Begin nothing more, and let those who wait for something of this know that it will not come."""
@@ -207,6 +220,7 @@ class Control(ReadOperations):
         self._dispatcher.stop()
         self._arrays.stop()
         self._retention.stop()
+        self.blobs.stop()
         self._leases.stop()
         self.gateway.stop()
 
@@ -310,6 +324,7 @@ class Control(ReadOperations):
             "jobs_schedule_fires_total": ("Jobs made by schedules", self._schedule_driver.fired_total),
             "jobs_ended": ("Ended jobs that are kept, 0 until they have been counted", ended.jobs),
             "jobs_ended_bytes": ("About what they take in the store", ended.bytes),
+            "jobs_blobs_condemned_total": ("Blobs that nothing referred to any more", self.blobs.condemned_total),
             "jobs_redriven_total": ("Failed jobs repeated as new ones", self.dead_letters.redriven_total),
             "jobs_removed_total": ("Ended jobs deleted by retention", self._retention.removal.jobs_total),
             "jobs_outputs_removed_total": (
