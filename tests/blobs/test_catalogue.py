@@ -14,6 +14,7 @@ from jobs.consensus.membership import MemberRecord, Role, put_member, remove_mem
 from jobs.control.blobs import BlobConfig
 from jobs.control.blobs.collections import ADDED_A_STEP
 from jobs.errors import (
+    BlobQuotaExceeded,
     Forbidden,
     InternalError,
     InvalidRequest,
@@ -24,7 +25,7 @@ from jobs.errors import (
     TagTaken,
 )
 from jobs.protocol.ids import RequestId
-from jobs.protocol.model import BlobTagSet
+from jobs.protocol.model import BlobTagSet, OwnerChange
 from jobs.records import BlobDraftRecord, BlobsCountedRecord, BlobUsageRecord
 from jobs.service import Caller
 from jobs.store import Txn
@@ -441,3 +442,34 @@ def test_tags_are_listed_page_by_page_and_others_see_their_own(tmp_path: Path) -
             await blobs.tags(ALICE, prefix="u", limit=5, cursor=page.next_cursor or "AAAA")
 
     play(tmp_path, scenario)
+
+
+# --- quotas -------------------------------------------------------------------------------------------------------
+
+
+def test_an_owner_has_no_more_than_they_may(tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        blobs, queues = plane.control.blobs, plane.control.queues
+        await blobs.register(ALICE, blob("a", 60), ME)
+        answers = await asyncio.gather(
+            *(blobs.register(ALICE, blob(name, 30), ME) for name in "bc"), return_exceptions=True
+        )
+        # Together they would be too much; neither sees the other in the store.
+        assert [type(answer) for answer in answers] == [tuple, BlobQuotaExceeded]
+        assert usage(plane, ALICE) == (90, 2)
+        # What they have already, and what others have, is not in the way.
+        await blobs.register(ALICE, blob("a", 60), ME)
+        await blobs.register(BOB, blob("c", 100), ME)
+        await queues.change_owner(ADMIN, ALICE.uid, OwnerChange(max_blob_bytes=200))
+        await blobs.register(ALICE, blob("c", 100), ME)
+        await queues.change_owner(ADMIN, ALICE.uid, OwnerChange(max_blob_bytes=0))
+        with pytest.raises(BlobQuotaExceeded):
+            await blobs.register(ALICE, blob("d", 1), ME)
+        owner = await queues.get_owner(ALICE, ALICE.uid)
+        assert (owner.blobs, owner.blob_bytes, owner.max_blob_bytes) == (3, 190, 0)
+        await queues.change_owner(ADMIN, ALICE.uid, OwnerChange(max_blob_bytes=None))
+        with pytest.raises(BlobQuotaExceeded, match="the limit is 100"):
+            await blobs.register(ALICE, blob("d", 1), ME)
+        check_catalogue(plane.store)
+
+    play(tmp_path, scenario, blobs=BlobConfig(max_bytes_per_owner=100))

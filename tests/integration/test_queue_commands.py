@@ -130,10 +130,11 @@ def test_a_queue_is_paused_resumed_drained_and_opened(jobctl: Jobctl, client: Cl
 
 
 def test_an_owner_is_shown_and_set(jobctl: Jobctl) -> None:
-    done = jobctl("owner", "set", "4711", "--weight", "0.5", "--max-pending", "10")
+    done = jobctl("owner", "set", "4711", "--weight", "0.5", "--max-pending", "10", "--max-blob-bytes", "5GiB")
     assert (done.returncode, "10 pending" in done.stdout) == (0, True)
     shown = json.loads(jobctl("owner", "show", "4711", "--json").stdout)
     assert (shown["uid"], shown["weight"], shown["max_running"]) == (4711, 0.5, None)
+    assert (shown["max_blob_bytes"], shown["blobs"], shown["blob_bytes"]) == (5 << 30, 0, 0)
 
 
 def test_a_drain_is_undone_and_the_same_process_takes_jobs_again(jobctl: Jobctl, client: Client) -> None:

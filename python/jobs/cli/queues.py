@@ -10,7 +10,7 @@ from typing import Any, Final
 from jobs.cli import exits
 from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import print_fields, print_json, print_table
-from jobs.cli.submission import duration
+from jobs.cli.submission import duration, size
 from jobs.client import Client
 from jobs.protocol.model import OwnerView, QueueView
 
@@ -20,6 +20,7 @@ _LIMITS: Final = {
     "max_running": "running",
     "max_running_per_owner": "running of an owner",
 }
+_SETTINGS: Final = ("weight", *_LIMITS, "max_blob_bytes")
 
 
 def queues(client: Client, options: argparse.Namespace) -> int:
@@ -44,6 +45,8 @@ def limits_of(settings: QueueView | OwnerView) -> str:
     limits = [
         f"{value} {what}" for name, what in _LIMITS.items() if (value := getattr(settings, name, None)) is not None
     ]
+    if isinstance(settings, OwnerView) and settings.max_blob_bytes is not None:
+        limits.append(f"{settings.max_blob_bytes} bytes of blobs")
     if isinstance(settings, QueueView) and settings.rate_count is not None:
         limits.append(f"{settings.rate_count} starts in {settings.rate_period_s:g} s")
     return "; ".join(limits)
@@ -95,6 +98,7 @@ def _show_owner(owner: OwnerView, options: argparse.Namespace) -> int:
             ("uid", owner.uid),
             ("pending", owner.pending),
             ("running", owner.running),
+            ("blobs", f"{owner.blobs} of {owner.blob_bytes} bytes"),
             ("weight", f"{owner.weight:g}"),
             ("limits", limits_of(owner) or "none"),
         ]
@@ -104,7 +108,7 @@ def _show_owner(owner: OwnerView, options: argparse.Namespace) -> int:
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
     """Return what is given of the settings. Raises UsageError for nothing at all."""
-    changes: dict[str, Any] = {name: getattr(options, name) for name in ("weight", *_LIMITS) if name in options}
+    changes: dict[str, Any] = {name: getattr(options, name) for name in _SETTINGS if name in options}
     if "rate" in options:
         changes |= options.rate
     if not changes:
@@ -115,6 +119,11 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 def limit(text: str) -> int | None:
     """Parse a limit: a number, or `none`."""
     return None if text == "none" else at_least(0)(text)
+
+
+def size_limit(text: str) -> int | None:
+    """Parse a number of bytes such as 50GiB, or `none`."""
+    return None if text == "none" else size(text)
 
 
 def rate(text: str) -> dict[str, Any]:
@@ -155,6 +164,13 @@ def _configure_set_queue(parser: Parser) -> None:
 def _configure_set_owner(parser: Parser) -> None:
     _add_uid(parser)
     _add_settings(parser, ("max_pending", "max_running"))
+    parser.add_argument(
+        "--max-blob-bytes",
+        type=size_limit,
+        default=argparse.SUPPRESS,
+        metavar="SIZE|none",
+        help="what blobs may come to, such as 50GiB",
+    )
 
 
 def _configure_queue(parser: Parser) -> None:

@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 PAGE_SIZE = 1_000
 
 
-class OwnerChanges(TypedDict, total=False):
-    """What is to be other than before of an owner; None takes a limit away. Meanings are those of `OwnerSettings`."""
+class _Changes(TypedDict, total=False):
+    """What queues and owners have in common."""
 
     weight: float
     max_pending: int | None
     max_running: int | None
 
 
-class QueueChanges(OwnerChanges, total=False):
+class OwnerChanges(_Changes, total=False):
+    """What is to be other than before of an owner; None takes a limit away. Meanings are those of `OwnerSettings`."""
+
+    max_blob_bytes: int | None
+
+
+class QueueChanges(_Changes, total=False):
     """What is to be other than before of a queue; None takes a limit away. Meanings are those of `QueueSettings`."""
 
     max_pending_per_owner: int | None

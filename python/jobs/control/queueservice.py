@@ -12,6 +12,7 @@ from msgspec.structs import asdict, replace
 
 from jobs import keys
 from jobs.consensus import Consensus
+from jobs.control.blobs.lookup import read_usage
 from jobs.control.queries import check_admin, decode_cursor, encode_cursor
 from jobs.control.queues import Queues
 from jobs.protocol.model import (
@@ -126,10 +127,13 @@ class QueueOperations:
         return self._owner_view(uid)
 
     def _owner_view(self, uid: int) -> OwnerView:
+        blobs = read_usage(self._store, uid)
         return OwnerView(
             uid=uid,
             pending=self._queues.counts.of_owner(uid),
             running=self._usage.of_owner(uid),
+            blobs=blobs.blobs,
+            blob_bytes=blobs.size_bytes,
             **asdict(self._queues.owner(uid)),
         )
 

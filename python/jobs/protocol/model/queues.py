@@ -10,6 +10,7 @@ from jobs.protocol.model.base import Model
 
 Weight = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Limit = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+ByteCount = Annotated[int, Meta(ge=0, le=1 << 60)]
 RateCount = Annotated[int, Meta(ge=1, le=1_000_000)]
 RatePeriodS = Annotated[float, Meta(ge=0.001, le=31_536_000)]
 
@@ -66,6 +67,8 @@ class OwnerSettings(Model, frozen=True):
     """Share of the workers among the owners that have jobs waiting in the same queue."""
     max_pending: Limit | None = None
     max_running: Limit | None = None
+    max_blob_bytes: ByteCount | None = None
+    """What their blobs may come to; null: the nodes' `blobs.max_bytes_per_owner`."""
 
 
 class OwnerChange(Model, frozen=True):
@@ -74,6 +77,7 @@ class OwnerChange(Model, frozen=True):
     weight: Weight | UnsetType = UNSET
     max_pending: Limit | UnsetType | None = UNSET
     max_running: Limit | UnsetType | None = UNSET
+    max_blob_bytes: ByteCount | UnsetType | None = UNSET
 
 
 class OwnerView(OwnerSettings, frozen=True, kw_only=True):
@@ -82,3 +86,6 @@ class OwnerView(OwnerSettings, frozen=True, kw_only=True):
     uid: int
     pending: int
     running: int
+    blobs: int = 0
+    blob_bytes: int = 0
+    """What their blobs come to, whoever else has the same ones."""
