@@ -12,7 +12,7 @@ from jobs.api.problem import CONTENT_TYPE
 from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
 from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
 from jobs.protocol.ids import REQUEST_ID_HEADER
-from jobs.protocol.model import NAME_PATTERN, Problem
+from jobs.protocol.model import HASH_PATTERN, NAME_PATTERN, Problem
 
 _REF: Final = "#/components/schemas/{name}"
 _JOB_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -23,6 +23,8 @@ _ID_PATTERNS: Final = {
     "queues": NAME_PATTERN,
     "owners": "^[0-9]{1,10}$",
     "schedules": NAME_PATTERN,
+    "blobs": HASH_PATTERN,
+    "blob-tags": NAME_PATTERN,
     "leases": "^[0-9]{1,18}$",
     "members": "^[^/]+$",
     "tickets": "^[^/]+$",

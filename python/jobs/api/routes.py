@@ -14,6 +14,7 @@ from jobs.api.answer import Answer
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
+from jobs.api.handlers import blobs as blob_calls
 from jobs.api.handlers import deadletters as dead_letter_calls
 from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
@@ -37,6 +38,7 @@ _WRITE: Final[Errors] = (errors.StorageFull,)
 _REDRIVE: Final[Errors] = (*_WRITE, errors.QueueClosed, errors.QueueFull)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
+_BLOB: Final[Errors] = (errors.NotFound, errors.TooManyRequests)
 _MADE: Final = "The job is known by its idempotency key, or else by the request id: the answer tells it."
 _SET: Final = "By the request id: it is not changed again, and the answer tells how it is now."
 _ENDED: Final = "What has ended stays so, and is told as already final."
@@ -320,6 +322,51 @@ ROUTES: Final = (
         method="POST", path="/v1/schedules:preview", handler=Handlers.preview_schedule, body=model.TimetablePreview,
         answer=model.ScheduleTimes, summary="Tell the times of a timetable that no schedule has",
         repeat="It changes nothing.",
+    ),
+    # --- blobs
+    Route(
+        method="GET", path="/v1/blobs", handler=Handlers.list_blobs, query=blob_calls.BlobsQuery,
+        answer=model.BlobPage, errors=(errors.Forbidden,), summary="List blobs by their hashes, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/blobs/{id}/stat", handler=Handlers.stat_blob, answer=model.BlobView,
+        errors=(errors.NotFound,), summary="Read who has a blob, and what keeps it",
+    ),
+    Route(
+        method="DELETE", path="/v1/blobs/{id}", handler=Handlers.forget_blob, status=204, errors=_BLOB,
+        summary="Give a blob up, with the caller's tags on it; it goes when nothing refers to it any more",
+        repeat="By the request id: one that was added anew since is not given up.",
+    ),
+    Route(
+        method="POST", path="/v1/blobs/{id}/share", handler=Handlers.share_blob, body=model.BlobShare,
+        answer=model.BlobTicket, status=201, errors=(*_BLOB, *_WRITE),
+        summary="Make a ticket by which others may have a blob as well",
+        repeat="Another ticket is made beside that of the lost answer, which nobody has.",
+    ),
+    Route(
+        method="POST", path="/v1/blobs:collect", handler=Handlers.collect_blobs, body=model.BlobCollect,
+        answer=model.BlobCollectPage, errors=(*_ADMIN, errors.TooManyRequests),
+        summary="Take what nothing refers to out of the catalogue, page by page",
+        repeat="What is gone is not told again.",
+    ),
+    Route(
+        method="GET", path="/v1/blob-tags", handler=Handlers.list_blob_tags, query=blob_calls.TagsQuery,
+        answer=model.BlobTagPage, summary="List tags by name, page by page",
+    ),
+    Route(
+        method="GET", path="/v1/blob-tags/{id}", handler=Handlers.get_blob_tag, answer=model.BlobTag, errors=_READ,
+        summary="Read which blob a tag names",
+    ),
+    Route(
+        method="PUT", path="/v1/blob-tags/{id}", handler=Handlers.set_blob_tag, body=model.BlobTagSet,
+        answer=model.BlobTag, errors=(errors.Forbidden, *_BLOB, errors.TagTaken, *_WRITE),
+        summary="Have a tag name a blob, which it keeps",
+        repeat=_SET,
+    ),
+    Route(
+        method="DELETE", path="/v1/blob-tags/{id}", handler=Handlers.delete_blob_tag, status=204,
+        errors=(errors.Forbidden, *_BLOB), summary="Delete a tag; the blob stays its owners'",
+        repeat="By the request id: one that somebody has made anew since is not deleted.",
     ),
     # --- key-value
     Route(

@@ -22,8 +22,7 @@ from jobs.control.blobs.stage import Stage
 from jobs.control.blobs.tags import set_tag
 from jobs.control.blobs.writer import Writer
 from jobs.errors import Forbidden, InternalError, InvalidRequest, PayloadTooLarge
-from jobs.protocol.model import BlobTagSet
-from jobs.protocol.model.blobs import HASH_PATTERN
+from jobs.protocol.model import HASH_PATTERN, BlobTagSet
 from jobs.records import BlobRecord
 from jobs.service import Caller
 from jobs.store import EQ, GT, Store, VersionIs, prefix_end

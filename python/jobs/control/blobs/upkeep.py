@@ -43,6 +43,8 @@ class Upkeep:
                     await self._collections.clear_all()
                     await self.follow_members()
                 except Unavailable as error:
+                    if self._writer.stopped:
+                        return
                     logger.warning("what members have of blobs is looked at again: %s", error)
                     await waiter.wait(RETRY_S)
                 else:

@@ -52,7 +52,8 @@ class Writer:
         self._replicas = replicas
         self._waiting: deque[_Wanted] = deque()
         self._running = False
-        self._stopped = False
+        self.stopped = False
+        """Nothing is decided any more."""
         self._used: Numbers | None = None
         self.changes = 0
         """How often the numbers of members were others than at the decision before."""
@@ -66,7 +67,7 @@ class Writer:
         """Decide, and return the answer once what was decided is durable. One with a request is written by itself and
         once. Raises what `decide` raises; nothing of it is written then."""
         await self._consensus.barrier()
-        if self._stopped:
+        if self.stopped:
             raise _not_leading()
         if len(self._waiting) >= MAX_WAITING:
             raise TooManyRequests(f"{MAX_WAITING} changes of blobs wait to be written", retry_after_s=1)
@@ -79,7 +80,7 @@ class Writer:
 
     def stop(self) -> None:
         """Decide nothing more; what is being written is still answered."""
-        self._stopped = True
+        self.stopped = True
         self._fail_waiting()
 
     def _fail_waiting(self) -> None:
@@ -159,7 +160,7 @@ class Writer:
         """Have decisions made anew, as something is not any more as it was read."""
         for wanted in reversed(taken):
             wanted.tries += 1
-            if self._stopped:
+            if self.stopped:
                 _fail(wanted, _not_leading())
             elif wanted.tries < MAX_TRIES:
                 self._waiting.appendleft(wanted)

@@ -25,6 +25,7 @@ from jobs.protocol.model.base import (
     TimeMs,
 )
 from jobs.protocol.model.blobs import (
+    HASH_PATTERN,
     AddFrom,
     BlobAdd,
     BlobAdded,
@@ -181,6 +182,7 @@ from jobs.protocol.model.workers import PressureKind, WorkerList, WorkerView
 __all__ = [
     "BATCH_JOBS",
     "BATCH_OPERATIONS",
+    "HASH_PATTERN",
     "MAX_ATTEMPTS",
     "MAX_ITEM_BYTES",
     "MAX_PARENTS",
