@@ -176,8 +176,11 @@ class BlobStore:
         reader = await self._call(self._native.open, blob)
         try:
             yield Reading(reader, self._call)
-        finally:
+        except BaseException:
             self._release(reader.close)
+            raise
+        # Nobody reads any more, so there is nothing to wait for; and what follows finds it released.
+        await self._call(reader.close)
 
     async def export(self, blob: str, target: Path, on_bytes: OnBytes | None = None) -> int:
         """Write a blob to a file, which has its name only once it is whole and on the disk; return its bytes.
