@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jobs.protocol.model import (
         ArrayRange,
         ArraySpec,
+        BlobJob,
+        BlobResult,
         Content,
         JobState,
         JobView,
@@ -41,6 +43,8 @@ __all__ = [
     "ArrayRange",
     "ArraySpec",
     "AsyncClient",
+    "BlobJob",
+    "BlobResult",
     "Client",
     "ConnectionFailed",
     "Content",

@@ -12,6 +12,7 @@ from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import (
     BlobKind,
+    BlobResult,
     CatchUp,
     Execution,
     JobState,
@@ -134,6 +135,7 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     finished_ms: int | None = None
     """Of an attempt that no worker told the end of; of others `execution` has them."""
     query: SqlResult | None = None
+    blob: BlobResult | None = None
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):

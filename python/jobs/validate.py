@@ -9,9 +9,26 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.content import content_bytes
-from jobs.errors import InvalidRequest, PayloadTooLarge
+from jobs.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from jobs.protocol.ids import MAX_TASKS, is_job_id
-from jobs.protocol.model import MAX_ITEM_BYTES, ArraySpec, JobSubmit, ShellPayload, SqlJob, SqlPayload
+from jobs.protocol.model import (
+    MAX_ITEM_BYTES,
+    AddFrom,
+    ArraySpec,
+    BlobAdd,
+    BlobExport,
+    BlobFetch,
+    BlobGc,
+    BlobJob,
+    BlobPayload,
+    BlobReplicate,
+    BlobVerify,
+    Content,
+    JobSubmit,
+    ShellPayload,
+    SqlJob,
+    SqlPayload,
+)
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
@@ -24,13 +41,20 @@ _MAX_CHUNKS: Final = 400
 JOB_DIR: Final = PurePosixPath("/work")
 NODE_DIR: Final = PurePosixPath(".jobs")
 """Below the job's directory: what the node adds."""
+MAX_PATH_BYTES: Final = 4_095
+MAX_NAME_BYTES: Final = 255
+"""The kernel's limits for a path, and for each of its parts."""
 _encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
 def check_job(job: JobSubmit, where: str = "$") -> None:
     """Raise InvalidRequest when the job could never run as it is."""
     if isinstance(job, SqlJob):
-        _check_sql_job(job, where)
+        _check_no_command(job, "a query", where)
+        check_sql(job.payload, f"{where}.payload")
+    elif isinstance(job, BlobJob):
+        _check_no_command(job, "an operation on blobs", where)
+        check_blob(job.payload, f"{where}.payload")
     else:
         check_shell(job.payload, f"{where}.payload")
     if job.array is not None:
@@ -183,14 +207,14 @@ def check_shell(payload: ShellPayload, where: str) -> None:
     _check_files(payload, where)
 
 
-def _check_sql_job(job: SqlJob, where: str) -> None:
+def _check_no_command(job: SqlJob | BlobJob, what: str, where: str) -> None:
+    """Raise InvalidRequest for what only a command can have."""
     if job.array is not None:
-        raise InvalidRequest("a query has no tasks", field=f"{where}.array", expected="a job of type shell")
+        raise InvalidRequest(f"{what} has no tasks", field=f"{where}.array", expected="a job of type shell")
     if job.heartbeat_s is not None:
         raise InvalidRequest(
-            "a query does not tell that it is alive", field=f"{where}.heartbeat_s", expected="timeout_s"
+            f"{what} does not tell that it is alive", field=f"{where}.heartbeat_s", expected="timeout_s"
         )
-    check_sql(job.payload, f"{where}.payload")
 
 
 def check_sql(payload: SqlPayload, where: str) -> None:
@@ -221,6 +245,87 @@ def check_sql(payload: SqlPayload, where: str) -> None:
         content_bytes(file.content, f"{field}.content")
 
 
+def check_blob(payload: BlobPayload, where: str) -> None:
+    """Raise InvalidRequest when an operation on blobs could never be carried out as it is."""
+    match payload:
+        case BlobAdd(source=source):
+            _check_source(source, f"{where}.source")
+        case BlobFetch(hash=blob, ticket=ticket, providers=providers):
+            if (blob is None) == (ticket is None):
+                raise InvalidRequest(
+                    "neither or both of hash and ticket are given", field=where, expected="exactly one"
+                )
+            if ticket is not None:
+                from jobs.blobs.tickets import decode_ticket  # the package has more than commands should load
+
+                decode_ticket(ticket, f"{where}.ticket")
+            _check_distinct(providers, f"{where}.providers")
+        case BlobReplicate(replicas=replicas, nodes=nodes):
+            if (replicas is None) == (not nodes):
+                raise InvalidRequest(
+                    "neither or both of replicas and nodes are given", field=where, expected="exactly one"
+                )
+            _check_distinct(nodes, f"{where}.nodes")
+        case BlobExport(file=file):
+            _check_path(file, f"{where}.file")
+        case _:
+            pass
+
+
+def check_allowed(job: JobSubmit, where: str, *, admin: bool) -> None:
+    """Raise Forbidden for what only administrators may have done."""
+    if admin or not isinstance(job, BlobJob):
+        return
+    match job.payload:
+        case BlobGc():
+            what = "collect what nothing refers to"
+        case BlobVerify(hash=None):
+            what = "have all blobs verified"
+        case BlobAdd(source=AddFrom(snapshot=True)):
+            what = "add a snapshot of the store"
+        case _:
+            return
+    raise Forbidden(f"only administrators may {what}", field=f"{where}.payload", expected="a member of the admin group")
+
+
+def _check_source(source: AddFrom, where: str) -> None:
+    given = (source.text, source.base64, source.file, source.job, source.snapshot or None)
+    if sum(one is not None for one in given) != 1:
+        raise InvalidRequest(
+            "none or several of text, base64, file, job and snapshot are given", field=where, expected="exactly one"
+        )
+    if source.stream != "stdout" and source.job is None:
+        raise InvalidRequest("there is no job whose output it is", field=f"{where}.stream", expected="job beside it")
+    if source.file is not None:
+        _check_path(source.file, f"{where}.file")
+    elif source.job is not None:
+        if not is_job_id(source.job):
+            raise InvalidRequest(
+                f"{source.job!r:.200} is no job id", field=f"{where}.job", expected="a UUIDv7 in lower case"
+            )
+    elif not source.snapshot:
+        content_bytes(Content(text=source.text, base64=source.base64), where)
+
+
+def _check_path(path: str, where: str) -> None:
+    """Raise InvalidRequest for what names no file or directory of a worker's machine."""
+    parts = PurePosixPath(path).parts
+    if parts[:1] != ("/",) or len(parts) < 2 or ".." in parts:
+        raise InvalidRequest(f"{path!r:.200} is no place", field=where, expected="an absolute path, without ..")
+    size = _check_text(path, where)
+    if size > MAX_PATH_BYTES or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        raise InvalidRequest(
+            "the path is too long",
+            field=where,
+            expected=f"at most {MAX_NAME_BYTES} bytes a part, {MAX_PATH_BYTES} in all",
+        )
+
+
+def _check_distinct(names: list[str], where: str) -> None:
+    if len(set(names)) < len(names):
+        raise InvalidRequest("a node is named twice", field=where, expected="each once")
+
+
 def _check_files(payload: ShellPayload, where: str) -> None:
     seen: set[PurePosixPath] = set()
     for name, content in payload.files.items():
@@ -247,12 +352,14 @@ def _check_files(payload: ShellPayload, where: str) -> None:
             )
 
 
-def _check_text(text: str, where: str) -> None:
+def _check_text(text: str, where: str) -> int:
+    """Return how many bytes the text has in UTF-8."""
     if "\x00" in text:
         raise InvalidRequest("the text holds a zero byte", field=where, expected="text without zero bytes")
     size = _check_unicode(text, where)
     if size >= MAX_ARGV_BYTES:
         raise InvalidRequest(f"the text has {size} bytes", field=where, expected=f"less than {MAX_ARGV_BYTES} bytes")
+    return size
 
 
 def _check_unicode(text: str, where: str) -> int:

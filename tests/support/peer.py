@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from jobs.protocol import wire
 from jobs.protocol.ids import Incarnation, WorkerId
-from jobs.protocol.model import Reason, StreamInfo
+from jobs.protocol.model import BlobResult, Reason, StreamInfo
 
 T = TypeVar("T")
 STEP_S = 10.0
@@ -98,6 +98,7 @@ class WorkerPeer:
         seq: int = 0,
         segments: Sequence[tuple[int, bytes]] = (),
         write: wire.TableWrite | None = None,
+        blob: BlobResult | None = None,
     ) -> None:
         sizes = {number: sum(len(data) for stream, data in segments if stream == number) for number in (1, 2)}
         outcome = wire.Outcome(
@@ -114,6 +115,7 @@ class WorkerPeer:
             sandbox="strict",
             stdout=StreamInfo(bytes=sizes[1], stored_bytes=sizes[1], truncated=False),
             stderr=StreamInfo(bytes=sizes[2], stored_bytes=sizes[2], truncated=False),
+            blob=blob,
         )
         self.send(
             wire.Finished(

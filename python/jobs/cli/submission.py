@@ -10,7 +10,7 @@ from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
-from jobs.protocol.model import JobSubmit, Limits, Reason, Requires, Retention, Retry, ShellJob, SqlJob
+from jobs.protocol.model import BlobJob, JobSubmit, Limits, Reason, Requires, Retention, Retry, ShellJob, SqlJob
 from jobs.validate import MAX_SPEC_BYTES
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -235,6 +235,9 @@ def command_of(job: JobSubmit) -> str:
     """Return what a job runs, on one line."""
     if isinstance(job, SqlJob):
         return " ".join(job.payload.sql.split())
+    if isinstance(job, BlobJob):
+        blob = getattr(job.payload, "hash", None)
+        return f"{job.payload.__struct_config__.tag} {blob}" if blob else str(job.payload.__struct_config__.tag)
     return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
 
 

@@ -19,6 +19,7 @@ from jobs.store import Store
 from jobs.validate import JOB_DIR, NODE_DIR
 
 SQL: Final = "sql"
+BLOB: Final = "blob"
 PARENTS_VARIABLE: Final = "JOBS_PARENTS"
 PARENTS_PATH: Final = str(JOB_DIR / NODE_DIR / PARENTS_DIR)
 
@@ -46,6 +47,8 @@ class Assignments:
         if record.type == SQL:
             # The assignment is in the store: so is whatever was acknowledged before the job was submitted.
             return replace(made, revision=store.revision, admin=self._is_admin(record.owner))
+        if record.type == BLOB:
+            return replace(made, admin=self._is_admin(record.owner))
         files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
         env = environment(store, job) if record.is_task else {}
         if record.schedule is not None and record.nominal_ms is not None:

@@ -62,7 +62,7 @@ from jobs.retention import Totals
 from jobs.service import Caller, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
-WORKER_TYPES: Final = frozenset({"shell", "sql"})
+WORKER_TYPES: Final = frozenset({"shell", "sql", "blob"})
 
 
 class ControlConfig(Struct, frozen=True, kw_only=True):

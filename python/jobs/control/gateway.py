@@ -391,5 +391,10 @@ def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) ->
         return ResultRecord(state=record.state, reason=record.reason, message=record.message, execution=execution)
     state = JobState.COMPLETED if outcome.reason is None else JobState.FAILED
     return ResultRecord(
-        state=state, reason=outcome.reason, message=outcome.message, execution=execution, query=outcome.query
+        state=state,
+        reason=outcome.reason,
+        message=outcome.message,
+        execution=execution,
+        query=outcome.query,
+        blob=outcome.blob,
     )

@@ -137,6 +137,7 @@ class Queries:
                 execution=ended.execution,
                 logs_gone=output_is_gone(self._store, job, record),
                 query=ended.query,
+                blob=ended.blob,
             )
         if attempt != record.attempt:
             raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")

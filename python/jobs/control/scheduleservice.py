@@ -33,7 +33,7 @@ from jobs.protocol.model import (
 from jobs.records import IdempotencyRecord, ScheduleRecord
 from jobs.service import Caller
 from jobs.store import EQ, Delete, ModRevisionIs, Op, Put, Store, Txn
-from jobs.validate import check_spec_size
+from jobs.validate import check_allowed, check_spec_size
 
 TURN_VIEWS: Final = 32
 """After so many, others have their turn: the next time of a rare expression takes milliseconds to find."""
@@ -107,6 +107,7 @@ class ScheduleOperations:
         self._check_space()
         schedules.check_timetable(schedule)
         schedules.check_template(schedule.job)
+        check_allowed(schedule.job, "$.job", admin=caller.admin)
         self._maker.make(schedule.job, caller.uid, wall_ms(), "$.job")
         spec = records.encode_spec(schedule.job)
         check_spec_size(len(spec) - 1, "$.job")

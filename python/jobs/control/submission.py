@@ -23,7 +23,7 @@ from jobs.protocol.model import JobSubmit, Submitted
 from jobs.records import IdempotencyRecord, UniqueRecord
 from jobs.service import Caller
 from jobs.store import EQ, MAX_TXN_OPS, Compare, Op, Put, Store, Txn, VersionIs
-from jobs.validate import check_deadline
+from jobs.validate import check_allowed, check_deadline
 
 TRIES: Final = 16
 OP_BYTES: Final = 256
@@ -88,7 +88,7 @@ class Submission:
         one = len(submitted) == 1
         submitted = [_with_key(job, caller.request_id, index) for index, job in enumerate(submitted)]
         news = [
-            self._prepare(index, job, caller.uid, now_ms, "$" if one else f"$.jobs[{index}]")
+            self._prepare(index, job, caller, now_ms, "$" if one else f"$.jobs[{index}]")
             for index, job in enumerate(submitted)
         ]
         _check_size(sum(len(job.depends_on) for job in submitted))
@@ -126,7 +126,9 @@ class Submission:
                 return request.known[0]
         raise InternalError(f"keys or queues changed {TRIES} times while the job was stored")
 
-    def _prepare(self, index: int, job: JobSubmit, owner: int, now_ms: int, where: str) -> _New:
+    def _prepare(self, index: int, job: JobSubmit, caller: Caller, now_ms: int, where: str) -> _New:
+        check_allowed(job, where, admin=caller.admin)
+        owner = caller.uid
         new = self._maker.make(job, owner, now_ms, where)
         return _New(
             index=index,

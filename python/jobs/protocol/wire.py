@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta, Struct
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import PressureKind, Reason, SqlResult, StreamInfo
+from jobs.protocol.model import BlobResult, PressureKind, Reason, SqlResult, StreamInfo
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_FRAME_BYTES: Final = 16 << 20
 OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
@@ -95,6 +95,8 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stderr: StreamInfo
     query: SqlResult | None = None
     """What a query came to."""
+    blob: BlobResult | None = None
+    """What an operation on blobs came to."""
 
 
 class TableWrite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,7 +176,7 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     revision: int = 0
     """The store's, of a query: whatever was acknowledged before the job was submitted is in it."""
     admin: bool = False
-    """A query's owner sees everything."""
+    """The owner of a query, or of an operation on blobs, sees everything."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

@@ -8,6 +8,7 @@ from msgspec import field
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 from jobs.protocol.model.base import JobState, Model, Reason, Stream
+from jobs.protocol.model.blobs import BlobResult
 from jobs.protocol.model.submission import Content, JobSubmit, SqlFormat
 
 
@@ -122,7 +123,8 @@ class Execution(Model, frozen=True):
     exit_code: int | None
     signal: int | None
     sandbox: str
-    """Level that was in force: `strict`, `standard` or `none`; of a query `process`, one of its own."""
+    """Level that was in force: `strict`, `standard` or `none`; of a query `process`, one of its own; of an
+    operation on blobs `worker`, as nothing of its owner's is run."""
     stdout: StreamInfo
     stderr: StreamInfo
 
@@ -182,6 +184,8 @@ class JobResult(Model, frozen=True):
     """The output is no longer kept: that is why `stdout` and `stderr` are empty."""
     query: SqlResult | None = None
     """Of a job of type `sql` that completed."""
+    blob: BlobResult | None = None
+    """Of a job of type `blob` that completed."""
 
 
 class ParentResult(Model, frozen=True):

@@ -19,6 +19,7 @@ from jobs.protocol.model.base import (
     Ref,
     TimeMs,
 )
+from jobs.protocol.model.blobs import BlobPayload
 
 
 class Content(Given, frozen=True):
@@ -231,7 +232,13 @@ class SqlJob(JobBase, frozen=True, kw_only=True, tag="sql"):
     payload: SqlPayload
 
 
-JobSubmit: TypeAlias = ShellJob | SqlJob
+class BlobJob(JobBase, frozen=True, kw_only=True, tag="blob"):
+    """A job of type `blob` as a client submits it."""
+
+    payload: BlobPayload
+
+
+JobSubmit: TypeAlias = ShellJob | SqlJob | BlobJob
 """Every kind of job that can be submitted: a union tagged by `type`."""
 BATCH_JOBS: Final = 160
 """Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
