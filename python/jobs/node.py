@@ -21,6 +21,7 @@ from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
 from jobs.blobs import BlobStore
+from jobs.blobs.part import BlobPart
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
@@ -46,6 +47,7 @@ EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: starting again will not help."""
 STOP_GRACE_S: Final = 5.0
 _UNFORMED: Final = "this node belongs to no cluster yet"
+_FORM: Final = "jobctl cluster init, or jobctl cluster join TICKET"
 STATUS_PERIOD_S: Final = 5.0
 
 
@@ -65,6 +67,8 @@ class Node:
         self.cluster = Cluster(cluster_config(config))
         self._passage: Passage | None = None
         self.blobs: BlobStore | None = None
+        self.blob_part: BlobPart | None = None
+        """There once the node is alone or in a cluster."""
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -120,20 +124,31 @@ class Node:
         if cluster.peers is not None:
             passage.join(cluster.peers, consensus)
             cluster.others = site.others
-            assert self.blobs is not None
-            cluster.peers.carry(self.blobs)
+        assert self.blobs is not None
+        self.blob_part = BlobPart(
+            self.blobs,
+            site,
+            consensus,
+            store,
+            cluster.peers,
+            passage.reach,
+            max_blob_bytes=config.blobs.max_blob_bytes,
+            grace_s=config.blobs.grace_s,
+        )
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
     @property
     def whereabouts(self) -> Site:
         if self.site is None:
-            raise Unavailable(_UNFORMED, expected="jobctl cluster init, or jobctl cluster join TICKET", retry_after_s=1)
+            raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
         return self.site
 
     @property
     def blob_operations(self) -> BlobOperations:
-        raise Unavailable("this node cannot carry out jobs of type blob yet", retry_after_s=1)
+        if self.blob_part is None:
+            raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
+        return self.blob_part.operations
 
     def health(self) -> Health:
         if self.site is not None:
@@ -169,6 +184,8 @@ class Node:
             await self._api.stop(STOP_GRACE_S)
         if self._forming is not None:
             self._forming.cancel()
+        if self.blob_part is not None:
+            await self.blob_part.stop()
         if self._passage is not None:
             self._passage.stop()
         for part in (self.site, self._door, self.consensus):

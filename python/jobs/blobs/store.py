@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
@@ -107,6 +107,7 @@ class BlobStore:
         self._descriptor: int | None = self._native.fileno()
         self._fetches: dict[int, tuple[asyncio.Future[Fetched], OnProgress | None]] = {}
         self._turns = asyncio.Semaphore(MAX_FETCHES)
+        self._watches: dict[object, set[str]] = {}
         self._loop.add_reader(self._descriptor, self._on_readable)
 
     @classmethod
@@ -166,6 +167,7 @@ class BlobStore:
 
     async def _finish(self, writer: BlobWriter) -> Added:
         blob, size_bytes, existed = await self._call(writer.finish)
+        self._use(blob)
         return Added(hash=blob, size_bytes=size_bytes, existed=existed)
 
     # --- reads --------------------------------------------------------------------------------------------------------
@@ -173,12 +175,15 @@ class BlobStore:
     @asynccontextmanager
     async def reading(self, blob: str) -> AsyncIterator[Reading]:
         """Hold a blob open, and keep it from being deleted. Raises NotFoundError, CorruptError and NativeError."""
+        self._use(blob)
         reader = await self._call(self._native.open, blob)
         try:
             yield Reading(reader, self._call)
         except BaseException:
             self._release(reader.close)
             raise
+        finally:
+            self._use(blob)
         # Nobody reads any more, so there is nothing to wait for; and what follows finds it released.
         await self._call(reader.close)
 
@@ -220,6 +225,21 @@ class BlobStore:
         return await self._call(self._native.usage)
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def uses(self) -> Iterator[set[str]]:
+        """Yield a set to which every blob comes that is added, fetched or read from now on, or ceases to be: what was
+        found out of one before that may not hold any more."""
+        watch, used = object(), set[str]()
+        self._watches[watch] = used
+        try:
+            yield used
+        finally:
+            del self._watches[watch]
+
+    def _use(self, blob: str) -> None:
+        for used in self._watches.values():
+            used.add(blob)
 
     async def delete(self, blob: str, min_age_ms: int = 0) -> tuple[Outcome, int]:
         """Delete a blob, unless it is being read or fetched (held) or came within this time (recent); bytes freed."""
@@ -263,9 +283,11 @@ class BlobStore:
             )
             future: asyncio.Future[Fetched] = self._loop.create_future()
             self._fetches[number] = future, on_progress
+            self._use(blob)
             try:
                 return await future
             finally:
+                self._use(blob)
                 # Not told yet: the caller gave up.
                 if self._fetches.pop(number, None) is not None:
                     self._native.cancel(number)

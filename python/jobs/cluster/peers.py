@@ -41,6 +41,7 @@ class Asked(IntEnum):
     MOVED = 4
     LEADER = 5
     RELAY = 6
+    BLOBS = 7
 
 
 class Opened(IntEnum):
@@ -50,6 +51,7 @@ class Opened(IntEnum):
     FORWARD = 2
     WORKER = 3
     RELAY = 4
+    BLOBS = 5
 
 
 OnRequest: TypeAlias = Callable[[str, bytes], Awaitable[bytes]]
@@ -77,6 +79,8 @@ class Peers:
         self.requests: dict[Asked, OnRequest] = {}
         self.streams: dict[Opened, OnStream] = {Opened.SNAPSHOT: self._on_snapshot}
         self.on_raft: Callable[[str, bytes], None] = lambda peer, message: None
+        self.on_up: Callable[[str], None] = lambda peer: None
+        """Called when messages reach a peer from now on."""
         self.on_snapshot_file: Callable[[str, Path], Awaitable[None]] | None = None
 
     @property
@@ -133,6 +137,7 @@ class Peers:
     def on_peer_up(self, peer: str, name: str) -> None:
         self.up[peer] = name
         logger.info("connected with %s", name, extra={"peer": peer})
+        self.on_up(peer)
 
     def on_peer_down(self, peer: str, reason: str) -> None:
         name = self.up.pop(peer, peer)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final, Literal
 
 from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.control import Control, ControlConfig
-from jobs.control.hub import Hub
+from jobs.control.hub import Hub, Waiter
 from jobs.control.reads import StaleReads
 from jobs.errors import JobsError, NoLeader, NotLeader, Unavailable
 from jobs.protocol.ids import Revision
@@ -55,6 +56,10 @@ class Site:
         consensus.on_applied = self._hub.on_applied
         consensus.on_leadership = self._on_leadership
         consensus.on_leader = self._on_leader
+
+    def waiter(self, *prefixes: bytes) -> AbstractContextManager[Waiter]:
+        """Yield what is rung at every change of a key with one of these prefixes in this node's store."""
+        return self._hub.waiter(*prefixes)
 
     # --- life ---------------------------------------------------------------------------------------------------
 

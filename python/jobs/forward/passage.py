@@ -21,7 +21,8 @@ class Passage:
         self._site = site
         self._api = api
         self._door = door
-        self._reach: Reach | None = None
+        self.reach: Reach | None = None
+        """The way to a leader elsewhere; None where there are no others."""
         self._inquiry: Inquiry | None = None
         self._remote: RemoteWay | None = None
         site.on_change = self._on_change
@@ -31,7 +32,7 @@ class Passage:
         """Pass requests and workers on to other members, and take theirs."""
         site, api = self._site, self._api
         site.others = self._inquiry = inquiry = Inquiry(peers, consensus, site)
-        self._reach = reach = Reach(peers, inquiry)
+        self.reach = reach = Reach(peers, inquiry)
         api.forwarder = Forwarder(reach, site.node, site, api.desk, api.forwarded)
         leader_side = LeaderSide(site, api.desk, self._gateway, api.forwarded)
         peers.requests[Asked.FORWARD] = leader_side.on_request
@@ -52,10 +53,10 @@ class Passage:
     def _on_change(self) -> None:
         """The control plane has come or gone, or another member leads."""
         site, remote = self._site, self._remote
-        if site.control is not None or site.leads or site.leader is None or self._reach is None:
+        if site.control is not None or site.leads or site.leader is None or self.reach is None:
             self._lead_to(None)
         elif remote is None or remote.leader != site.leader:
-            self._lead_to(RemoteWay(self._reach, site.leader))
+            self._lead_to(RemoteWay(self.reach, site.leader))
 
     def _lead_to(self, remote: RemoteWay | None) -> None:
         former, self._remote = self._remote, remote

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from jobs.cluster import Asked, Opened, Peers
@@ -20,7 +21,8 @@ MAX_RELAYED: Final = 256
 """Requests and streams that are relayed at a time; one more is declined."""
 RELAY_S: Final = 300.0
 """Bound for an answer; whoever asked gives up earlier."""
-_RELAYED: Final = (bytes((Asked.FORWARD,)), bytes((Opened.FORWARD,)), bytes((Opened.WORKER,)))
+_REQUESTS: Final = (bytes((Asked.FORWARD,)), bytes((Asked.BLOBS,)))
+_STREAMS: Final = (bytes((Opened.FORWARD,)), bytes((Opened.WORKER,)))
 
 
 class Relay:
@@ -34,9 +36,9 @@ class Relay:
         peers.requests[Asked.RELAY] = self._on_request
         peers.streams[Opened.RELAY] = self._on_stream
 
-    def _onward(self, what: bytes) -> str | None:
+    def _onward(self, what: bytes, relayed: Sequence[bytes]) -> str | None:
         """Return the leader, as this node hears it itself; None where that is nobody else. Raises Declined."""
-        if what not in _RELAYED:
+        if what not in relayed:
             raise Declined(f"what begins with {what.hex() or 'nothing'} is not relayed")
         if self._under_way >= MAX_RELAYED:
             raise Declined(f"{MAX_RELAYED} requests and streams are relayed already")
@@ -44,12 +46,13 @@ class Relay:
         return None if leader == self._consensus.me else leader
 
     async def _on_request(self, peer: str, body: bytes) -> bytes:
-        leader = self._onward(body[:1])
+        leader = self._onward(body[:1], _REQUESTS)
+        what = Asked(body[0])
         if leader is None:
-            return await self._side.on_request(peer, body[1:])
+            return await self._peers.requests[what](peer, body[1:])
         self._under_way += 1
         try:
-            return await self._peers.request(leader, Asked.FORWARD, body[1:], RELAY_S)
+            return await self._peers.request(leader, what, body[1:], RELAY_S)
         except RequestFailed as failed:
             raise Declined(f"it could not be relayed: {failed}", maybe_done=failed.maybe_done) from failed
         finally:
@@ -57,7 +60,7 @@ class Relay:
 
     async def _on_stream(self, peer: str, header: bytes, stream: Stream) -> None:
         try:
-            leader = self._onward(header[:1])
+            leader = self._onward(header[:1], _STREAMS)
         except Declined as declined:
             logger.warning("a stream of %s is refused: %s", peer, declined)
             stream.reset(str(declined))

@@ -1,0 +1,346 @@
+"""What nodes say to each other of blobs, as bytes: questions to the leader, and orders to members. Pure.
+
+A message is one byte with the version, and MessagePack. A question and its answer are one request between nodes. An
+order has a stream: it is written with its length in front (u32, big-endian), and so is what comes back: how far it is,
+now and then, and one end.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from jobs.blobs.catalogue import NewBlob
+from jobs.errors import InternalError, JobsError, error_types
+from jobs.protocol.model import BlobCollect, BlobTagSet
+from jobs.protocol.model.blobs import HASH_PATTERN
+from jobs.service import Caller
+
+VERSION: Final = 1
+MAX_LOT: Final = 256
+"""Blobs of one order."""
+MAX_TOLD: Final = 1_000
+"""Blobs of one question."""
+MAX_FRAME_BYTES: Final = 4 << 20
+
+_Text: TypeAlias = Annotated[str, Meta(max_length=16_384)]
+_Hash: TypeAlias = Annotated[str, Meta(pattern=HASH_PATTERN)]
+_After: TypeAlias = Annotated[str, Meta(max_length=64)]
+"""A hash, or "" for the beginning."""
+_Member: TypeAlias = Annotated[str, Meta(max_length=128)]
+_Count: TypeAlias = Annotated[int, Meta(ge=0)]
+_Told: TypeAlias = Annotated[tuple[_Hash, ...], Meta(max_length=MAX_TOLD)]
+
+T = TypeVar("T")
+
+
+class MessageError(Exception):
+    """A message cannot be read; the text says why, and what was expected."""
+
+
+class _Message(Struct, frozen=True, array_like=True):
+    pass
+
+
+# --- questions to the leader, by the methods of `catalogue.Catalogue` and `service.BlobService` ----------------------
+
+
+class Register(_Message, frozen=True, tag=1):
+    caller: Caller
+    blob: NewBlob
+
+
+class Claim(_Message, frozen=True, tag=2):
+    caller: Caller
+    ticket: _Text
+
+
+class Readable(_Message, frozen=True, tag=3):
+    caller: Caller
+    blob: _Hash
+
+
+class Held(_Message, frozen=True, tag=4):
+    here: _Told
+    gone: _Told
+
+
+class Wanted(_Message, frozen=True, tag=5):
+    blobs: _Told
+
+
+class Replicate(_Message, frozen=True, tag=6):
+    caller: Caller
+    blob: _Hash
+    replicas: _Count
+
+
+class Lacking(_Message, frozen=True, tag=7):
+    after: _After
+    limit: _Count
+
+
+class Entries(_Message, frozen=True, tag=8):
+    after: _After
+    limit: _Count
+    holder: _Member
+
+
+class Children(_Message, frozen=True, tag=9):
+    blob: _Hash
+
+
+class SetTag(_Message, frozen=True, tag=10):
+    caller: Caller
+    name: _Text
+    wanted: BlobTagSet
+
+
+class Collect(_Message, frozen=True, tag=11):
+    caller: Caller
+    wanted: BlobCollect
+
+
+class Reached(_Message, frozen=True, tag=12):
+    """Which revision the store has, as the leader knows it."""
+
+    caller: Caller
+
+
+Question: TypeAlias = (
+    Register | Claim | Readable | Held | Wanted | Replicate | Lacking | Entries | Children | SetTag | Collect | Reached
+)
+
+
+class Asking(_Message, frozen=True):
+    """A question of a member."""
+
+    member: _Member
+    question: Question
+
+
+class Answer(_Message, frozen=True, tag=1):
+    """What the method has returned, in MessagePack."""
+
+    body: bytes
+
+
+class NotLeading(_Message, frozen=True, tag=2):
+    """Nothing was done: this node does not lead. `leader`: who does, as far as it knows."""
+
+    leader: _Member | None = None
+
+
+class Refused(_Message, frozen=True, tag=3):
+    """An error of `jobs.errors`."""
+
+    code: _Text
+    detail: _Text
+    field: _Text | None = None
+    expected: _Text | None = None
+    retry_after_s: float | None = None
+
+
+Reply: TypeAlias = Answer | NotLeading | Refused
+
+
+# --- orders to a member -----------------------------------------------------------------------------------------------
+
+
+class Sought(_Message, frozen=True):
+    """A blob, and the members to have it from, the best first."""
+
+    hash: _Hash
+    providers: Annotated[tuple[_Member, ...], Meta(max_length=64)] = ()
+
+
+_Lot: TypeAlias = Annotated[tuple[Sought, ...], Meta(max_length=MAX_LOT)]
+
+
+class Fetch(_Message, frozen=True, tag=1):
+    """Have these."""
+
+    blobs: _Lot
+    keep: bool = True
+    """They are to stay, and the leader is told that they are there."""
+
+
+class Survey(_Message, frozen=True, tag=2):
+    """Say what room there is."""
+
+
+class Verify(_Message, frozen=True, tag=3):
+    """Hash these anew, or a page of those that the member is to have; mend what is damaged."""
+
+    blobs: _Lot = ()
+    after: _After = ""
+    limit: Annotated[int, Meta(ge=1, le=MAX_LOT)] = 64
+
+
+class Sweep(_Message, frozen=True, tag=4):
+    """Delete the blobs of a page that the member is not to have, and that came longer ago than this."""
+
+    after: _After
+    limit: Annotated[int, Meta(ge=1, le=MAX_TOLD)]
+    grace_ms: _Count
+    dry_run: bool = False
+
+
+class Check(_Message, frozen=True, tag=5):
+    """Look whether these are there, and tell the leader of those that are not."""
+
+    blobs: _Told
+
+
+Order: TypeAlias = Fetch | Survey | Verify | Sweep | Check
+
+
+class Advance(_Message, frozen=True, tag=1):
+    """How far it is; also sent when that is no further, so that silence means something."""
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Source(_Message, frozen=True):
+    """What came of a provider."""
+
+    member: _Member
+    size_bytes: int
+    reason: _Text = ""
+    """Why it was left behind, for one of the blobs at least."""
+
+
+class Failure(_Message, frozen=True):
+    """A blob that could not be had. `kind`: as `store.FetchFailed` has it."""
+
+    hash: _Hash
+    kind: _Text
+    detail: _Text
+
+
+class Suspect(_Message, frozen=True):
+    """A member that did not give a blob that it is said to have."""
+
+    hash: _Hash
+    member: _Member
+
+
+class Fetched(_Message, frozen=True, tag=2):
+    """What came of an order to fetch: the leader knows of what is here."""
+
+    size_bytes: int
+    here: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    sources: tuple[Source, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
+
+
+class Room(_Message, frozen=True, tag=3):
+    """What a member has, and may still take."""
+
+    free_bytes: int
+    blobs: int
+    size_bytes: int
+
+
+class Damage(_Message, frozen=True):
+    """A blob that is not as it should be. `outcome`: mended, or why not."""
+
+    hash: _Hash
+    found: _Text
+    outcome: _Text
+    mended: bool
+
+
+class Verified(_Message, frozen=True, tag=4):
+    """What came of a page; `after`: where the next one begins, None at the end."""
+
+    blobs: int
+    size_bytes: int
+    damages: tuple[Damage, ...] = ()
+    after: _After | None = None
+
+
+class Removed(_Message, frozen=True):
+    hash: _Hash
+    size_bytes: int
+
+
+class Swept(_Message, frozen=True, tag=5):
+    """What came of a page. `spared`: by why, those that are not to be here and stay for now."""
+
+    examined: int
+    removed: tuple[Removed, ...] = ()
+    spared: dict[str, int] = {}
+    after: _After | None = None
+
+
+class Checked(_Message, frozen=True, tag=6):
+    gone: tuple[str, ...] = ()
+
+
+class Declined(_Message, frozen=True, tag=7):
+    """It was not done, or not all of it."""
+
+    error: Refused
+
+
+End: TypeAlias = Fetched | Room | Verified | Swept | Checked | Declined
+Said: TypeAlias = Advance | End
+
+_encoder = msgspec.msgpack.Encoder()
+_ASKING: Final = msgspec.msgpack.Decoder(Asking)
+_REPLY: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
+_ORDER: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)
+_SAID: Final[msgspec.msgpack.Decoder[Said]] = msgspec.msgpack.Decoder(Said)
+
+
+def encode(message: Struct) -> bytes:
+    return bytes((VERSION,)) + _encoder.encode(message)
+
+
+def framed(message: Order | Said) -> bytes:
+    """Return a message with its length in front, as it stands on a stream."""
+    data = encode(message)
+    return len(data).to_bytes(4, "big") + data
+
+
+def decode_asking(data: bytes) -> Asking:
+    """Raises MessageError, as those below."""
+    return _decode(_ASKING, data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    return _decode(_REPLY, data)
+
+
+def decode_order(data: bytes) -> Order:
+    return _decode(_ORDER, data)
+
+
+def decode_said(data: bytes) -> Said:
+    return _decode(_SAID, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    version = data[0] if data else None
+    if version != VERSION:
+        raise MessageError(f"a message about blobs of version {version}; this node speaks version {VERSION}")
+    try:
+        return decoder.decode(memoryview(data)[1:])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MessageError(f"a message about blobs cannot be read: {error}") from error
+
+
+def refusal(error: JobsError) -> Refused:
+    detail = error.detail[:16_000]
+    return Refused(error.code, detail, error.field, error.expected, error.retry_after_s)
+
+
+def error_of(refused: Refused) -> JobsError:
+    """Return the error that was refused with."""
+    kind = error_types().get(refused.code, InternalError)
+    return kind(refused.detail, field=refused.field, expected=refused.expected, retry_after_s=refused.retry_after_s)

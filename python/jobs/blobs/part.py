@@ -1,0 +1,91 @@
+"""A node's part in the blobs of its cluster, put together: what it does for itself, for members and for who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+from jobs._native import Store
+from jobs.blobs.link import LeaderDesk, LeaderLink
+from jobs.blobs.members import MemberDesk, Members
+from jobs.blobs.operations import Operations
+from jobs.blobs.repair import Reconciler, Repairer
+from jobs.blobs.replication import Replicator
+from jobs.blobs.store import BlobStore
+from jobs.blobs.tending import Tending
+from jobs.cluster import Peers
+from jobs.consensus import Consensus
+from jobs.control import Site
+from jobs.errors import Unavailable
+from jobs.forward.reach import Reach
+
+
+class BlobPart:
+    """Of a member, or of a node that is alone. `catalogue` and `replicator` are what others here ask."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        site: Site,
+        consensus: Consensus,
+        store: Store,
+        peers: Peers | None,
+        reach: Reach | None,
+        *,
+        max_blob_bytes: int,
+        grace_s: float,
+    ) -> None:
+        member = consensus.me
+        self.catalogue = link = LeaderLink(site, reach)
+        tending = Tending(blobs, link, member, max_blob_bytes=max_blob_bytes, grace_ms=int(grace_s * 1_000))
+        members = Members(peers, consensus, tending)
+        self.replicator = Replicator(members, link)
+        self.operations = Operations(blobs, link, members, self.replicator, _Snapshots(site, consensus, store))
+        chance = random.random
+        self._repairer = Repairer(site, link, self.replicator, chance)
+        self._reconciler = Reconciler(blobs, link, tending, member, chance)
+        if peers is not None:
+            LeaderDesk(site, peers, lambda member: member in members.ids)
+            MemberDesk(peers, tending)
+            peers.on_up = lambda peer: self._repairer.ring()
+            peers.carry(blobs)
+
+    async def stop(self) -> None:
+        await self._repairer.stop()
+        await self._reconciler.stop()
+        self.replicator.stop()
+        self.catalogue.stop()
+
+
+class _Snapshots:
+    """Implements `operations.Snapshots` with the snapshots that cut the log."""
+
+    def __init__(self, site: Site, consensus: Consensus, store: Store) -> None:
+        self._site = site
+        self._consensus = consensus
+        self._store = store
+
+    async def reach(self, revision: int) -> None:
+        with self._site.waiter(b"") as waiter:
+            try:
+                async with asyncio.timeout(self._site.patience_s):
+                    while self._store.revision < revision:
+                        await waiter.wait(None)
+            except TimeoutError:
+                raise Unavailable(
+                    f"this node's store is at revision {self._store.revision}, and {revision} was written",
+                    expected="the same a little later",
+                    retry_after_s=1,
+                ) from None
+
+    async def make(self) -> int:
+        while True:
+            await self._consensus.snapshot()
+            path = self._store.snapshot_path()
+            assert path is not None
+            try:
+                return os.open(Path(path), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # a newer one has taken its place
