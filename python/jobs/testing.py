@@ -36,9 +36,10 @@ class EmbeddedNode:
         env: Mapping[str, str] | None = None,
         types: Sequence[str] = ("shell",),
         prefix: tuple[str, ...] = (),
+        module: str = "jobs.node",
     ) -> None:
         """`env`: on top of the environment. `types`: of the workers that it has. `prefix`: what its command begins
-        with, such as one that changes a namespace."""
+        with, such as one that changes a namespace. `module`: what is run, a node and maybe more."""
         self.directory = directory
         self.socket = directory / "api.sock"
         self.log_file = directory / "node.log"
@@ -46,6 +47,7 @@ class EmbeddedNode:
         self._env = {**os.environ, "JOBS_LOGGING__FORMAT": "json", "JOBS_WORKERS__EMBEDDED": started, **(env or {})}
         self._workers = len(types)
         self._prefix = prefix
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -68,7 +70,7 @@ class EmbeddedNode:
         does that belongs to no cluster yet or whose cluster has no leader. `env` is for this run alone, on top of the
         other one. Raises NodeFailed."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        command = [*self._prefix, sys.executable, "-m", "jobs.node", "--embedded", str(self.directory)]
+        command = [*self._prefix, sys.executable, "-m", self._module, "--embedded", str(self.directory)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self._env, **(env or {})}

@@ -49,7 +49,6 @@ SWEEP_PAGE: Final = 500
 COLLECT_PAGE: Final = 500
 MAX_PASSES: Final = 64
 """Over the catalogue in one collection: a collection in a collection goes one level a pass."""
-CHILDREN_AT_ONCE: Final = 8
 Event: TypeAlias = BlobAdvance | BlobLine | BlobDone
 
 
@@ -155,7 +154,6 @@ class Operations:
             raise InvalidRequest("no number of nodes, and none named", field="$.replicas", expected="one of the two")
         entry = await self._link.readable(caller, payload.hash)
         blobs = await self._replicator.blobs_of(entry)
-        await each(blobs[1:], CHILDREN_AT_ONCE, lambda child: self._link.replicate(caller, child, count))
         entry = await self._link.replicate(caller, entry.hash, count)
         far: dict[str, m.Advance] = {}
 
