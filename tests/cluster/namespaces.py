@@ -27,6 +27,7 @@ class Network:
         self._prefix = prefix
         self._numbers = range(1, size + 1)
         self._lost: set[tuple[int, int]] = set()
+        self._slow: set[tuple[int, int]] = set()
 
     def make(self) -> None:
         for number in self._numbers:
@@ -69,11 +70,18 @@ class Network:
             self._lost.add((sender, receiver))
             self._tc(sender, "replace", receiver, "root", "pfifo", "limit", "0")
 
+    def slow(self, sender: int, receiver: int, mbit_per_s: int) -> None:
+        """Let one node send no faster to another from now on."""
+        self._slow.add((sender, receiver))
+        limits = ("rate", f"{mbit_per_s}mbit", "burst", "256kb", "latency", "50ms")
+        self._tc(sender, "replace", receiver, "root", "tbf", *limits)
+
     def heal(self) -> None:
-        """Lose nothing any more."""
-        for sender, receiver in self._lost:
+        """Lose nothing any more, and let nobody be slow."""
+        for sender, receiver in self._lost | self._slow:
             self._tc(sender, "del", receiver, "root")
         self._lost.clear()
+        self._slow.clear()
 
     def _ip(self, number: int, *command: str) -> None:
         run("ip", "-n", self.namespace(number), *command)

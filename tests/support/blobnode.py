@@ -39,7 +39,7 @@ class Driver:
 
     async def serve(self, path: Path) -> asyncio.Server:
         path.unlink(missing_ok=True)
-        return await asyncio.start_unix_server(self._on_connection, str(path))
+        return await asyncio.start_unix_server(self._on_connection, str(path), limit=16 << 20)
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def tell(**news: Any) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import random
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,17 @@ def content(size_bytes: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
 
-async def pieces(size_bytes: int, seed: int, piece_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
+def made(size_bytes: int, seed: int, piece_bytes: int = 1 << 20) -> Iterator[bytes]:
     """Return content of any size in little memory; equal to `content` up to one piece."""
     source = random.Random(seed)
     while size_bytes > 0:
         yield source.randbytes(min(piece_bytes, size_bytes))
         size_bytes -= piece_bytes
+
+
+async def pieces(size_bytes: int, seed: int, piece_bytes: int = 1 << 20) -> AsyncIterator[bytes]:
+    for piece in made(size_bytes, seed, piece_bytes):
+        yield piece
 
 
 class BlobPeer(Peer):

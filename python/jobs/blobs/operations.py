@@ -18,7 +18,6 @@ from jobs.blobs import messages as m
 from jobs.blobs.catalogue import NewBlob
 from jobs.blobs.link import LeaderLink
 from jobs.blobs.members import Members, Unreached
-from jobs.blobs.placement import order_providers
 from jobs.blobs.replication import Replicator
 from jobs.blobs.store import BlobStore
 from jobs.blobs.together import each
@@ -112,7 +111,7 @@ class Operations:
         """Have a blob here, and keep it."""
         if (payload.hash is None) == (payload.ticket is None):
             raise InvalidRequest("neither a hash nor a ticket, or both", field="$.hash", expected="one of the two")
-        providers = [self._members.named(name) for name in payload.providers]
+        providers = tuple(self._members.named(name) for name in payload.providers)
         if payload.ticket is not None:
             entry = await self._link.claim(caller, payload.ticket)
         else:
@@ -120,9 +119,8 @@ class Operations:
             entry = await self._link.readable(caller, payload.hash)
         names = ", ".join(payload.providers or map(self._members.name, entry.holders))
         news.advance(0, entry.size_bytes, f"from {names or 'nobody'}")
-        chosen = order_providers(providers, self._members.reached, entry.hash, self._members.me)
         fetched = await self._replicator.have_here(
-            entry, keep=True, providers=chosen, on_advance=lambda now: news.advance(now.done_bytes, now.total_bytes)
+            entry, keep=True, providers=providers, on_advance=lambda now: news.advance(now.done_bytes, now.total_bytes)
         )
         if payload.tag is not None:
             await self._link.set_tag(caller, payload.tag, BlobTagSet(hash=entry.hash))
