@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.blobcluster import BlobCluster, BlobNode, Refused, until
+from tests.support.blobcluster import MODULE, BlobCluster, BlobNode, Refused, until
 
 MIB = 1 << 20
 
@@ -244,3 +244,22 @@ def test_gc_deletes_what_nothing_refers_to_on_every_node_and_lists_it_first(shar
     with pytest.raises(Refused) as refused:
         node.order(do="perform", uid=1001, payload={"operation": "gc"})
     assert refused.value.code == "forbidden"
+
+
+def test_a_small_blob_that_is_damaged_where_it_is_wanted_is_brought_anew(shared: BlobCluster) -> None:
+    blob = shared.leading().add(5_000, seed=800, replicas=2, tag="small")
+    hit = shared.node(blob["nodes"][0])
+    path_of(hit, blob["hash"]).write_bytes(bytes(5_000))
+    assert hit.order(do="bring", hash=blob["hash"]) == 5_000
+
+
+def test_a_node_alone_does_all_that_needs_no_other(tmp_path: Path) -> None:
+    node = BlobNode(tmp_path / "alone", env={"JOBS_BLOBS__GRACE_S": "1"}, types=(), module=MODULE)
+    with node:
+        kept, loose = node.add(MIB, seed=1, tag="t")["hash"], node.add(MIB, seed=2)["hash"]
+        assert node.perform("fetch", hash=kept)["bytes"] == MIB
+        assert node.perform("verify")["blobs"] == 2
+        assert node.perform("replicate", hash=kept, replicas=3)["blobs"] == 1
+        assert node.perform("add", source={"snapshot": True})["bytes"] > 0
+        until(lambda: node.perform("gc") and not node.has(loose))
+        assert node.has(kept)

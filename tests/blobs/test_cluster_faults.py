@@ -126,6 +126,22 @@ def test_a_partition_in_mid_transfer_is_told_and_costs_what_had_not_come(apart: 
     until(is_fetched)
 
 
+def test_what_is_given_up_ends_and_is_gone_on_with_by_the_next(apart: Apart) -> None:
+    first, third = apart.followers()
+    size = 48 * MIB
+    blob = first.add(size, seed=1, tag="t", replicas=1)["hash"]
+    apart.slow(first, 100)
+    events = fetching(third, blob)
+    until_under_way(events, 8 * MIB)
+    events.close()  # type: ignore[attr-defined]
+    apart.net.heal()
+    with pytest.raises(AssertionError):
+        until(lambda: third.has(blob), 5)
+    done = list(fetching(third, blob))[-1]["end"]
+    assert done["bytes"] == size
+    assert done["peers"][0]["bytes"] <= size - 8 * MIB
+
+
 def test_a_node_that_is_cut_off_acknowledges_nothing_and_goes_on_afterwards(apart: Apart) -> None:
     alone = apart.followers()[0]
     apart.cut(alone)
@@ -151,6 +167,29 @@ def test_a_copy_under_way_to_a_node_that_is_cut_off_goes_elsewhere(apart: Apart)
     (added,) = acknowledged
     assert added["nodes"] == sorted((leader.directory.name, other.directory.name))
     assert other.has(added["hash"])
+
+
+def test_who_does_not_reach_the_leader_asks_through_another(apart: Apart) -> None:
+    leader = apart.leading()
+    alone, other = apart.followers()
+    apart.net.lose(number_of(alone), number_of(leader))
+    apart.net.lose(number_of(leader), number_of(alone))
+
+    def is_added() -> bool:
+        added = alone.add(MIB, seed=1, tag="t")
+        return bool(added["nodes"] == sorted((alone.directory.name, other.directory.name)))
+
+    until(is_added)
+    assert apart.leader() is leader
+
+
+def test_many_at_once_all_get_their_copies(tmp_path: Path) -> None:
+    with BlobCluster(tmp_path) as cluster:
+        assert isinstance(cluster, BlobCluster)
+        node = cluster.followers()[0]
+        added = list(node.orders(do="add", size=10_000, seed=1, count=400, at_once=400))[-1]["end"]
+        assert {len(one["nodes"]) for one in added} == {2}
+        assert node.order(do="lacking") == []
 
 
 @contextlib.contextmanager

@@ -14,13 +14,16 @@ from jobs.blobs import messages as m
 from jobs.blobs.tending import OnAdvance, Tending
 from jobs.cluster import Opened, Peers
 from jobs.consensus import Consensus
+from jobs.consensus.membership import MAX_MEMBERS
 from jobs.errors import InternalError, JobsError, NotFound, StorageFull, TooManyRequests
 from jobs.net import Stream, StreamBroken
 
 logger = logging.getLogger(__name__)
 
 End = TypeVar("End", bound=m.End)
-MAX_SERVED: Final = 64
+MAX_SENT: Final = 32
+"""Orders that one member is sent at a time; others wait for their turn."""
+MAX_SERVED: Final = MAX_SENT * MAX_MEMBERS + 64
 """Orders of others that are carried out at a time; one more is refused."""
 TICK_S: Final = 5.0
 """So often at least something is said while an order is carried out."""
@@ -42,6 +45,7 @@ class Members:
         self._peers = peers
         self._consensus = consensus
         self._tending = tending
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     @property
     def me(self) -> str:
@@ -76,19 +80,27 @@ class Members:
 
     async def fetch(self, member: str, order: m.Fetch, on_advance: OnAdvance) -> m.Fetched:
         """Raises Unreached and errors of `jobs.errors`, as those below."""
-        return _as(m.Fetched, await self._order(member, order, on_advance))
+        async with self._turn(member):
+            return _as(m.Fetched, await self._order(member, order, on_advance))
 
     async def survey(self, member: str) -> m.Room:
         return _as(m.Room, await self._order(member, m.Survey()))
 
     async def verify(self, member: str, order: m.Verify, on_advance: OnAdvance) -> m.Verified:
-        return _as(m.Verified, await self._order(member, order, on_advance))
+        async with self._turn(member):
+            return _as(m.Verified, await self._order(member, order, on_advance))
 
     async def sweep(self, member: str, order: m.Sweep) -> m.Swept:
-        return _as(m.Swept, await self._order(member, order))
+        async with self._turn(member):
+            return _as(m.Swept, await self._order(member, order))
 
     async def check(self, member: str, blobs: tuple[str, ...]) -> m.Checked:
         return _as(m.Checked, await self._order(member, m.Check(blobs)))
+
+    def _turn(self, member: str) -> asyncio.Semaphore:
+        """What takes its time waits for its turn; a question about room does not."""
+        self._turns = {known: turns for known, turns in self._turns.items() if known in self.ids}
+        return self._turns.setdefault(member, asyncio.Semaphore(MAX_SENT))
 
     async def _order(self, member: str, order: m.Order, on_advance: OnAdvance = lambda now: None) -> m.End:
         if member == self.me:

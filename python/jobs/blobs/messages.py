@@ -7,6 +7,7 @@ now and then, and one end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
@@ -19,8 +20,8 @@ from jobs.protocol.model.blobs import HASH_PATTERN
 from jobs.service import Caller
 
 VERSION: Final = 1
-MAX_LOT: Final = 256
-"""Blobs of one order."""
+MAX_LOT: Final = 64
+"""Blobs of one order: each is held open until the leader knows of it."""
 MAX_TOLD: Final = 1_000
 """Blobs of one question."""
 MAX_FRAME_BYTES: Final = 4 << 20
@@ -333,6 +334,11 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         return decoder.decode(memoryview(data)[1:])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MessageError(f"a message about blobs cannot be read: {error}") from error
+
+
+def lots(blobs: Sequence[Sought]) -> Iterator[tuple[Sought, ...]]:
+    """Return blobs as many at a time as one order has."""
+    return (tuple(blobs[start : start + MAX_LOT]) for start in range(0, len(blobs), MAX_LOT))
 
 
 def refusal(error: JobsError) -> Refused:

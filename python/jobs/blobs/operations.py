@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from typing import Final, Protocol, TypeAlias
 
@@ -15,7 +15,7 @@ from msgspec import structs
 
 from jobs._native import DiskFullError
 from jobs.blobs import messages as m
-from jobs.blobs.catalogue import NewBlob
+from jobs.blobs.catalogue import Entry, NewBlob
 from jobs.blobs.link import LeaderLink
 from jobs.blobs.members import Members, Unreached
 from jobs.blobs.replication import Replicator
@@ -46,6 +46,7 @@ MAX_LINES: Final = 256
 """Lines that wait to be taken; the operation waits for room."""
 SWEEP_PAGE: Final = 500
 COLLECT_PAGE: Final = 500
+CHILDREN_AT_ONCE: Final = 16
 MAX_PASSES: Final = 64
 """Over the catalogue in one collection: a collection in a collection goes one level a pass."""
 Event: TypeAlias = BlobAdvance | BlobLine | BlobDone
@@ -265,16 +266,8 @@ class Operations:
             members = sorted(self._members.ids)
             await each(members, len(members), count.all_of)
         else:
-            entry = await self._link.readable(caller, payload.hash)
-            blobs = await self._replicator.blobs_of(entry)
-            holders = sorted(self._members.ids & frozenset(entry.holders))
-            if not holders:
-                raise BlobUnavailable(f"no member has the blob {entry.hash}", expected="it to be added again")
-            await each(
-                holders,
-                len(holders),
-                lambda holder: count.these(holder, self._replicator.sought(blobs, entry.holders, holder)),
-            )
+            copies = await self._copies(caller, await self._link.readable(caller, payload.hash))
+            await each(copies.items(), len(copies), lambda copy: count.these(*copy))
         result = BlobResult(
             operation="verify",
             hash=payload.hash,
@@ -291,6 +284,19 @@ class Operations:
                 expected="a good copy on a node that is reached",
             )
         return result
+
+    async def _copies(self, caller: Caller, entry: Entry) -> dict[str, list[m.Sought]]:
+        """Return what each member is to have of a blob and its children. Raises BlobUnavailable for what none has."""
+        blobs = await self._replicator.blobs_of(entry)
+        children = await each(blobs[1:], CHILDREN_AT_ONCE, lambda child: self._link.readable(caller, child))
+        copies: dict[str, list[m.Sought]] = defaultdict(list)
+        for one in (entry, *children):
+            holders = self._members.ids & frozenset(one.holders)
+            if not holders:
+                raise BlobUnavailable(f"no member has the blob {one.hash}", expected="it to be added again")
+            for holder in sorted(holders):
+                copies[holder] += self._replicator.sought((one.hash,), one.holders, holder)
+        return copies
 
     # --- add ----------------------------------------------------------------------------------------------------------
 
@@ -360,8 +366,8 @@ class _Verifying:
             self._news.advance(max(self.size_bytes, base + now.done_bytes), 0, self._members.name(member))
 
         if sought is not None:
-            for start in range(0, len(sought), m.MAX_LOT):
-                yield await self._members.verify(member, m.Verify(tuple(sought[start : start + m.MAX_LOT])), advanced)
+            for lot in m.lots(sought):
+                yield await self._members.verify(member, m.Verify(lot), advanced)
             return
         after: str | None = ""
         while after is not None:

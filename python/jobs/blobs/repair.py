@@ -34,7 +34,7 @@ PAUSE_S: Final = 0.5
 SLOW_S: Final = 600.0
 """Between two looks when nothing has changed."""
 LOTS_AT_ONCE: Final = 4
-PAGE: Final = m.MAX_LOT
+PAGE: Final = 256
 
 
 class _Site(Whereabouts, Protocol):
@@ -90,14 +90,15 @@ class Repairer:
     async def _look(self) -> _Look:
         """Look at all blobs that too few have, page by page, and have copies made."""
         look, after = _Look(), ""
-        while True:
+        while self._site.control is not None:
             page = await self._catalogue.lacking(after, PAGE)
             if page:
                 lots = self._lots(page, await self._replicator.rooms(), look)
                 await each(lots.items(), LOTS_AT_ONCE, lambda lot: self._carry_out(*lot, look))
             if len(page) < PAGE:
-                return look
+                break
             after = page[-1].hash
+        return look
 
     def _lots(self, page: tuple[Entry, ...], rooms: dict[str, int], look: _Look) -> dict[str, list[m.Sought]]:
         """Return which members are to have what."""
@@ -125,10 +126,14 @@ class Repairer:
         if (left_out := self._seldom.left_out(why)) is not None:
             logger.warning("blob %s: %s", entry.hash, why, extra={"left_out": left_out})
 
-    async def _carry_out(self, member: str, lot: list[m.Sought], look: _Look) -> None:
+    async def _carry_out(self, member: str, blobs: list[m.Sought], look: _Look) -> None:
+        for lot in m.lots(blobs):
+            await self._carry_out_lot(member, lot, look)
+
+    async def _carry_out_lot(self, member: str, lot: tuple[m.Sought, ...], look: _Look) -> None:
         name = self._replicator.name_of(member)
         try:
-            fetched = await self._replicator.members.fetch(member, m.Fetch(tuple(lot)), unheard)
+            fetched = await self._replicator.members.fetch(member, m.Fetch(lot), unheard)
         except (Unreached, JobsError) as error:
             look.failed = True
             logger.warning("%s did not make copies of %s blobs: %s", name, len(lot), error)
@@ -199,5 +204,5 @@ class Reconciler:
     async def _claim(self, blobs: list[str]) -> int:
         """Tell the leader which of these are here after all, as after a disk that was away has come back."""
         stats = await each(blobs, AT_ONCE, self._store.stat)
-        here = tuple(m.Sought(stat.hash) for stat in stats if stat is not None)
-        return len((await self._tending.fetch(here, unheard)).here) if here else 0
+        here = [m.Sought(stat.hash) for stat in stats if stat is not None]
+        return sum([len((await self._tending.fetch(lot, unheard)).here) for lot in m.lots(here)])

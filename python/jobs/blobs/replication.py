@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from msgspec import structs
@@ -38,12 +38,13 @@ class Replicator:
         self.members = members
         self._catalogue = catalogue
         self._rooms: dict[str, tuple[float, int]] = {}
+        self._surveys: dict[str, asyncio.Task[None]] = {}
         self._suspects: dict[str, set[str]] = {}
         self._checking: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
+        for task in (*self._surveys.values(), *([self._checking] if self._checking else ())):
+            task.cancel()
 
     def name_of(self, member: str) -> str:
         return self.members.name(member)
@@ -76,10 +77,10 @@ class Replicator:
         blobs = await self.blobs_of(entry)
         return await self.give(member, self.sought(blobs, entry.holders, member), on_advance)
 
-    async def give(self, member: str, blobs: Collection[m.Sought], on_advance: OnAdvance = unheard) -> m.Fetched:
+    async def give(self, member: str, blobs: Sequence[m.Sought], on_advance: OnAdvance = unheard) -> m.Fetched:
         """Have a member fetch blobs, lot by lot, up to the first lot with one that it could not have."""
         total = m.Fetched(0)
-        for lot in _lots(blobs):
+        for lot in m.lots(blobs):
             had = total.size_bytes
 
             def advanced(now: m.Advance, had: int = had) -> None:
@@ -99,8 +100,16 @@ class Replicator:
         reached = self.members.reached
         self._rooms = {who: known for who, known in self._rooms.items() if who in reached}
         stale = [who for who in reached if who not in self._rooms or now_s - self._rooms[who][0] > SURVEY_TTL_S]
-        await asyncio.gather(*map(self._survey, stale))
+        if stale:
+            await asyncio.wait([self._survey_once(member) for member in stale])
         return {who: free for who, (_, free) in self._rooms.items()}
+
+    def _survey_once(self, member: str) -> asyncio.Task[None]:
+        """Ask a member, once for all who want to know."""
+        if member not in self._surveys:
+            self._surveys[member] = task = asyncio.get_running_loop().create_task(self._survey(member))
+            task.add_done_callback(lambda _: self._surveys.pop(member, None))
+        return self._surveys[member]
 
     async def _survey(self, member: str) -> None:
         try:
@@ -135,7 +144,7 @@ class Replicator:
         blobs, me = await self.blobs_of(entry), self.members.me
         sought = [m.Sought(blob, providers) for blob in blobs] if providers else self.sought(blobs, entry.holders, me)
         total = m.Fetched(0)
-        for lot in _lots(sought):
+        for lot in m.lots(sought):
             had = total.size_bytes
 
             def advanced(now: m.Advance, had: int = had) -> None:
@@ -269,8 +278,3 @@ def added(one: m.Fetched, other: m.Fetched) -> m.Fetched:
         tuple(sources.values()),
         one.suspects + other.suspects,
     )
-
-
-def _lots(blobs: Iterable[m.Sought]) -> Iterator[tuple[m.Sought, ...]]:
-    blobs = list(blobs)
-    return (tuple(blobs[start : start + m.MAX_LOT]) for start in range(0, len(blobs), m.MAX_LOT))

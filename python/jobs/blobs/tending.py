@@ -70,6 +70,13 @@ class Tending:
         return m.Fetched(tally.had_bytes, tuple(here), failures, tally.sources(), tuple(tally.suspects))
 
     async def _have(self, sought: m.Sought, tally: _Tally, holds: AsyncExitStack) -> str | m.Failure:
+        """Have one, and hold it. One that is here and turns out to be damaged is put aside then, and fetched."""
+        outcome = await self._try(sought, tally, holds)
+        if isinstance(outcome, m.Failure) and outcome.kind == "corrupt":
+            outcome = await self._try(sought, tally, holds)
+        return outcome
+
+    async def _try(self, sought: m.Sought, tally: _Tally, holds: AsyncExitStack) -> str | m.Failure:
         blob = sought.hash
         if blob in self._deleting:
             await asyncio.shield(self._deleting[blob])
