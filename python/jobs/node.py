@@ -165,7 +165,11 @@ class Node:
         )
 
     def metrics(self) -> dict[str, tuple[str, float]]:
-        return {**self.cluster.metrics(), **({} if self.site is None else self.site.metrics())}
+        return {
+            **self.cluster.metrics(),
+            **({} if self.site is None else self.site.metrics()),
+            **({} if self.blob_part is None else self.blob_part.metrics()),
+        }
 
     # --- life, continued ----------------------------------------------------------------------------------------------
 

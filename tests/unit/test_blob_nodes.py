@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.blobs import messages as m
-from jobs.blobs.catalogue import NewBlob
+from jobs.blobs.catalogue import Catalogue, Entry, NewBlob
+from jobs.blobs.members import Members, Unreached
 from jobs.blobs.placement import MAX_BACKOFF_S, backoff_s, choose, order_providers
+from jobs.blobs.replication import Replicator
 from jobs.blobs.teller import Teller
+from jobs.blobs.tending import OnAdvance
 from jobs.blobs.together import each
-from jobs.errors import NotFound, TagTaken, Unavailable
+from jobs.errors import NotFound, StorageFull, TagTaken, Unavailable
 from jobs.protocol.model import BlobCollect
 from jobs.service import Caller
 from tests.support.loop import on_loop
@@ -157,3 +162,80 @@ async def test_work_ends_together_when_one_fails() -> None:
     with pytest.raises(ValueError, match="3"):
         await each(range(10), 4, work)
     assert under_way == 0
+
+
+class Scripted(Members):
+    """Members of which a test says how they answer."""
+
+    def __init__(self, answers: Callable[[str, m.Order], m.End]) -> None:
+        self._answers = answers
+        self._turns = {}
+        self.asked: list[tuple[str, m.Order]] = []
+
+    me = "a"
+    ids = frozenset("abc")
+    reached = frozenset("abc")
+
+    def name(self, member: str) -> str:
+        return member
+
+    def named_in(self, text: str) -> str:
+        return text
+
+    async def _order(self, member: str, order: m.Order, on_advance: OnAdvance = lambda now: None) -> m.End:
+        self.asked.append((member, order))
+        return self._answers(member, order)
+
+
+class NoCatalogue:
+    """Of raw blobs nothing is asked."""
+
+
+ENTRY = Entry(hash=HASH, size_bytes=10, kind="raw", replicas=2, holders=("a",), created_ms=0, touched_ms=0)
+
+
+def fetched(order: m.Order) -> m.Fetched:
+    assert isinstance(order, m.Fetch)
+    return m.Fetched(10, tuple(sought.hash for sought in order.blobs))
+
+
+@on_loop
+async def test_a_member_that_has_not_said_what_room_it_has_is_tried_before_fewer_nodes_have_a_blob() -> None:
+    def answers(member: str, order: m.Order) -> m.End:
+        if isinstance(order, m.Survey):
+            raise Unreached(member, "it is busy")
+        return fetched(order)
+
+    spread = await Replicator(Scripted(answers), cast("Catalogue", NoCatalogue())).spread(ENTRY)
+    assert spread.holders == ("a", "b")
+
+
+@on_loop
+async def test_a_blob_that_members_cannot_take_is_refused_with_why_of_each() -> None:
+    def answers(member: str, order: m.Order) -> m.End:
+        if isinstance(order, m.Survey):
+            return m.Room(5 if member == "b" else 100, 0, 0)
+        return m.Fetched(0, failures=(m.Failure(HASH, "disk_full", "no room"),))
+
+    with pytest.raises(StorageFull, match=r"is on a: b: it has room for 5 bytes more; c: .*no room"):
+        await Replicator(Scripted(answers), cast("Catalogue", NoCatalogue())).spread(ENTRY)
+
+
+@on_loop
+async def test_members_that_are_not_reached_do_not_keep_a_blob_from_being_acknowledged() -> None:
+    def answers(member: str, order: m.Order) -> m.End:
+        if isinstance(order, m.Survey):
+            return m.Room(100, 0, 0)
+        raise Unreached(member, "the connection was lost")
+
+    members = Scripted(answers)
+    assert await Replicator(members, cast("Catalogue", NoCatalogue())).spread(ENTRY) == ENTRY
+    assert {who for who, order in members.asked if isinstance(order, m.Fetch)} == {"b", "c"}
+
+
+@on_loop
+async def test_room_is_asked_for_once_for_all_who_want_to_know() -> None:
+    members = Scripted(lambda member, order: m.Room(100, 0, 0) if isinstance(order, m.Survey) else fetched(order))
+    replicator = Replicator(members, cast("Catalogue", NoCatalogue()))
+    await asyncio.gather(*(replicator.spread(ENTRY) for _ in range(50)))
+    assert sum(isinstance(order, m.Survey) for _, order in members.asked) == 3

@@ -38,6 +38,7 @@ class BlobPart:
         grace_s: float,
     ) -> None:
         member = consensus.me
+        self._blobs = blobs
         self.catalogue = link = LeaderLink(site, reach)
         tending = Tending(blobs, link, member, max_blob_bytes=max_blob_bytes, grace_ms=int(grace_s * 1_000))
         members = Members(peers, consensus, tending)
@@ -51,6 +52,23 @@ class BlobPart:
             MemberDesk(peers, tending)
             peers.on_up = lambda peer: self._repairer.ring()
             peers.carry(blobs)
+
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        """Prometheus metrics: name → (help, value)."""
+        used = self._blobs.counted()
+        told = {
+            "jobs_blobs": ("Blobs on this node", "blobs"),
+            "jobs_blobs_bytes": ("Their bytes", "bytes"),
+            "jobs_blobs_partial_bytes": ("Bytes of blobs that are not whole yet", "partial_bytes"),
+            "jobs_blobs_free_bytes": ("Bytes that blobs may still take on this node", "free_bytes"),
+            "jobs_blobs_quarantined": ("Damaged blobs that were put aside", "quarantined"),
+            "jobs_blobs_damages_total": ("Blobs that were found damaged", "damages"),
+        }
+        found: dict[str, tuple[str, float]] = {
+            name: (text, used[field]) for name, (text, field) in told.items() if field in used
+        }
+        found["jobs_blob_copies_total"] = ("Copies that were made while this node led", self._repairer.repaired)
+        return found
 
     async def stop(self) -> None:
         await self._repairer.stop()

@@ -67,7 +67,10 @@ class Replicator:
         spreading.refused |= {
             member: f"it has room for {free} bytes more" for member, free in rooms.items() if free < entry.size_bytes
         }
-        await spreading.on(choose(rooms, entry.hash, entry.size_bytes, have), await self.blobs_of(entry))
+        candidates = choose(rooms, entry.hash, entry.size_bytes, have)
+        # Whoever has not said in time what room it has may still take it.
+        candidates += sorted(self.members.reached - have - frozenset(rooms))
+        await spreading.on(candidates, await self.blobs_of(entry))
         if len(spreading.done) < wanted - len(have) and (refused := spreading.refused):
             raise self._refusal(entry, have | frozenset(spreading.done), refused, spreading.is_full)
         return structs.replace(entry, holders=(*entry.holders, *spreading.done))
