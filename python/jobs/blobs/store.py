@@ -179,13 +179,9 @@ class BlobStore:
         reader = await self._call(self._native.open, blob)
         try:
             yield Reading(reader, self._call)
-        except BaseException:
-            self._release(reader.close)
-            raise
         finally:
             self._use(blob)
-        # Nobody reads any more, so there is nothing to wait for; and what follows finds it released.
-        await self._call(reader.close)
+            await self._let_go(reader)
 
     async def export(self, blob: str, target: Path, on_bytes: OnBytes | None = None) -> int:
         """Write a blob to a file, which has its name only once it is whole and on the disk; return its bytes.
@@ -328,6 +324,13 @@ class BlobStore:
             self._pool.submit(work)
         except RuntimeError:
             work()  # the threads have ended
+
+    async def _let_go(self, reader: BlobReader) -> None:
+        """Return when it is no longer held: what follows may be its deletion."""
+        if self._descriptor is None:
+            self._release(reader.close)
+        else:
+            await asyncio.shield(self._call(reader.close))
 
     async def _call(self, work: Callable[..., T], *arguments: object) -> T:
         if self._descriptor is None:
