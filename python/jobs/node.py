@@ -21,6 +21,7 @@ from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
 from jobs.blobs import BlobStore
+from jobs.blobs.host import BlobHost
 from jobs.blobs.part import BlobPart
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
@@ -146,9 +147,16 @@ class Node:
 
     @property
     def blob_operations(self) -> BlobOperations:
+        return self._blob_part().operations
+
+    @property
+    def blob_host(self) -> BlobHost:
+        return self._blob_part().host
+
+    def _blob_part(self) -> BlobPart:
         if self.blob_part is None:
             raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
-        return self.blob_part.operations
+        return self.blob_part
 
     def health(self) -> Health:
         if self.site is not None:
@@ -277,6 +285,7 @@ def retention_config(config: NodeConfig) -> RetentionConfig:
 
 def api_config(config: NodeConfig) -> ApiConfig:
     return ApiConfig(
+        worker_uids=worker_uids(config),
         mode=config.api.mode,
         group=config.api.group,
         admin_group=config.api.admin_group,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
@@ -79,6 +79,9 @@ from jobs.protocol.model import (
     TimetablePreview,
     WorkerView,
 )
+
+if TYPE_CHECKING:
+    from jobs.blobs.host import BlobHost
 
 
 class Caller(Struct, frozen=True, kw_only=True):
@@ -499,6 +502,10 @@ class Backend(Protocol):
     @property
     def blob_operations(self) -> BlobOperations:
         """Raises Unavailable before the node is alone or in a cluster."""
+
+    @property
+    def blob_host(self) -> BlobHost:
+        """The content of blobs, here or brought here. Raises Unavailable before the node is alone or in a cluster."""
 
     def health(self) -> Health: ...
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import typing
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import BadHttpMessage
 from msgspec import Struct
 
 from jobs.api.config import ApiConfig
@@ -20,6 +21,8 @@ from jobs.invalid import decode_json, invalid_query
 from jobs.service import Caller
 
 T = TypeVar("T")
+PIECE_BYTES: Final = 1 << 20
+"""Of a body that is taken as it comes: so much at once, unless it ends before."""
 _JSON_TYPES: Final = ("", "application/json", "application/octet-stream")
 
 
@@ -46,40 +49,80 @@ class Call(Struct):
     """What stands in the path's placeholder, "" without one."""
     query: Any
     body: Any
+    incoming: Incoming | None = None
+    """The body of a route that takes it as it comes."""
 
 
-async def read_body(request: web.BaseRequest, config: ApiConfig) -> bytes:
-    """Return the body; raise PayloadTooLarge as soon as it is known to be, RequestTimeout when it does not come."""
-    limit = config.max_body_bytes
-    declared = request.content_length
-    if declared is not None and declared > limit:
-        raise _too_large(declared, limit)
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise UnsupportedMediaType("the body is compressed", expected="Content-Encoding: identity")
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-    content = request.content
-    if content.is_eof():
-        # It came with the head, as most do: there is nothing to wait for.
-        data = content.read_nowait()
-        if len(data) > limit:
-            raise _too_large(len(data), limit)
-        return data
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(config.body_timeout_s):
-            while chunk := await content.readany():
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(size, limit)
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise RequestTimeout(
-            f"the body did not arrive within {config.body_timeout_s:g} s", expected="a body at least this quick"
-        ) from error
-    return b"".join(chunks)
+class Incoming:
+    """The body of a request on the node's own socket. A client that waits for it is told to send it when it is read."""
+
+    def __init__(self, request: web.BaseRequest, config: ApiConfig) -> None:
+        self.size_bytes = request.content_length
+        """As far as the client says it."""
+        self._request = request
+        self._config = config
+
+    async def whole(self) -> bytes:
+        """Return the body; raise PayloadTooLarge as soon as it is known to be, RequestTimeout when it does not come."""
+        limit = self._config.max_body_bytes
+        if self.size_bytes is not None and self.size_bytes > limit:
+            raise _too_large(self.size_bytes, limit)
+        await self._begin()
+        content = self._request.content
+        if content.is_eof():
+            # It came with the head, as most do: there is nothing to wait for.
+            data = content.read_nowait()
+            if len(data) > limit:
+                raise _too_large(len(data), limit)
+            return data
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._config.body_timeout_s):
+                while chunk := await content.readany():
+                    size += len(chunk)
+                    if size > limit:
+                        raise _too_large(size, limit)
+                    chunks.append(chunk)
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"the body did not arrive within {self._config.body_timeout_s:g} s",
+                expected="a body at least this quick",
+            ) from error
+        return b"".join(chunks)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield a body of any size as it comes; raise RequestTimeout when nothing comes for too long, ConnectionError
+        when the client goes away, InvalidRequest for what breaks off or is not chunked as it should be."""
+        await self._begin()
+        content, stall_s = self._request.content, self._config.body_timeout_s
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(stall_s):
+                    chunk = await content.readany()
+            except TimeoutError as error:
+                raise RequestTimeout(
+                    f"nothing of the body came for {stall_s:g} s", expected="a body that keeps coming"
+                ) from error
+            except (ClientPayloadError, BadHttpMessage) as error:
+                raise InvalidRequest(f"the body is not whole: {error}", expected="all of it") from error
+            size += len(chunk)
+            chunks.append(chunk)
+            if size >= PIECE_BYTES or (size and not chunk):
+                yield b"".join(chunks)
+                chunks, size = [], 0
+            if not chunk:
+                return
+
+    async def _begin(self) -> None:
+        request = self._request
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise UnsupportedMediaType("the body is compressed", expected="Content-Encoding: identity")
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
 
 
 def _too_large(size: int, limit: int) -> PayloadTooLarge:

@@ -19,9 +19,12 @@ class ApiConfig(Struct, frozen=True, kw_only=True):
     header_timeout_s: float = 10.0
     """A request's head has to arrive within this, from its first byte."""
     body_timeout_s: float = 30.0
+    """A request's body has to arrive within this; one that is taken as it comes has to go on within it."""
     write_timeout_s: float = 30.0
     """A client that takes nothing of a stream for this long is cut off."""
     ping_s: float = 15.0
     """A stream without news carries a sign of life this often."""
     max_streams_per_uid: int = 256
     """Streams and long polls of one user at a time; one more gets 429."""
+    worker_uids: frozenset[int] = frozenset()
+    """Whose workers act for the owners of jobs."""

@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs.api.answer import Answer
-from jobs.api.call import Ask, Call, decode_body, decode_query
+from jobs.api.call import Ask, Call, Incoming, decode_body, decode_query
 from jobs.api.config import ApiConfig
 from jobs.api.handlers import Handlers
 from jobs.api.outlet import Outlet
@@ -60,17 +60,20 @@ class Desk:
         target, path = self._router.find(ask.method, ask.path)
         return Routed(ask, target, path, decode_query(target.route.query, target.lists, ask.query))
 
-    async def perform(self, routed: Routed, body: bytes, service: Reads | None, outlet: Outlet) -> Answer:
+    async def perform(
+        self, routed: Routed, body: bytes, service: Reads | None, outlet: Outlet, incoming: Incoming | None = None
+    ) -> Answer:
         """Have a request answered. Raises what the answer is to say instead, and ConnectionError when nobody takes it.
 
-        `service` has to be a `Service` unless the route makes do with less.
+        `service` has to be a `Service` unless the route makes do with less; `incoming` is for those that take the body
+        as it comes.
         """
         target = routed.target
         decoded = None
         if target.decoder is not None:
             content_type = routed.ask.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             decoded = decode_body(target.decoder, content_type, body)
-        call = Call(routed.ask, outlet, _caller(routed.ask, body), routed.path, routed.query, decoded)
+        call = Call(routed.ask, outlet, _caller(routed.ask, body), routed.path, routed.query, decoded, incoming)
         handlers = Handlers(cast("Service", service), self._backend, self.config, self.slots)
         try:
             return await target.route.handler(handlers, call)

@@ -85,6 +85,8 @@ def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, An
     if route.body is not None:
         content = {"application/json": {"schema": schema_of[id(route.body)]}}
         made["requestBody"] = {"required": True, "content": content}
+    if route.takes_stream:
+        made["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {}}}}
     return made
 
 
@@ -120,6 +122,8 @@ def _responses(route: Route, schema_of: dict[int, Any]) -> dict[str, Any]:
     elif route.answer is not None:
         success["content"] = {"application/json": {"schema": schema_of[id(route.answer)]}}
     responses = {str(route.status): success}
+    for status, meaning in route.also:
+        responses[str(status)] = {**success, "description": meaning}
     if route.again is not None:
         responses["200"] = {**success, "description": route.again}
     possible: tuple[type[JobsError], ...] = (*ALWAYS, *route.errors, *(_BODY_ERRORS if route.body is not None else ()))

@@ -22,7 +22,7 @@ class Outlet(Protocol):
     @property
     def has_begun(self) -> bool: ...
 
-    async def begin(self, headers: Mapping[str, str]) -> None:
+    async def begin(self, headers: Mapping[str, str], status: int = 200) -> None:
         """Send the head of a success. Raises ConnectionError, as do the others when nobody takes it."""
 
     async def write(self, piece: bytes) -> None:
@@ -54,8 +54,8 @@ class HttpOutlet:
     def has_begun(self) -> bool:
         return self.response is not None
 
-    async def begin(self, headers: Mapping[str, str]) -> None:
-        self.response = web.StreamResponse(headers={**self.headers, **headers})
+    async def begin(self, headers: Mapping[str, str], status: int = 200) -> None:
+        self.response = web.StreamResponse(status=status, headers={**self.headers, **headers})
         await self.response.prepare(self._request)
 
     async def write(self, piece: bytes) -> None:
@@ -83,7 +83,7 @@ class NoOutlet:
     def gone(self) -> asyncio.Future[None]:
         return asyncio.get_running_loop().create_future()
 
-    async def begin(self, headers: Mapping[str, str]) -> None:
+    async def begin(self, headers: Mapping[str, str], status: int = 200) -> None:
         raise InternalError("whoever passed the request on does not know that its answer is a stream")
 
     async def write(self, piece: bytes) -> None:

@@ -15,6 +15,7 @@ from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
 from jobs.api.handlers import blobs as blob_calls
+from jobs.api.handlers import content as content_calls
 from jobs.api.handlers import deadletters as dead_letter_calls
 from jobs.api.handlers import dependencies as dependency_calls
 from jobs.api.handlers import jobs as job_calls
@@ -37,6 +38,8 @@ _ADMIN: Final[Errors] = (errors.Forbidden,)
 _WRITE: Final[Errors] = (errors.StorageFull,)
 _REDRIVE: Final[Errors] = (*_WRITE, errors.QueueClosed, errors.QueueFull)
 _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClosed, errors.QueueFull)
+_BLOB_READ: Final[Errors] = (errors.NotFound, errors.BlobUnavailable, errors.BlobDamaged, errors.StorageFull)
+_BLOB_WRITE: Final[Errors] = (*_WRITE, errors.BlobQuotaExceeded, errors.TagTaken)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
 _BLOB: Final[Errors] = (errors.NotFound, errors.TooManyRequests)
 _MADE: Final = "The job is known by its idempotency key, or else by the request id: the answer tells it."
@@ -67,12 +70,16 @@ class Route(Struct, frozen=True, kw_only=True):
     """Of those that change something: why it does no harm to send it again with the same request id."""
     streams: tuple[str, ...] = ()
     """Content types of a success that goes on, instead of `answer`."""
+    takes_stream: bool = False
+    """The body is bytes of any number, which are taken as they come; then it is a local one."""
+    also: tuple[tuple[int, str], ...] = ()
+    """Further statuses of a success, and what they mean."""
     errors: Errors = ()
 
     @property
     def is_slow(self) -> bool:
         """Whether the answer may take long: it waits for something, or goes on."""
-        return bool(self.streams) or "timeout_s" in self.query.__struct_fields__
+        return bool(self.streams) or self.takes_stream or "timeout_s" in self.query.__struct_fields__
 
 
 ROUTES: Final = (
@@ -411,6 +418,35 @@ ROUTES: Final = (
         method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
         repeat=_REMEMBERED,
+    ),
+    # --- blobs: their content
+    Route(
+        method="POST", path="/v1/blobs", handler=Handlers.put_blob, query=content_calls.UploadQuery, takes_stream=True,
+        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
+        errors=(*_BLOB_WRITE, errors.Forbidden, errors.PayloadTooLarge, errors.UnsupportedMediaType, *_POLL),
+        summary="Add a blob: the body is its content, of any size",
+        repeat="The same content is the same blob.",
+    ),
+    Route(
+        method="POST", path="/v1/blobs:collection", handler=Handlers.put_collection, body=model.BlobCollection,
+        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
+        errors=(*_BLOB_WRITE, errors.Forbidden, errors.NotFound), summary="Make one blob of several: files by name",
+        repeat="The same files are the same collection.",
+    ),
+    Route(
+        method="GET", path="/v1/blobs/{id}", handler=Handlers.get_blob, query=content_calls.DownloadQuery, local=True,
+        streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES,
+        errors=(*_BLOB_READ, errors.RangeNotSatisfiable, *_POLL),
+        summary="Read a blob, or a part of it by Range; of a collection one of its files by `path`",
+    ),
+    Route(
+        method="HEAD", path="/v1/blobs/{id}", handler=Handlers.head_blob, query=content_calls.DownloadQuery,
+        local=True, streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES[-1:],
+        errors=(*_BLOB_READ, *_POLL), summary="Tell what reading a blob would give, and how much",
+    ),
+    Route(
+        method="GET", path="/v1/blobs/{id}/files", handler=Handlers.collection_files, answer=model.BlobFiles,
+        local=True, errors=_BLOB_READ, summary="Read the names of a collection's files, and their hashes",
     ),
     # --- cluster
     Route(

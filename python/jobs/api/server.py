@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from jobs.api.acting import acting
 from jobs.api.answer import Answer
-from jobs.api.call import Ask, read_body
+from jobs.api.call import Ask, Incoming
 from jobs.api.config import ApiConfig
 from jobs.api.connection import MAX_HEAD_FIELDS, MAX_HEAD_LINE_BYTES, Connection, Gate, Request, web_response
 from jobs.api.desk import CONSISTENCY, REVISION, Desk, Routed
@@ -120,7 +120,7 @@ class ApiServer(web.Server):
         url = request.rel_url
         ask = Ask(request.method, url.raw_path, url.raw_query_string, request.headers, request.protocol.caller)
         outlet = HttpOutlet(request)
-        answer = await self.answer(ask, partial(read_body, request, self.config), outlet)
+        answer = await self.answer(ask, Incoming(request, self.config), outlet)
         if outlet.response is not None:
             return outlet.response
         response = web_response(answer)
@@ -129,10 +129,8 @@ class ApiServer(web.Server):
             response.force_close()
         return response
 
-    async def answer(
-        self, ask: Ask, body: bytes | Callable[[], Awaitable[bytes]], outlet: HttpOutlet | NoOutlet
-    ) -> Answer:
-        """Answer a request; `body` is called for what has to be waited for, if it is needed.
+    async def answer(self, ask: Ask, body: bytes | Incoming, outlet: HttpOutlet | NoOutlet) -> Answer:
+        """Answer a request that came on the node's own socket.
 
         Raises ConnectionError when nobody takes the answer.
         """
@@ -143,12 +141,13 @@ class ApiServer(web.Server):
             document = self._documents.get(ask.path)
             if document is not None:
                 return document(ask)
-            routed = self.desk.route(ask)
+            routed = self.desk.route(acting(ask, self.config.worker_uids))
             route, slow = routed.target.route.path, routed.target.is_slow
+            incoming = None if isinstance(body, bytes) else body
             data = b""
             if routed.target.decoder is not None:
-                data = body if isinstance(body, bytes) else await body()
-            answer = await self._answer(routed, data, outlet)
+                data = await incoming.whole() if incoming is not None else cast("bytes", body)
+            answer = await self._answer(routed, data, outlet, incoming)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -158,12 +157,14 @@ class ApiServer(web.Server):
             self.metrics.took(route, time.perf_counter() - started)
         return answer
 
-    async def _answer(self, routed: Routed, body: bytes, outlet: HttpOutlet | NoOutlet) -> Answer:
+    async def _answer(
+        self, routed: Routed, body: bytes, outlet: HttpOutlet | NoOutlet, incoming: Incoming | None
+    ) -> Answer:
         """Have a request answered here, or by the node that leads: whoever can, and at once if possible."""
         backend, route = self._backend, routed.target.route
         if route.local:
             # It asks the backend alone, which answers also when there is no control plane anywhere.
-            return await self.desk.perform(routed, body, None, outlet)
+            return await self.desk.perform(routed, body, None, outlet, incoming)
         if routed.is_stale:
             return await self._answer_stale(routed, body, outlet)
         whereabouts = backend.whereabouts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -19,6 +19,7 @@ from jobs.errors import JobsError, NotLeader, TooManyRequests, Unavailable
 
 T = TypeVar("T")
 EVENT_STREAM: Final = "text/event-stream"
+NOT_STORED: Final = {"Cache-Control": "no-store"}
 _PING: Final = b": still here\n\n"
 _encode = msgspec.json.Encoder().encode
 
@@ -135,11 +136,22 @@ class StreamAnswer:
     A client that takes nothing for `write_timeout_s` is cut off.
     """
 
-    def __init__(self, outlet: Outlet, config: ApiConfig, place: Place, *, at_once: bool) -> None:
+    def __init__(
+        self,
+        outlet: Outlet,
+        config: ApiConfig,
+        place: Place,
+        *,
+        at_once: bool,
+        headers: Mapping[str, str] = NOT_STORED,
+        status: int = 200,
+    ) -> None:
         self._outlet = outlet
         self._config = config
         self._place = place
         self._at_once = at_once
+        self._headers = headers
+        self._status = status
 
     async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> Answer:
         """Answer with the pieces; raise what came instead of the first one."""
@@ -149,7 +161,7 @@ class StreamAnswer:
             if not self._at_once:
                 await self._place.first(upcoming)
                 upcoming.result()
-            await self._outlet.begin({"Content-Type": content_type, "Cache-Control": "no-store"})
+            await self._outlet.begin({"Content-Type": content_type, **self._headers}, self._status)
             await self._pump(pieces, upcoming, ping)
         except TimeoutError:
             self._outlet.abort()

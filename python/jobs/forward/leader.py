@@ -203,9 +203,9 @@ class _StreamOutlet:
         if not self.gone.done():
             self.gone.set_result(None)
 
-    async def begin(self, headers: Mapping[str, str]) -> None:
+    async def begin(self, headers: Mapping[str, str], status: int = 200) -> None:
         self.has_begun = True
-        await self._write(framed(Head(200, dict(headers))))
+        await self._write(framed(Head(status, dict(headers))))
 
     async def write(self, piece: bytes) -> None:
         for start in range(0, len(piece), MAX_UNARY_BYTES):

@@ -22,6 +22,8 @@ RequestId = NewType("RequestId", bytes)
 NO_REQUEST: Final = RequestId(b"")
 REQUEST_ID_HEADER: Final = "Jobs-Request-Id"
 """Carries a UUID, of which a `RequestId` is made."""
+ACT_FOR_HEADER: Final = "Jobs-Act-For"
+"""Names the user for whom a worker asks: UID, or UID;admin."""
 
 MAX_TASKS: Final = 1_000_000
 """Of one array."""

@@ -6,6 +6,7 @@ from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
 from jobs.api.handlers.blobs import BlobCatalogueCalls
 from jobs.api.handlers.cluster import ClusterHandlers
+from jobs.api.handlers.content import BlobContentCalls
 from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
@@ -19,6 +20,7 @@ class Handlers(
     ArrayHandlers,
     AuditHandlers,
     BlobCatalogueCalls,
+    BlobContentCalls,
     ClusterHandlers,
     DeadLetterHandlers,
     JobHandlers,

@@ -64,6 +64,30 @@ class BlobAdded(Model, frozen=True):
     tag: str | None
 
 
+class BlobCollection(Given, frozen=True):
+    """Files that are to be one blob, a collection; they are the caller's blobs already."""
+
+    files: Annotated[dict[str, BlobHash], Meta(max_length=10_000)]
+    """Name → hash. Names are relative paths, with / between their parts."""
+    tag: Name | None = None
+    """Keeps the collection, and with it its files."""
+    replicas: Replicas | None = None
+
+
+class BlobFile(Model, frozen=True):
+    """A file of a collection."""
+
+    name: str
+    hash: BlobHash
+
+
+class BlobFiles(Model, frozen=True):
+    """What a collection consists of, in its order."""
+
+    hash: BlobHash
+    files: list[BlobFile]
+
+
 class BlobTag(Model, frozen=True):
     """A name that keeps a blob."""
 
