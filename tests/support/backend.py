@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from jobs.blobs.host import BlobHost
 from jobs.control import Site
 from jobs.protocol.model import Health
 from jobs.service import BlobOperations, ClusterService
 
 
 class SiteBackend:
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, blob_host: BlobHost | None = None) -> None:
         self.whereabouts = site
+        self._blob_host = blob_host
+
+    @property
+    def blob_host(self) -> BlobHost:
+        if self._blob_host is None:
+            raise NotImplementedError("this site alone has no blobs")
+        return self._blob_host
 
     @property
     def cluster(self) -> ClusterService:

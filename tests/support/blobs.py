@@ -1,0 +1,68 @@
+"""A node's blobs behind the API of a test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from jobs.api import ApiConfig, serve
+from jobs.blobs import BlobStore
+from jobs.blobs.host import Alone, BlobHost
+from tests.support.api import Api
+from tests.support.backend import SiteBackend
+from tests.support.plane import Plane
+
+MEMBER = "test"
+
+
+class BlobApi(Api):
+    """A served control plane with the blobs of its node."""
+
+    store: BlobStore
+    host: BlobHost
+    directory: Path
+
+    def drafts(self) -> list[Path]:
+        """Return what additions that are under way, or were broken off, have on the disk."""
+        return list((self.directory / "blobs/incoming").iterdir())
+
+
+@asynccontextmanager
+async def served(
+    directory: Path, *, min_free_bytes: int = 0, max_blob_bytes: int = 1 << 40, **changes: Any
+) -> AsyncIterator[BlobApi]:
+    """Serve a control plane and blobs with these settings of ApiConfig."""
+    async with Plane(directory) as plane:
+        store = await BlobStore.open(directory / "blobs", min_free_bytes=min_free_bytes)
+        host = BlobHost(store, plane.control.blobs, Alone("n1"), MEMBER, max_blob_bytes)
+        socket = directory / "api.sock"
+        server = await serve(SiteBackend(plane.site, host), str(socket), ApiConfig(**changes))
+        api = BlobApi(plane, server, socket)
+        api.store, api.host, api.directory = store, host, directory
+        try:
+            yield api
+        finally:
+            await server.stop(1.0)
+            await store.close()
+
+
+def scenario(**settings: Any) -> Callable[[Callable[[BlobApi], Awaitable[None]]], Callable[[Path], None]]:
+    """Make a test of a coroutine that is given a served control plane with blobs."""
+
+    def decorate(test: Callable[[BlobApi], Awaitable[None]]) -> Callable[[Path], None]:
+        def run(tmp_path: Path) -> None:
+            async def inner() -> None:
+                async with served(tmp_path, **settings) as api:
+                    await test(api)
+
+            uvloop.run(inner())
+
+        run.__name__ = test.__name__
+        run.__doc__ = test.__doc__
+        return run
+
+    return decorate
