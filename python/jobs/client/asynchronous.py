@@ -14,10 +14,14 @@ import aiohttp
 from yarl import URL
 
 from jobs.client import operations
+from jobs.client.asyncblobs import AsyncBlobsClient
 from jobs.client.batches import Lots, OnProgress, Tally
 from jobs.client.cluster import AsyncClusterClient
+from jobs.client.connection import SLOWEST_BYTES_PER_S
 from jobs.client.deadletters import AsyncDeadLettersClient
-from jobs.client.failures import error_of, gone, unreachable
+from jobs.client.downloads import Download, OnHead
+from jobs.client.failures import SourceFailed, error_of, gone, unreachable
+from jobs.client.http1 import body_headers
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
@@ -32,6 +36,7 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
+from jobs.client.sources import Opened, Source
 from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
@@ -66,6 +71,8 @@ from jobs.protocol.model import (
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
 _BASE = "http://localhost"
+UNKNOWN_BYTES = 64 << 30
+"""Taken for the size of content that does not tell it, as to how long it may take to put it away."""
 
 
 class AsyncClient:
@@ -77,6 +84,7 @@ class AsyncClient:
         self._patience_s = patience_s
         self._met = False
         self._session: aiohttp.ClientSession | None = None
+        self.blobs = AsyncBlobsClient(self)
         self.cluster = AsyncClusterClient(self)
         self.dead_letters = AsyncDeadLettersClient(self)
         self.kv = AsyncKeyValueClient(self)
@@ -324,27 +332,68 @@ class AsyncClient:
                     patience.reset()
                 await self._pause(patience, error)
 
-    async def _send_once(self, request: Request) -> AsyncGenerator[bytes, None]:
+    async def upload(self, call: Call[T], source: Source) -> T:
+        """Send a request with content as its body, again where that may help and the content can be read once more."""
+        patience = Patience()
+        while True:
+            try:
+                with source.open() as content:
+                    data = b"".join([piece async for piece in self._send_once(call.request, content)])
+                return decode(call.answer, data)
+            except JobsError as error:
+                if not source.may_be_sent:
+                    raise
+                await self._pause(patience, error)
+
+    async def download(self, wanted: Download) -> AsyncIterator[bytes]:
+        """Yield content as it comes; a lost connection is made anew, and it goes on where it was."""
+        patience = Patience()
+        while not wanted.is_complete:
+            position = wanted.position
+            try:
+                async with aclosing(self._send_once(wanted.request(), on_head=wanted.on_head)) as pieces:
+                    async for data in pieces:
+                        wanted.on_data(data)
+                        yield data
+            except JobsError as error:
+                if wanted.position != position:
+                    patience.reset()
+                await self._pause(patience, error)
+
+    async def _send_once(
+        self, request: Request, content: Opened | None = None, on_head: OnHead | None = None
+    ) -> AsyncGenerator[bytes, None]:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(self.socket_path, limit=0))
+        headers, timeout_s, body = request.headers, request.timeout_s, request.body
+        failures: list[SourceFailed] = []
+        if content is not None:
+            headers = {**headers, **body_headers(content.size_bytes)}
+            # Nothing tells when it has been sent, after which it is put on disks.
+            timeout_s += (content.size_bytes or UNKNOWN_BYTES) / SLOWEST_BYTES_PER_S
         exchange = self._session.request(
             request.method,
             URL(_BASE + request.target, encoded=True),
-            data=request.body,
-            headers=request.headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_read=request.timeout_s),
+            data=body if content is None else _pieces(content, failures),
+            headers=headers,
+            expect100=content is not None,
+            timeout=aiohttp.ClientTimeout(total=None, sock_read=timeout_s),
         )
         try:
             async with exchange as answer:
                 self._met = True
                 if answer.status >= 400:
                     raise error_of(answer.status, await answer.read(), answer.headers.get("Retry-After"))
+                if on_head is not None:
+                    on_head(answer.status, answer.headers)
                 async for data in answer.content.iter_any():
                     yield data
         except aiohttp.ClientConnectorError as error:
             raise unreachable(self.socket_path, error.os_error) from error
         except (aiohttp.ClientError, OSError) as error:
             self._met = True
+            if failures:
+                raise failures[0] from error
             raise gone(error) from error
 
     async def _pause(self, patience: Patience, error: JobsError, *, waits_for_room: bool = True) -> None:
@@ -359,6 +408,17 @@ class AsyncClient:
         if pause_s is None:
             raise error
         await asyncio.sleep(pause_s)
+
+
+async def _pieces(content: Opened, failures: list[SourceFailed]) -> AsyncGenerator[bytes, None]:
+    """Yield content, read in a thread; what fails is told aside, since the library makes its own error of it."""
+    try:
+        while piece := await asyncio.to_thread(content.read):
+            yield piece
+            content.on_sent()
+    except SourceFailed as error:
+        failures.append(error)
+        raise
 
 
 class AsyncKeyValueClient:

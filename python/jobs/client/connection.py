@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from typing import Final
 
 from jobs.client.failures import gone, unreachable
-from jobs.client.http1 import ProtocolError, ResponseReader, encode_request
+from jobs.client.http1 import ProtocolError, ResponseReader, body_headers, encode_chunk, encode_head, encode_request
 from jobs.client.requests import Request
+from jobs.client.sources import Opened
 
 READ_BYTES: Final = 256 << 10
 MAX_IDLE: Final = 8
 CONNECT_TIMEOUT_S: Final = 30
+SLOWEST_BYTES_PER_S: Final = 1 << 20
+"""At which the nodes are expected to put away what was sent to them."""
 
 
 class Connections:
@@ -29,12 +32,18 @@ class Connections:
         self._lock = threading.Lock()
 
     @contextmanager
-    def exchange(self, request: Request) -> Iterator[Answer]:
-        """Send a request and give its answer, whose head has come. Raises ConnectionFailed."""
+    def exchange(self, request: Request, content: Opened | None = None) -> Iterator[Answer]:
+        """Send a request, with the content as its body if it has one, and give its answer, whose head has come.
+
+        Raises ConnectionFailed, and what reading the content raises.
+        """
         connection = self._take(request.timeout_s)
         answer = Answer(connection)
         try:
-            _send(connection, request)
+            if content is None:
+                _send(connection, request)
+            else:
+                _send_content(connection, request, content, answer)
             answer.read_head()
             yield answer
         except (OSError, ProtocolError) as error:
@@ -102,6 +111,12 @@ class Answer:
     def is_reusable(self) -> bool:
         return self._reader.is_reusable
 
+    def may_send(self) -> bool:
+        """Wait until the node takes the body; False when it has answered instead."""
+        while not (self._reader.status or self._reader.may_send):
+            self._first = self._receive()
+        return not self._reader.status
+
     def read_head(self) -> None:
         while not self._reader.status:
             self._first = self._receive()
@@ -126,6 +141,24 @@ def _send(connection: socket.socket, request: Request) -> None:
         connection.sendall(encode_request(request.method, request.target, request.headers, request.body))
     except (BrokenPipeError, ConnectionResetError):
         return
+
+
+def _send_content(connection: socket.socket, request: Request, content: Opened, answer: Answer) -> None:
+    """Send a request and, when the node has agreed to take it, its body."""
+    headers = {**request.headers, **body_headers(content.size_bytes)}
+    try:
+        connection.sendall(encode_head(request.method, request.target, headers))
+        if not answer.may_send():
+            return
+        while piece := content.read():
+            connection.sendall(piece if content.size_bytes is not None else encode_chunk(piece))
+            content.on_sent()
+        if content.size_bytes is None:
+            connection.sendall(encode_chunk(b""))
+    except (BrokenPipeError, ConnectionResetError):
+        return  # as above
+    # It is now put on disks, here and elsewhere.
+    connection.settimeout(request.timeout_s + content.read_bytes / SLOWEST_BYTES_PER_S)
 
 
 def _is_quiet(connection: socket.socket) -> bool:

@@ -34,6 +34,18 @@ class QueryFailed(JobsError):
         self.reason = reason
 
 
+class SourceFailed(JobsError):
+    """What is to be uploaded cannot be read, or changes meanwhile."""
+
+    code, status, title = "source_failed", 0, "The content cannot be read"
+
+
+class TargetFailed(JobsError):
+    """What is downloaded cannot be written where it is to be."""
+
+    code, status, title = "target_failed", 0, "The content cannot be written"
+
+
 def unreachable(socket: str, error: OSError) -> ConnectionFailed:
     """Return what to do about a socket that cannot be used."""
     hints = {

@@ -20,10 +20,25 @@ class ProtocolError(Exception):
 
 def encode_request(method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
     """Return a request as it goes over the wire; `target` is quoted already."""
+    length = {} if body is None else {"Content-Length": str(len(body))}
+    return encode_head(method, target, {**headers, **length}) + (body or b"")
+
+
+def encode_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    """Return the head of a request whose body follows it, by the length or in the chunks that the headers tell."""
     head = [f"{method} {target} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
-    if body is not None:
-        head.append(f"Content-Length: {len(body)}")
-    return "\r\n".join((*head, "\r\n")).encode("ascii") + (body or b"")
+    return "\r\n".join((*head, "\r\n")).encode("ascii")
+
+
+def body_headers(size_bytes: int | None) -> dict[str, str]:
+    """Return how a body is told that is sent once the node says so."""
+    length = {"Transfer-Encoding": "chunked"} if size_bytes is None else {"Content-Length": str(size_bytes)}
+    return {"Expect": "100-continue", "Content-Type": "application/octet-stream", **length}
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Return a chunk of a chunked body; the empty one is its end."""
+    return b"%x\r\n" % len(data) + data + b"\r\n"
 
 
 class ResponseReader:
@@ -34,6 +49,8 @@ class ResponseReader:
         """0 until the head has come."""
         self.headers: dict[str, str] = {}
         """By name in lower case."""
+        self.may_send = False
+        """The node waits for the body."""
         self.is_complete = False
         self._buffer = bytearray()
         self._left_bytes = 0
@@ -74,6 +91,7 @@ class ResponseReader:
             raise ProtocolError(f"an answer does not begin with {first[:80]!r}")
         headers = _headers(lines)
         if code[0] == "1":
+            self.may_send |= code == "100"
             return True  # informational: the answer itself follows
         self.status, self.headers = int(code), headers
         self._may_go_on = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"

@@ -11,9 +11,11 @@ from typing import Literal, TypeVar, Unpack
 
 from jobs.client import operations
 from jobs.client.batches import Lots, OnProgress, Tally
+from jobs.client.blobs import BlobsClient
 from jobs.client.cluster import ClusterClient
 from jobs.client.connection import Connections
 from jobs.client.deadletters import DeadLettersClient
+from jobs.client.downloads import Download, OnHead
 from jobs.client.failures import error_of
 from jobs.client.operations import (
     AuditOptions,
@@ -29,6 +31,7 @@ from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
+from jobs.client.sources import Opened, Source
 from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
 from jobs.errors import JobsError, NotFinished, NotFound, PayloadTooLarge
@@ -79,6 +82,7 @@ class Client:
         """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
         self._connections = Connections(socket_path or operations.default_socket())
         self._patience_s = patience_s
+        self.blobs = BlobsClient(self)
         self.cluster = ClusterClient(self)
         self.dead_letters = DeadLettersClient(self)
         self.kv = KeyValueClient(self)
@@ -329,10 +333,41 @@ class Client:
             except JobsError as error:
                 self._pause(patience, error, waits_for_room=request.waits_for_room)
 
-    def _send_once(self, request: Request) -> Generator[bytes, None, None]:
-        with self._connections.exchange(request) as answer:
+    def upload(self, call: Call[T], source: Source) -> T:
+        """Send a request with content as its body, again where that may help and the content can be read once more."""
+        patience = Patience()
+        while True:
+            try:
+                with source.open() as content:
+                    return decode(call.answer, b"".join(self._send_once(call.request, content)))
+            except JobsError as error:
+                if not source.may_be_sent:
+                    raise
+                self._pause(patience, error)
+
+    def download(self, wanted: Download) -> Iterator[bytes]:
+        """Yield content as it comes; a lost connection is made anew, and it goes on where it was."""
+        patience = Patience()
+        while not wanted.is_complete:
+            position = wanted.position
+            try:
+                with closing(self._send_once(wanted.request(), on_head=wanted.on_head)) as pieces:
+                    for data in pieces:
+                        wanted.on_data(data)
+                        yield data
+            except JobsError as error:
+                if wanted.position != position:
+                    patience.reset()
+                self._pause(patience, error)
+
+    def _send_once(
+        self, request: Request, content: Opened | None = None, on_head: OnHead | None = None
+    ) -> Generator[bytes, None, None]:
+        with self._connections.exchange(request, content) as answer:
             if answer.status >= 400:
                 raise error_of(answer.status, b"".join(answer.pieces()), answer.headers.get("retry-after"))
+            if on_head is not None:
+                on_head(answer.status, answer.headers)
             yield from answer.pieces()
 
     def _events(self, feed: Feed[T]) -> Iterator[T]:
