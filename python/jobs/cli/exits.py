@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from jobs.client import ConnectionFailed
+from jobs.client.failures import SourceFailed, TargetFailed
 from jobs.errors import Forbidden, InvalidRequest, JobsError, PayloadTooLarge, Unavailable
 from jobs.protocol.model import JobState, JobView, Reason
 
@@ -66,8 +67,10 @@ def _of_spawn(message: str) -> int:
 
 def of_error(error: JobsError) -> int:
     """Return the code of a command that could not be carried out."""
-    if isinstance(error, InvalidRequest | PayloadTooLarge):
+    if isinstance(error, InvalidRequest | PayloadTooLarge | SourceFailed):
         return DATA
+    if isinstance(error, TargetFailed):
+        return OUTPUT
     if isinstance(error, ConnectionFailed | Unavailable):
         return UNAVAILABLE
     return FORBIDDEN if isinstance(error, Forbidden) else FAILED

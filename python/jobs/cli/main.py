@@ -11,6 +11,7 @@ from typing import Final
 from jobs.cli import (
     arrays,
     audit,
+    blob,
     cluster,
     deadletters,
     exits,
@@ -30,7 +31,23 @@ from jobs.cli.output import note
 from jobs.client import Client
 from jobs.errors import JobsError
 
-GROUPS: Final = (run, sql, jobs, arrays, explain, graph, top, schedules, queues, deadletters, audit, cluster, kv, node)
+GROUPS: Final = (
+    run,
+    sql,
+    jobs,
+    arrays,
+    explain,
+    graph,
+    top,
+    schedules,
+    queues,
+    deadletters,
+    audit,
+    cluster,
+    kv,
+    blob,
+    node,
+)
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
 
 

@@ -17,14 +17,20 @@ BAR_COLUMNS: Final = 30
 _ERASE: Final = "\r\x1b[K"
 
 
-def amounts(done: int, total: int, elapsed_s: float) -> str:
+def number(amount: float) -> str:
+    return f"{amount:,.0f}"
+
+
+def amounts(done: int, total: int | None, elapsed_s: float, form: Callable[[float], str] = number) -> str:
     """Return how much of how much is done, how quickly, and how long the rest will take at that pace."""
-    share = 100 if done >= total else 100 * done // total
-    text = f"{done:,} of {total:,} ({share} %)"
+    text = form(done)
+    if total is not None:
+        text += f" of {form(total)} ({100 if done >= total else 100 * done // total} %)"
     if elapsed_s <= 0 or done <= 0:
         return text
     rate = done / elapsed_s
-    return f"{text}, {rate:,.0f}/s, {clock_time((total - done) / rate)} left"
+    text += f", {form(rate)}/s"
+    return text if total is None else f"{text}, {clock_time((total - done) / rate)} left"
 
 
 def bar(done: int, total: int, columns: int) -> str:
@@ -46,14 +52,17 @@ class Meter:
     def __init__(
         self,
         what: str,
-        total: int,
+        total: int | None,
         *,
         quiet: bool = False,
+        form: Callable[[float], str] = number,
         out: TextIO | None = None,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what = what
         self._total = total
+        """None where that is not known."""
+        self._form = form
         self._quiet = quiet
         self._out = out or sys.stderr
         self._terminal = self._out.isatty()
@@ -61,15 +70,21 @@ class Meter:
         self._started_s = self._told_s = now_s()
         self._drawn = False
 
+    def show_of(self, done: int, total: int | None) -> None:
+        """Tell how much is done, of how much as is known by now."""
+        self._total = total
+        self.show(done)
+
     def show(self, done: int) -> None:
         """Tell how much is done, unless that was told just now."""
         now_s = self._now_s()
         if self._quiet or now_s - self._told_s < (REDRAW_S if self._terminal else LINE_S):
             return
         self._told_s = now_s
-        text = amounts(done, self._total, now_s - self._started_s)
+        text = amounts(done, self._total, now_s - self._started_s, self._form)
         if self._terminal:
-            self._draw(f"{self._what} {bar(done, self._total, BAR_COLUMNS)} {text}")
+            shown = "" if self._total is None else f"{bar(done, self._total, BAR_COLUMNS)} "
+            self._draw(f"{self._what} {shown}{text}")
         else:
             note(f"{self._what} {text}")
 

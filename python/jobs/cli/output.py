@@ -14,6 +14,7 @@ _encode = msgspec.json.Encoder().encode
 _STEERING: Final = (*range(9), *range(10, 32), *range(127, 160))
 _REORDERING: Final = (0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 """Of bidirectional text, and ends of lines: they make what is shown another text than what is there."""
+_UNITS: Final = (("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40))
 _UNSAFE: Final = dict.fromkeys((*_STEERING, *_REORDERING), "�")
 
 
@@ -42,6 +43,14 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
 def clean(value: object) -> str:
     """Return text that cannot steer a terminal: names and messages may come from anybody."""
     return ("-" if value is None else str(value)).translate(_UNSAFE)
+
+
+def size(amount: float) -> str:
+    """Return a number of bytes in a unit that keeps it short."""
+    if amount < 1_000:
+        return f"{amount:.0f} B"
+    unit, unit_bytes = next((unit for unit in _UNITS if amount < 1_000 * unit[1]), _UNITS[-1])
+    return f"{amount / unit_bytes:.1f} {unit}"
 
 
 def ago(unix_ms: int | None) -> str:
