@@ -21,7 +21,7 @@ from jobs.client.connection import SLOWEST_BYTES_PER_S
 from jobs.client.deadletters import AsyncDeadLettersClient
 from jobs.client.downloads import Download, OnHead
 from jobs.client.failures import SourceFailed, error_of, gone, unreachable
-from jobs.client.http1 import body_headers
+from jobs.client.http1 import BODY_TYPE
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
@@ -368,7 +368,8 @@ class AsyncClient:
         headers, timeout_s, body = request.headers, request.timeout_s, request.body
         failures: list[SourceFailed] = []
         if content is not None:
-            headers = {**headers, **body_headers(content.size_bytes)}
+            length = {} if content.size_bytes is None else {"Content-Length": str(content.size_bytes)}
+            headers = {**headers, **length, "Content-Type": BODY_TYPE}
             # Nothing tells when it has been sent, after which it is put on disks.
             timeout_s += (content.size_bytes or UNKNOWN_BYTES) / SLOWEST_BYTES_PER_S
         exchange = self._session.request(

@@ -11,6 +11,8 @@ from typing import Final
 
 MAX_HEAD_BYTES: Final = 64 << 10
 MAX_CHUNK_LINE_BYTES: Final = 1 << 10
+BODY_TYPE: Final = "application/octet-stream"
+"""Of a body that is nothing but content."""
 _BODILESS: Final = (204, 304)
 
 
@@ -33,7 +35,7 @@ def encode_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
 def body_headers(size_bytes: int | None) -> dict[str, str]:
     """Return how a body is told that is sent once the node says so."""
     length = {"Transfer-Encoding": "chunked"} if size_bytes is None else {"Content-Length": str(size_bytes)}
-    return {"Expect": "100-continue", "Content-Type": "application/octet-stream", **length}
+    return {"Expect": "100-continue", "Content-Type": BODY_TYPE, **length}
 
 
 def encode_chunk(data: bytes) -> bytes:

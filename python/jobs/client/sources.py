@@ -108,6 +108,9 @@ def _left_bytes(file: BinaryIO) -> int | None:
     start = _place_in(file)
     if start is None:
         return None
-    size_bytes = file.seek(0, os.SEEK_END) - start
+    try:
+        size_bytes = file.seek(0, os.SEEK_END) - start
+    except OSError:
+        return None  # as with the files of /proc
     file.seek(start)
-    return size_bytes or None  # the files of /proc say 0, whatever they hold
+    return size_bytes or None  # a file that says 0 may hold something all the same
