@@ -332,6 +332,34 @@ ROUTES: Final = (
     ),
     # --- blobs
     Route(
+        method="POST", path="/v1/blobs", handler=Handlers.put_blob, query=content_calls.UploadQuery, takes_stream=True,
+        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
+        errors=(*_BLOB_WRITE, errors.Forbidden, errors.PayloadTooLarge, errors.UnsupportedMediaType, *_POLL),
+        summary="Add a blob: the body is its content, of any size",
+        repeat="The same content is the same blob.",
+    ),
+    Route(
+        method="POST", path="/v1/blobs:collection", handler=Handlers.put_collection, body=model.BlobCollection,
+        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
+        errors=(*_BLOB_WRITE, errors.Forbidden, *_BLOB), summary="Make one blob of several: files by name",
+        repeat="The same files are the same collection.",
+    ),
+    Route(
+        method="GET", path="/v1/blobs/{id}", handler=Handlers.get_blob, query=content_calls.DownloadQuery, local=True,
+        streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES,
+        errors=(*_BLOB_READ, errors.RangeNotSatisfiable, *_POLL),
+        summary="Read a blob, or a part of it by Range; of a collection one of its files by `path`",
+    ),
+    Route(
+        method="HEAD", path="/v1/blobs/{id}", handler=Handlers.head_blob, query=content_calls.DownloadQuery,
+        local=True, streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES[-1:],
+        errors=(*_BLOB_READ, *_POLL), summary="Tell what reading a blob would give, and how much",
+    ),
+    Route(
+        method="GET", path="/v1/blobs/{id}/files", handler=Handlers.collection_files, answer=model.BlobFiles,
+        local=True, errors=_BLOB_READ, summary="Read the names of a collection's files, and their hashes",
+    ),
+    Route(
         method="GET", path="/v1/blobs", handler=Handlers.list_blobs, query=blob_calls.BlobsQuery,
         answer=model.BlobPage, errors=(errors.Forbidden,), summary="List blobs by their hashes, page by page",
     ),
@@ -418,35 +446,6 @@ ROUTES: Final = (
         method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
         repeat=_REMEMBERED,
-    ),
-    # --- blobs: their content
-    Route(
-        method="POST", path="/v1/blobs", handler=Handlers.put_blob, query=content_calls.UploadQuery, takes_stream=True,
-        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
-        errors=(*_BLOB_WRITE, errors.Forbidden, errors.PayloadTooLarge, errors.UnsupportedMediaType, *_POLL),
-        summary="Add a blob: the body is its content, of any size",
-        repeat="The same content is the same blob.",
-    ),
-    Route(
-        method="POST", path="/v1/blobs:collection", handler=Handlers.put_collection, body=model.BlobCollection,
-        answer=model.BlobAdded, status=201, again="It was the caller's before", local=True,
-        errors=(*_BLOB_WRITE, errors.Forbidden, errors.NotFound), summary="Make one blob of several: files by name",
-        repeat="The same files are the same collection.",
-    ),
-    Route(
-        method="GET", path="/v1/blobs/{id}", handler=Handlers.get_blob, query=content_calls.DownloadQuery, local=True,
-        streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES,
-        errors=(*_BLOB_READ, errors.RangeNotSatisfiable, *_POLL),
-        summary="Read a blob, or a part of it by Range; of a collection one of its files by `path`",
-    ),
-    Route(
-        method="HEAD", path="/v1/blobs/{id}", handler=Handlers.head_blob, query=content_calls.DownloadQuery,
-        local=True, streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES[-1:],
-        errors=(*_BLOB_READ, *_POLL), summary="Tell what reading a blob would give, and how much",
-    ),
-    Route(
-        method="GET", path="/v1/blobs/{id}/files", handler=Handlers.collection_files, answer=model.BlobFiles,
-        local=True, errors=_BLOB_READ, summary="Read the names of a collection's files, and their hashes",
     ),
     # --- cluster
     Route(

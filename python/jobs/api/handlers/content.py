@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Annotated, Final
 
-import msgspec
 from msgspec import Meta
 
 from jobs.api.answer import GONE_OUT, Answer, json_answer
 from jobs.api.call import Call
 from jobs.api.handlers.base import Base, Query
+from jobs.api.handlers.blobs import blob_hash
 from jobs.api.problem import answer_of
 from jobs.api.ranges import is_unchanged, wanted_part
 from jobs.api.streams import Place, StreamAnswer
 from jobs.blobs.host import BlobHost, Found, Wanted
-from jobs.errors import InvalidRequest, RangeNotSatisfiable
+from jobs.errors import RangeNotSatisfiable
 from jobs.protocol.model import BlobAdded, BlobFile, BlobFiles, BlobHash, Name
 from jobs.protocol.model.blobs import Replicas
 
@@ -103,16 +103,6 @@ class BlobContentCalls(Base):
     def _blob_place(self, call: Call) -> AbstractContextManager[Place]:
         """It goes on whoever leads."""
         return self._slots.take(call.caller.uid, asyncio.get_running_loop().create_future(), call.outlet.gone)
-
-
-def blob_hash(call: Call) -> str:
-    """Return the hash in the path; raise InvalidRequest for what is none."""
-    try:
-        return msgspec.convert(call.path, BlobHash)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(
-            f"{call.path!r:.200} is no hash", field="id", expected="64 hexadecimal digits in lower case"
-        ) from error
 
 
 def _added(added: BlobAdded) -> Answer:
