@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.cli.meter import LINE_S, Meter, amounts, bar, clock_time
+from jobs.cli.output import size
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,15 @@ def test_amounts_tell_share_pace_and_what_is_left(done: int, elapsed_s: float, s
 def test_nothing_to_do_is_done() -> None:
     assert amounts(0, 0, 1.0) == "0 of 0 (100 %)"
     assert bar(0, 0, 4) == "████"
+
+
+def test_bytes_are_told_in_short_and_without_a_total_there_is_no_share() -> None:
+    assert amounts(3 << 20, 12 << 20, 2.0, size) == "3.0 MiB of 12.0 MiB (25 %), 1.5 MiB/s, 0:06 left"
+    assert amounts(3 << 20, None, 2.0, size) == "3.0 MiB, 1.5 MiB/s"
+    assert amounts(3, None, 0.0, size) == "3 B"
+    assert [size(amount) for amount in (0, 999, 1_000, 1_023_999, 1 << 30, 5 << 40, 5_000 << 40)] == [
+        "0 B", "999 B", "1.0 KiB", "1000.0 KiB", "1.0 GiB", "5.0 TiB", "5000.0 TiB",
+    ]  # fmt: skip
 
 
 def test_a_bar_is_full_only_at_the_end() -> None:

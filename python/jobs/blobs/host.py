@@ -74,6 +74,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """The hash that it is to have."""
 
 
+MAX_KNOWN: Final = 4
+"""Collections that are kept in memory."""
 PLAINLY: Final = Wanted()
 
 
@@ -113,6 +115,8 @@ class BlobHost:
         self.replicator = replicator
         self._member = member
         self._max_blob_bytes = max_blob_bytes
+        self._collections: dict[str, Collection] = {}
+        """Read lately: whoever fetches the files of one asks for it again with each."""
 
     # --- additions ----------------------------------------------------------------------------------------------------
 
@@ -244,6 +248,15 @@ class BlobHost:
     async def _collection(self, entry: Entry) -> Collection:
         if entry.kind != "collection":
             raise InvalidRequest(f"the blob {entry.hash} is no collection", field="id", expected="a collection's hash")
+        known = self._collections.get(entry.hash)
+        if known is None:
+            known = await self._read_collection(entry)
+            if len(self._collections) >= MAX_KNOWN:
+                self._collections.pop(next(iter(self._collections)))
+            self._collections[entry.hash] = known
+        return known
+
+    async def _read_collection(self, entry: Entry) -> Collection:
         try:
             sequence = await self._whole(entry.hash, entry, (collection.MAX_FILES + 1) * collection.HASH_BYTES)
             names_blob = collection.decode_sequence(sequence)[0]
