@@ -147,13 +147,13 @@ class Node:
 
     @property
     def blob_operations(self) -> BlobOperations:
-        return self._blob_part().operations
+        return self._own_blobs().operations
 
     @property
     def blob_host(self) -> BlobHost:
-        return self._blob_part().host
+        return self._own_blobs().host
 
-    def _blob_part(self) -> BlobPart:
+    def _own_blobs(self) -> BlobPart:
         if self.blob_part is None:
             raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
         return self.blob_part
