@@ -114,7 +114,14 @@ def existing(node: EmbeddedNode) -> dict[str, str]:
         made = client.shell(["echo", "out"]).job.id
         assert client.wait(made).state == "completed"
         client.schedules.set("weekly", Schedule(job=shell_job(["true"]), cron="@weekly"))
-        return {"jobs": made, "leases": str(client.kv.grant(3600).id), "schedules": "weekly"}
+        blob = client.blobs.put(b"content", tag="kept").hash
+        return {
+            "jobs": made,
+            "leases": str(client.kv.grant(3600).id),
+            "schedules": "weekly",
+            "blobs": blob,
+            "blob-tags": "kept",
+        }
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.definition.raw["operationId"])

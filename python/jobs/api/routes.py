@@ -347,13 +347,14 @@ ROUTES: Final = (
     Route(
         method="GET", path="/v1/blobs/{id}", handler=Handlers.get_blob, query=content_calls.DownloadQuery, local=True,
         streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES,
-        errors=(*_BLOB_READ, errors.RangeNotSatisfiable, *_POLL),
+        errors=(*_BLOB_READ, errors.RangeNotSatisfiable, errors.HeadersTooLarge, *_POLL),
         summary="Read a blob, or a part of it by Range; of a collection one of its files by `path`",
     ),
     Route(
         method="HEAD", path="/v1/blobs/{id}", handler=Handlers.head_blob, query=content_calls.DownloadQuery,
         local=True, streams=(content_calls.CONTENT_TYPE,), also=content_calls.STATUSES[-1:],
-        errors=(*_BLOB_READ, *_POLL), summary="Tell what reading a blob would give, and how much",
+        errors=(*_BLOB_READ, errors.HeadersTooLarge, *_POLL),
+        summary="Tell what reading a blob would give, and how much",
     ),
     Route(
         method="GET", path="/v1/blobs/{id}/files", handler=Handlers.collection_files, answer=model.BlobFiles,

@@ -15,7 +15,8 @@ HEADER: Final = b"CollectionV0."
 HASH_BYTES: Final = 32
 MAX_FILES: Final = 10_000
 MAX_NAMES_BYTES: Final = 8 << 20
-MAX_NAME_BYTES: Final = 4_096
+MAX_NAME_BYTES: Final = 2_048
+"""Quoted, it has to fit into the head of a request."""
 MAX_PART_BYTES: Final = 255
 """Of a name between two slashes, as file systems have it."""
 _MAX_VARINT_BYTES: Final = 10

@@ -37,7 +37,7 @@ class UploadQuery(Query, frozen=True):
 
 
 class DownloadQuery(Query, frozen=True):
-    path: Annotated[str, Meta(min_length=1, max_length=4_096)] | None = None
+    path: Annotated[str, Meta(min_length=1, max_length=2_048)] | None = None
     """Of a collection, one of its files."""
 
 
