@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.client.http1 import MAX_CHUNK_LINE_BYTES, MAX_HEAD_BYTES, ProtocolError, ResponseReader, encode_request
+from jobs.client.http1 import (
+    MAX_CHUNK_LINE_BYTES,
+    MAX_HEAD_BYTES,
+    ProtocolError,
+    ResponseReader,
+    body_headers,
+    encode_chunk,
+    encode_head,
+    encode_request,
+)
 
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Name:  value \r\n\r\nhello"
 CHUNKED = (
@@ -109,3 +118,16 @@ def test_a_request_carries_its_length_and_nothing_that_was_not_asked_for() -> No
     )
     assert encode_request("POST", "/a", {}, b"hi").endswith(b"\r\nContent-Length: 2\r\n\r\nhi")
     assert encode_request("POST", "/a", {}, b"").endswith(b"\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_a_body_is_sent_once_the_node_says_so() -> None:
+    reader = ResponseReader()
+    reader.feed(b"HTTP/1.1 102 Processing\r\n\r\n")
+    assert not reader.may_send
+    reader.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert (reader.may_send, reader.status) == (True, 0)
+    assert reader.feed(SIZED) == b"hello"
+    assert encode_head("POST", "/", body_headers(5)).endswith(b"\r\nContent-Length: 5\r\n\r\n")
+    assert b"Transfer-Encoding: chunked\r\n" in encode_head("POST", "/", body_headers(None))
+    assert encode_chunk(b"x" * 17) == b"11\r\n" + b"x" * 17 + b"\r\n"
+    assert encode_chunk(b"") == b"0\r\n\r\n"

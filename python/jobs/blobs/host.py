@@ -305,7 +305,8 @@ class BlobHost:
             if damaged:
                 raise BlobDamaged(f"the blob {blob} is damaged on this node: {error.detail}") from error
             raise
-        if is_holder:
+        if is_holder or len(entry.holders) < entry.replicas:
+            # What was told to be gone when it was met damaged is here again, and more than a copy for this read.
             await self.catalogue.held(self._member, (blob,), ())
 
 
