@@ -11,19 +11,16 @@ import uvloop
 
 from jobs.api import ApiConfig, serve
 from jobs.blobs import BlobStore
-from jobs.blobs.host import Alone, BlobHost
+from jobs.blobs.part import BlobPart
 from tests.support.api import Api
 from tests.support.backend import SiteBackend
 from tests.support.plane import Plane
-
-MEMBER = "test"
 
 
 class BlobApi(Api):
     """A served control plane with the blobs of its node."""
 
     store: BlobStore
-    host: BlobHost
     directory: Path
 
     def drafts(self) -> list[Path]:
@@ -38,15 +35,18 @@ async def served(
     """Serve a control plane and blobs with these settings of ApiConfig."""
     async with Plane(directory) as plane:
         store = await BlobStore.open(directory / "blobs", min_free_bytes=min_free_bytes)
-        host = BlobHost(store, plane.control.blobs, Alone("n1"), MEMBER, max_blob_bytes)
+        part = BlobPart(
+            store, plane.site, plane.consensus, plane.store, None, None, max_blob_bytes=max_blob_bytes, grace_s=3_600
+        )
         socket = directory / "api.sock"
-        server = await serve(SiteBackend(plane.site, host), str(socket), ApiConfig(**changes))
+        server = await serve(SiteBackend(plane.site, part.host), str(socket), ApiConfig(**changes))
         api = BlobApi(plane, server, socket)
-        api.store, api.host, api.directory = store, host, directory
+        api.store, api.directory = store, directory
         try:
             yield api
         finally:
             await server.stop(1.0)
+            await part.stop()
             await store.close()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol
@@ -19,6 +18,7 @@ from jobs.blobs import collection
 from jobs.blobs.catalogue import Catalogue, Entry, NewBlob
 from jobs.blobs.collection import Collection, CollectionError
 from jobs.blobs.store import Added, BlobStore, Reading
+from jobs.blobs.tending import Tending
 from jobs.errors import (
     BlobDamaged,
     BlobUnavailable,
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Replicator(Protocol):
-    """The other nodes, as a host needs them. `jobs.blobs` has one for a node alone and one for a member."""
+    """The other nodes, as a host needs them."""
 
     async def spread(self, entry: Entry) -> Entry:
         """Have other nodes keep a blob that is here, with its children, until as many have it as are to, or all that
@@ -47,22 +47,6 @@ class Replicator(Protocol):
 
     def name_of(self, member: str) -> str:
         """Return the name of a member by its id."""
-
-
-class Alone:
-    """The replicator of a node without a network."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    async def spread(self, entry: Entry) -> Entry:
-        return entry
-
-    async def bring(self, entry: Entry) -> None:
-        raise BlobUnavailable(f"the blob {entry.hash} is not on this node, and there is no other")
-
-    def name_of(self, member: str) -> str:
-        return self._name
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
@@ -108,11 +92,18 @@ class BlobHost:
     """Errors are those of `jobs.errors`; whatever is added is durable, and known to the cluster."""
 
     def __init__(
-        self, store: BlobStore, catalogue: Catalogue, replicator: Replicator, member: str, max_blob_bytes: int
+        self,
+        store: BlobStore,
+        catalogue: Catalogue,
+        replicator: Replicator,
+        tending: Tending,
+        member: str,
+        max_blob_bytes: int,
     ) -> None:
         self.store = store
         self.catalogue = catalogue
         self.replicator = replicator
+        self._tending = tending
         self._member = member
         self._max_blob_bytes = max_blob_bytes
         self._collections: dict[str, Collection] = {}
@@ -208,16 +199,13 @@ class BlobHost:
         )
 
     async def _discard(self, added: Added) -> None:
-        """Delete what was refused, unless it was here before, is known, or somebody added it since."""
-        if added.existed or (stat := await self.store.stat(added.hash)) is None:
+        """Delete what was refused, unless it was here before."""
+        if added.existed:
             return
         try:
-            (wanted,) = await self.catalogue.wanted(self._member, (added.hash,))
+            await self._tending.discard(added.hash)
         except JobsError as error:
             logger.info("what was refused stays until the sweep: %s", error)
-            return
-        if not wanted:
-            await self.store.delete(added.hash, min_age_ms=max(0, time.time_ns() // 1_000_000 - stat.added_ms))
 
     def _too_large(self, size_bytes: int) -> PayloadTooLarge:
         return PayloadTooLarge(

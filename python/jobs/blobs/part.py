@@ -44,7 +44,7 @@ class BlobPart:
         tending = Tending(blobs, link, member, max_blob_bytes=max_blob_bytes, grace_ms=int(grace_s * 1_000))
         members = Members(peers, consensus, tending)
         self.replicator = Replicator(members, link)
-        self.host = BlobHost(blobs, link, self.replicator, member, max_blob_bytes)
+        self.host = BlobHost(blobs, link, self.replicator, tending, member, max_blob_bytes)
         self.operations = Operations(blobs, link, members, self.replicator, _Snapshots(site, consensus, store))
         chance = random.random
         self._repairer = Repairer(site, link, self.replicator, chance)

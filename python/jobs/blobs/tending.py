@@ -166,6 +166,15 @@ class Tending:
                     spared[outcome] = spared.get(outcome, 0) + 1
         return m.Swept(len(page), tuple(removed), spared, page[-1].hash if len(page) == order.limit else None)
 
+    async def discard(self, blob: str) -> None:
+        """Delete what the catalogue has refused, however young it is, unless it is to be here, or was used since."""
+        with self._store.uses() as used:
+            stat = await self._store.stat(blob)
+            (is_wanted,) = await self._catalogue.wanted(self._member, (blob,))
+            if stat is not None and not is_wanted:
+                # Who adds it anew from here on makes it younger than that.
+                await self._remove(stat, max(0, wall_ms() - stat.added_ms), used, dry_run=False)
+
     async def _remove(self, stat: Stat, grace_ms: int, used: set[str], *, dry_run: bool) -> tuple[str, int]:
         blob = stat.hash
         if blob in used:
