@@ -21,7 +21,7 @@ from jobs.invalid import decode_json, invalid_query
 from jobs.service import Caller
 
 T = TypeVar("T")
-PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES: Final = 256 << 10
 """Of a body that is taken as it comes: so much at once, unless it ends before."""
 _JSON_TYPES: Final = ("", "application/json", "application/octet-stream")
 

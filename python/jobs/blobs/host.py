@@ -58,6 +58,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
     """The hash that it is to have."""
 
 
+READ_BYTES: Final = 256 << 10
+"""At once: so much of each blob that is read is in memory, and a client has to take so much in time."""
 MAX_KNOWN: Final = 4
 """Collections that are kept in memory."""
 PLAINLY: Final = Wanted()
@@ -81,8 +83,11 @@ class Found:
 
     async def pieces(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Return the bytes from `start` to `end`, verified, piece by piece. Raises BlobDamaged."""
+        end = self.size_bytes if end is None else min(end, self.size_bytes)
         try:
-            async for piece in self._reading.pieces(start, end):
+            while start < end:
+                piece = await self._reading.read(start, min(READ_BYTES, end - start))
+                start += len(piece)
                 yield piece
         except CorruptError as error:
             raise await self._on_damage(self.hash, error) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Annotated, Final
 
@@ -21,8 +20,6 @@ from jobs.errors import RangeNotSatisfiable
 from jobs.protocol.model import BlobAdded, BlobFile, BlobFiles, BlobHash, Name
 from jobs.protocol.model.blobs import Replicas
 
-WRITE_BYTES: Final = 256 << 10
-"""Written at once: a client has to take so much within `write_timeout_s`."""
 KIND: Final = "Jobs-Blob-Kind"
 CONTENT_TYPE: Final = "application/octet-stream"
 STATUSES: Final = ((206, "The part that Range names"), (304, "The client has it already, by If-None-Match"))
@@ -98,7 +95,7 @@ class BlobContentCalls(Base):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         headers["Content-Length"] = str(end - start)
         answer = StreamAnswer(call.outlet, self._config, place, at_once=False, headers=headers, status=status)
-        return await answer.send(_slices(found.pieces(start, end)), CONTENT_TYPE)
+        return await answer.send(found.pieces(start, end), CONTENT_TYPE)
 
     def _blob_place(self, call: Call) -> AbstractContextManager[Place]:
         """It goes on whoever leads."""
@@ -108,9 +105,3 @@ class BlobContentCalls(Base):
 def _added(added: BlobAdded) -> Answer:
     answer = json_answer(added, 201 if added.created else 200)
     return answer.saying({"Location": f"/v1/blobs/{added.hash}"})
-
-
-async def _slices(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    async for piece in pieces:
-        for start in range(0, len(piece), WRITE_BYTES):
-            yield piece[start : start + WRITE_BYTES]
