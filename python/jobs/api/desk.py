@@ -92,7 +92,7 @@ class Desk:
 def _caller(ask: Ask, body: bytes) -> Caller:
     """Return who asks; raise InvalidRequest for a change whose id is none."""
     given = ask.headers.get(REQUEST_ID_HEADER)
-    if given is None or ask.method == "GET":
+    if given is None or ask.method in ("GET", "HEAD"):
         return ask.caller
     target = f"{ask.path}?{ask.query}" if ask.query else ask.path
     return replace(ask.caller, request_id=request_id(given, ask.caller.uid, ask.method, target, body))
