@@ -39,6 +39,8 @@ NOT_STARTED: Final = "not started by its deadline"
 
 JOB_BYTES: Final = 2_048
 """About what an ended job takes in the store, without its submission, results and output."""
+INLINE_BYTES: Final = 64 << 10
+"""Output of one stream that a result carries; more becomes a blob once the attempt has ended."""
 ATTEMPT_BYTES: Final = 1_024
 """About what an attempt takes, without its output."""
 
@@ -273,6 +275,19 @@ def on_output_gone(record: JobRecord, all_gone: bool) -> Step:
     return replace(record, logs_gone=True, log_bytes=0, stored_bytes=record.stored_bytes - record.log_bytes)
 
 
+def on_output_moved(record: JobRecord, attempt: Attempt) -> Step:
+    """The output of an attempt that has ended is where it stays."""
+    if attempt > _ended_attempts(record) or attempt <= record.moved:
+        return Refusal(f"the output of attempt {attempt} is not to be moved")
+    return replace(record, moved=attempt)
+
+
+def has_output_to_move(record: JobRecord) -> bool:
+    """Tell whether an attempt has ended whose output may be more than the store is to hold for good."""
+    is_large = record.log_bytes > INLINE_BYTES and not record.logs_gone and not record.tasks
+    return is_large and record.moved < _ended_attempts(record)
+
+
 def is_current(record: JobRecord, attempt: Attempt, incarnation: Incarnation) -> bool:
     """Tell whether a report of this attempt and worker life is about the job as it now runs."""
     return _stale(record, attempt, incarnation) is None
@@ -374,6 +389,8 @@ def index_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
         entries[record.unique_key] = UniqueRecord(job)
     if record.schedule is not None and not record.is_task and not record.state.is_final:
         entries[keys.unfinished(record.schedule, job)] = None
+    if has_output_to_move(record):
+        entries[keys.output_to_move(job)] = None
     return entries
 
 
@@ -397,6 +414,10 @@ def _turn_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:
             record.started_ms or 0,
         )
     return entries
+
+
+def _ended_attempts(record: JobRecord) -> Attempt:
+    return Attempt(record.attempt - 1) if record.state is RUNNING else record.attempt
 
 
 def _end_entries(job: JobId, record: JobRecord) -> dict[bytes, Struct | None]:

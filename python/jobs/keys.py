@@ -36,6 +36,8 @@ ENDED_BARE: Final = ENDED + b"bare/"
 ENDED_OWN: Final = ENDED + b"own/"
 """Looked at next at a time of their own."""
 GONE: Final = b"/gone/"
+OUTPUT_TO_MOVE: Final = b"/output/"
+"""Jobs of which an attempt has ended whose output is to become blobs."""
 DEAD_LETTERS: Final = b"/dlq/"
 ARRAYS: Final = b"/arrays/state/"
 ARRAYS_OPEN: Final = b"/arrays/open/"
@@ -293,6 +295,10 @@ def dead_letter(finished_ms: int, job: JobId) -> bytes:
     return b"%s%015d/%s" % (DEAD_LETTERS, finished_ms, job.encode())
 
 
+def output_to_move(job: JobId) -> bytes:
+    return OUTPUT_TO_MOVE + job.encode()
+
+
 def dead_letters_before(finished_ms: int) -> bytes:
     """Return the end of the keys of dead letters that are older."""
     return b"%s%015d/" % (DEAD_LETTERS, finished_ms)
@@ -378,6 +384,12 @@ def blob_references_prefix(blob_hash: str) -> bytes:
 def blob_reference(blob_hash: str, kind: str, name: str) -> bytes:
     """That something keeps a blob: a kind of reference and which one."""
     return b"%s%s/%s" % (blob_references_prefix(blob_hash), kind.encode(), name.encode())
+
+
+def reference_of(reference_key: bytes) -> tuple[str, str]:
+    """Return the kind of a reference, and which one it is, that the key of one names."""
+    _, kind, name = reference_key[len(BLOB_REFERENCES) :].decode().split("/", 2)
+    return kind, name
 
 
 def blobs_on_prefix(member_id: str) -> bytes:

@@ -22,6 +22,7 @@ from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
 from jobs.blobs import BlobStore
 from jobs.blobs.host import BlobHost
+from jobs.blobs.output import HostedOutput
 from jobs.blobs.part import BlobPart
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
@@ -70,6 +71,7 @@ class Node:
         self.blobs: BlobStore | None = None
         self.blob_part: BlobPart | None = None
         """There once the node is alone or in a cluster."""
+        self._output = HostedOutput()
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -114,7 +116,7 @@ class Node:
             cluster.id, log, store, consensus_config(config), network=cluster.peers, alone=cluster.is_founder
         )
         consensus.on_failure = lambda error: self.failed.set()
-        self.site = site = Site(config.node.id, consensus, store, control_config(config))
+        self.site = site = Site(config.node.id, consensus, store, self._output, control_config(config))
         site.on_failure = lambda error: self.failed.set()
         cluster.attach(consensus, store)
         await consensus.start()
@@ -136,6 +138,7 @@ class Node:
             max_blob_bytes=config.blobs.max_blob_bytes,
             grace_s=config.blobs.grace_s,
         )
+        self._output.give(self.blob_part.host)
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 

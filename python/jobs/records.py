@@ -95,6 +95,8 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Tasks of an array; 0 for any other job."""
     is_task: bool = False
     """One of an array's tasks: its id tells which."""
+    moved: Attempt = Attempt(0)
+    """Attempts up to this one have their output where it stays: in blobs, or in the store for what is small."""
 
 
 class Demand(Struct, frozen=True, array_like=True):
@@ -123,6 +125,20 @@ class RunningRecord(Struct, frozen=True, array_like=True):
     started_ms: int = 0
 
 
+class MovedOutput(Struct, frozen=True, array_like=True):
+    """The output of an attempt, moved into blobs; the beginnings of both streams are kept in the store as well."""
+
+    order: str
+    """The order of its pieces, as jobs.logorder has it."""
+    pieces: int
+    streams: tuple[str | None, str | None]
+    """What was written to stdout and to stderr; None for nothing."""
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        return (self.order, *(blob for blob in self.streams if blob is not None))
+
+
 class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """End of one attempt."""
 
@@ -136,6 +152,7 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """Of an attempt that no worker told the end of; of others `execution` has them."""
     query: SqlResult | None = None
     blob: BlobResult | None = None
+    moved: MovedOutput | None = None
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):

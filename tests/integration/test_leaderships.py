@@ -13,6 +13,7 @@ import pytest
 
 from jobs._native import MemoryStore
 from jobs.api import ApiConfig, ApiServer, serve
+from jobs.blobs.output import HostedOutput
 from jobs.control import Control, ControlConfig, Site
 from jobs.errors import Unavailable
 from jobs.protocol.ids import JobId
@@ -43,7 +44,7 @@ class Seat:
         self.api_socket = directory / "api.sock"
         self.store = MemoryStore()
         self.consensus = MemoryConsensus(self.store)
-        self.site = Site("test", self.consensus, self.store, ControlConfig(worker_lease_s=600.0))  # type: ignore[arg-type]
+        self.site = Site("test", self.consensus, self.store, HostedOutput(), ControlConfig(worker_lease_s=600.0))  # type: ignore[arg-type]
         self.door = WorkerDoor("test", frozenset({os.getuid()}))
         self.api: ApiServer | None = None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from jobs._native import Endpoint, Log, Store
 from jobs.api import ApiConfig, serve
+from jobs.blobs.output import HostedOutput
 from jobs.clock import wall_ms
 from jobs.cluster import Peers
 from jobs.cluster.peers import LIMITS
@@ -50,7 +51,7 @@ class Member:
         self.log = Log(str(place / "log"), segment_bytes=1 << 20)
         self.store = Store(str(place / "store"))
         self.consensus = Consensus(self.id, self.log, self.store, QUICK, network=self.peers, alone=first)
-        self.site = Site(self.name, self.consensus, self.store, self._config)
+        self.site = Site(self.name, self.consensus, self.store, HostedOutput(), self._config)
         self.door = WorkerDoor(self.name, frozenset({os.getuid()}))
         await self.door.start(self.worker_socket, 0o600, None)
         self.api = await serve(SiteBackend(self.site), str(self.socket), api or ApiConfig())

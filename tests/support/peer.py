@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from jobs.protocol import wire
-from jobs.protocol.ids import Incarnation, WorkerId
+from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import BlobResult, Reason, StreamInfo
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class WorkerPeer:
         self.slots = slots
         self.incarnation = Incarnation(incarnation or secrets.token_hex(16))
         self.labels: dict[str, str] = {}
+        self._written: Counter[tuple[JobId, Attempt, int]] = Counter()
 
     async def connect(self, path: Path) -> WorkerPeer:
         self.reader, self.writer = await asyncio.open_unix_connection(str(path))
@@ -87,6 +89,7 @@ class WorkerPeer:
         return item
 
     def output(self, item: wire.Assignment, seq: int, *segments: tuple[int, bytes]) -> None:
+        self._count(item, segments)
         self.send(wire.Output(job=item.job, attempt=item.attempt, seq=seq, segments=list(segments)))
 
     def finish(
@@ -100,7 +103,8 @@ class WorkerPeer:
         write: wire.TableWrite | None = None,
         blob: BlobResult | None = None,
     ) -> None:
-        sizes = {number: sum(len(data) for stream, data in segments if stream == number) for number in (1, 2)}
+        self._count(item, segments)
+        sizes = {stream: self._written[item.job, item.attempt, stream] for stream in (1, 2)}
         outcome = wire.Outcome(
             reason=reason,
             message=None if reason is None else f"{reason}",
@@ -122,6 +126,10 @@ class WorkerPeer:
                 job=item.job, attempt=item.attempt, outcome=outcome, seq=seq, segments=list(segments), write=write
             )
         )
+
+    def _count(self, item: wire.Assignment, segments: Sequence[tuple[int, bytes]]) -> None:
+        for stream, data in segments:
+            self._written[item.job, item.attempt, stream] += len(data)
 
     async def close(self) -> None:
         self.writer.close()

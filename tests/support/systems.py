@@ -12,6 +12,7 @@ from typing import Protocol
 
 from jobs import AsyncClient
 from jobs._native import MemoryStore
+from jobs.blobs.output import HostedOutput
 from jobs.client.requests import post
 from jobs.control import Control, ControlConfig, Site
 from jobs.protocol.ids import JobId
@@ -76,7 +77,7 @@ class InMemory:
 
     async def start(self) -> None:
         config = ControlConfig(worker_lease_s=LEASE_S)
-        self._site = Site("test", self._consensus, self._store, config)  # type: ignore[arg-type]
+        self._site = Site("test", self._consensus, self._store, HostedOutput(), config)  # type: ignore[arg-type]
         self._door = WorkerDoor("test", frozenset({os.getuid()}))
         await self._door.start(self.worker_socket, 0o600, None)
         self._consensus.lead(True)

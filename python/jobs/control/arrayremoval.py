@@ -15,7 +15,7 @@ from jobs.store import Delete, Store, Txn, prefix_end
 KEYS: Final = 2_000
 """Keys that one transaction deletes."""
 
-_OF_TASKS: Final = (keys.LOG, keys.RESULT, keys.PROGRESS, keys.CHILDREN, keys.PARENT_ENDED)
+_OF_TASKS: Final = (keys.LOG, keys.RESULT, keys.PROGRESS, keys.OUTPUT_TO_MOVE, keys.CHILDREN, keys.PARENT_ENDED)
 """What stands under a task's id, apart from its record."""
 _OF_ARRAYS: Final = (
     keys.TASKS_FAILED,

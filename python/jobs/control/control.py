@@ -23,8 +23,10 @@ from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.leases import Leases
+from jobs.control.moving import OutputMover
 from jobs.control.newjobs import JobMaker
 from jobs.control.once import was_done
+from jobs.control.output import OutputBlobs
 from jobs.control.overview import Activity, Overviews
 from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
@@ -94,7 +96,13 @@ class Control(ReadOperations):
     _data: Data
 
     def __init__(
-        self, consensus: Consensus, store: Store, hub: Hub, config: ControlConfig, health: Callable[[], Health]
+        self,
+        consensus: Consensus,
+        store: Store,
+        hub: Hub,
+        output_blobs: OutputBlobs,
+        config: ControlConfig,
+        health: Callable[[], Health],
     ) -> None:
         self._consensus = consensus
         self._store = store
@@ -132,7 +140,7 @@ class Control(ReadOperations):
         maker = JobMaker(self._queues, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
         self._arrays = Arrays(consensus, store, transitions, self._queues, tasks.spawn)
-        self._queries = Queries(consensus.barrier, store, hub, self._array_progress)
+        self._queries = Queries(consensus.barrier, store, hub, output_blobs, self._array_progress)
         self.dead_letters = DeadLetters(
             consensus, store, transitions, self._queries, maker, self._dependencies, self._check_space
         )
@@ -156,6 +164,7 @@ class Control(ReadOperations):
             health,
         )
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
+        self._mover = OutputMover(consensus, store, transitions, self.blobs.references, output_blobs, tasks.spawn)
         self._retention = Retention(consensus, store, transitions, tasks.spawn, config.retention)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, hub, self._leases)
@@ -211,6 +220,7 @@ class Control(ReadOperations):
         self._schedule_driver.start()
         self._retention.start()
         self.blobs.start()
+        self._mover.start()
 
     def end(self) -> None:
         """Begin nothing more, and let those who wait for something of this know that it will not come."""
@@ -236,6 +246,7 @@ class Control(ReadOperations):
         self._dependencies.on_change(change)
         self._schedule_driver.on_change(change)
         self._retention.on_change(change)
+        self._mover.on_change(change)
 
     def _on_queue_changed(self, name: str) -> None:
         self._dispatcher.on_queue_changed(name)
@@ -325,6 +336,7 @@ class Control(ReadOperations):
             "jobs_ended": ("Ended jobs that are kept, 0 until they have been counted", ended.jobs),
             "jobs_ended_bytes": ("About what they take in the store", ended.bytes),
             "jobs_blobs_condemned_total": ("Blobs that nothing referred to any more", self.blobs.condemned_total),
+            "jobs_outputs_moved_total": ("Attempts whose output became blobs", self._mover.moved_total),
             "jobs_redriven_total": ("Failed jobs repeated as new ones", self.dead_letters.redriven_total),
             "jobs_removed_total": ("Ended jobs deleted by retention", self._retention.removal.jobs_total),
             "jobs_outputs_removed_total": (

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from msgspec import Struct
 
 from jobs import jobs, keys
 from jobs.control.arraystore import find, watched
 from jobs.control.hub import Hub
-from jobs.control.output import LOG_CHUNKS, pieces_after, pieces_of
+from jobs.control.output import Outputs
 from jobs.control.transitions import Barrier, missing
 from jobs.errors import InvalidRequest, LogsGone, NotFound
 from jobs.protocol.ids import Attempt, JobId, array_id
 from jobs.protocol.model import MAX_TAIL_BYTES, Stream
 from jobs.records import JobRecord
 from jobs.service import LogPiece, LogsWanted
-from jobs.store import Store, prefix_end
+from jobs.store import Store
 
 
 class _Start(Struct, frozen=True):
@@ -31,12 +31,13 @@ class _Start(Struct, frozen=True):
 class Logs:
     """Reads the output of jobs that the caller may see."""
 
-    def __init__(self, barrier: Barrier, store: Store, hub: Hub) -> None:
+    def __init__(self, barrier: Barrier, store: Store, hub: Hub, outputs: Outputs) -> None:
         self._barrier = barrier
         self._store = store
         self._hub = hub
+        self._outputs = outputs
 
-    async def follow(self, job: JobId, wanted: LogsWanted) -> AsyncIterator[LogPiece]:
+    async def follow(self, job: JobId, wanted: LogsWanted) -> AsyncGenerator[LogPiece]:
         """Yield the pieces that are asked for, first an empty one that tells the position before them.
 
         Raises NotFound for an attempt that is not there, and LogsGone.
@@ -49,7 +50,7 @@ class Logs:
         with self._hub.waiter(keys.LOG + job.encode(), *watched(job, record)) as waiter:
             while True:
                 record = await self._read_kept(job)
-                pieces = pieces_after(self._store, job, attempt, wanted.streams, seq)
+                pieces = await self._outputs.after(job, attempt, wanted.streams, seq)
                 for piece in pieces:
                     seq = piece.seq
                     yield piece if not skip_bytes else cut(piece, skip_bytes)
@@ -92,19 +93,14 @@ class Logs:
 
     async def _walk_back(self, job: JobId, attempt: Attempt, streams: Sequence[Stream], tail: Tail) -> _Start | None:
         """Return where the tail begins; None when it begins before this attempt."""
-        prefix = keys.log_prefix(job, attempt)
-        end, more = prefix_end(prefix), True
-        while more:
-            rows, more = self._store.range(prefix, end, limit=LOG_CHUNKS, reverse=True)
-            for key, value, *_ in rows:
-                end = key
-                for piece in reversed(pieces_of(attempt, key, value, streams)):
+        async with aclosing(self._outputs.back(job, attempt, streams)) as lots:
+            async for lot in lots:
+                for piece in lot:
                     skip_bytes = tail.take(piece.data)
                     if skip_bytes == len(piece.data):
                         return _Start(attempt, piece.seq)
                     if skip_bytes is not None:
                         return _Start(attempt, piece.seq - 1, skip_bytes)
-            await asyncio.sleep(0)
         return None
 
 

@@ -14,7 +14,8 @@ import msgspec
 
 from jobs import keys, records
 from jobs.content import content_of
-from jobs.control.output import INLINE_BYTES, beginnings
+from jobs.control.output import KEPT_BYTES, beginnings
+from jobs.jobs import INLINE_BYTES
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import ParentResult, Stream
 from jobs.records import JobRecord, ResultRecord
@@ -24,8 +25,8 @@ PARENTS_DIR: Final = "parents"
 """Below the directory of what the node adds."""
 TOTAL_BYTES: Final = 6 << 20
 """For the files of all parents; each directory gets an equal share of it."""
-FILE_BYTES: Final = 1 << 20
-"""Of one parent's standard output in its file."""
+FILE_BYTES: Final = KEPT_BYTES[0]
+"""Of one parent's standard output in its file: what is in the store of any output."""
 READ_BYTES: Final = 16 << 20
 """Of all parents' logs that are looked at."""
 _JSON_GROWTH: Final = 6

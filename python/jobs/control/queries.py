@@ -8,7 +8,7 @@ import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
-from jobs import keys, records
+from jobs import jobs, keys, records
 from jobs.content import content_of
 from jobs.control.arraystore import find, spec_key, watched
 from jobs.control.dependencies import parents_of
@@ -16,7 +16,7 @@ from jobs.control.graph import Graphs
 from jobs.control.hub import Hub
 from jobs.control.listing import jobs_in_order, state_prefix
 from jobs.control.logs import Logs, output_is_gone
-from jobs.control.output import INLINE_BYTES, beginnings
+from jobs.control.output import OutputBlobs, Outputs, beginnings, without_blobs
 from jobs.control.transitions import Barrier, Stored, missing, read_gone, view
 from jobs.errors import Forbidden, InvalidRequest, NotFinished, NotFound
 from jobs.protocol.ids import Attempt, JobId, Revision
@@ -48,12 +48,17 @@ class Queries:
     """Reads of the local store for one caller, each after a barrier: linearizable by the leader's, stale by none."""
 
     def __init__(
-        self, barrier: Barrier, store: Store, hub: Hub, array_progress: Callable[[JobId], Awaitable[Progress]]
+        self,
+        barrier: Barrier,
+        store: Store,
+        hub: Hub,
+        output_blobs: OutputBlobs,
+        array_progress: Callable[[JobId], Awaitable[Progress]],
     ) -> None:
         self._barrier = barrier
         self._store = store
         self._hub = hub
-        self._logs = Logs(barrier, store, hub)
+        self._logs = Logs(barrier, store, hub, Outputs(store, output_blobs))
         self._graphs = Graphs(store)
         self._array_progress = array_progress
 
@@ -123,10 +128,11 @@ class Queries:
                 raise NotFinished(f"job {job} is {record.state}", expected="a job that is completed or failed")
             attempt = record.attempt
         found = self._store.get(keys.result(job, attempt))
-        output = beginnings(self._store, job, attempt, dict.fromkeys(Stream, INLINE_BYTES))
+        output = beginnings(self._store, job, attempt, dict.fromkeys(Stream, jobs.INLINE_BYTES))
         stdout, stderr = content_of(output[Stream.STDOUT]), content_of(output[Stream.STDERR])
         if found is not None:
             ended = records.decode(ResultRecord, found[1])
+            is_gone = output_is_gone(self._store, job, record)
             return JobResult(
                 id=job,
                 state=ended.state,
@@ -134,8 +140,8 @@ class Queries:
                 message=ended.message,
                 stdout=stdout,
                 stderr=stderr,
-                execution=ended.execution,
-                logs_gone=output_is_gone(self._store, job, record),
+                execution=without_blobs(ended.execution) if is_gone else ended.execution,
+                logs_gone=is_gone,
                 query=ended.query,
                 blob=ended.blob,
             )

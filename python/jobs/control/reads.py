@@ -11,6 +11,7 @@ from jobs.clock import wall_ms
 from jobs.control import arraystore
 from jobs.control.data import DataReads
 from jobs.control.hub import Hub
+from jobs.control.output import OutputBlobs
 from jobs.control.queries import Queries
 from jobs.errors import Unavailable
 from jobs.protocol.ids import Attempt, JobId
@@ -94,10 +95,10 @@ class ReadOperations:
 class StaleReads(ReadOperations):
     """Reads of a node's own store, with no barrier before them."""
 
-    def __init__(self, store: Store, hub: Hub, is_leader: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, hub: Hub, output_blobs: OutputBlobs, is_leader: Callable[[], bool]) -> None:
         self._store = store
         self._is_leader = is_leader
-        self._queries = Queries(_at_once, store, hub, self._array_progress)
+        self._queries = Queries(_at_once, store, hub, output_blobs, self._array_progress)
         self._data = DataReads(_at_once, store, hub)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

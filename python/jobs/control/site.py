@@ -13,6 +13,7 @@ from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.control import Control, ControlConfig
 from jobs.control.hub import Hub, Waiter
+from jobs.control.output import OutputBlobs
 from jobs.control.reads import StaleReads
 from jobs.errors import JobsError, NoLeader, NotLeader, Unavailable
 from jobs.protocol.ids import Revision
@@ -31,7 +32,9 @@ RETRY_S: Final = 0.5
 class Site:
     """Makes a `Control` whenever the node begins to lead, and drops it when it ceases to."""
 
-    def __init__(self, node: str, consensus: Consensus, store: Store, config: ControlConfig) -> None:
+    def __init__(
+        self, node: str, consensus: Consensus, store: Store, output_blobs: OutputBlobs, config: ControlConfig
+    ) -> None:
         """To be made before consensus starts."""
         self.node = node
         self.control: Control | None = None
@@ -44,9 +47,10 @@ class Site:
         """Of a member of a cluster."""
         self._consensus = consensus
         self._store = store
+        self._output_blobs = output_blobs
         self._config = config
         self._hub = Hub(store)
-        self.reads = StaleReads(store, self._hub, lambda: consensus.is_leader)
+        self.reads = StaleReads(store, self._hub, output_blobs, lambda: consensus.is_leader)
         self._began_s = time.monotonic()
         self._stopping = False
         self._met_leader = False
@@ -162,7 +166,7 @@ class Site:
         if former is not None:
             await asyncio.wait([former])
         while True:
-            control = Control(self._consensus, self._store, self._hub, self._config, self.health)
+            control = Control(self._consensus, self._store, self._hub, self._output_blobs, self._config, self.health)
             began_s = time.monotonic()
             try:
                 await control.start()

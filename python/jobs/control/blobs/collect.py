@@ -21,6 +21,7 @@ from jobs.control.audit import audit_entry
 from jobs.control.blobs.collections import Collections
 from jobs.control.blobs.lookup import touched_ms
 from jobs.control.blobs.numbers import BlobConfig
+from jobs.control.blobs.references import is_dead
 from jobs.control.blobs.sharing import Sharing
 from jobs.control.blobs.stage import Stage
 from jobs.control.blobs.writer import Writer
@@ -34,16 +35,20 @@ from jobs.store import Store, prefix_end
 OWNERS_A_STEP: Final = 200
 """Owners from whom one decision takes a blob: two operations each."""
 DRAFTS_A_PAGE: Final = 100
+DEAD_A_STEP: Final = 100
+"""References of what is gone that one decision deletes."""
 TURN: Final = 100
 
 _Outcome: TypeAlias = Literal["condemned", "spared", "again"]
 
 
 class _Candidate(Struct, frozen=True):
-    """A blob that nothing refers to."""
+    """A blob that nothing refers to any more."""
 
     blob: str
     record: BlobRecord
+    dead: tuple[bytes, ...]
+    """References of what is gone."""
 
 
 class Collector:
@@ -81,9 +86,12 @@ class Collector:
         kept: Counter[str] = Counter()
         candidates: list[_Candidate] = []
         for at, (key, value, *_) in enumerate(rows, 1):
-            why = self._why_kept(keys.blob_of(key), before_ms)
+            blob = keys.blob_of(key)
+            dead, why = self._references(blob)
+            if why is None and touched_ms(self._store, blob) > before_ms:
+                why = "young"
             if why is None:
-                candidates.append(_Candidate(keys.blob_of(key), records.decode(BlobRecord, value)))
+                candidates.append(_Candidate(blob, records.decode(BlobRecord, value), dead))
             else:
                 kept[why] += 1
             if at % TURN == 0:
@@ -103,13 +111,16 @@ class Collector:
         given = int(wanted.grace_s * 1_000)
         return given if wanted.dry_run else max(given, self._config.grace_ms)
 
-    def _why_kept(self, blob: str, before_ms: int) -> str | None:
-        """Return what keeps a blob; None for one that may go."""
+    def _references(self, blob: str) -> tuple[tuple[bytes, ...], str | None]:
+        """Return the references of what is gone, as far as a step looks, and the kind of one that keeps the blob."""
         prefix = keys.blob_references_prefix(blob)
-        rows, _ = self._store.range(prefix, prefix_end(prefix), limit=1, keys_only=True)
-        if rows:
-            return rows[0][0][len(prefix) :].partition(b"/")[0].decode()
-        return "young" if touched_ms(self._store, blob) > before_ms else None
+        rows, _ = self._store.range(prefix, prefix_end(prefix), limit=DEAD_A_STEP, keys_only=True)
+        dead: list[bytes] = []
+        for key, *_ in rows:
+            if not is_dead(self._store, key):
+                return tuple(dead), keys.reference_of(key)[0]
+            dead.append(key)
+        return tuple(dead), None
 
     async def _collect(
         self, caller: Caller, candidates: list[_Candidate], before_ms: int, dry_run: bool
@@ -129,16 +140,19 @@ class Collector:
 
     async def _condemn(self, caller: Caller, one: _Candidate, before_ms: int) -> _Outcome:
         while True:
-            outcome = await self._writer.change(partial(_condemn, caller, one.blob, before_ms))
+            outcome = await self._writer.change(partial(_condemn, caller, one, before_ms))
             if outcome == "condemned" and one.record.kind == "collection":
                 await self._collections.clear(one.blob)
             if outcome != "again":
                 return outcome
 
 
-def _condemn(caller: Caller, blob: str, before_ms: int, stage: Stage, now_ms: int) -> _Outcome:
+def _condemn(caller: Caller, one: _Candidate, before_ms: int, stage: Stage, now_ms: int) -> _Outcome:
     """Stage that a blob leaves the catalogue, unless something refers to it or it is young."""
+    blob = one.blob
     record = stage.entry(blob)
+    for key in one.dead:
+        stage.delete(key)
     if record is None or stage.touched_ms(blob) > before_ms or stage.is_referred_to(blob):
         return "spared"
     for uid in record.owners[:OWNERS_A_STEP]:

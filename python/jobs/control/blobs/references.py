@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from typing import Final, TypeAlias
 
 from jobs import keys, records
+from jobs.control.logs import output_is_gone
+from jobs.control.transitions import read_job
 from jobs.errors import NotFound
+from jobs.protocol.ids import JobId
 from jobs.protocol.model import ReferenceKind
 from jobs.records import BlobTouchRecord
 from jobs.service import Caller
@@ -19,6 +22,7 @@ from jobs.store import EQ, Compare, CreateRevisionIs, Delete, Op, Put, Store
 
 OPS_EACH: Final = 2
 """Operations of a reference, at most; and one compare."""
+_OF_JOBS: Final = frozenset({"job", "output", "log"})
 Referred: TypeAlias = tuple[tuple[Compare, ...], tuple[Op, ...]]
 
 
@@ -58,6 +62,18 @@ class References:
     def removal(self, hashes: Iterable[str], kind: ReferenceKind, name: str) -> tuple[Op, ...]:
         """Return what removes references, in the transaction that deletes what refers."""
         return tuple(Delete(keys.blob_reference(blob, kind, name)) for blob in dict.fromkeys(hashes))
+
+
+def is_dead(store: Store, key: bytes) -> bool:
+    """Tell whether what a reference stands for is gone, and so will never refer to anything again.
+
+    An ended job's output and an array's tasks are deleted in bulk, without looking for what they refer to.
+    """
+    kind, name = keys.reference_of(key)
+    if kind not in _OF_JOBS:
+        return False
+    stored = read_job(store, JobId(name))
+    return stored is None or (kind == "log" and output_is_gone(store, JobId(name), stored.record))
 
 
 def not_there(blob: str, field: str | None = None) -> NotFound:

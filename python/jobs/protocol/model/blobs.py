@@ -14,7 +14,7 @@ HASH_PATTERN = r"^[0-9a-f]{64}\Z"
 BlobHash = Annotated[str, Meta(pattern=HASH_PATTERN, description="BLAKE3 of the content, 64 hexadecimal digits.")]
 BlobKind: TypeAlias = Literal["raw", "collection"]
 """`collection`: a hash sequence, whose first blob holds the names of the others, as iroh-blobs has it."""
-ReferenceKind: TypeAlias = Literal["tag", "job", "output", "schedule", "collection"]
+ReferenceKind: TypeAlias = Literal["tag", "job", "output", "log", "schedule", "collection"]
 Replicas = Annotated[int, Meta(ge=1, le=16)]
 
 
@@ -22,7 +22,7 @@ class BlobReference(Model, frozen=True):
     """What keeps a blob."""
 
     kind: ReferenceKind
-    """`job`: its submission names the blob; `output`: it, its log or its result is what the job made."""
+    """`job`: its submission names the blob; `output`: the job made it; `log`: it is what the job wrote."""
     name: str
     """The tag, the job's id, the schedule, or the collection's hash."""
 

@@ -104,6 +104,8 @@ class StreamInfo(Model, frozen=True):
     """What the job wrote, also past the limit."""
     stored_bytes: int
     truncated: bool
+    blob: str | None = None
+    """Of a stream of more than 64 KiB, some time after the end of the attempt: the blob that holds what was kept."""
 
 
 class Execution(Model, frozen=True):
