@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import jobs
+from jobs.client import operations
 from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
 from jobs.client.operations import METRICS, list_jobs, submit
@@ -72,6 +73,17 @@ def test_bytes_travel_in_the_shorter_form() -> None:
 def test_an_option_that_does_not_exist_is_refused() -> None:
     with pytest.raises(TypeError, match="tiemout_s"):
         shell_job(["true"], tiemout_s=5)  # type: ignore[call-arg]
+
+
+def test_a_misspelt_option_never_means_more() -> None:
+    # Else this would have ended every job of the owner
+    with pytest.raises(TypeError, match="lables"):
+        operations.cancel_many({"lables": {"team": "a"}}, None)  # type: ignore[typeddict-unknown-key]
+    for asked in (operations.list_jobs, operations.audit):
+        with pytest.raises(TypeError, match="ownr"):
+            asked({"ownr": 1}, None)  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"stream; expected some of attempt, .*streams"):
+        operations.logs("01890a5d-ac96-774b-bcce-b302099a8057", {"stream": "stdout"})  # type: ignore[typeddict-unknown-key]
 
 
 def test_a_submission_is_given_a_key_of_its_own_once() -> None:

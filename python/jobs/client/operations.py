@@ -99,6 +99,7 @@ def get_job(job: str, consistency: Consistency | None) -> Call[model.JobDetail]:
 
 
 def list_jobs(options: ListOptions, cursor: str | None) -> Call[model.JobPage]:
+    _check_names(options, ListOptions)
     query = {
         **_filter(options),
         "owner": options.get("owner"),
@@ -132,6 +133,7 @@ def cancel_tasks(array: str, indices: Indices) -> Call[model.CancelOutcome]:
 
 
 def cancel_many(where: CancelOptions, cursor: str | None) -> Call[model.CancelPage]:
+    _check_names(where, CancelOptions)
     wanted = model.CancelMany(
         labels=dict(where.get("labels", {})),
         queue=where.get("queue"),
@@ -216,6 +218,7 @@ def explain(job: str) -> Call[model.Explanation]:
 
 
 def logs(job: str, options: LogOptions) -> Feed[model.LogEvent]:
+    _check_names(options, LogOptions)
     query = {
         "stream": list(options.get("streams", ())),
         "attempt": options.get("attempt"),
@@ -231,8 +234,17 @@ def watch_job(job: str, after_revision: int | None) -> Feed[model.JobEvent]:
 
 
 def watch_jobs(where: WatchOptions, after_revision: int | None) -> Feed[model.JobEvent]:
+    _check_names(where, WatchOptions)
     query = {**_filter(where), "array": where.get("array"), "after_revision": after_revision}
     return Feed("/v1/jobs:watch", query, model.JobEvent)
+
+
+def _check_names(given: Mapping[str, Any], options: Any) -> None:
+    """Raise TypeError for what is no option of this TypedDict: a misspelt one must not mean a larger selection."""
+    unknown = given.keys() - options.__optional_keys__
+    if unknown:
+        known = ", ".join(sorted(options.__optional_keys__))
+        raise TypeError(f"unknown: {', '.join(sorted(unknown))}; expected some of {known}")
 
 
 def _filter(where: JobFilter) -> dict[str, Any]:
@@ -275,6 +287,7 @@ class OverviewLimits(TypedDict, total=False):
 
 
 def overview(limits: OverviewLimits) -> Call[model.Overview]:
+    _check_names(limits, OverviewLimits)
     return get("/v1/overview", model.Overview, limits)
 
 
@@ -293,6 +306,7 @@ METRICS: Final = Request(method="GET", target="/metrics")
 
 
 def audit(where: AuditOptions, cursor: str | None) -> Call[model.AuditPage]:
+    _check_names(where, AuditOptions)
     return get("/v1/audit", model.AuditPage, {**where, "limit": 1000, "cursor": cursor})
 
 
