@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
@@ -293,7 +293,7 @@ class BlobService(Protocol):
 class BlobOperations(Protocol):
     """What the node that is asked does with blobs, its own and those of other members, for a job of type blob."""
 
-    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncIterator[BlobAdvance | BlobLine | BlobDone]:
+    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[BlobAdvance | BlobLine | BlobDone]:
         """Carry an operation out for the owner of the job, who is the caller; the last event is BlobDone. It is given
         up when the iterator is closed, and may be asked for again at any time, from the beginning.
 

@@ -24,6 +24,7 @@ from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers import schedules as schedule_calls
 from jobs.api.handlers.base import Query, ReadQuery
+from jobs.api.streams import NDJSON
 from jobs.protocol import model
 
 Handler: TypeAlias = Callable[[Handlers, Call], Awaitable[Answer]]
@@ -447,6 +448,13 @@ ROUTES: Final = (
         method="DELETE", path="/v1/leases/{id}", handler=Handlers.revoke_lease, status=204,
         errors=(errors.LeaseNotFound,), summary="End a lease and delete its keys",
         repeat=_REMEMBERED,
+    ),
+    # --- blobs: for workers
+    Route(
+        method="POST", path="/v1/blobs:perform", handler=Handlers.perform_blob_operation, body=model.BlobPerform,
+        local=True, streams=(NDJSON,), errors=(errors.Forbidden, *_POLL),
+        summary="Carry out an operation of a job of type blob, and tell how far it is: for workers only",
+        repeat="Whatever it has brought about already stays.",
     ),
     # --- cluster
     Route(

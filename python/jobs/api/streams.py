@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -16,11 +16,13 @@ from jobs.api.config import ApiConfig
 from jobs.api.outlet import Outlet
 from jobs.api.problem import as_jobs_error, problem_of
 from jobs.errors import JobsError, NotLeader, TooManyRequests, Unavailable
+from jobs.protocol.model import BlobFailed
 
 T = TypeVar("T")
 EVENT_STREAM: Final = "text/event-stream"
+NDJSON: Final = "application/x-ndjson"
+"""One JSON object a line; an empty line says that there is nothing new."""
 NOT_STORED: Final = {"Cache-Control": "no-store"}
-_PING: Final = b": still here\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -120,6 +122,23 @@ def problem_event(error: JobsError) -> bytes:
     return b"event: problem\ndata: " + _encode(problem_of(error)) + b"\n\n"
 
 
+def line(data: Any) -> bytes:
+    """Return JSON on a line of its own."""
+    return _encode(data) + b"\n"
+
+
+def failed_line(error: JobsError) -> bytes:
+    """Return the line that ends a stream of lines with an error."""
+    return line(BlobFailed(problem=problem_of(error)))
+
+
+_WORDS: Final[dict[str, tuple[bytes, Callable[[JobsError], bytes]]]] = {
+    EVENT_STREAM: (b": still here\n\n", problem_event),
+    NDJSON: (b"\n", failed_line),
+}
+"""Content type of a stream → its sign of life, and how it ends with an error."""
+
+
 def seen(event_id: str) -> bytes:
     """Return an event that only says how far the stream has come."""
     return f"id: {event_id}\n\n".encode()
@@ -155,7 +174,7 @@ class StreamAnswer:
 
     async def send(self, pieces: AsyncIterator[bytes], content_type: str) -> Answer:
         """Answer with the pieces; raise what came instead of the first one."""
-        ping = _PING if content_type == EVENT_STREAM else b""
+        ping, last_word = _WORDS.get(content_type, (b"", None))
         upcoming = asyncio.ensure_future(_next(pieces))
         try:
             if not self._at_once:
@@ -172,7 +191,7 @@ class StreamAnswer:
         except Exception as error:
             if not self._outlet.has_begun:
                 raise
-            await self._end_short(error, events=bool(ping))
+            await self._end_short(error, last_word)
         finally:
             upcoming.cancel()
             await asyncio.wait([upcoming])
@@ -199,13 +218,13 @@ class StreamAnswer:
             upcoming.cancel()
             await asyncio.wait([upcoming])
 
-    async def _end_short(self, error: Exception, *, events: bool) -> None:
+    async def _end_short(self, error: Exception, last_word: Callable[[JobsError], bytes] | None) -> None:
         """End a stream whose status has gone out already: the error travels as an event, and the body lacks its end
         mark, so that nobody takes it for whole."""
-        if events:
+        if last_word is not None:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(self._config.write_timeout_s):
-                    await self._outlet.write(problem_event(as_jobs_error(error)))
+                    await self._outlet.write(last_word(as_jobs_error(error)))
         self._outlet.cut()
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -74,7 +74,7 @@ class Operations:
         self._replicator = replicator
         self._snapshots = snapshots
 
-    async def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncIterator[Event]:
+    async def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[Event]:
         """Yield what is to be told of an operation, and its result. Given up when this is closed."""
         news = _News()
         began_s = time.monotonic()

@@ -8,11 +8,21 @@ from jobs.config.load import (
     check_config,
     load_config,
 )
-from jobs.config.model import Logging, NodeConfig, PressureLimits, ShellCaps, ShellWorker, SqlWorker, WorkerSettings
+from jobs.config.model import (
+    BlobWorker,
+    Logging,
+    NodeConfig,
+    PressureLimits,
+    ShellCaps,
+    ShellWorker,
+    SqlWorker,
+    WorkerSettings,
+)
 
 __all__ = [
     "DEFAULT_FILE",
     "FILE_VARIABLE",
+    "BlobWorker",
     "ConfigError",
     "Logging",
     "NodeConfig",

@@ -373,6 +373,23 @@ class SqlWorker(WorkerSettings):
         return self
 
 
+class BlobWorker(WorkerSettings):
+    """The worker that adds, fetches, replicates, collects, verifies and exports blobs (`jobs-worker --type blob`)."""
+
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = Field(default_factory=lambda: max(4, 2 * _cores()))
+    """Operations at a time: they wait for disks and other nodes. By default two a core, and 4 at least."""
+    allow_files: tuple[Path, ...] = ()
+    """Directories whose files jobs may add, whoever submits them, and into which they may export."""
+    timeout_s: Seconds | None = None
+    """Longest time of an operation whose job has no `timeout_s`."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> BlobWorker:
+        if any(not path.is_absolute() for path in self.allow_files):
+            raise ValueError("allow_files must be absolute")
+        return self
+
+
 class Workers(_Section):
     """Workers, by type."""
 
@@ -382,12 +399,14 @@ class Workers(_Section):
     """The worker that runs commands."""
     sql: SqlWorker = SqlWorker()
     """The worker that runs queries."""
-    embedded: tuple[Literal["shell", "sql"], ...] = ("shell", "sql")
+    blob: BlobWorker = BlobWorker()
+    """The worker for blobs."""
+    embedded: tuple[Literal["shell", "sql", "blob"], ...] = ("shell", "sql", "blob")
     """Types of the workers that `jobs-node --embedded` starts, one of each."""
 
     def of(self, worker_type: str) -> WorkerSettings:
         """Return what every worker has, of this type. Raises KeyError for a type that is not there."""
-        return {"shell": self.shell, "sql": self.sql}[worker_type]
+        return {"shell": self.shell, "sql": self.sql, "blob": self.blob}[worker_type]
 
 
 class Cluster(_Section):

@@ -22,6 +22,12 @@ def _sql(config: NodeConfig, tag: str) -> Executor:
     return SqlExecutor(config.workers.sql, config.store_dir, tag)
 
 
-EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell, "sql": _sql}
+def _blob(config: NodeConfig, tag: str) -> Executor:
+    from jobs.workers.blob.executor import BlobExecutor
+
+    return BlobExecutor(config.workers.blob, config.node.id, config.api_socket)
+
+
+EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell, "sql": _sql, "blob": _blob}
 """Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type. The
 text is the name that its processes bear, so that the next life of the worker finds those that this one leaves."""

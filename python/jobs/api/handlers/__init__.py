@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
+from jobs.api.handlers.blobjobs import BlobJobCalls
 from jobs.api.handlers.blobs import BlobCatalogueCalls
 from jobs.api.handlers.cluster import ClusterHandlers
-from jobs.api.handlers.content import BlobContentCalls
 from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
@@ -20,7 +20,7 @@ class Handlers(
     ArrayHandlers,
     AuditHandlers,
     BlobCatalogueCalls,
-    BlobContentCalls,
+    BlobJobCalls,
     ClusterHandlers,
     DeadLetterHandlers,
     JobHandlers,
