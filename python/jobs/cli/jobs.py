@@ -184,6 +184,8 @@ def print_result(found: JobResult) -> None:
             fields.append(
                 (name, f"{stream.bytes} bytes" + (f", {stream.stored_bytes} kept" if stream.truncated else ""))
             )
+    if found.blob is not None:
+        fields += [("hash", found.blob.hash), ("blobs", f"{found.blob.blobs:,}, {found.blob.bytes:,} bytes")]
     if found.logs_gone:
         fields.append(("output", "no longer kept"))
     print_fields(fields)

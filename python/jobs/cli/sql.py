@@ -9,18 +9,16 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from jobs.cli import exits
+from jobs.cli import exits, progress
 from jobs.cli.columns import cell, fit, width
 from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
-from jobs.cli.interrupts import Detached, Interrupts
+from jobs.cli.interrupts import Detached
 from jobs.cli.output import note
 from jobs.cli.submission import duration, pair, read, size
 from jobs.client import Client, QueryFailed, QueryResult, sql_job
 from jobs.client.sql import SqlOptions
-from jobs.protocol.model import JobView, Reason, SqlColumn, SqlFile, SqlFormat, SqlJob, SqlLimits, SqlValue
+from jobs.protocol.model import SqlColumn, SqlFile, SqlFormat, SqlJob, SqlLimits, SqlValue
 
-PROGRESS_S: Final = 1.0
-"""How often to say how far a query is."""
 MAX_COLUMNS: Final = 1_000
 """That are shown; no terminal is so wide."""
 CELL_COLUMNS: Final = 80
@@ -60,7 +58,7 @@ def sql(client: Client, options: argparse.Namespace) -> int:
         found = run(client, query(statement, shown, query_options(options)))
     except QueryFailed as error:
         note(str(error))
-        return code_of(error.reason)
+        return progress.code_of(error.reason)
     except Detached:
         return exits.INTERRUPTED
     write(found, shown, options.output)
@@ -76,52 +74,7 @@ def query(statement: str, shown: str, options: SqlOptions) -> SqlJob:
 
 def run(client: Client, wanted: SqlJob) -> QueryResult:
     """Run a query, and tell people how far it is; Ctrl-C cancels it. Raises QueryFailed and Detached."""
-    progress = Progress()
-    with Interrupts(client.socket_path, "cancel") as interrupts:
-        job = client.submit(wanted).job.id
-        interrupts.guard(job)
-        try:
-            while not (view := client.wait(job, PROGRESS_S)).state.is_final:
-                progress.show(client, view)
-        finally:
-            progress.clear()
-        return client.rows_of(client.result(job))
-
-
-class Progress:
-    """A line on the terminal that says how far a query is."""
-
-    def __init__(self) -> None:
-        self._is_wanted = sys.stderr.isatty()
-        self._is_shown = False
-
-    def show(self, client: Client, view: JobView) -> None:
-        if not self._is_wanted:
-            return
-        said = client.get(view.id).progress
-        text = f"{view.state}: {said.message}" if said is not None and said.message else str(view.state)
-        if said is not None and said.percent:
-            text = f"{said.percent:.0f} % {text}"
-        sys.stderr.write(f"\r\x1b[K{cell(text)}")
-        sys.stderr.flush()
-        self._is_shown = True
-
-    def clear(self) -> None:
-        if self._is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
-def code_of(reason: Reason) -> int:
-    """Return the exit code for a query that failed."""
-    codes = {
-        Reason.TIMEOUT: exits.TIMEOUT,
-        Reason.DEADLINE: exits.TIMEOUT,
-        Reason.CANCELLED: exits.INTERRUPTED,
-        Reason.WORKER_LOST: exits.TEMPORARY,
-        Reason.INVALID_PAYLOAD: exits.DATA,
-    }
-    return codes.get(reason, exits.FAILED)
+    return client.rows_of(progress.run(client, wanted))
 
 
 def write(found: QueryResult, shown: str, path: str | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from jobs.client.blobjobs import AsyncBlobJobsClient
 from jobs.client.blobs import (
     AT_ONCE,
     SHARE_S,
@@ -38,7 +39,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncBlobsClient:
+class AsyncBlobsClient(AsyncBlobJobsClient):
     """Content by its hash: `client.blobs`; see `BlobsClient`."""
 
     def __init__(self, client: AsyncClient) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from jobs.client.blobjobs import BlobJobsClient
 from jobs.client.directories import FoundFile, Landing, scan, target_file, write_all
 from jobs.client.downloads import Download
 from jobs.client.requests import Call, Request, change, get, post, segment, target, write
@@ -114,7 +115,7 @@ class Sum:
 # --- clients ---------------------------------------------------------------------------------------------------------
 
 
-class BlobsClient:
+class BlobsClient(BlobJobsClient):
     """Content by its hash: `client.blobs`. An owner sees and changes their own, administrators all."""
 
     def __init__(self, client: Client) -> None:

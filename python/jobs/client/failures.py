@@ -46,6 +46,17 @@ class TargetFailed(JobsError):
     code, status, title = "target_failed", 0, "The content cannot be written"
 
 
+class OperationFailed(JobsError):
+    """The job of an operation on blobs failed; `reason` says why, the text which blob, on which node, and the cause."""
+
+    code, status, title = "operation_failed", 0, "The operation on blobs failed"
+
+    def __init__(self, detail: str, *, job: JobId, reason: Reason) -> None:
+        super().__init__(detail)
+        self.job = job
+        self.reason = reason
+
+
 def unreachable(socket: str, error: OSError) -> ConnectionFailed:
     """Return what to do about a socket that cannot be used."""
     hints = {

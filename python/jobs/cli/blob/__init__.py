@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from jobs.cli.blob import content, known
+from jobs.cli.blob import content, jobs, known
 from jobs.cli.command import Command, Parser
 
-ACTIONS: Final = (*content.ACTIONS, *known.ACTIONS)
+ACTIONS: Final = (*content.ACTIONS, *known.ACTIONS, *jobs.ACTIONS)
 
 
 def _configure(parser: Parser) -> None:
