@@ -13,7 +13,7 @@ from jobs.cli.jobs import print_result
 from jobs.cli.output import print_table
 from jobs.client import Client
 from jobs.errors import JobsError
-from jobs.protocol.model import JobState, JobView, Reason, Requires
+from jobs.protocol.model import AddFrom, BlobAdd, JobState, JobView, Reason, Requires
 from jobs.testing import EmbeddedNode
 
 SLOTS: Final = 2
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def demonstrate(directory: Path) -> None:
-    node = EmbeddedNode(directory, types=("shell", "sql"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
+    node = EmbeddedNode(directory, types=("shell", "sql", "blob"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
     title("1. A node with its workers, in one directory, without database or broker")
     with node, node.client() as client:
         show_workers(client)
@@ -79,7 +79,13 @@ def demonstrate(directory: Path) -> None:
         )
         print(f"   {found.rows()}, read at revision {found.info.revision}")
         expect(found.rows() == [{"state": "completed", "jobs": len(many)}], "the query counted the jobs")
-        title("8. SIGKILL of the node in the middle of a job")
+        title("8. A blob: content by its hash, added by a job, verified, kept by a tag")
+        added = client.blobs.perform(BlobAdd(source=AddFrom(job=talker), tag="demo/steps"))
+        assert added.hash is not None
+        print(f"   {added.hash}, {added.bytes} bytes on {', '.join(peer.node for peer in added.peers)}")
+        expect(client.blobs.get(added.hash) == told, "the blob is what the job wrote")
+        expect(client.blobs.verify(added.hash).damaged == 0, "it is sound where it is")
+        title("9. SIGKILL of the node in the middle of a job")
         victim = client.shell(["sleep", "60"]).job.id
         wait_for(client, victim, JobState.RUNNING)
         before = {job.id: job.state for job in client.list()}
@@ -94,6 +100,7 @@ def demonstrate(directory: Path) -> None:
             print(f"   {job}: {again.state}, stdout {again.stdout.text!r}, stderr {again.stderr.text!r}")
             expect(again == before_it, "the result is the same as before, with all that was measured")
         expect(show_logs(client, talker) == told, "the output is all there")
+        expect(client.blobs.get(added.hash) == told, "the blob is there")
         lost = client.wait(victim, timeout_s=20)
         print(f"   {victim}, the interrupted one: {lost.state}, {lost.reason}")
         expect(lost.reason is Reason.WORKER_LOST, "the job whose worker was killed says so")
