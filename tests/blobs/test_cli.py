@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -129,45 +130,60 @@ def test_what_goes_wrong_is_told_with_its_exit_code(blob: Blob, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def seen_on(terminal: int) -> str:
+    """Return what was written to a terminal whose other end is closed."""
+    seen = b""
+    while True:
+        try:
+            seen += os.read(terminal, 4_096)
+        except OSError:
+            return seen.decode()
+
+
 def test_a_bar_is_for_terminals(node: EmbeddedNode) -> None:
     """On a terminal it is taken away in the end; a pipe gets the hash and nothing else."""
     env = {**os.environ, "JOBS_SOCKET": str(node.socket)}
 
     def put_slowly(stderr: int) -> bytes:
-        process = subprocess.Popen(
-            [*COMMAND, "blob", "put", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=env,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for _ in range(4):
-            process.stdin.write(bytes(2 * MIB))
-            process.stdin.flush()
-            time.sleep(0.15)  # a bar is drawn ten times a second at most
-        process.stdin.close()
-        printed = process.stdout.read()
-        assert process.wait(30) == 0
+        command = [*COMMAND, "blob", "put", "-"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=env
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            for _ in range(4):
+                process.stdin.write(bytes(2 * MIB))
+                process.stdin.flush()
+                time.sleep(0.15)  # a bar is drawn ten times a second at most
+            process.stdin.close()
+            printed = process.stdout.read()
+        assert process.returncode == 0
         return printed
 
-    parent, child = pty.openpty()
-    assert len(put_slowly(child)) == 65
+    terminal, child = pty.openpty()
+    made = put_slowly(child)
     os.close(child)
-    drawn = b""
-    while True:
-        try:
-            drawn += os.read(parent, 4_096)
-        except OSError:
-            break
-    os.close(parent)
-    frames = drawn.decode().split(ERASE)
+    assert len(made) == 65
+    frames = seen_on(terminal).split(ERASE)
+    os.close(terminal)
     assert any(frame.startswith("put -") and "MiB" in frame for frame in frames)
     assert frames[-1] == ""
 
     reader, writer = os.pipe()
-    assert len(put_slowly(writer)) == 65
+    assert put_slowly(writer) == made
     os.close(writer)
     assert os.read(reader, 100) == b""
     os.close(reader)
+
+    # A name that is long leaves room for the bar, and how much there is.
+    terminal, child = pty.openpty()
+    termios.tcsetwinsize(child, (24, 80))
+    command = [*COMMAND, "blob", "cat", made.decode().strip()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child, env=env) as process:
+        assert process.stdout is not None
+        while process.stdout.read(MIB):
+            time.sleep(0.15)
+    os.close(child)
+    frames = seen_on(terminal).split(ERASE)
+    os.close(terminal)
+    assert any(f"get {made.decode()[:19]}… █" in frame and "of 8.0 MiB" in frame for frame in frames)

@@ -17,6 +17,9 @@ from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import print_json, size
 from jobs.client import Client
 
+NAME_COLUMNS: Final = 20
+"""Of what is told of in front of a bar."""
+
 if TYPE_CHECKING:
     from jobs.client.sources import OnBytes
     from jobs.protocol.model import BlobAdded
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 def put(client: Client, options: argparse.Namespace) -> int:
     if options.no_pin and options.tag:
         raise UsageError("--no-pin and --tag exclude each other")
-    with _metered(options, f"put {options.source}") as on_bytes:
+    with _metered(options, "put", options.source) as on_bytes:
         added = _add(client, options, on_bytes)
     if added.tag is None and not options.no_pin:
         added = replace(added, tag=client.blobs.pin(own_tag(added.hash), added.hash).name)
@@ -60,7 +63,7 @@ def get(client: Client, options: argparse.Namespace) -> int:
     is_directory = options.path is None and client.blobs.stat(blob).kind == "collection"
     if target.is_dir() and not is_directory:
         raise UsageError(f"{options.target} is a directory; name the file that is to be written")
-    with _metered(options, f"get {options.target}") as on_bytes:
+    with _metered(options, "get", options.target) as on_bytes:
         if is_directory:
             written = client.blobs.save_directory(blob, target, on_bytes=on_bytes)
         else:
@@ -80,7 +83,7 @@ def _print(client: Client, options: argparse.Namespace, blob: str) -> int:
         raise UsageError(f"{options.blob} is a collection; name one of its files (--path), or get it into a directory")
     start, end = getattr(options, "range", None) or (0, None)
     out = sys.stdout.buffer
-    with _metered(options, f"get {options.blob}") as on_bytes:
+    with _metered(options, "get", options.blob) as on_bytes:
         for piece in client.blobs.stream(blob, path=options.path, start=start, end=end, on_bytes=on_bytes):
             out.write(piece)
         out.flush()
@@ -88,11 +91,18 @@ def _print(client: Client, options: argparse.Namespace, blob: str) -> int:
 
 
 @contextmanager
-def _metered(options: argparse.Namespace, what: str) -> Iterator[OnBytes]:
+def _metered(options: argparse.Namespace, what: str, which: str) -> Iterator[OnBytes]:
     """Show how far it is, unless standard output goes to the same terminal."""
+    from jobs.cli.columns import cut
     from jobs.cli.meter import Meter
 
-    meter = Meter(what, None, quiet=options.quiet or _writes_to_terminal(options), form=size)
+    # A hash or a path as it is would leave no room for the rest.
+    meter = Meter(
+        f"{what} {cut(os.path.basename(which) or which, NAME_COLUMNS)}",
+        None,
+        quiet=options.quiet or _writes_to_terminal(options),
+        form=size,
+    )
     try:
         yield meter.show_of
     finally:
