@@ -312,6 +312,36 @@ def test_directories_come_back_as_they_were(node: EmbeddedNode, tmp_path: Path) 
             client.blobs.save_directory(client.blobs.put(b"x").hash, tmp_path / "none")
 
 
+def test_the_first_file_that_fails_ends_a_directory(node: EmbeddedNode, tmp_path: Path) -> None:
+    """And not the last byte of those that are on their way."""
+    (tmp_path / "tree").mkdir()
+    for number in range(20):
+        (tmp_path / f"tree/{number:02}").write_bytes(b"%d" % number)
+    with (tmp_path / "tree/00").open("wb") as file:
+        file.truncate(1_024 * MIB)
+    seen: list[int] = []
+    with node.client() as client:
+
+        def on_bytes(done: int, total: int | None) -> None:
+            seen.append(done)
+            (tmp_path / "tree/19").unlink(missing_ok=True)
+
+        with pytest.raises(SourceFailed, match="19: No such file"):
+            client.blobs.put_directory(tmp_path / "tree", on_bytes=on_bytes)
+        assert max(seen) < 1_024 * MIB
+
+    async def scenario() -> None:
+        async with AsyncClient(str(node.socket)) as client:
+            seen.clear()
+            (tmp_path / "tree/19").write_bytes(b"19")
+            with pytest.raises(SourceFailed, match="19: No such file"):
+                await client.blobs.put_directory(tmp_path / "tree", on_bytes=on_bytes)
+            assert max(seen) < 1_024 * MIB
+
+    asyncio.run(scenario())
+    until(lambda: drafts(node) == [])
+
+
 def test_nothing_is_written_through_a_link(node: EmbeddedNode, tmp_path: Path) -> None:
     plant(tmp_path / "tree")
     elsewhere = tmp_path / "elsewhere"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from jobs.client.blobjobs import BlobJobsClient
 from jobs.client.directories import FoundFile, Landing, scan, target_file, write_all
 from jobs.client.downloads import Download
+from jobs.client.failures import SourceFailed
 from jobs.client.requests import Call, Request, change, get, post, segment, target, write
 from jobs.client.sources import OnBytes, Source, Uploadable
 from jobs.protocol.model import (
@@ -88,7 +89,7 @@ def share_blob(blob: str, ttl_s: float) -> Call[BlobTicket]:
 
 
 class Sum:
-    """How much of several files has passed, told as one number. Threads share it."""
+    """How much of several files has passed, told as one number, and whether to go on. Threads share it."""
 
     def __init__(self, total_bytes: int | None, on_bytes: OnBytes | None) -> None:
         self._total_bytes = total_bytes
@@ -96,14 +97,17 @@ class Sum:
         self._lock = threading.Lock()
         self._parts: dict[str, int] = {}
         self._done_bytes = 0
+        self.is_over = False
+        """One has failed: the others are to end with their next bytes."""
 
-    def of(self, name: str) -> OnBytes | None:
-        """Return what a file's progress is told to."""
-        if self._on_bytes is None:
-            return None
+    def of(self, name: str) -> OnBytes:
+        """Return what a file's progress is told to. Raises SourceFailed where it is to end."""
 
         def tell(done: int, total: int | None) -> None:
-            assert self._on_bytes is not None
+            if self.is_over:
+                raise SourceFailed("another file has failed")
+            if self._on_bytes is None:
+                return
             with self._lock:
                 self._done_bytes += done - self._parts.get(name, 0)
                 self._parts[name] = done
@@ -203,7 +207,7 @@ class BlobsClient(BlobJobsClient):
             added = self.put(Path(file.path), replicas=replicas, on_bytes=total.of(file.name))
             return file.name, added.hash
 
-        return self.collect(dict(_several(add, found)), tag=tag, replicas=replicas)
+        return self.collect(dict(_several(add, found, total)), tag=tag, replicas=replicas)
 
     def save_directory(self, blob: str, directory: os.PathLike[str], *, on_bytes: OnBytes | None = None) -> int:
         """Write a collection's files below a directory, made where it is absent; return their bytes.
@@ -221,7 +225,7 @@ class BlobsClient(BlobJobsClient):
                         write_all(file, data)
                 return download.position
 
-            return sum(_several(fetch, names))
+            return sum(_several(fetch, names, total))
 
     # --- what is known of them ----------------------------------------------------------------------------------
 
@@ -268,9 +272,17 @@ def total_of(found: Sequence[FoundFile], on_bytes: OnBytes | None) -> Sum:
     return Sum(sum(file.size_bytes for file in found), on_bytes)
 
 
-def _several(work: Callable[[T], R], items: Iterable[T]) -> Sequence[R]:
-    """Do it for each, several at a time, in order; the first failure ends all of it."""
-    from concurrent.futures import ThreadPoolExecutor
+def _several(work: Callable[[T], R], items: Iterable[T], total: Sum) -> Sequence[R]:
+    """Do it for each, several at a time; return what comes of it in order. The first failure ends all of it."""
+    from concurrent.futures import ThreadPoolExecutor, as_completed
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(work, items))
+        doing = [pool.submit(work, item) for item in items]
+        try:
+            for done in as_completed(doing):
+                done.result()
+        except BaseException:
+            total.is_over = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [done.result() for done in doing]
