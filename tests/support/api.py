@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import uvloop
@@ -143,6 +143,10 @@ class Api:
         return found
 
 
+A = TypeVar("A", bound=Api)
+Scenario: TypeAlias = Callable[..., Callable[[Callable[[A], Awaitable[None]]], Callable[[Path], None]]]
+
+
 @asynccontextmanager
 async def served(directory: Path, *, plane: dict[str, Any] | None = None, **changes: Any) -> AsyncIterator[Api]:
     """Serve a control plane without workers with these settings of ApiConfig."""
@@ -160,19 +164,26 @@ def job(*argv: str, **fields: Any) -> dict[str, Any]:
     return {"type": "shell", "payload": {"argv": list(argv or ("true",))}, **fields}
 
 
-def scenario(**settings: Any) -> Callable[[Callable[[Api], Awaitable[None]]], Callable[[Path], None]]:
-    """Make a test of a coroutine that is given a served control plane, on the event loop that the node uses."""
+def scenario_of(served: Callable[..., AbstractAsyncContextManager[A]]) -> Scenario[A]:
+    """Return what makes a test of a coroutine that is given what is served with these settings, on the event loop that
+    the node uses."""
 
-    def decorate(test: Callable[[Api], Awaitable[None]]) -> Callable[[Path], None]:
-        def run(tmp_path: Path) -> None:
-            async def inner() -> None:
-                async with served(tmp_path, **settings) as api:
-                    await test(api)
+    def scenario(**settings: Any) -> Callable[[Callable[[A], Awaitable[None]]], Callable[[Path], None]]:
+        def decorate(test: Callable[[A], Awaitable[None]]) -> Callable[[Path], None]:
+            def run(tmp_path: Path) -> None:
+                async def inner() -> None:
+                    async with served(tmp_path, **settings) as api:
+                        await test(api)
 
-            uvloop.run(inner())
+                uvloop.run(inner())
 
-        run.__name__ = test.__name__
-        run.__doc__ = test.__doc__
-        return run
+            run.__name__ = test.__name__
+            run.__doc__ = test.__doc__
+            return run
 
-    return decorate
+        return decorate
+
+    return scenario
+
+
+scenario = scenario_of(served)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from jobs.api import ApiConfig, serve
 from jobs.blobs import BlobStore
 from jobs.blobs.part import BlobPart
-from tests.support.api import Api
+from tests.support.api import Api, scenario_of
 from tests.support.backend import SiteBackend
 from tests.support.plane import Plane
 
@@ -50,19 +48,4 @@ async def served(
             await store.close()
 
 
-def scenario(**settings: Any) -> Callable[[Callable[[BlobApi], Awaitable[None]]], Callable[[Path], None]]:
-    """Make a test of a coroutine that is given a served control plane with blobs."""
-
-    def decorate(test: Callable[[BlobApi], Awaitable[None]]) -> Callable[[Path], None]:
-        def run(tmp_path: Path) -> None:
-            async def inner() -> None:
-                async with served(tmp_path, **settings) as api:
-                    await test(api)
-
-            uvloop.run(inner())
-
-        run.__name__ = test.__name__
-        run.__doc__ = test.__doc__
-        return run
-
-    return decorate
+scenario = scenario_of(served)

@@ -97,7 +97,7 @@ class Api(_Section):
     max_body_bytes: Annotated[Bytes, Field(ge=1 << 10, le=64 << 20)] = ByteSize(10 << 20)
     """Largest request body; a larger one is answered with 413."""
     request_timeout_s: Seconds = 30.0
-    """A request has to arrive within this time; otherwise 408."""
+    """A request has to arrive within this time, and content of a blob to go on within it; otherwise 408."""
 
 
 class WorkerSocket(_Section):
