@@ -217,6 +217,19 @@ def test_a_collection_of_children_that_are_somebody_else_s_leaves_nothing(tmp_pa
     play(tmp_path, scenario)
 
 
+def test_a_collection_that_is_refused_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        await add(plane, *map(blob, range(3 * ADDED_A_STEP - 1)))
+        with pytest.raises(NotFound):
+            await plane.control.blobs.register(ALICE, collection("all", range(3 * ADDED_A_STEP)), ME)
+        assert not rows(plane.store, keys.BLOB_REFERENCES)
+        assert not rows(plane.store, keys.BLOB_CHILDREN)
+        assert not rows(plane.store, keys.BLOB_DRAFTS)
+        check_catalogue(plane.store)
+
+    play(tmp_path, scenario)
+
+
 def test_a_blob_that_was_raw_becomes_a_collection_and_stays_one(tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         blobs = plane.control.blobs

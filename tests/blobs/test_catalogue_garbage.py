@@ -21,7 +21,7 @@ from jobs.service import AuditFilter, Caller
 from jobs.store import Txn
 from tests.support.catalogue import ME, blob, check_catalogue, collection, hash_of, read, references, rows
 from tests.support.clock import Clock
-from tests.support.plane import ADMIN, ALICE, BOB, Plane
+from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
 GRACE_S = 3_600
 Scenario = Callable[[Plane, Clock], Awaitable[None]]
@@ -66,24 +66,24 @@ def hashes(*names: object) -> set[str]:
 def test_what_nothing_refers_to_goes_after_its_grace_and_nothing_else(tmp_path: Path, clock: Clock) -> None:
     async def scenario(plane: Plane, clock: Clock) -> None:
         blobs = plane.control.blobs
-        await add(plane, blob("kept", tag="t"), blob("job"), blob("loose"), blob("touched"))
+        await add(plane, blob("kept", tag="t"), blob("planned"), blob("loose"), blob("touched"))
         await add(plane, blob("loose"), caller=BOB)
-        compares, ops = blobs.references.ops([hash_of("job")], "job", "j", ALICE, clock.now_ms())
+        compares, ops = blobs.references.ops([hash_of("planned")], "schedule", "s", ALICE, clock.now_ms())
         assert (await plane.consensus.propose(Txn(compares, ops))).succeeded
         (page,) = await collect(plane)
-        assert (page.examined, page.kept, page.collected) == (4, {"tag": 1, "job": 1, "young": 2}, [])
+        assert (page.examined, page.kept, page.collected) == (4, {"tag": 1, "schedule": 1, "young": 2}, [])
         clock.jump(GRACE_S - 10)
         await add(plane, blob("touched"))
         assert condemned(await collect(plane)) == set()
         clock.jump(20)
         (page,) = await collect(plane)
-        assert (condemned([page]), page.kept) == (hashes("loose"), {"tag": 1, "job": 1, "young": 1})
+        assert (condemned([page]), page.kept) == (hashes("loose"), {"tag": 1, "schedule": 1, "young": 1})
         assert page.collected[0].size_bytes == 10
         for caller in (ALICE, BOB, ADMIN):
             with pytest.raises(NotFound):
                 await blobs.readable(caller, hash_of("loose"))
         assert await blobs.wanted(ME, (hash_of("loose"), hash_of("kept"))) == (False, True)
-        assert set(check_catalogue(plane.store)) == hashes("kept", "job", "touched")
+        assert set(check_catalogue(plane.store)) == hashes("kept", "planned", "touched")
         assert read(plane.store, keys.blob_usage(BOB.uid), BlobUsageRecord) is None
         # It comes again as any other.
         await add(plane, blob("loose"))
@@ -143,7 +143,7 @@ def test_whoever_refers_to_it_first_wins(tmp_path: Path, clock: Clock) -> None:
                 await asyncio.sleep(0)
             while True:
                 try:
-                    compares, ops = blobs.references.ops([hash_of(name)], "job", "j", ALICE, clock.now_ms())
+                    compares, ops = blobs.references.ops([hash_of(name)], "schedule", "s", ALICE, clock.now_ms())
                 except NotFound:
                     refused.add(hash_of(name))
                     return
@@ -168,7 +168,7 @@ def test_a_reference_in_the_middle_of_a_collection_spares_the_blob(tmp_path: Pat
         await add(plane, blob("a"), blob("b"))
         clock.jump(GRACE_S + 1)
         collecting = asyncio.ensure_future(blobs.collect(ADMIN, BlobCollect()))
-        compares, ops = blobs.references.ops([hash_of("a")], "job", "j", ALICE, clock.now_ms())
+        compares, ops = blobs.references.ops([hash_of("a")], "schedule", "s", ALICE, clock.now_ms())
         referring = plane.consensus.propose(Txn(compares, ops))
         # The collection has seen no reference when it decides; that comes into the log before its own transaction.
         page = await collecting
@@ -177,6 +177,24 @@ def test_a_reference_in_the_middle_of_a_collection_spares_the_blob(tmp_path: Pat
             hash_of("a"): "spared",
             hash_of("b"): "condemned",
         }
+        assert set(check_catalogue(plane.store)) == hashes("a")
+
+    play(tmp_path, clock, scenario)
+
+
+def test_a_job_keeps_a_blob_for_as_long_as_it_is_there(tmp_path: Path, clock: Clock) -> None:
+    """An array's tasks are deleted in bulk: what they referred to is found out of use, not told."""
+
+    async def scenario(plane: Plane, clock: Clock) -> None:
+        blobs = plane.control.blobs
+        await add(plane, blob("a"), blob("b"))
+        (submitted,) = await plane.control.submit(ALICE, [shell()])
+        for name, job in (("a", submitted.job.id), ("b", "01890a5d-ac96-774b-bcce-b302099a8057")):
+            compares, ops = blobs.references.ops([hash_of(name)], "job", job, ALICE, clock.now_ms())
+            assert (await plane.consensus.propose(Txn(compares, ops))).succeeded
+        clock.jump(GRACE_S + 1)
+        (page,) = await collect(plane)
+        assert (condemned([page]), page.kept) == (hashes("b"), {"job": 1})
         assert set(check_catalogue(plane.store)) == hashes("a")
 
     play(tmp_path, clock, scenario)

@@ -101,6 +101,26 @@ def test_more_than_the_bound_is_refused_and_the_rest_accepted(tmp_path: Path) ->
     asyncio.run(scenario())
 
 
+def test_what_comes_while_the_last_write_is_finished_is_answered_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        late: list[asyncio.Future[int]] = []
+        async with Member(tmp_path) as member:
+            synced = member.consensus._synced
+
+            async def slowly() -> None:
+                late.append(asyncio.ensure_future(member.put("late")))
+                await asyncio.sleep(0)
+                await synced()
+
+            monkeypatch.setattr(member.consensus, "_synced", slowly)
+        (outcome,) = await asyncio.wait_for(asyncio.gather(*late, return_exceptions=True), 20)
+        assert isinstance(outcome, Unavailable)
+
+    asyncio.run(scenario())
+
+
 def test_snapshots_bound_the_log(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = ConsensusConfig(snapshot_log_bytes=4 << 20)

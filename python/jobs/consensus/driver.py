@@ -158,13 +158,14 @@ class Consensus:
         """Refuse what waits, finish what is being written, and let go of log and store (which stay open)."""
         if self._timer is not None:
             self._timer.cancel()
-        self._fail_waiting(
-            Unavailable("the node is stopping", retry_after_s=1),
-            OutcomeUnknown("the node stopped while the others had not confirmed the write", retry_after_s=1),
-        )
+        refused = Unavailable("the node is stopping", retry_after_s=1)
+        unknown = OutcomeUnknown("the node stopped while the others had not confirmed the write", retry_after_s=1)
+        self._fail_waiting(refused, unknown)
         await self._synced()
         await self._snapshots.finish_taking()
         self._failure = self._failure or ConsensusError("stopped")
+        # What came while the last write was finished.
+        self._fail_waiting(refused, unknown)
         for running in list(self._tasks):
             running.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -21,7 +21,7 @@ from jobs.control.blobs.stage import Stage
 from jobs.control.blobs.writer import Decide, Writer
 from jobs.control.once import MAX_TRIES
 from jobs.control.transitions import scan_in_turns
-from jobs.errors import InternalError, InvalidRequest
+from jobs.errors import InternalError, InvalidRequest, JobsError, Unavailable
 from jobs.records import BlobDraftRecord
 from jobs.service import Caller
 from jobs.store import Store, prefix_end
@@ -60,13 +60,19 @@ class Collections:
             )
         parts = [children[start : start + ADDED_A_STEP] for start in range(0, len(children), ADDED_A_STEP)]
         for _ in range(MAX_TRIES):
+            basis = ""
             try:
-                basis = ""
                 for part in parts[:-1]:
                     basis = await self._writer.change(partial(_grow, caller, parent, part, basis))
                 return await self._writer.change(partial(_finish, caller, parent, parts[-1], basis, complete))
             except _Interrupted:
                 await self.clear(parent)
+            except Unavailable:
+                raise  # whoever asks again goes on with what is there
+            except JobsError:
+                await self._writer.change(partial(_give_up, parent, basis))
+                await self.clear(parent)
+                raise
         raise InternalError(f"collection {parent} was cleared {MAX_TRIES} times while it was added")
 
     # --- removal ----------------------------------------------------------------------------------------------------
@@ -168,11 +174,22 @@ def _stand(stage: Stage, parent: str, former: str, now_ms: int) -> str:
     return token
 
 
+def _give_up(parent: str, basis: str, stage: Stage, _: int) -> None:
+    """Stage that a draft is cleared whose collection was refused in the middle. Who adds the same begins anew."""
+    found = stage.read(keys.blob_draft(parent))
+    if found is not None and records.decode(BlobDraftRecord, found).token == basis:
+        _clear_draft(stage, parent)
+
+
 def _drop_draft(parent: str, before_ms: int, stage: Stage, _: int) -> None:
     """Stage that a draft is cleared, unless somebody has gone on with it."""
     found = stage.read(keys.blob_draft(parent))
     if found is None or records.decode(BlobDraftRecord, found).at_ms >= before_ms:
         return
+    _clear_draft(stage, parent)
+
+
+def _clear_draft(stage: Stage, parent: str) -> None:
     stage.delete(keys.blob_draft(parent))
     record = stage.entry(parent)
     if record is None or record.kind != "collection":
