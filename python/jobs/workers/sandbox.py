@@ -7,6 +7,7 @@ Rust (rust/sandbox). One stream socket joins it to its worker: u32 big-endian le
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
 
-LAUNCHER_PROTOCOL: Final = 2
+LAUNCHER_PROTOCOL: Final = 3
 MAX_FRAME_BYTES: Final = 16 << 20
 RECEIVE_BYTES: Final = 256 << 10
 Level: TypeAlias = Literal["strict", "standard", "none"]
@@ -50,6 +51,9 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """First of `slots` + 1 uids and gids that nobody else uses; only when started as root."""
     read_only_paths: list[str] = []
     """Host paths shown to jobs read-only besides the system's own."""
+    inputs: str | None = None
+    """A directory of the worker's: each job sees those of its entries that it is given (`Spawn.inputs`), and no other.
+    Anybody may search it and read what is in it, as jobs have uids of their own; what it is in is the worker's."""
     cgroup: str | None = None
     """Directory of a delegated cgroup v2 subtree; None looks for one in the launcher's own cgroup."""
     output_window_bytes: int = OUTPUT_WINDOW_BYTES
@@ -82,6 +86,10 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     cwd: str | None = None
     stdin: bytes | None = None
     files: dict[str, bytes] = {}
+    inputs: dict[str, str] = {}
+    """Path in the job's directory → entry of `Configure.inputs`: a file or a directory, shown there read-only."""
+    keep: bool = False
+    """The worker is given what the job leaves in /work, /tmp and /dev/shm: see `Launcher.take`."""
     host_network: bool = False
     timeout_s: float | None = None
     heartbeat_s: float | None = None
@@ -159,6 +167,8 @@ class Exited(_Frame, frozen=True, tag="exited"):
     attempt: Attempt
     outcome: Outcome
     segments: list[tuple[int, bytes]]
+    kept: int | None
+    """What `Launcher.take` gives the job's file system for, if it was to be kept: its device number."""
 
 
 Event: TypeAlias = Ready | Failed | Started | Output | Notes | Exited
@@ -235,6 +245,8 @@ class Launcher:
         self._control = control
         self._decoder = EventDecoder()
         self._unsent = bytearray()
+        self._handles: dict[int, int] = {}
+        """Descriptors of the file systems that came and were not taken yet, by device number."""
         self.ready = ready
 
     @classmethod
@@ -310,17 +322,30 @@ class Launcher:
         Raises LauncherError when the launcher is gone: every job that it ran has been killed.
         """
         try:
-            data = self._control.recv(RECEIVE_BYTES)
+            # The kernel ends a read after the bytes that a descriptor came with.
+            data, handles, *_ = socket.recv_fds(self._control, RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return []
         except OSError as error:
             raise LauncherError(f"receive from the sandbox launcher: {error}") from error
+        for handle in handles:
+            self._handles[os.fstat(handle).st_dev] = handle
         if not data:
             raise LauncherError("the sandbox launcher is gone")
         return self._decoder.feed(data)
 
+    def take(self, kept: int) -> int | None:
+        """Return a descriptor of what a job has left, with its directory as `work`; the caller closes it.
+
+        None where it was lost on the way: this process had no descriptor to spare.
+        """
+        return self._handles.pop(kept, None)
+
     def close(self, *, timeout_s: float = 10.0) -> int:
         """End every job and the launcher; return its exit status once nothing of it runs any more."""
+        for handle in self._handles.values():
+            os.close(handle)
+        self._handles.clear()
         self._control.close()
         try:
             return self._process.wait(timeout_s)

@@ -4,12 +4,15 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, mkdir, mkdirat, open, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdir, mkdirat, open, openat};
 use rustix::io::{Errno, write};
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
+    unmount,
+};
 use rustix::process::{
     DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit, setsid,
@@ -21,11 +24,13 @@ use rustix::thread::{
     set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::plan::{JOB_ID, NOTES_FD, PlannedFile};
+use crate::plan::{JOB_ID, NOTES_FD, Place, PlannedFile, PlannedInput};
 use crate::syscall::{self, Instruction, PointerList, Usage};
 
 /// Where the job's memory file system is mounted in its view; /work, /tmp and /dev/shm are parts of it.
 pub const SCRATCH: &CStr = c"/.job";
+/// Where the directory of inputs is mounted in the launcher's view.
+pub const INPUTS: &CStr = c"/.inputs";
 const HOST_NAME: &[u8] = b"job";
 /// What /proc tells of the kernel that a job need not know, or lets it do: covered by /dev/null.
 const MASKED: &[&CStr] = &[
@@ -69,6 +74,7 @@ steps! {
     Identity => "take the slot's uid and gid",
     Directories => "make the job's directories",
     Files => "write the job's files",
+    Inputs => "show the job's inputs",
     UserNamespace => "enter the user namespace",
     IdMaps => "map the job's uid and gid",
     Privileges => "drop capabilities",
@@ -144,10 +150,16 @@ pub struct Prepared<'a> {
     pub id_map: &'a [u8],
     /// Mount options of the memory file system.
     pub scratch_options: &'a CStr,
+    /// The memory file system, where it is made already because somebody else holds it too.
+    pub scratch: Option<BorrowedFd<'a>>,
     /// Content of the script, if there is one.
     pub script: Option<&'a [u8]>,
     /// Files with their content.
     pub files: &'a [(&'a PlannedFile, &'a [u8])],
+    /// What is shown read-only.
+    pub inputs: &'a [PlannedInput],
+    /// Whether the launcher's view has a directory of inputs.
+    pub has_inputs: bool,
     /// Limits of each process.
     pub limits: &'a [(Resource, Rlimit)],
     /// Landlock rules, if the kernel has it.
@@ -232,6 +244,7 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     sethostname(HOST_NAME).during(Step::HostName)?;
     mount_views(prepared)?;
     write_files(prepared).during(Step::Files)?;
+    show_inputs(prepared).during(Step::Inputs)?;
     become_unprivileged(prepared)?;
     if let Some(rules) = prepared.landlock {
         rules.apply().during(Step::Landlock)?;
@@ -250,7 +263,11 @@ fn mount_views(prepared: &Prepared<'_>) -> Outcome {
     mount(c"proc", c"/proc", c"proc", flags, Some(c"hidepid=2")).during(Step::Proc)?;
     mask_proc(flags).during(Step::ProcMasks)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    mount(c"job", SCRATCH, c"tmpfs", flags, Some(prepared.scratch_options)).during(Step::Scratch)?;
+    match prepared.scratch {
+        Some(made) => move_mount(made, c"", CWD, SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
+        None => mount(c"job", SCRATCH, c"tmpfs", flags, Some(prepared.scratch_options)),
+    }
+    .during(Step::Scratch)?;
     set_thread_res_gid(
         Gid::from_raw(prepared.identity),
         Gid::from_raw(prepared.identity),
@@ -297,20 +314,43 @@ fn write_files(prepared: &Prepared<'_>) -> Result<(), Errno> {
         )?;
         write_file(scratch.as_fd(), c"script", script)?;
     }
-    if prepared.files.is_empty() {
-        return Ok(());
-    }
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     for (file, content) in prepared.files {
-        let mut directory = openat(CWD, c"/work", flags, Mode::empty())?;
-        for name in &file.directories {
-            match mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-            directory = openat(&directory, name.as_c_str(), flags, Mode::empty())?;
+        write_file(directory_of(&file.place)?.as_fd(), &file.place.name, content)?;
+    }
+    Ok(())
+}
+
+/// Opens the directory that a place is in, which is made where it is not there.
+fn directory_of(place: &Place) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut directory = openat(CWD, c"/work", flags, Mode::empty())?;
+    for name in &place.directories {
+        match mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
         }
-        write_file(directory.as_fd(), &file.name, content)?;
+        directory = openat(&directory, name.as_c_str(), flags, Mode::empty())?;
+    }
+    Ok(directory)
+}
+
+/// Mounts each input at its place, as read-only as the directory that they are in, and lets go of that: a job sees its
+/// own and no other's.
+fn show_inputs(prepared: &Prepared<'_>) -> Result<(), Errno> {
+    for input in prepared.inputs {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+        let tree = open_tree(CWD, input.source.as_c_str(), flags)?;
+        let (directory, name) = (directory_of(&input.place)?, input.place.name.as_c_str());
+        match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
+            FileType::Directory => mkdirat(&directory, name, Mode::from_raw_mode(0o755))?,
+            FileType::RegularFile => write_file(directory.as_fd(), name, &[])?,
+            _ => return Err(Errno::INVAL),
+        }
+        move_mount(tree, c"", &directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    if prepared.has_inputs {
+        unmount(INPUTS, UnmountFlags::DETACH)?;
     }
     Ok(())
 }

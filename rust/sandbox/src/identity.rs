@@ -37,9 +37,11 @@ impl Identities {
 /// Enters a new user and mount namespace in which this process is root, mapped to `uid_base` when it was root before
 /// (with `slots` more ids after it for the jobs) and to itself otherwise.
 ///
+/// `before` is done in between: in the new namespaces, with the uid that the process had.
+///
 /// # Errors
-/// When a namespace cannot be had or the ids cannot be mapped; the text says which.
-pub fn enter(uid_base: u32, slots: u32) -> io::Result<Identities> {
+/// When a namespace cannot be had or the ids cannot be mapped; the text says which. What `before` says.
+pub fn enter<T>(uid_base: u32, slots: u32, before: impl FnOnce() -> io::Result<T>) -> io::Result<(Identities, T)> {
     let identities = if geteuid().is_root() {
         Identities::OfSlots
     } else {
@@ -55,6 +57,7 @@ pub fn enter(uid_base: u32, slots: u32) -> io::Result<Identities> {
             fs::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
         }
     }
+    let done = before()?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     if identities == Identities::OfSlots {
         set_thread_groups(&[])?;
@@ -63,7 +66,7 @@ pub fn enter(uid_base: u32, slots: u32) -> io::Result<Identities> {
     // Jobs' processes inherit both: capabilities outlive the change to the slot's uid, and no program can add any.
     set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)?;
     set_no_new_privs(true)?;
-    Ok(identities)
+    Ok((identities, done))
 }
 
 fn unshare() -> io::Result<()> {

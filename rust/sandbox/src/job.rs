@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::fstat;
 use rustix::io::{Errno, read};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde_bytes::ByteBuf;
@@ -310,7 +311,8 @@ impl Job {
     }
 
     /// Reads what is left in the pipes, judges the end and reports it; nothing of the job runs any more. `usage` counts
-    /// where the first process could not report one. What is returned is that process on its way out.
+    /// where the first process could not report one. What is returned is that process on its way out, and the file system
+    /// that the worker is to be given.
     pub fn finish(
         mut self,
         report: Option<Report>,
@@ -318,7 +320,7 @@ impl Job {
         buffer: &mut [u8],
         now: Instant,
         outbox: &mut Vec<u8>,
-    ) -> Leaving {
+    ) -> (Leaving, Option<OwnedFd>) {
         for index in 0..STREAMS.len() {
             while self.read_pipe(index, buffer, now) == Reading::More {
                 if self.flush_is_due(now) {
@@ -332,6 +334,10 @@ impl Job {
         }
         self.flush_notes(outbox);
         let outcome = self.outcome(report, usage, now);
+        let kept = self.process.kept.as_ref();
+        let kept = kept
+            .and_then(|directory| fstat(directory).ok())
+            .map(|status| status.st_dev);
         let (job, attempt, segments) = (self.id.as_str(), self.attempt, self.output.segments());
         encode(
             &Event::Exited {
@@ -339,13 +345,15 @@ impl Job {
                 attempt,
                 outcome,
                 segments,
+                kept,
             },
             outbox,
         );
-        Leaving {
+        let leaving = Leaving {
             pidfd: self.process.pidfd,
             _cgroup: self.process.cgroup,
-        }
+        };
+        (leaving, self.process.kept)
     }
 
     fn outcome(&self, report: Option<Report>, usage: Usage, now: Instant) -> Outcome {

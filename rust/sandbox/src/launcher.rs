@@ -1,13 +1,15 @@
 //! The launcher's loop: requests in, processes and pipes watched, events out. One thread; never blocks on a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, ioctl_fionbio, read};
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
 use crate::child::Report;
 use crate::error::{LauncherError, host, system};
@@ -80,6 +82,8 @@ struct Launcher<'a> {
     left: u64,
     outbox: Vec<u8>,
     sent: usize,
+    /// Descriptors that go with the outbox, each with the byte at this place of it.
+    handles: VecDeque<(usize, OwnedFd)>,
     blocked: bool,
     buffer: Vec<u8>,
 }
@@ -130,6 +134,7 @@ impl<'a> Launcher<'a> {
             left: 0,
             outbox,
             sent: 0,
+            handles: VecDeque::new(),
             blocked: false,
             buffer: vec![0; READ_BYTES],
         })
@@ -225,7 +230,10 @@ impl<'a> Launcher<'a> {
         (0..PIPES)
             .filter_map(|index| job.pipe(index))
             .for_each(|pipe| self.unwatch(pipe));
-        Some(job.finish(report, usage, &mut self.buffer, now, &mut self.outbox))
+        let start = self.outbox.len();
+        let (leaving, kept) = job.finish(report, usage, &mut self.buffer, now, &mut self.outbox);
+        self.handles.extend(kept.map(|kept| (start, kept)));
+        Some(leaving)
     }
 
     /// Forgets a descriptor that is about to be closed. Closing alone would not do: a child that is just being started
@@ -349,6 +357,7 @@ impl<'a> Launcher<'a> {
                     attempt,
                     outcome,
                     segments: Vec::new(),
+                    kept: None,
                 },
                 &mut self.outbox,
             );
@@ -388,7 +397,7 @@ impl<'a> Launcher<'a> {
     /// Sends what it can of the outbox; returns false at the end of the worker.
     fn send_outbox(&mut self) -> Result<bool, LauncherError> {
         while self.sent < self.outbox.len() {
-            match send(self.control, &self.outbox[self.sent..], SendFlags::NOSIGNAL) {
+            match self.send_some() {
                 Ok(count) => self.sent += count,
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
@@ -400,6 +409,7 @@ impl<'a> Launcher<'a> {
         // What is sent goes even if a reader that never catches up leaves always something: else this would only grow.
         if self.sent >= self.outbox.len() / 2 {
             self.outbox.drain(..self.sent);
+            self.handles.iter_mut().for_each(|(place, _)| *place -= self.sent);
             self.sent = 0;
         }
         if blocked != self.blocked {
@@ -413,6 +423,28 @@ impl<'a> Launcher<'a> {
                 .map_err(system("epoll"))?;
         }
         Ok(true)
+    }
+
+    /// Sends once of the outbox, up to where the next descriptor goes.
+    fn send_some(&mut self) -> Result<usize, Errno> {
+        let due = self.handles.pop_front_if(|(place, _)| *place == self.sent);
+        let end = self.handles.front().map_or(self.outbox.len(), |(place, _)| *place);
+        let data = &self.outbox[self.sent..end];
+        let Some((place, handle)) = due else {
+            return send(self.control, data, SendFlags::NOSIGNAL);
+        };
+        let handles = [handle.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&handles));
+        let result = sendmsg(self.control, &[IoSlice::new(data)], &mut control, SendFlags::NOSIGNAL);
+        match result {
+            // The worker has taken too few of those before; it finds that this one does not come.
+            Err(Errno::TOOMANYREFS) => return Err(Errno::INTR),
+            Err(_) => self.handles.push_front((place, handle)),
+            Ok(_) => {}
+        }
+        result
     }
 
     /// Kills every job and waits until nothing of them runs.

@@ -7,6 +7,8 @@ use crate::protocol::{Level, Limits, Reason, Spawn};
 
 /// Where the job's own directory is, in its view.
 pub const WORK_DIRECTORY: &str = "/work";
+/// Where the directory of inputs is in the launcher's view; jobs do not see it.
+pub const INPUTS_DIRECTORY: &str = "/.inputs";
 /// Where a script given as text is, in the job's view.
 pub const SCRIPT_PATH: &str = "/.job/script";
 /// The uid and gid a job has in its own user namespace.
@@ -33,6 +35,8 @@ pub struct Means {
     pub allow_host_network: bool,
     /// Whether a cgroup bounds memory and processes; resource limits of each process do otherwise.
     pub has_cgroup: bool,
+    /// Whether the worker has named a directory of inputs.
+    pub has_inputs: bool,
 }
 
 /// Why a job is not started.
@@ -51,15 +55,31 @@ fn invalid(message: impl Into<String>) -> Refusal {
     }
 }
 
-/// A file to be put into the job's directory.
+/// A place in the job's directory.
 #[derive(Debug, PartialEq, Eq)]
-pub struct PlannedFile {
+pub struct Place {
     /// Directories on the way, outermost first.
     pub directories: Vec<CString>,
     /// Name in the innermost directory.
     pub name: CString,
+}
+
+/// A file to be put into the job's directory.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// Where.
+    pub place: Place,
     /// Key in `Spawn::files`.
     pub key: String,
+}
+
+/// A file or directory to be shown in the job's directory, read-only.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlannedInput {
+    /// Where.
+    pub place: Place,
+    /// What, as the launcher sees it.
+    pub source: CString,
 }
 
 /// A limit of the kernel for each process.
@@ -90,6 +110,8 @@ pub struct Plan {
     pub working_directory: CString,
     /// Files of the job.
     pub files: Vec<PlannedFile>,
+    /// What it is shown besides.
+    pub inputs: Vec<PlannedInput>,
     /// Size of the memory file system.
     pub scratch_bytes: u64,
     /// Objects in it.
@@ -122,6 +144,7 @@ pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
             .keys()
             .map(|path| planned_file(path))
             .collect::<Result<_, _>>()?,
+        inputs: inputs(spawn, means)?,
         scratch_bytes,
         scratch_inodes: (scratch_bytes / BYTES_PER_INODE).max(256),
         limits: process_limits(&spawn.limits, means.has_cgroup),
@@ -235,6 +258,28 @@ fn working_directory(cwd: Option<&str>) -> Result<CString, Refusal> {
 }
 
 fn planned_file(path: &str) -> Result<PlannedFile, Refusal> {
+    let (place, key) = (place(path)?, path.to_owned());
+    Ok(PlannedFile { place, key })
+}
+
+fn inputs(spawn: &Spawn, means: Means) -> Result<Vec<PlannedInput>, Refusal> {
+    if !means.has_inputs && !spawn.inputs.is_empty() {
+        return Err(invalid("inputs: this worker has no directory of them"));
+    }
+    let input = |(path, entry): (&String, &String)| {
+        if matches!(entry.as_str(), "" | "." | "..") || entry.contains('/') {
+            return Err(invalid(format!("inputs: {entry:?} is no entry of a directory")));
+        }
+        let source = c_string(&format!("inputs: {path:?}"), format!("{INPUTS_DIRECTORY}/{entry}"))?;
+        Ok(PlannedInput {
+            place: place(path)?,
+            source,
+        })
+    };
+    spawn.inputs.iter().map(input).collect()
+}
+
+fn place(path: &str) -> Result<Place, Refusal> {
     let refuse = |what: &str| Err(invalid(format!("files: {path:?} {what}")));
     if path.len() > MAX_PATH_BYTES {
         return refuse("is too long");
@@ -253,10 +298,9 @@ fn planned_file(path: &str) -> Result<PlannedFile, Refusal> {
         parts.push(c_string(&format!("files: {path:?}"), part.to_owned())?);
     }
     let name = parts.pop().unwrap_or_default();
-    Ok(PlannedFile {
+    Ok(Place {
         directories: parts,
         name,
-        key: path.to_owned(),
     })
 }
 
@@ -286,6 +330,7 @@ mod tests {
         accepted: Level::Strict,
         allow_host_network: false,
         has_cgroup: false,
+        has_inputs: true,
     };
 
     fn spawn() -> Spawn {
@@ -298,6 +343,8 @@ mod tests {
             cwd: None,
             stdin: None,
             files: BTreeMap::new(),
+            inputs: BTreeMap::new(),
+            keep: false,
             host_network: false,
             timeout_s: None,
             heartbeat_s: None,
@@ -341,9 +388,38 @@ mod tests {
         job.files.insert("a/b/..c".into(), serde_bytes::ByteBuf::new());
         let planned = plan(&job, MEANS).unwrap().files.remove(0);
         assert_eq!(
-            (planned.directories, planned.name),
+            (planned.place.directories, planned.place.name),
             (vec![c"a".into(), c"b".into()], c"..c".into())
         );
+    }
+
+    #[test]
+    fn an_input_is_an_entry_of_its_directory_and_is_shown_below_the_jobs_own() {
+        let mut job = spawn();
+        job.inputs.insert("a/b".into(), "cafe".into());
+        let planned = plan(&job, MEANS).unwrap().inputs.remove(0);
+        assert_eq!(planned.source, CString::from(c"/.inputs/cafe"));
+        assert_eq!(
+            (planned.place.directories, planned.place.name),
+            (vec![c"a".into()], c"b".into())
+        );
+        let without = Means {
+            has_inputs: false,
+            ..MEANS
+        };
+        assert_eq!(reason(&job, without), Reason::InvalidPayload);
+        for (path, entry) in [
+            ("a", ".."),
+            ("a", ""),
+            ("a", "x/y"),
+            ("a", "x\0"),
+            ("../a", "x"),
+            ("/a", "x"),
+        ] {
+            let mut job = spawn();
+            job.inputs.insert(path.into(), entry.into());
+            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{path:?} {entry:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
 /// Version of the frames; the first one carries it.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Largest frame either side sends.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
 
@@ -66,6 +66,8 @@ pub struct Configure {
     pub uid_base: u32,
     /// Host paths shown besides the system's own.
     pub read_only_paths: Vec<String>,
+    /// Directory of the worker's whose entries jobs can be given as inputs.
+    pub inputs: Option<String>,
     /// Delegated cgroup directory.
     pub cgroup: Option<String>,
     /// Output that a job may have on the way.
@@ -97,6 +99,10 @@ pub struct Spawn {
     pub cwd: Option<String>,
     pub stdin: Option<ByteBuf>,
     pub files: BTreeMap<String, ByteBuf>,
+    /// Path in the job's directory, and which entry of the directory of inputs is shown there, read-only.
+    pub inputs: BTreeMap<String, String>,
+    /// Whether the worker is given what the job leaves in its directories.
+    pub keep: bool,
     pub host_network: bool,
     pub timeout_s: Option<f64>,
     pub heartbeat_s: Option<f64>,
@@ -117,6 +123,8 @@ impl Spawn {
             cwd: None,
             stdin: None,
             files: BTreeMap::from([("directory/file".into(), ByteBuf::from(b"content"))]),
+            inputs: BTreeMap::new(),
+            keep: true,
             host_network: false,
             timeout_s: None,
             heartbeat_s: None,
@@ -197,6 +205,8 @@ pub enum Event<'a> {
         attempt: u32,
         outcome: Outcome,
         segments: Vec<Segment<'a>>,
+        /// Device number of the file system that the job has left; its descriptor came with this or before.
+        kept: Option<u64>,
     },
 }
 

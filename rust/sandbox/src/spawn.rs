@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom, fchown, fcntl_add_seals, fcntl_setfl, memfd_create, seek};
 use rustix::io::{Errno, read, write};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open};
 
@@ -31,6 +32,8 @@ pub struct Process {
     pub pipes: [Option<OwnedFd>; 3],
     /// Its cgroup, where there are cgroups.
     pub cgroup: Option<JobCgroup>,
+    /// Its memory file system, where the worker is to be given what is left in it.
+    pub kept: Option<OwnedFd>,
 }
 
 impl Process {
@@ -65,6 +68,7 @@ pub struct Spawner {
     landlock: Option<Rules>,
     seccomp: Vec<Instruction>,
     cgroups: Option<Subtree>,
+    has_inputs: bool,
     null: OwnedFd,
     launcher: OwnedFd,
     stack: Vec<u8>,
@@ -106,6 +110,7 @@ impl Spawner {
         namespaces: u64,
         network: Option<NetworkPool>,
         cgroups: Option<Subtree>,
+        has_inputs: bool,
     ) -> Result<Self, SpawnError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
@@ -115,6 +120,7 @@ impl Spawner {
             landlock: syscall::landlock_version().map(Rules::new),
             seccomp: seccomp::compile(),
             cgroups,
+            has_inputs,
             null: null.map_err(failed("open /dev/null"))?,
             launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
             stack: vec![0; VFORK_STACK_BYTES],
@@ -139,6 +145,8 @@ impl Spawner {
         fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
         let cgroup = self.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
         let cgroup = cgroup.map_err(failed("cgroup"))?;
+        let kept = spawn.keep.then(|| made_scratch(plan, identity)).transpose();
+        let kept = kept.map_err(failed("the job's memory file system"))?;
 
         let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
         let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
@@ -157,8 +165,11 @@ impl Spawner {
             identity,
             id_map: &child::id_map(identity),
             scratch_options: &scratch_options(plan, identity),
+            scratch: kept.as_ref().map(AsFd::as_fd),
             script: spawn.script.as_ref().map(String::as_bytes),
             files: &files,
+            inputs: &plan.inputs,
+            has_inputs: self.has_inputs,
             limits: &plan
                 .limits
                 .iter()
@@ -184,6 +195,7 @@ impl Spawner {
             report,
             pipes: [Some(stdout), Some(stderr), Some(notes)],
             cgroup,
+            kept,
         })
     }
 
@@ -220,10 +232,30 @@ fn sealed_file(content: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(file)
 }
 
+fn scratch_parameters(plan: &Plan, identity: u32) -> [(&'static str, String); 5] {
+    [
+        ("size", plan.scratch_bytes.to_string()),
+        ("nr_inodes", plan.scratch_inodes.to_string()),
+        ("mode", "0700".into()),
+        ("uid", identity.to_string()),
+        ("gid", identity.to_string()),
+    ]
+}
+
 fn scratch_options(plan: &Plan, identity: u32) -> CString {
-    let (size, inodes) = (plan.scratch_bytes, plan.scratch_inodes);
-    let options = format!("size={size},nr_inodes={inodes},mode=0700,uid={identity},gid={identity}");
-    CString::new(options).unwrap_or_default()
+    let options = scratch_parameters(plan, identity).map(|(name, value)| format!("{name}={value}"));
+    CString::new(options.join(",")).unwrap_or_default()
+}
+
+/// The memory file system, which outlives the job for as long as somebody holds this; the child mounts it.
+fn made_scratch(plan: &Plan, identity: u32) -> Result<OwnedFd, Errno> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in scratch_parameters(plan, identity) {
+        fsconfig_set_string(context.as_fd(), name, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
 /// The limit as the kernel takes it; never above what the launcher itself is bound to.

@@ -15,6 +15,7 @@ use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
 use crate::spawn::{Mode, Spawner};
+use crate::view::Inputs;
 use crate::{identity, syscall, view};
 
 const READ_BYTES: usize = 64 << 10;
@@ -78,6 +79,7 @@ impl Foundation {
             accepted,
             allow_host_network,
             has_cgroup,
+            has_inputs: config.inputs.is_some(),
         };
         let mut foundation = Self {
             spawner,
@@ -115,15 +117,18 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, b
         .transpose()
         .map_err(host)?;
     let has_cgroup = cgroups.is_some();
-    let identities = identity::enter(config.uid_base, config.slots).map_err(host)?;
-    view::enter(&config.read_only_paths, config.allow_host_network).map_err(host)?;
+    let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
+    let (identities, inputs) = identity::enter(config.uid_base, config.slots, inputs).map_err(host)?;
+    let has_inputs = inputs.is_some();
+    view::enter(&config.read_only_paths, inputs, config.allow_host_network).map_err(host)?;
     let has_network = features
         .iter()
         .any(|feature| feature.name == "network namespace" && feature.present);
     let stock = NETWORK_STOCK.min(config.slots.max(2));
     let network = has_network.then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
-    let spawner = Spawner::new(identities, features::job_namespaces(features), network, cgroups);
+    let namespaces = features::job_namespaces(features);
+    let spawner = Spawner::new(identities, namespaces, network, cgroups, has_inputs);
     Ok((spawner.map_err(host)?, has_cgroup))
 }
 

@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, pivot_root};
 
-use crate::plan::JOB_ID;
+use crate::plan::{INPUTS_DIRECTORY, JOB_ID};
 use crate::syscall;
 
 /// Shown as they are on the host, where they are there: directories and files read-only, links as links.
@@ -75,14 +75,32 @@ const DIRECTORIES: &[&str] = &[
 /// Any directory that every host has: the tree is put together on it, out of everyone else's sight.
 const STAGE: &str = "/tmp";
 
+/// The worker's directory of inputs, found while this process still has the worker's uid: others cannot get there.
+pub struct Inputs(OwnedFd);
+
+impl Inputs {
+    /// Takes hold of the directory, read-only.
+    ///
+    /// # Errors
+    /// Names the path, and why it cannot be shown.
+    pub fn find(path: &str) -> io::Result<Self> {
+        read_only_tree(Path::new(path))
+            .map(Self)
+            .map_err(|error| named("show", path, &error))
+    }
+}
+
 /// Builds the view of a process that has just entered its own user and mount namespace, and moves it there: nothing
 /// else of the host's files can be named from then on.
 ///
 /// # Errors
 /// Names the path that could not be shown, and why.
-pub fn enter(read_only_paths: &[String], host_network: bool) -> io::Result<()> {
+pub fn enter(read_only_paths: &[String], inputs: Option<Inputs>, host_network: bool) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(at("make private", "/"))?;
     let mut plan = ViewPlan::default();
+    if let Some(Inputs(tree)) = inputs {
+        plan.mounts.push((PathBuf::from(INPUTS_DIRECTORY), true, tree));
+    }
     for path in SYSTEM_PATHS
         .iter()
         .copied()
@@ -132,12 +150,8 @@ impl ViewPlan {
         if metadata.is_symlink() {
             self.links.push((path.to_owned(), fs::read_link(path)?));
         } else {
-            let tree = clone_tree(path)?;
-            let restrict = MountAttrFlags::MOUNT_ATTR_RDONLY
-                | MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV;
-            syscall::set_mount_attributes(tree.as_fd(), c"", u64::from(restrict.bits()), true)?;
-            self.mounts.push((path.to_owned(), metadata.is_dir(), tree));
+            self.mounts
+                .push((path.to_owned(), metadata.is_dir(), read_only_tree(path)?));
         }
         self.seen.insert(path.to_owned());
         Ok(())
@@ -199,6 +213,14 @@ fn on_stage(path: &Path) -> PathBuf {
 fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(open_tree(CWD, path, flags)?)
+}
+
+fn read_only_tree(path: &Path) -> io::Result<OwnedFd> {
+    let tree = clone_tree(path)?;
+    let restrict =
+        MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    syscall::set_mount_attributes(tree.as_fd(), c"", u64::from(restrict.bits()), true)?;
+    Ok(tree)
 }
 
 fn attach(tree: &OwnedFd, path: &Path, is_directory: bool) -> io::Result<()> {
