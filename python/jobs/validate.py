@@ -13,6 +13,7 @@ from jobs.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from jobs.protocol.ids import MAX_TASKS, is_job_id
 from jobs.protocol.model import (
     MAX_ITEM_BYTES,
+    MAX_OUTPUT_PATH_BYTES,
     AddFrom,
     ArraySpec,
     BlobAdd,
@@ -25,6 +26,7 @@ from jobs.protocol.model import (
     BlobVerify,
     Content,
     JobSubmit,
+    ShellJob,
     ShellPayload,
     SqlJob,
     SqlPayload,
@@ -38,6 +40,9 @@ MAX_LIST_BYTES: Final = 32 << 20
 """Of all items of an array together, each with an end of line: one transaction stores them."""
 _CHUNK_BYTES: Final = 32 << 10
 _MAX_CHUNKS: Final = 400
+REFERENCE_OPERATIONS: Final = 2
+"""What it takes to store that something refers to a blob."""
+MAX_OUTPUT_DEPTH: Final = 64
 JOB_DIR: Final = PurePosixPath("/work")
 NODE_DIR: Final = PurePosixPath(".jobs")
 """Below the job's directory: what the node adds."""
@@ -154,8 +159,10 @@ def check_deadline(job: JobSubmit, now_ms: int, where: str = "$") -> None:
 def operations_of(job: JobSubmit) -> int:
     """Return how many operations of a transaction storing the job takes at most."""
     timer = job.not_before_ms is not None or job.deadline_ms is not None
-    # Spec, state, place in the queue, idempotency key; for a parent an edge, and a change of one that is there already.
+    # Spec, state, place in the queue, idempotency key; for a parent an edge, and a change of one that is there already;
+    # for a blob the reference to it, and when it was made.
     count = 4 + timer + (job.unique_key is not None) + bool(job.depends_on) + 2 * len(job.depends_on)
+    count += REFERENCE_OPERATIONS * len(named_blobs(job))
     if job.array is not None:
         # Its place among those that go on, what makes its tasks, and a list: two chunks together are more than full.
         listed = array_items(job.array) or b""
@@ -205,6 +212,38 @@ def check_shell(payload: ShellPayload, where: str) -> None:
     if payload.stdin is not None:
         content_bytes(payload.stdin, f"{where}.stdin")
     _check_files(payload, where)
+    for index, pattern in enumerate(payload.outputs):
+        _check_output(pattern, f"{where}.outputs[{index}]")
+
+
+def _check_output(pattern: str, where: str) -> None:
+    parts = pattern.split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(
+            f"{pattern!r} names no file of the job's", field=where, expected=f"a relative path below {JOB_DIR}"
+        )
+    if parts[0] == str(NODE_DIR):
+        raise InvalidRequest(f"{NODE_DIR} holds what the node adds", field=where, expected="another path")
+    if len(parts) > MAX_OUTPUT_DEPTH:
+        raise InvalidRequest(
+            f"the path has {len(parts)} parts", field=where, expected=f"at most {MAX_OUTPUT_DEPTH} directories"
+        )
+    if any("**" in part and part != "**" for part in parts):
+        raise InvalidRequest("** stands beside something else", field=where, expected="** between two slashes")
+    if _check_text(pattern, where) > MAX_OUTPUT_PATH_BYTES or any(len(part.encode()) > 255 for part in parts):
+        raise InvalidRequest(
+            "the path is too long", field=where, expected=f"at most 255 bytes a part, {MAX_OUTPUT_PATH_BYTES} in all"
+        )
+
+
+def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
+    """Return the blobs that a job names, each with the field that names it first."""
+    found: dict[str, str] = {}
+    if isinstance(job, ShellJob):
+        for path, file in job.payload.files.items():
+            if file.blob is not None:
+                found.setdefault(file.blob, f"{where}.payload.files[{path!r}].blob")
+    return found
 
 
 def _check_no_command(job: SqlJob | BlobJob, what: str, where: str) -> None:
@@ -343,7 +382,10 @@ def _check_files(payload: ShellPayload, where: str) -> None:
         if path in seen:
             raise InvalidRequest(f"{path} is given twice", field=field, expected="each file once")
         seen.add(path)
-        content_bytes(content, field)
+        if content.blob is None:
+            content_bytes(content, field)
+        elif content.text is not None or content.base64 is not None:
+            raise InvalidRequest("both a blob and a content are given", field=field, expected="exactly one")
     for path in seen:
         blocker = next((parent for parent in path.parents if parent in seen), None)
         if blocker is not None:

@@ -14,6 +14,7 @@ from jobs.errors import InvalidRequest, PayloadTooLarge
 from jobs.protocol.model import (
     ArraySpec,
     Content,
+    InputFile,
     JobSubmit,
     Limits,
     Requires,
@@ -54,7 +55,9 @@ class ShellOptions(JobOptions, total=False):
     """What a command can be given besides; meanings and defaults are those of `ShellPayload`."""
 
     stdin: bytes | str | None
-    files: Mapping[str, bytes | str]
+    files: Mapping[str, bytes | str | InputFile]
+    outputs: list[str]
+    outputs_on_failure: bool
     env: dict[str, str]
     cwd: str | None
     limits: Limits
@@ -65,14 +68,15 @@ class ShellOptions(JobOptions, total=False):
 def shell_job(command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> ShellJob:
     """Return a job that runs a command: a sequence of arguments, or one string as a script for /bin/sh.
 
-    `timeout_s` and `grace_s` are seconds; `files` maps paths in the job's directory to what they hold.
+    `timeout_s` and `grace_s` are seconds; `files` maps paths in the job's directory to what they hold: bytes, text, or
+    `InputFile(blob=…)`.
     """
     fields = dict(options)
     payload = {name: fields.pop(name) for name in ShellPayload.__struct_fields__ if name in fields}
     stdin, files = options.get("stdin"), options.get("files", {})
     payload |= {
         "stdin": None if stdin is None else to_content(stdin),
-        "files": {name: to_content(held) for name, held in files.items()},
+        "files": {name: to_file(held) for name, held in files.items()},
     }
     what = {"script": command} if isinstance(command, str) else {"argv": list(command)}
     return ShellJob(payload=ShellPayload(**what, **payload), **fields)  # type: ignore[arg-type]
@@ -87,6 +91,14 @@ def to_content(value: bytes | str) -> Content:
     if 15 * escaped > len(value):  # base64 adds a third, an escape five bytes
         return Content(base64=base64.b64encode(value).decode())
     return content_of(value)
+
+
+def to_file(value: bytes | str | InputFile) -> InputFile:
+    """Return a file that a job is given."""
+    if isinstance(value, InputFile):
+        return value
+    content = to_content(value)
+    return InputFile(text=content.text, base64=content.base64)
 
 
 def with_key(job: JobSubmit) -> JobSubmit:

@@ -8,7 +8,7 @@ from msgspec import field
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 from jobs.protocol.model.base import JobState, Model, Reason, Stream
-from jobs.protocol.model.blobs import BlobResult
+from jobs.protocol.model.blobs import BlobHash, BlobResult
 from jobs.protocol.model.submission import Content, JobSubmit, SqlFormat
 
 
@@ -171,6 +171,22 @@ class SqlResult(Model, frozen=True):
     """By a statement that writes."""
 
 
+class Artefact(Model, frozen=True):
+    """A file that a job has left: a blob of its owner's."""
+
+    path: str
+    """Relative to the job's directory."""
+    hash: BlobHash
+    size_bytes: int
+
+
+class OutputSkipped(Model, frozen=True):
+    """Something that a pattern of `outputs` matches and that is not taken."""
+
+    path: str
+    why: str
+
+
 class JobResult(Model, frozen=True):
     """What came of one attempt. `stdout` and `stderr` carry up to 64 KiB each; the logs carry all that was kept."""
 
@@ -188,6 +204,10 @@ class JobResult(Model, frozen=True):
     """Of a job of type `sql` that completed."""
     blob: BlobResult | None = None
     """Of a job of type `blob` that completed."""
+    artefacts: list[Artefact] = field(default_factory=list)
+    """What its `outputs` name, in the order of the paths."""
+    skipped: list[OutputSkipped] = field(default_factory=list)
+    """What they match besides, the first 20 of it: only regular files with one name are taken."""
 
 
 class ParentResult(Model, frozen=True):

@@ -19,7 +19,7 @@ from jobs.protocol.model.base import (
     Ref,
     TimeMs,
 )
-from jobs.protocol.model.blobs import BlobPayload
+from jobs.protocol.model.blobs import BlobHash, BlobPayload
 
 
 class Content(Given, frozen=True):
@@ -32,6 +32,19 @@ class Content(Given, frozen=True):
         from jobs.content import content_bytes
 
         return content_bytes(self, "content")
+
+
+class InputFile(Content, frozen=True):
+    """A file that a job is given: exactly one of `text`, `base64` and `blob`."""
+
+    blob: BlobHash | None = None
+    """A blob of the owner's, which the job sees read-only; a collection is a directory."""
+
+
+MAX_OUTPUTS: Final = 256
+"""Files that one job can leave as blobs."""
+MAX_OUTPUT_PATH_BYTES: Final = 1_024
+OutputPattern = Annotated[str, Meta(min_length=1, max_length=MAX_OUTPUT_PATH_BYTES)]
 
 
 class Limits(Given, frozen=True):
@@ -55,13 +68,18 @@ class ShellPayload(Given, frozen=True):
     cwd: str | None = None
     """Directory inside the sandbox; relative to the job's own directory `/work`, which is the default."""
     stdin: Content | None = None
-    files: Annotated[dict[str, Content], Meta(max_length=256)] = field(default_factory=dict)
+    files: Annotated[dict[str, InputFile], Meta(max_length=256)] = field(default_factory=dict)
     """Relative path → content, placed in the job's directory before it starts."""
     limits: Limits = field(default_factory=Limits)
     network: Literal["none", "host"] = "none"
     """`host` runs only on a worker whose operator allows it."""
     grace_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
+    outputs: Annotated[list[OutputPattern], Meta(max_length=64)] = field(default_factory=list)
+    """Files of the job's directory that become blobs of its owner's when it completes: paths, or patterns with `*`, `?`
+    and `[…]` within a name and `**` for any directories. A path without them has to be there."""
+    outputs_on_failure: bool = False
+    """Also when it fails by itself or by a limit."""
 
 
 MAX_SQL_BYTES: Final = 1 << 20
