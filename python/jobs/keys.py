@@ -116,6 +116,11 @@ def results_prefix(job: JobId) -> bytes:
     return b"%s%s/" % (RESULT, job.encode())
 
 
+def job_of_result(key: bytes) -> JobId:
+    """Return the job that the key of a result names."""
+    return JobId(key[len(RESULT) : -7].decode())
+
+
 def attempt_of(result_key: bytes) -> Attempt:
     """Return the attempt that the key of a result names."""
     return Attempt(int(result_key[-6:]))

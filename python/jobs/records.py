@@ -11,12 +11,14 @@ from msgspec import Struct
 from jobs.errors import InternalError
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
 from jobs.protocol.model import (
+    Artefact,
     BlobKind,
     BlobResult,
     CatchUp,
     Execution,
     JobState,
     JobSubmit,
+    OutputSkipped,
     Overlap,
     Reason,
     Requires,
@@ -153,6 +155,8 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     query: SqlResult | None = None
     blob: BlobResult | None = None
     moved: MovedOutput | None = None
+    artefacts: list[Artefact] = []
+    skipped: list[OutputSkipped] = []
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):

@@ -15,6 +15,7 @@ import pytest
 
 from jobs import keys
 from jobs.control.arrayremoval import TaskRemoval
+from jobs.control.jobreferences import JobReferences
 from jobs.errors import Forbidden, IdempotencyConflict, InvalidRequest, NotFinished, NotFound, NotRedrivable
 from jobs.protocol import wire
 from jobs.protocol.ids import JobId, task_id
@@ -726,7 +727,9 @@ async def test_an_array_goes_with_everything_of_its_tasks_and_nothing_else(tmp_p
                 worker.finish(item, reason=Reason.OOM if failed else None, segments=[(1, b"output")])
             running = plane.control.metrics()["jobs_arrays_open"][1] > 0
         await ended(plane, child.job.id)
-        removal = TaskRemoval(plane.consensus, plane.store, plane.control._transitions)
+        removal = TaskRemoval(
+            plane.consensus, plane.store, plane.control._transitions, JobReferences(plane.store, lambda uid: False)
+        )
         assert await removal.remove_output(array)
         assert (await plane.control.result(ALICE, task_id(array, 1), None)).stdout.text == ""
         assert await removal.remove(array)

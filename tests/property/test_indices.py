@@ -110,7 +110,7 @@ def test_splitting_off_takes_every_task_once_and_in_order(size: int, lot: int, d
 def test_a_list_takes_no_more_operations_than_are_planned_for_it(sizes: list[int]) -> None:
     array = ArraySpec(lines=["x" * size for size in sizes])
     job = ShellJob(payload=ShellPayload(argv=["true"]), array=array)
-    new = JobMaker(None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
+    new = JobMaker(None, None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
     with_idempotency_key = len(new.ops()) + 1
     assert with_idempotency_key <= operations_of(job)
 
@@ -119,6 +119,6 @@ def test_a_list_takes_no_more_operations_than_are_planned_for_it(sizes: list[int
 def test_the_largest_lists_fit_one_transaction(sizes: list[int]) -> None:
     array = ArraySpec(lines=["x" * size for size in sizes])
     job = ShellJob(payload=ShellPayload(argv=["true"]), array=array)
-    new = JobMaker(None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
+    new = JobMaker(None, None, max_pending=1).make(job, 1000, 1_000)  # type: ignore[arg-type]
     assert len(new.ops()) <= operations_of(job) < MAX_TXN_OPS - 100
     assert max(len(put.value) for put in new.tasks) < MAX_VALUE_BYTES

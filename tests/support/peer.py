@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import BlobResult, Reason, StreamInfo
+from jobs.protocol.model import Artefact, BlobResult, Reason, StreamInfo
 
 T = TypeVar("T")
 STEP_S = 10.0
@@ -102,6 +102,7 @@ class WorkerPeer:
         segments: Sequence[tuple[int, bytes]] = (),
         write: wire.TableWrite | None = None,
         blob: BlobResult | None = None,
+        artefacts: Sequence[Artefact] = (),
     ) -> None:
         self._count(item, segments)
         sizes = {stream: self._written[item.job, item.attempt, stream] for stream in (1, 2)}
@@ -123,7 +124,13 @@ class WorkerPeer:
         )
         self.send(
             wire.Finished(
-                job=item.job, attempt=item.attempt, outcome=outcome, seq=seq, segments=list(segments), write=write
+                job=item.job,
+                attempt=item.attempt,
+                outcome=outcome,
+                seq=seq,
+                segments=list(segments),
+                write=write,
+                artefacts=list(artefacts),
             )
         )
 

@@ -21,7 +21,7 @@ from jobs.client.submission import shell_job, to_content, with_key
 from jobs.client.sync import Client, KeyValueClient
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest, QueueFull
 from jobs.protocol.ids import is_job_id
-from jobs.protocol.model import Content, Health, JobState, Limits, Problem, ShellJob, ShellPayload
+from jobs.protocol.model import Content, Health, InputFile, JobState, Limits, Problem, ShellJob, ShellPayload
 
 
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (KeyValueClient, AsyncKeyValueClient)])
@@ -47,7 +47,7 @@ def test_a_command_becomes_a_job() -> None:
         payload=ShellPayload(
             argv=["sort", "-u"],
             stdin=Content(base64="/w=="),
-            files={"a": Content(text="b")},
+            files={"a": InputFile(text="b")},
             limits=Limits(pids=5),
             cwd="sub",
         ),

@@ -20,6 +20,7 @@ from jobs.protocol.model import (
     BlobReplicate,
     BlobVerify,
     Content,
+    InputFile,
     JobSubmit,
     ShellJob,
     ShellPayload,
@@ -44,14 +45,14 @@ from jobs.validate import MAX_SPEC_BYTES, check_allowed, check_job, check_spec_s
         (ShellPayload(argv=["cat"], stdin=Content(text="a", base64="YQ==")), "$.payload.stdin"),
         (ShellPayload(argv=["cat"], stdin=Content(base64="not base64!")), "$.payload.stdin.base64"),
         *(
-            (ShellPayload(argv=["cat"], files={name: Content(text="")}), f"$.payload.files[{name!r}]")
+            (ShellPayload(argv=["cat"], files={name: InputFile(text="")}), f"$.payload.files[{name!r}]")
             for name in ("", "/etc/passwd", "../up", "a/../b", "dir/", "nul\x00", "x" * 256, "a/" * 600 + "a")
         ),
         (
-            ShellPayload(argv=["cat"], files={"a": Content(text=""), "./a": Content(text="")}),
+            ShellPayload(argv=["cat"], files={"a": InputFile(text=""), "./a": InputFile(text="")}),
             "$.payload.files['./a']",
         ),
-        (ShellPayload(argv=["cat"], files={"a": Content(text=""), "a/b": Content(text="")}), "$.payload.files"),
+        (ShellPayload(argv=["cat"], files={"a": InputFile(text=""), "a/b": InputFile(text="")}), "$.payload.files"),
     ],
 )
 def test_what_could_never_run_is_refused_with_its_field(payload: ShellPayload, field: str) -> None:
@@ -69,7 +70,7 @@ def test_what_can_run_is_accepted() -> None:
                 env={"A": "=", "B": ""},
                 cwd="sub/dir",
                 stdin=Content(base64="AAE="),
-                files={"in": Content(text="a b"), "sub/dir/x": Content(base64="")},
+                files={"in": InputFile(text="a b"), "sub/dir/x": InputFile(base64="")},
             )
         )
     )

@@ -22,6 +22,7 @@ from jobs.control.explain import Explanations
 from jobs.control.fleet import Fleet
 from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
+from jobs.control.jobreferences import JobReferences
 from jobs.control.leases import Leases
 from jobs.control.moving import OutputMover
 from jobs.control.newjobs import JobMaker
@@ -137,7 +138,8 @@ class Control(ReadOperations):
         )
         self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
         self._dependencies = Dependencies(consensus, store, transitions, tasks.spawn)
-        maker = JobMaker(self._queues, max_pending=config.max_pending)
+        references = JobReferences(store, config.is_admin)
+        maker = JobMaker(self._queues, references, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
         self._arrays = Arrays(consensus, store, transitions, self._queues, tasks.spawn)
         self._queries = Queries(consensus.barrier, store, hub, output_blobs, self._array_progress)
@@ -165,13 +167,14 @@ class Control(ReadOperations):
         )
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
         self._mover = OutputMover(consensus, store, transitions, self.blobs.references, output_blobs, tasks.spawn)
-        self._retention = Retention(consensus, store, transitions, tasks.spawn, config.retention)
+        self._retention = Retention(consensus, store, transitions, references, tasks.spawn, config.retention)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, hub, self._leases)
         self.gateway = Gateway(
             transitions,
             self._fleet,
             TableWrites(store, config.is_admin, self._check_space),
+            references,
             tasks.spawn,
             types=WORKER_TYPES,
         )
@@ -189,6 +192,7 @@ class Control(ReadOperations):
             store,
             self._schedule_driver,
             maker,
+            references,
             max_schedules=config.max_schedules,
             max_per_owner=config.max_schedules_per_owner,
             check_space=self._check_space,

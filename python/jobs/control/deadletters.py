@@ -147,10 +147,10 @@ class DeadLetters:
         (new,) = linked.news
         settled = jobs.on_redriven(old, new.id)
         assert isinstance(settled, JobRecord)
-        with self._maker.admit(linked.news) as guards:
-            compares = (*guards, *linked.compares, guard(job, stored))
+        with self._maker.admit(linked.news) as admitted:
+            compares = (*admitted.compares, *linked.compares, guard(job, stored))
             entry = job_entry(caller, "job.redrive", job, old.owner, now_ms, made=new.id)
-            ops = (*new.ops(), *linked.ops, *write_ops(job, old, settled), *entry)
+            ops = (*admitted.ops, *linked.ops, *write_ops(job, old, settled), *entry)
             done = await self._consensus.propose(Txn(compares, ops), new.size_bytes() + 1_024)
             check(done)
             if not done.succeeded:

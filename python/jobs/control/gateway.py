@@ -15,10 +15,14 @@ from functools import partial
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from jobs import jobs, keys, records
 from jobs.clock import wall_ms
+from jobs.control.blobs.references import Referred
 from jobs.control.fleet import Fleet
+from jobs.control.jobreferences import NOTHING as NO_REFERENCES
+from jobs.control.jobreferences import JobReferences
 from jobs.control.tables import NOTHING, TableWrites, write_bytes
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions
@@ -26,7 +30,7 @@ from jobs.errors import Gone, JobsError, NotFound
 from jobs.jobs import Refusal
 from jobs.protocol import wire
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import Execution, JobState
+from jobs.protocol.model import Execution, JobState, Reason
 from jobs.records import JobRecord, LogChunk, ProgressRecord, ResultRecord
 from jobs.service import WorkerProcess
 from jobs.store import Op, Put
@@ -41,6 +45,8 @@ MAX_ENDED: Final = 256
 MAX_OUTSTANDING: Final = 1_024
 """Reports of one worker that may wait to be written before nothing more is read from it."""
 SEGMENT_OVERHEAD_BYTES: Final = 64
+OUTPUT_BYTES: Final = 1_024
+"""About what it takes to say of a file that it was left, and to refer to it."""
 PROGRESS_BYTES: Final = 256
 """About what a command takes that stores progress."""
 
@@ -53,6 +59,7 @@ class Gateway:
         transitions: Transitions,
         fleet: Fleet,
         tables: TableWrites,
+        references: JobReferences,
         spawn: Spawn,
         *,
         types: frozenset[str],
@@ -60,6 +67,7 @@ class Gateway:
         self.transitions = transitions
         self.fleet = fleet
         self.tables = tables
+        self.references = references
         self.spawn = spawn
         self.types = types
         self.connections: set[WorkerConnection] = set()
@@ -298,25 +306,33 @@ class WorkerConnection(asyncio.Protocol):
         now_ms, chance = wall_ms(), random.random()  # noqa: S311 - jitter
         queued_ms = 0
 
-        outcome, written = frame.outcome, NOTHING
+        outcome, written, referred = frame.outcome, NOTHING, NO_REFERENCES
 
         def decide(record: JobRecord) -> jobs.Step:
-            nonlocal queued_ms, outcome, written
+            nonlocal queued_ms, outcome, written, referred
             queued_ms = record.ready_ms
+            if frame.artefacts:
+                outcome, referred = self._refer(frame, record.owner)
             if frame.write is not None and frame.outcome.reason is None:
                 outcome, written = self._gateway.tables.decide(frame.job, record.owner, frame, now_ms)
             return jobs.on_finished(record, frame.attempt, incarnation, outcome, now_ms, chance)
 
         def extra(record: JobRecord) -> tuple[Op, ...]:
             execution = execution_of(frame, outcome, worker, incarnation, self._process.node, queued_ms)
+            kept = bool(referred[1]) or not frame.artefacts
             result = result_of(record, outcome, execution)
+            if kept:
+                result = replace(result, artefacts=frame.artefacts, skipped=frame.skipped)
             put = Put(keys.result(frame.job, frame.attempt), records.encode(result))
-            return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments), *written.ops)
+            return (put, *log_ops(frame.job, frame.attempt, frame.seq, frame.segments), *written.ops, *referred[1])
 
         done: Change | Refusal
         try:
             size_bytes = 1024 + weight(frame.segments) + write_bytes(frame.write)
-            done = await self._gateway.transitions.apply(frame.job, decide, extra, size_bytes, lambda: written.compares)
+            size_bytes += OUTPUT_BYTES * (len(frame.artefacts) + len(frame.skipped))
+            done = await self._gateway.transitions.apply(
+                frame.job, decide, extra, size_bytes, lambda: (*written.compares, *referred[0])
+            )
         except (Gone, NotFound) as error:
             # It ended, by an earlier report, and has been deleted since: there is nothing to send again.
             done = Refusal(error.detail)
@@ -328,6 +344,16 @@ class WorkerConnection(asyncio.Protocol):
             logger.info("attempt ended", extra=fields)
         accepted = not isinstance(done, Refusal)
         self._send(wire.FinishedAck(job=frame.job, attempt=frame.attempt, accepted=accepted))
+
+    def _refer(self, frame: wire.Finished, owner: int) -> tuple[wire.Outcome, Referred]:
+        """Return the outcome, and what refers to the files that the attempt has left: it has failed without them."""
+        try:
+            return frame.outcome, self._gateway.references.of_outputs(frame.job, owner, frame.artefacts)
+        except NotFound as error:
+            # It was stored a moment ago; somebody has the grace period at nothing.
+            message = f"its outputs are gone: {error.detail}"
+            lost = replace(frame.outcome, reason=frame.outcome.reason or Reason.BLOB_ERROR, message=message)
+            return lost, NO_REFERENCES
 
     # --- sending --------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,7 +24,21 @@ from jobs.protocol.ids import JobId, JobIdSource, array_id
 from jobs.protocol.model import ArraySpec, JobSubmit
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
-from jobs.validate import array_items, array_size, check_job, check_spec_size, item_chunk_bytes, without_list
+from jobs.validate import (
+    array_items,
+    array_size,
+    check_job,
+    check_spec_size,
+    item_chunk_bytes,
+    named_blobs,
+    without_list,
+)
+
+if TYPE_CHECKING:
+    from jobs.control.jobreferences import JobReferences  # the catalogue needs dependencies, and they need this
+
+REFERENCE_BYTES: Final = 512
+"""About what a command takes that refers to a blob."""
 
 
 class NewJob(Struct, frozen=True):
@@ -34,6 +49,8 @@ class NewJob(Struct, frozen=True):
     spec: bytes
     tasks: tuple[Put, ...] = ()
     """The array's record first."""
+    blobs: Mapping[str, str] = {}
+    """The blobs that it names, each with the field that does."""
 
     def compares(self) -> tuple[Compare, ...]:
         """Return what holds while the id is free, and the unique key is if the job has one."""
@@ -45,7 +62,7 @@ class NewJob(Struct, frozen=True):
 
     def size_bytes(self) -> int:
         """Return about what its operations take in a command."""
-        return len(self.spec) + 512 + sum(len(put.value) for put in self.tasks)
+        return len(self.spec) + 512 + sum(len(put.value) for put in self.tasks) + REFERENCE_BYTES * len(self.blobs)
 
     def body_sha256(self) -> bytes:
         """Return the hash of what was submitted, and behind it that of the list that the spec leaves out, if any."""
@@ -55,11 +72,19 @@ class NewJob(Struct, frozen=True):
         return hashlib.sha256(self.spec).digest() + (listed.digest() if self.tasks[1:] else b"")
 
 
+class Admitted(Struct, frozen=True):
+    """What one transaction stores new jobs with."""
+
+    compares: tuple[Compare, ...]
+    ops: tuple[Op, ...]
+
+
 class JobMaker:
     """Makes new jobs, with ids in the order in which they were made, and lets them in while there is room."""
 
-    def __init__(self, queues: Queues, *, max_pending: int) -> None:
+    def __init__(self, queues: Queues, references: JobReferences, *, max_pending: int) -> None:
         self._queues = queues
+        self._references = references
         self._max_pending = max_pending
         self._ids = JobIdSource()
 
@@ -68,7 +93,10 @@ class JobMaker:
         check_job(job, where)
         if job.array is not None:
             return self._make_array(job, job.array, owner, now_ms, where)
-        return _sized(NewJob(self._next_id(now_ms), jobs.on_submit(job, owner, now_ms), _encoded(job, where)))
+        new = NewJob(
+            self._next_id(now_ms), jobs.on_submit(job, owner, now_ms), _encoded(job, where), (), named_blobs(job, where)
+        )
+        return _sized(new)
 
     def _make_array(self, job: JobSubmit, array: ArraySpec, owner: int, now_ms: int, where: str) -> NewJob:
         listed = array_items(array, f"{where}.array")
@@ -79,7 +107,8 @@ class JobMaker:
         if listed is not None:
             chunks = arrays.cut(listed, item_chunk_bytes(len(listed)))
             tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in chunks]
-        return _sized(NewJob(made, jobs.on_submit(job, owner, now_ms, size), spec, tuple(tasks)))
+        first = jobs.on_submit(job, owner, now_ms, size)
+        return _sized(NewJob(made, first, spec, tuple(tasks), named_blobs(job, where)))
 
     def repeat_array(
         self,
@@ -101,23 +130,28 @@ class JobMaker:
             if kept is not None:
                 tasks.append(Put(keys.numbered(keys.ARRAY_ITEMS, made, index), kept))
         first = replace(jobs.on_submit(spec, owner, now_ms, members.bit_count()), redrive_of=old)
-        return _sized(NewJob(made, first, records.encode_spec(spec), tuple(tasks)))
+        return _sized(NewJob(made, first, records.encode_spec(spec), tuple(tasks), named_blobs(spec)))
 
     def _next_id(self, now_ms: int) -> JobId:
         return self._ids.next(now_ms, secrets.randbits(62))
 
     @contextmanager
-    def admit(self, news: Sequence[NewJob]) -> Iterator[tuple[Compare, ...]]:
-        """Hold room for jobs while one transaction stores them; yield the compares that it has to make.
+    def admit(self, news: Sequence[NewJob]) -> Iterator[Admitted]:
+        """Hold room for jobs while one transaction stores them; yield what that has to compare, and what stores them.
 
-        They fail when a key was taken or settings changed meanwhile: then admit anew. What was stored is told to
-        `Transitions.on_change` before the end. Raises QueueClosed and QueueFull.
+        The compares fail when a key was taken, settings changed or a blob went meanwhile: then admit anew. What was
+        stored is told to `Transitions.on_change` before the end. Raises QueueClosed and QueueFull, and NotFound for a
+        blob that is not there for the job's owner.
         """
         self._check_room(len(news))
         shares = Counter((new.record.queue, new.record.owner) for new in news)
         with self._queues.room(shares):
             guards = dict.fromkeys(guard for share in shares for guard in self._queues.guards(*share))
-            yield (*guards, *(compare for new in news for compare in new.compares()))
+            there, references = self._references.of_new(news)
+            yield Admitted(
+                (*guards, *(compare for new in news for compare in new.compares()), *there),
+                (*(op for new in news for op in new.ops()), *references),
+            )
 
     def _check_room(self, count: int) -> None:
         pending = self._queues.pending

@@ -144,6 +144,8 @@ class Queries:
                 logs_gone=is_gone,
                 query=ended.query,
                 blob=ended.blob,
+                artefacts=ended.artefacts,
+                skipped=ended.skipped,
             )
         if attempt != record.attempt:
             raise NotFound(f"job {job} has no result of attempt {attempt}; it is at attempt {record.attempt}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from jobs import jobs, keys, records
 from jobs.consensus import Consensus
 from jobs.control.arrayremoval import TaskRemoval
 from jobs.control.dependencies import keys_of
+from jobs.control.jobreferences import JobReferences
 from jobs.control.queries import TURN_ROWS
 from jobs.control.transitions import Stored, Transitions, check, guard
 from jobs.protocol.ids import JobId
@@ -19,18 +20,19 @@ from jobs.store import Delete, Op, Put, Store, Txn, TxnResult, prefix_end
 CHUNKS: Final = 2_000
 """Chunks of output that one transaction deletes."""
 EDGES: Final = 500
-"""Dependencies that one transaction deletes."""
+"""Dependencies and references to blobs that one transaction deletes."""
 TXN_BYTES: Final = 2_048
 
 
 class Removal:
     """Takes ended jobs out of the store."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions) -> None:
+    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, references: JobReferences) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
-        self._tasks = TaskRemoval(consensus, store, transitions)
+        self._references = references
+        self._tasks = TaskRemoval(consensus, store, transitions, references)
         self.on_removed: Callable[[JobRecord, int], None] = lambda record, revision: None
         """Called with the record of every job that was deleted, and the revision at which it was."""
         self.jobs_total = 0
@@ -86,8 +88,14 @@ class Removal:
             if self._store.count(output, prefix_end(output), limit=CHUNKS + 1) > CHUNKS:
                 await self.remove_output(job)
                 continue
-            edges, more = keys_of(self._store, job, EDGES)
-            ops: list[Op] = [Delete(key) for key in edges]
+            # The result says what the references are, so they go before it, and are found again after a failure.
+            references = self._references.removal(job)
+            if len(references) > EDGES:
+                if not await self._remove_references(job, stored, references[EDGES:]):
+                    continue
+                references = references[:EDGES]
+            edges, more = keys_of(self._store, job, EDGES - len(references))
+            ops: list[Op] = [*references, *(Delete(key) for key in edges)]
             if not more:
                 ops += self._last_ops(job, stored.record)
             done = await self._try(job, stored, tuple(ops))
@@ -102,6 +110,14 @@ class Removal:
             await self._transitions.apply(array, lambda record: jobs.on_output_gone(record, False))
             return False
         return await self._tasks.remove(array)
+
+    async def _remove_references(self, job: JobId, stored: Stored, references: Sequence[Op]) -> bool:
+        """Remove more references than one transaction takes; False when the job changed meanwhile."""
+        for start in range(0, len(references), EDGES):
+            if not (await self._try(job, stored, tuple(references[start : start + EDGES]))).succeeded:
+                return False
+            await asyncio.sleep(0)
+        return True
 
     def _last_ops(self, job: JobId, record: JobRecord) -> list[Op]:
         """Return what deletes the job once nothing is left of it but what one transaction can take."""

@@ -17,6 +17,7 @@ from jobs import jobs, keys, records, retention
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus, ConsensusError
 from jobs.control.ended import EndedTotals
+from jobs.control.jobreferences import JobReferences
 from jobs.control.removal import Removal
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check
@@ -56,7 +57,13 @@ class RetentionConfig(Struct, frozen=True, kw_only=True):
 
 class Retention:
     def __init__(
-        self, consensus: Consensus, store: Store, transitions: Transitions, spawn: Spawn, config: RetentionConfig
+        self,
+        consensus: Consensus,
+        store: Store,
+        transitions: Transitions,
+        references: JobReferences,
+        spawn: Spawn,
+        config: RetentionConfig,
     ) -> None:
         self._consensus = consensus
         self._store = store
@@ -66,7 +73,7 @@ class Retention:
         self._audit = AuditTrimmer(consensus, store, max_entries=config.audit_max, keep_ms=config.audit_ms)
         self._gone = Trimmer(consensus, store, keys.GONE, config.gone_max)
         self.totals = EndedTotals(store)
-        self.removal = Removal(consensus, store, transitions)
+        self.removal = Removal(consensus, store, transitions, references)
         self.removal.on_removed = self.totals.on_removed
         self._clock = AgeClock()
         self._clock_at_s = 0.0

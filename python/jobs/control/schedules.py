@@ -55,8 +55,8 @@ MAX_VOID: Final = 1_000
 MAX_REPLACED: Final = 100
 """Jobs that one transaction ends."""
 
-REFUSALS: Final = (QueueFull, QueueClosed, InvalidRequest, PayloadTooLarge, StorageFull)
-"""Why there is no job now; anything else is a fault, or passes by itself."""
+REFUSALS: Final = (QueueFull, QueueClosed, InvalidRequest, NotFound, PayloadTooLarge, StorageFull)
+"""Why there is no job now (NotFound: a blob that it names); anything else is a fault, or passes by itself."""
 
 
 class StoredSchedule(Struct, frozen=True):
@@ -172,10 +172,10 @@ class Schedules:
     async def store_job(
         self, name: str, stored: StoredSchedule, record: ScheduleRecord, new: NewJob, *extra: Op
     ) -> Revision | None:
-        """Store a new job and the record with it; None when the schedule or a queue was changed meanwhile."""
-        with self._maker.admit([new]) as guards:
+        """Store a new job and the record with it; None when the schedule, a queue or a blob was changed meanwhile."""
+        with self._maker.admit([new]) as admitted:
             put = Put(keys.schedule(name), records.encode(replace(record, last_job=new.id)))
-            txn = Txn((stored.compare(name), *guards), (put, *new.ops(), *extra))
+            txn = Txn((stored.compare(name), *admitted.compares), (put, *admitted.ops, *extra))
             done = await self._consensus.propose(txn, new.size_bytes())
             check(done)
             if not done.succeeded:

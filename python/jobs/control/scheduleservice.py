@@ -11,7 +11,8 @@ from jobs import keys, records, schedules
 from jobs.clock import rfc3339, wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import audit_entry, job_entry
-from jobs.control.newjobs import JobMaker
+from jobs.control.jobreferences import JobReferences
+from jobs.control.newjobs import REFERENCE_BYTES, JobMaker
 from jobs.control.once import MAX_TRIES, idempotency_key, try_id, was_done
 from jobs.control.queries import decode_cursor, encode_cursor
 from jobs.control.schedules import Schedules, StoredSchedule
@@ -32,7 +33,7 @@ from jobs.protocol.model import (
 )
 from jobs.records import IdempotencyRecord, ScheduleRecord
 from jobs.service import Caller
-from jobs.store import EQ, Delete, ModRevisionIs, Op, Put, Store, Txn
+from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn
 from jobs.validate import check_allowed, check_spec_size
 
 TURN_VIEWS: Final = 32
@@ -48,6 +49,7 @@ class ScheduleOperations:
         store: Store,
         driver: Schedules,
         maker: JobMaker,
+        references: JobReferences,
         *,
         max_schedules: int,
         max_per_owner: int,
@@ -57,6 +59,7 @@ class ScheduleOperations:
         self._store = store
         self._driver = driver
         self._maker = maker
+        self._references = references
         self._max_schedules = max_schedules
         self._max_per_owner = max_per_owner
         self._check_space = check_space
@@ -128,8 +131,12 @@ class ScheduleOperations:
                 if former is None or record.timetable != former.timetable:
                     schedules.check_fires(record.timetable, now_ms)
                 entry = audit_entry(caller, "schedule.set", name, now_ms, owner=record.owner)
-                ops = (_put(name, record), Put(keys.schedule_job(name), spec), entry)
-                if await self._write(caller, number, name, stored, ops, len(spec)):
+                there, references = self._references.of_schedule(
+                    name, record.owner, schedule.job, None if known is None else known[1]
+                )
+                ops = (_put(name, record), Put(keys.schedule_job(name), spec), entry, *references)
+                size_bytes = len(spec) + REFERENCE_BYTES * len(references)
+                if await self._write(caller, number, name, stored, ops, size_bytes, there):
                     self._driver.owners[name] = record.owner
                     self._driver.look(name)
                     return self._view(name, record), former is None
@@ -143,7 +150,9 @@ class ScheduleOperations:
                 stored = await self._read(caller, name)
                 _check_revision(name, self._set_at(name), revision)
                 entry = audit_entry(caller, "schedule.delete", name, wall_ms(), owner=stored.record.owner)
-                ops = (Delete(keys.schedule(name)), Delete(keys.schedule_job(name)), entry)
+                known = self._store.get(keys.schedule_job(name))
+                gone = self._references.schedule_removal(name, None if known is None else known[1])
+                ops = (Delete(keys.schedule(name)), Delete(keys.schedule_job(name)), entry, *gone)
                 if await self._write(caller, number, name, stored, ops):
                     self._driver.forget(name)
                     return
@@ -222,10 +231,12 @@ class ScheduleOperations:
         stored: StoredSchedule | None,
         ops: tuple[Op, ...],
         size_bytes: int = 0,
+        compares: tuple[Compare, ...] = (),
     ) -> bool:
-        """Write if the schedule is as it was read, or still not there; tell whether it was. `number`: of the try."""
+        """Write if the schedule is as it was read, or still not there, and `compares` hold; tell whether that was so.
+        `number`: of the try."""
         guard = ModRevisionIs(keys.schedule(name), EQ, 0) if stored is None else stored.compare(name)
-        txn = Txn((guard,), ops, request_id=try_id(caller.request_id, number))
+        txn = Txn((guard, *compares), ops, request_id=try_id(caller.request_id, number))
         done = await self._consensus.propose(txn, 1024 + size_bytes)
         check(done)
         return done.succeeded

@@ -186,10 +186,10 @@ class Submission:
     ) -> bool:
         """Write the jobs in one transaction, with an entry for the audit trail; False when what it was decided on has
         changed meanwhile."""
-        with self._maker.admit(linked.news) as guards:
-            compares = (*guards, *linked.compares, *(compare for new in news for compare in new.compares()))
+        with self._maker.admit(linked.news) as admitted:
+            compares = (*admitted.compares, *linked.compares, *(compare for new in news for compare in new.compares()))
             ops = (
-                *(op for job in linked.news for op in job.ops()),
+                *admitted.ops,
                 *linked.ops,
                 *(op for new in news for op in new.ops()),
                 *entry,

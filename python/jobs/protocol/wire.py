@@ -14,7 +14,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId
-from jobs.protocol.model import BlobResult, PressureKind, Reason, SqlResult, StreamInfo
+from jobs.protocol.model import (
+    MAX_OUTPUTS,
+    Artefact,
+    BlobResult,
+    OutputSkipped,
+    PressureKind,
+    Reason,
+    SqlResult,
+    StreamInfo,
+)
 
 PROTOCOL_VERSION: Final = 4
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -122,6 +131,9 @@ class Finished(_Frame, frozen=True, tag="finished"):
     seq: int
     segments: list[tuple[int, bytes]]
     write: TableWrite | None = None
+    artefacts: Annotated[list[Artefact], Meta(max_length=MAX_OUTPUTS)] = []
+    """Files that it has left, which are blobs of the owner's: the transaction that ends the attempt refers to them."""
+    skipped: Annotated[list[OutputSkipped], Meta(max_length=20)] = []
 
 
 class Progress(_Frame, frozen=True, tag="progress"):

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 from msgspec import Struct
 
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import Reason, StreamInfo
+from jobs.protocol.model import Artefact, OutputSkipped, Reason, StreamInfo
 from jobs.protocol.wire import Assignment, Outcome, TableWrite
 
 Segments: TypeAlias = list[tuple[int, bytes]]
@@ -75,6 +75,9 @@ class Ended(Struct, frozen=True, kw_only=True):
     outcome: Outcome
     segments: Segments
     write: TableWrite | None = None
+    artefacts: list[Artefact] = []
+    """Files that it has left: blobs of its owner's by now."""
+    skipped: list[OutputSkipped] = []
 
 
 Event: TypeAlias = Produced | Progressed | Ended

@@ -399,6 +399,8 @@ class Session:
             seq=held.next_seq,
             segments=last,
             write=event.write,
+            artefacts=event.artefacts,
+            skipped=event.skipped,
         )
         held.next_seq += 1
         self._send(held.finished)
