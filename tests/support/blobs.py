@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.api import ApiConfig, serve
 from jobs.blobs import BlobStore
+from jobs.blobs.host import BlobHost
 from jobs.blobs.part import BlobPart
 from tests.support.api import Api, scenario_of
 from tests.support.backend import SiteBackend
@@ -19,6 +20,7 @@ class BlobApi(Api):
     """A served control plane with the blobs of its node."""
 
     store: BlobStore
+    host: BlobHost
     directory: Path
 
     def drafts(self) -> list[Path]:
@@ -39,7 +41,7 @@ async def served(
         socket = directory / "api.sock"
         server = await serve(SiteBackend(plane.site, part.host), str(socket), ApiConfig(**changes))
         api = BlobApi(plane, server, socket)
-        api.store, api.directory = store, directory
+        api.store, api.host, api.directory = store, part.host, directory
         try:
             yield api
         finally:

@@ -186,6 +186,7 @@ def print_result(found: JobResult) -> None:
             )
     if found.blob is not None:
         fields += [("hash", found.blob.hash), ("blobs", f"{found.blob.blobs:,}, {found.blob.bytes:,} bytes")]
+    fields += [("artefact", f"{one.path} ({one.size_bytes} bytes, blob {one.hash})") for one in found.artefacts]
     if found.logs_gone:
         fields.append(("output", "no longer kept"))
     print_fields(fields)

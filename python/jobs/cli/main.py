@@ -10,6 +10,7 @@ from typing import Final
 
 from jobs.cli import (
     arrays,
+    artefacts,
     audit,
     blob,
     cluster,
@@ -35,6 +36,7 @@ GROUPS: Final = (
     run,
     sql,
     jobs,
+    artefacts,
     arrays,
     explain,
     graph,

@@ -10,9 +10,22 @@ from typing import Final
 
 from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
-from jobs.protocol.model import BlobJob, JobSubmit, Limits, Reason, Requires, Retention, Retry, ShellJob, SqlJob
+from jobs.protocol.model import (
+    HASH_PATTERN,
+    BlobJob,
+    InputFile,
+    JobSubmit,
+    Limits,
+    Reason,
+    Requires,
+    Retention,
+    Retry,
+    ShellJob,
+    SqlJob,
+)
 from jobs.validate import MAX_SPEC_BYTES
 
+BLOB_PREFIX: Final = "blob:"
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _TIMES: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -97,8 +110,16 @@ def _add_command(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="put a copy of PATH at NAME in the job",
+        help="put a copy of PATH at NAME in the job, or show it a blob there: NAME=blob:HASH",
     )
+    what.add_argument(
+        "--artefact",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="keep files that the job leaves as blobs: out.csv, 'out/**', '*.log'; may be repeated",
+    )
+    what.add_argument("--artefacts-on-failure", action="store_true", help="also when it fails")
     what.add_argument("--env", type=pair, action="append", default=[], metavar="NAME=VALUE", help="set a variable")
     what.add_argument("--cwd", metavar="DIR", help="directory to run in, relative to the job's own")
 
@@ -189,7 +210,9 @@ def job_of(options: argparse.Namespace) -> ShellJob:
     return shell_job(
         options.argv or read(options.script).decode(errors="surrogateescape"),
         stdin=None if options.stdin is None else read(options.stdin),
-        files={name: read(path) for name, path in options.file},
+        files={name: _file(path) for name, path in options.file},
+        outputs=options.artefact,
+        outputs_on_failure=options.artefacts_on_failure,
         env=dict(options.env),
         cwd=options.cwd,
         limits=Limits(
@@ -239,6 +262,16 @@ def command_of(job: JobSubmit) -> str:
         blob = getattr(job.payload, "hash", None)
         return f"{job.payload.__struct_config__.tag} {blob}" if blob else str(job.payload.__struct_config__.tag)
     return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
+
+
+def _file(path: str) -> bytes | InputFile:
+    """Return what a file holds, or the blob that is named instead. Raises UsageError."""
+    if not path.startswith(BLOB_PREFIX):
+        return read(path)
+    blob = path.removeprefix(BLOB_PREFIX)
+    if re.match(HASH_PATTERN, blob) is None:
+        raise UsageError(f"{blob!r} is no hash of a blob: 64 digits 0-9 and a-f (a file of this name: ./{path})")
+    return InputFile(blob=blob)
 
 
 def read(path: str, limit_bytes: int = MAX_SPEC_BYTES, what: str = "a job") -> bytes:

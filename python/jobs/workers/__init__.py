@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def _shell(config: NodeConfig, tag: str) -> Executor:
     from jobs.workers.shell import ShellExecutor
 
-    return ShellExecutor(config.workers.shell, tag)
+    return ShellExecutor(config.workers.shell, config.api_socket, tag)
 
 
 def _sql(config: NodeConfig, tag: str) -> Executor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -19,6 +21,7 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
 from jobs.validate import MAX_SPEC_BYTES, NODE_DIR, check_shell
+from jobs.workers.errands import Errands
 from jobs.workers.executor import (
     Command,
     Credit,
@@ -32,6 +35,7 @@ from jobs.workers.executor import (
     never_ran,
 )
 from jobs.workers.former import clear
+from jobs.workers.inputs import input_directory
 from jobs.workers.notes import read_lines
 from jobs.workers.sandbox import (
     Ack,
@@ -63,7 +67,7 @@ class ShellExecutor:
 
     type: Final = "shell"
 
-    def __init__(self, config: ShellWorker, tag: str) -> None:
+    def __init__(self, config: ShellWorker, api_socket: Path, tag: str) -> None:
         """End what bears the tag of an earlier life's processes, then start the launcher.
 
         Raises ExecutorError when either cannot be done on this host.
@@ -71,8 +75,10 @@ class ShellExecutor:
         self._config = config
         self._limits = JobLimits(**config.limits.model_dump())
         clear(tag, lambda uid: is_ours(uid, config))
+        self._inputs = input_directory(config.inputs_dir, tag)
+        self._api_socket = api_socket
         try:
-            self._launcher = Launcher.start(launcher_config(config), tag=tag)
+            self._launcher = Launcher.start(launcher_config(config, self._inputs), tag=tag)
         except LauncherError as error:
             raise ExecutorError(str(error)) from error
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,6 +99,14 @@ class ShellExecutor:
         self._on_events, self._on_lost = on_events, on_lost
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._launcher.fileno(), self._on_readable)
+        self._errands = Errands(
+            self._config,
+            self._inputs,
+            self._api_socket,
+            sandbox=self.sandbox,
+            spawn=lambda spawn: self._send([spawn]),
+            on_events=on_events,
+        )
 
     def perform(self, commands: Sequence[Command]) -> None:
         assert self._loop is not None
@@ -102,9 +116,17 @@ class ShellExecutor:
             match command:
                 case Start(assignment):
                     try:
-                        requests.append(spawn_of(assignment, self._config, self._limits))
+                        payload = payload_of(assignment)
+                        spawn = spawn_of(assignment, payload, self._config, self._limits)
                     except InvalidRequest as error:
                         refused.append(self._refusal(assignment, error))
+                        continue
+                    if spawn.keep or any(file.blob is not None for file in payload.files.values()):
+                        self._errands.begin(assignment, payload, spawn)
+                    else:
+                        requests.append(spawn)
+                case Stop() if self._errands.stop(command):
+                    pass
                 case Stop(job=job, attempt=attempt, reason=reason, now=now):
                     why: Literal["cancelled", "worker_lost"] = (
                         "cancelled" if reason is Reason.CANCELLED else "worker_lost"
@@ -115,11 +137,14 @@ class ShellExecutor:
         if refused:
             self._loop.call_soon(self._on_events, refused)
         if requests:
-            self._write(lambda: self._launcher.send(requests))
+            self._send(requests)
 
     def close(self) -> None:
+        if self._loop is not None:
+            self._errands.close()
         self._detach()
         self._launcher.close()
+        shutil.rmtree(self._inputs.parent, ignore_errors=True)
 
     def _refusal(self, assignment: Assignment, error: Exception) -> Ended:
         outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=self.sandbox)
@@ -136,8 +161,11 @@ class ShellExecutor:
             match event:
                 case Output(job=job, attempt=attempt, segments=segments):
                     events.append(Produced(job=job, attempt=attempt, segments=segments))
-                case Exited(job=job, attempt=attempt, outcome=outcome, segments=segments):
-                    events.append(Ended(job=job, attempt=attempt, outcome=outcome, segments=segments))
+                case Exited(job=job, attempt=attempt, outcome=outcome, segments=segments, kept=kept):
+                    ended = Ended(job=job, attempt=attempt, outcome=outcome, segments=segments)
+                    told = self._errands.on_end(ended, None if kept is None else self._launcher.take(kept))
+                    if told is not None:
+                        events.append(told)
                 case Notes(job=job, attempt=attempt, lines=lines):
                     events += progress_of(job, attempt, lines)
                 case Started(job=job, attempt=attempt, pid=pid):
@@ -147,9 +175,13 @@ class ShellExecutor:
         if events:
             self._on_events(events)
 
+    def _send(self, requests: Sequence[Request]) -> None:
+        self._write(lambda: self._launcher.send(requests))
+
     def _write(self, write: Callable[[], bool]) -> None:
         """Write to the launcher, and come back when it has room if not everything went out."""
-        assert self._loop is not None
+        if self._loop is None:
+            return  # lost, and about to be closed
         try:
             if write():
                 self._loop.add_writer(self._launcher.fileno(), self._write, self._launcher.flush)
@@ -174,7 +206,7 @@ def is_ours(uid: int, config: ShellWorker) -> bool:
     return uid == os.geteuid() or (os.geteuid() == 0 and 0 <= uid - config.uid_base < config.uid_count)
 
 
-def launcher_config(config: ShellWorker) -> Configure:
+def launcher_config(config: ShellWorker, inputs: Path | None = None) -> Configure:
     """Return what the launcher is told of the worker's configuration."""
     return Configure(
         slots=config.slots,
@@ -183,16 +215,14 @@ def launcher_config(config: ShellWorker) -> Configure:
         uid_base=config.uid_base,
         read_only_paths=[str(path) for path in config.read_only_paths],
         cgroup=str(config.cgroup) if config.cgroup is not None else None,
+        inputs=None if inputs is None else str(inputs),
         output_window_bytes=WINDOW_BYTES,
     )
 
 
-def spawn_of(assignment: Assignment, config: ShellWorker, defaults: JobLimits) -> Spawn:
-    """Return what the launcher is to start for an assignment.
-
-    Raises InvalidRequest for a payload that cannot be run: the node's checks are not relied on.
-    """
-    payload = _payload(assignment.payload)
+def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker, defaults: JobLimits) -> Spawn:
+    """Return what the launcher is to start for an assignment, apart from its inputs. Raises InvalidRequest."""
+    given = {path: file for path, file in payload.files.items() if file.blob is None}
     return Spawn(
         job=assignment.job,
         attempt=assignment.attempt,
@@ -201,8 +231,9 @@ def spawn_of(assignment: Assignment, config: ShellWorker, defaults: JobLimits) -
         env={**payload.env, **assignment.env},
         cwd=payload.cwd,
         stdin=None if payload.stdin is None else content_bytes(payload.stdin, "$.stdin"),
-        files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in payload.files.items()}
+        files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in given.items()}
         | {str(NODE_DIR / path): content for path, content in assignment.files.items()},
+        keep=bool(payload.outputs),
         host_network=payload.network == "host",
         timeout_s=assignment.timeout_s,
         heartbeat_s=assignment.heartbeat_s,
@@ -222,7 +253,9 @@ def progress_of(job: JobId, attempt: Attempt, lines: bytes) -> list[Event]:
     return [Progressed(job=job, attempt=attempt, percent=progress.percent, message=progress.message)]
 
 
-def _payload(data: bytes) -> ShellPayload:
+def payload_of(assignment: Assignment) -> ShellPayload:
+    """Return what is to be run. Raises InvalidRequest for what cannot be: the node's checks are not relied on."""
+    data = assignment.payload
     if len(data) > MAX_SPEC_BYTES:
         raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
     try:

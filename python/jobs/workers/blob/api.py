@@ -43,7 +43,7 @@ class Answer:
     async def body(self) -> bytes:
         return b"".join([piece async for piece in self.pieces()])
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it comes."""
         first, self._first = self._first, b""
         if first:
