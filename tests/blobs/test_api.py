@@ -176,7 +176,7 @@ async def test_a_client_that_goes_away_leaves_nothing(api: BlobApi) -> None:
         await until(lambda: len(api.drafts()) > 0)
         raw.close()
         await until(lambda: api.drafts() == [])
-        assert api.server.desk.slots.used == 0
+        assert api.server.desk.transfers.used == 0
     assert await api.store.page() == []
 
 
@@ -194,16 +194,23 @@ async def test_what_is_no_body_is_refused(api: BlobApi) -> None:
     assert await api.store.page() == []
 
 
-@scenario(max_streams_per_uid=1)
-async def test_uploads_and_downloads_of_a_user_are_bounded(api: BlobApi) -> None:
+@needs_root
+@scenario(mode=0o666, max_transfers_per_uid=1, max_transfers=2)
+async def test_uploads_and_downloads_are_bounded_in_number(api: BlobApi) -> None:
     first, second = await api.connect(), await api.connect()
-    await first.send(b"POST /v1/blobs HTTP/1.1\r\nHost: jobs\r\nContent-Length: 2\r\n\r\nx")
-    await until(lambda: api.server.desk.slots.used == 1)
-    (await put(second, b"abc")).problem(429, "too_many_requests")
-    await first.send(b"y")
-    assert (await first.answer()).status == 201
-    first.close()
-    second.close()
+    others = [await connect_as(api, uid) for uid in (1_001, 1_002)]
+    begun = b"POST /v1/blobs HTTP/1.1\r\nHost: jobs\r\nContent-Length: 2\r\n\r\nx"
+    await first.send(begun)
+    await until(lambda: api.server.desk.transfers.used == 1)
+    assert "of uid 0" in (await put(second, b"abc")).problem(429, "too_many_requests")["detail"]
+    await others[0].send(begun)
+    await until(lambda: api.server.desk.transfers.used == 2)
+    (await put(others[1], b"abc")).problem(429, "too_many_requests")
+    for raw in (first, others[0]):
+        await raw.send(b"y")
+        assert (await raw.answer()).status == 201
+    for raw in (first, second, *others):
+        raw.close()
 
 
 @needs_root
@@ -288,7 +295,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(api: BlobApi) -> None:
         target = (await put(raw, content(8 * MIB, 5))).headers["location"]
         await raw.send(f"GET {target} HTTP/1.1\r\nHost: jobs\r\n\r\n".encode())
         assert (await raw.head())[0] == 200
-        await until(lambda: api.server.desk.slots.used == 0)
+        await until(lambda: api.server.desk.transfers.used == 0)
         # It is told apart from the whole: the length was said.
         assert len(await raw.reader.read()) < 8 * MIB
 

@@ -26,5 +26,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True):
     """A stream without news carries a sign of life this often."""
     max_streams_per_uid: int = 256
     """Streams and long polls of one user at a time; one more gets 429."""
+    max_transfers: int = 192
+    """Uploads and downloads of blobs at a time, each of which has a few files open; one more gets 429."""
+    max_transfers_per_uid: int = 64
     worker_uids: frozenset[int] = frozenset()
     """Whose workers act for the owners of jobs."""

@@ -43,6 +43,7 @@ class Routed(Struct, frozen=True):
 class Desk:
     def __init__(self, backend: Backend, config: ApiConfig) -> None:
         self.slots = StreamSlots(config.max_streams_per_uid)
+        self.transfers = StreamSlots(config.max_transfers_per_uid, config.max_transfers, "uploads or downloads")
         self.config = config
         self._backend = backend
         self._router = Router()
@@ -74,7 +75,7 @@ class Desk:
             content_type = routed.ask.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             decoded = decode_body(target.decoder, content_type, body)
         call = Call(routed.ask, outlet, _caller(routed.ask, body), routed.path, routed.query, decoded, incoming)
-        handlers = Handlers(cast("Service", service), self._backend, self.config, self.slots)
+        handlers = Handlers(cast("Service", service), self._backend, self.config, self.slots, self.transfers)
         try:
             return await target.route.handler(handlers, call)
         except asyncio.CancelledError:

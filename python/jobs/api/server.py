@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESERVED_DESCRIPTORS: Final = 256
-"""For files, workers, peers, and connections that are told that there are too many."""
+RESERVED_DESCRIPTORS: Final = 1_024
+"""For files, those of blobs among them, workers, peers, and connections that are told that there are too many."""
 _UNROUTED: Final = "(none)"
 
 
@@ -98,6 +98,7 @@ class ApiServer(web.Server):
         if self._path is not None:
             self._path.unlink(missing_ok=True)
         self.desk.slots.close()
+        self.desk.transfers.close()
         self.pre_shutdown()
         await self.shutdown(grace_s)
 

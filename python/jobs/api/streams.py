@@ -62,10 +62,13 @@ class Place:
 
 
 class StreamSlots:
-    """Counts the streams and long polls of each user, and ends them all when the node stops."""
+    """Counts the streams and long polls of each user, or what else takes long, and ends all when the node stops."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, total: int | None = None, what: str = "streams or long polls") -> None:
+        """`limit`: of a user; `total`: of all."""
         self._limit = limit
+        self._total = total
+        self._what = what
         self._used: Counter[int] = Counter()
         self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -77,15 +80,14 @@ class StreamSlots:
     def take(self, uid: int, ended: asyncio.Future[None], gone: asyncio.Future[None]) -> Iterator[Place]:
         """Hold one place until the end, or until the service has `ended`, or the client has `gone`.
 
-        Raises TooManyRequests when the user has none left, Unavailable after `close`.
+        Raises TooManyRequests when the user, or anybody, has none left, Unavailable after `close`.
         """
         check_open(self._closing)
-        if self._used[uid] >= self._limit:
-            raise TooManyRequests(
-                f"{self._limit} streams or long polls of uid {uid} are open",
-                expected="fewer at a time",
-                retry_after_s=1,
-            )
+        taken = f"{self._limit} {self._what} of uid {uid}" if self._used[uid] >= self._limit else ""
+        if self._total is not None and self.used >= self._total:
+            taken = f"{self._total} {self._what}"
+        if taken:
+            raise TooManyRequests(f"{taken} are open", expected="fewer at a time", retry_after_s=1)
         self._used[uid] += 1
         try:
             yield Place(self._closing, ended, gone)

@@ -60,6 +60,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
 
 READ_BYTES: Final = 256 << 10
 """At once: so much of each blob that is read is in memory, and a client has to take so much in time."""
+LOOKED_BYTES: Final = 16 << 20
+"""From this size on it is worth to know before whether there is room."""
 MAX_KNOWN: Final = 4
 """Collections that are kept in memory."""
 PLAINLY: Final = Wanted()
@@ -120,6 +122,8 @@ class BlobHost:
         """Raise PayloadTooLarge or StorageFull for what need not be begun."""
         if size_bytes > self._max_blob_bytes:
             raise self._too_large(size_bytes)
+        if size_bytes < LOOKED_BYTES:
+            return  # the store looks itself as it begins
         free_bytes = (await self.store.usage())["free_bytes"]
         if size_bytes > free_bytes:
             raise _full(f"{size_bytes} bytes are to come, and blobs may use {free_bytes} more")

@@ -38,11 +38,14 @@ class ReadQuery(Query, frozen=True, kw_only=True):
 class Base:
     """What every group of handlers stands on."""
 
-    def __init__(self, service: Service, backend: Backend, config: ApiConfig, slots: StreamSlots) -> None:
+    def __init__(
+        self, service: Service, backend: Backend, config: ApiConfig, slots: StreamSlots, transfers: StreamSlots
+    ) -> None:
         self._service = service
         self._backend = backend
         self._config = config
         self._slots = slots
+        self._transfers = transfers
 
     async def _send_revisions(self, call: Call, place: Place, events: AsyncIterator[Any]) -> Answer:
         """Send a watch; its first word comes at once, so that the head can wait for it."""

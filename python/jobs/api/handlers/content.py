@@ -99,7 +99,7 @@ class BlobContentCalls(Base):
 
     def _blob_place(self, call: Call) -> AbstractContextManager[Place]:
         """It goes on whoever leads."""
-        return self._slots.take(call.caller.uid, asyncio.get_running_loop().create_future(), call.outlet.gone)
+        return self._transfers.take(call.caller.uid, asyncio.get_running_loop().create_future(), call.outlet.gone)
 
 
 def _added(added: BlobAdded) -> Answer:
