@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -178,6 +179,8 @@ class Target:
         self._top: int | None = None
         """Of a directory."""
         self._below: set[PurePosixPath] = {PurePosixPath()}
+        """Directories in it."""
+        self._making = threading.Lock()
 
     def __enter__(self) -> Target:
         return self
@@ -235,15 +238,16 @@ class Target:
             self._top = os.open(self._draft, _DIRECTORY, dir_fd=self._directory)
 
     def begin_member(self, name: str) -> OpenFile:
-        """Return a file of the directory, to be written."""
+        """Return a file of the directory, to be written. Several threads may ask for theirs."""
         assert self._top is not None
         path = PurePosixPath(_checked_name(self._path, name))
         with _said(f"cannot write {name} in {self._path}"):
-            for parent in reversed(path.parents):
-                if parent not in self._below:
-                    with _reached(self._top, parent.parts) as (directory, last):
-                        os.mkdir(last, 0o777, dir_fd=directory)
-                    self._below.add(parent)
+            with self._making:
+                for parent in reversed(path.parents):
+                    if parent not in self._below:
+                        with _reached(self._top, parent.parts) as (directory, last):
+                            os.mkdir(last, 0o777, dir_fd=directory)
+                        self._below.add(parent)
             with _reached(self._top, path.parts) as (directory, last):
                 return OpenFile(f"{self._path}/{name}", os.open(last, _CREATED, 0o666, dir_fd=directory))
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from jobs.blobs.together import each
 from jobs.client.patience import Patience
 from jobs.client.requests import Page, segment
 from jobs.content import content_bytes
@@ -28,6 +29,7 @@ from jobs.protocol.model import (
     BlobEvent,
     BlobExport,
     BlobFailed,
+    BlobFile,
     BlobFiles,
     BlobLine,
     BlobList,
@@ -44,7 +46,7 @@ from jobs.protocol.model import (
     StreamInfo,
 )
 from jobs.workers.blob.api import NodeApi
-from jobs.workers.blob.places import OpenFile, Place, Places, Target
+from jobs.workers.blob.places import File, OpenFile, Place, Places, Target
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
@@ -52,6 +54,8 @@ HAS_IT: Final = "has it"
 """What is said of a node where nothing had to be done."""
 PIECE_BYTES: Final = 1 << 20
 PAGE: Final = 1_000
+AT_ONCE: Final = 8
+"""Files of a directory that are added or written at a time."""
 PATIENCE_S: Final = 60.0
 """For how long a node that does not answer is asked again. Mostly the worker's lease ends before."""
 MAX_LINES_BYTES: Final = 8 << 20
@@ -141,21 +145,24 @@ class Work:
         """Add each file, and then the collection of all of them, which has the tag."""
         files = await in_thread(place.files)
         share = _Share(self._report, sum(file.size_bytes for file in files))
-        each = replace(wanted, tag=None)
-        names: dict[str, str] = {}
-        for file in files:
-            share.message = file.name
-            found = await self._upload(lambda: _read(place.open_file, share.message), each, share)
-            names[file.name] = found.hash
-            share.before += found.size_bytes
+        untagged = replace(wanted, tag=None)
+
+        async def add(file: File) -> BlobAdded:
+            return await self._upload(lambda: _read(place.open_file, file.name), untagged, share, file.name)
+
+        added = await each(files, AT_ONCE, add)
+        names = {file.name: one.hash for file, one in zip(files, added, strict=True)}
         collection = BlobCollection(files=names, tag=wanted.tag, replicas=wanted.replicas)
         made = await _again(lambda: self._node.post("/v1/blobs:collection", BlobAdded, collection))
-        return replace(_added(made), bytes=share.before, blobs=len(set(names.values())) + 2)
+        size_bytes = sum(one.size_bytes for one in added)
+        return replace(_added(made), bytes=size_bytes, blobs=len(set(names.values())) + 2)
 
-    async def _upload(self, content: Callable[[], AsyncGenerator[bytes]], wanted: BlobAdd, share: _Share) -> BlobAdded:
+    async def _upload(
+        self, content: Callable[[], AsyncGenerator[bytes]], wanted: BlobAdd, share: _Share, name: str = ""
+    ) -> BlobAdded:
         """Add what comes; once more from its beginning when the way to the node was lost."""
         query = {"tag": wanted.tag, "replicas": wanted.replicas}
-        return await _again(lambda: self._node.upload("/v1/blobs", BlobAdded, query, share.told(content())))
+        return await _again(lambda: self._node.upload("/v1/blobs", BlobAdded, query, share.told(content(), name)))
 
     # --- export -------------------------------------------------------------------------------------------------------
 
@@ -179,14 +186,20 @@ class Work:
     async def _export_collection(self, blob: str, target: Target) -> tuple[int, int]:
         listed = await _again(lambda: self._node.get(f"/v1/blobs/{blob}/files", BlobFiles))
         await in_thread(target.begin_directory)
-        written = 0
-        for number, entry in enumerate(listed.files):
-            self._report.progress(number, len(listed.files), entry.name)
+        done = 0
+
+        async def write(entry: BlobFile) -> int:
+            nonlocal done
             async with _held(target.begin_member, entry.name) as file:
-                written += await _write(file, self._download(blob, entry.name))
+                size_bytes = await _write(file, self._download(blob, entry.name))
                 await in_thread(file.sync)
+            done += 1
+            self._report.progress(done, len(listed.files), entry.name)
+            return size_bytes
+
+        sizes = await each(listed.files, AT_ONCE, write)
         await in_thread(target.finish_directory)
-        return written, len({entry.hash for entry in listed.files}) + 2
+        return sum(sizes), len({entry.hash for entry in listed.files}) + 2
 
     async def _download(self, blob: str, name: str | None = None) -> AsyncGenerator[bytes]:
         """Yield a blob, or a file of a collection, going on where it was when the way to the node was lost."""
@@ -276,24 +289,28 @@ class Work:
 
 
 class _Share:
-    """The part of an operation's progress that one of its files is."""
+    """What each file has of an operation's progress."""
 
     def __init__(self, report: Report, total: int) -> None:
         self._report = report
         self._total = total
-        self.before = 0
-        """Bytes of the files before it."""
-        self.message = ""
+        self._parts: dict[str, int] = {}
+        self._done = 0
 
-    async def told(self, pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-        """Pass pieces on, and tell how far that is."""
-        done = self.before
-        self._report.progress(done, self._total, self.message)
+    async def told(self, pieces: AsyncGenerator[bytes], name: str = "") -> AsyncGenerator[bytes]:
+        """Pass the pieces of a file on, from its beginning, and tell how far that is."""
+        done = 0
+        self._tell(name, done)
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece
                 done += len(piece)
-                self._report.progress(done, self._total, self.message)
+                self._tell(name, done)
+
+    def _tell(self, name: str, done: int) -> None:
+        self._done += done - self._parts.get(name, 0)
+        self._parts[name] = done
+        self._report.progress(self._done, self._total, name)
 
 
 class _Lines:
