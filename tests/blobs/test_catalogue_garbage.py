@@ -262,6 +262,25 @@ def test_a_collection_that_nobody_went_on_with_is_cleared(tmp_path: Path, clock:
     asyncio.run(asyncio.wait_for(inner(), 60))
 
 
+def test_a_collection_whose_beginning_is_cleared_meanwhile_begins_anew(tmp_path: Path, clock: Clock) -> None:
+    async def scenario(plane: Plane, clock: Clock) -> None:
+        """The clock jumps while its children come: the draft looks as if nobody went on with it."""
+        blobs = plane.control.blobs
+        count = 4 * ADDED_A_STEP
+        await add(plane, *(blob(name, tag=f"t{name}") for name in range(count)))
+        adding = asyncio.ensure_future(blobs.register(ALICE, collection("all", range(count)), ME))
+        while not plane.store.get(keys.blob_draft(hash_of("all"))):
+            await asyncio.sleep(0)
+        clock.jump(GRACE_S + 1)
+        await collect(plane)
+        await adding
+        assert len(await blobs.children(hash_of("all"))) == count
+        assert all(f"collection/{hash_of('all')}" in references(plane.store, name) for name in range(count))
+        check_catalogue(plane.store)
+
+    play(tmp_path, clock, scenario)
+
+
 def test_what_was_being_cleared_before_a_restart_is_cleared_after_it(tmp_path: Path, clock: Clock) -> None:
     async def inner() -> None:
         count = 5 * CLEARED_A_STEP
