@@ -296,6 +296,9 @@ def test_holders_come_and_go_and_what_lacks_nodes_is_known(tmp_path: Path) -> No
         assert await blobs.wanted(THIRD, (hashes[1], hashes[0])) == (False, True), "a copy of what lacks nodes is kept"
         with pytest.raises(Forbidden):
             await blobs.held("d" * 64, (hashes[0],), ())
+        for call in (blobs.held(ME, tuple(hashes) * 2_001, ()), blobs.wanted(ME, tuple(hashes) * 2_001)):
+            with pytest.raises(InvalidRequest):
+                await call
         check_catalogue(plane.store, members=3)
 
     play(tmp_path, scenario)

@@ -105,8 +105,7 @@ class Entries:
 
     async def held(self, member: str, here: tuple[str, ...], gone: tuple[str, ...]) -> None:
         """As `Catalogue.held` says."""
-        if len(here) + len(gone) > MAX_HELD:
-            raise InvalidRequest(f"{len(here) + len(gone)} blobs at once", expected=f"at most {MAX_HELD}")
+        _check_count(len(here) + len(gone))
         for hashes in _parts(here):
             await self._writer.change(partial(self._here, member, hashes))
         for hashes in _parts(gone):
@@ -131,9 +130,10 @@ class Entries:
 
     async def wanted(self, member: str, blobs: tuple[str, ...]) -> tuple[bool, ...]:
         """As `Catalogue.wanted` says; what lacks nodes is kept wherever it is."""
+        _check_count(len(blobs))
         await self._consensus.barrier()
         numbers = self._writer.numbers
-        found = [read_entry(self._store, blob) for blob in blobs[:MAX_HELD]]
+        found = [read_entry(self._store, blob) for blob in blobs]
         return tuple(record is not None and (member in record.holders or numbers.lacks(record)) for record in found)
 
     # --- numbers of nodes -------------------------------------------------------------------------------------------
@@ -236,6 +236,11 @@ def _raise(children: Iterable[str], replicas: int, stage: Stage, _: int) -> None
         record = stage.entry(child)
         if record is not None and stage.numbers.asked(record) < replicas:
             stage.put_entry(child, replace(record, replicas=replicas))
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_HELD:
+        raise InvalidRequest(f"{count} blobs at once", expected=f"at most {MAX_HELD}")
 
 
 def _parts(hashes: Sequence[str]) -> Iterator[Sequence[str]]:

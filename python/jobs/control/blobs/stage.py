@@ -156,9 +156,6 @@ class Stage:
     def touch(self, blob: str, now_ms: int) -> None:
         self.put(keys.blob_touched(blob), records.encode(BlobTouchRecord(now_ms)))
 
-    def owns(self, uid: int, blob: str) -> bool:
-        return self.read(keys.blob_owned(uid, blob)) is not None
-
     def usage(self, uid: int) -> BlobUsageRecord:
         return self._record(BlobUsageRecord, keys.blob_usage(uid)) or BlobUsageRecord(0, 0)
 
