@@ -237,9 +237,14 @@ def _check_output(pattern: str, where: str) -> None:
 
 
 def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
-    """Return the blobs that a job names, each with the field that names it first."""
+    """Return the blobs that a job names and that are to stay for it, each with the field that names it first."""
     found: dict[str, str] = {}
-    if isinstance(job, ShellJob):
+    if isinstance(job, BlobJob):
+        match job.payload:
+            # One that waits for others may name what these are to add; what is only looked at is not kept.
+            case BlobFetch(hash=str(blob)) | BlobReplicate(hash=blob) | BlobExport(hash=blob) if not job.depends_on:
+                found[blob] = f"{where}.payload.hash"
+    elif isinstance(job, ShellJob):
         for path, file in job.payload.files.items():
             if file.blob is not None:
                 found.setdefault(file.blob, f"{where}.payload.files[{path!r}].blob")

@@ -73,10 +73,12 @@ def test_garbage_is_shown_and_collected(node: EmbeddedNode) -> None:
 
 
 def test_what_fails_says_why_and_ends_with_its_code(node: EmbeddedNode) -> None:
+    put(node, b"here", "--tag", "here")
     for arguments, code, text in (
-        (("fetch", NOWHERE), 1, f"fetch of {NOWHERE}"),
+        (("fetch", NOWHERE), 1, f"there is no blob {NOWHERE}"),
+        (("verify", NOWHERE), 1, f"verify of {NOWHERE}"),
         (("fetch", "blobticket1.nonsense"), 65, "no ticket"),
-        (("export", NOWHERE, "/etc/out"), 1, "allow_files"),
+        (("export", "here", "/etc/out"), 1, "allow_files"),
         (("replicate", NOWHERE), 2, "--replicas N"),
         (("verify",), 2, "--all"),
         (("verify", NOWHERE, "--all"), 2, "--all"),

@@ -14,7 +14,7 @@ import pytest
 from jobs import BlobJob, Client, JobState, Reason
 from jobs.client.blobjobs import blob_job
 from jobs.client.failures import OperationFailed
-from jobs.errors import Forbidden, InvalidRequest
+from jobs.errors import Forbidden, InvalidRequest, NotFound
 from jobs.protocol.model import (
     AddFrom,
     BlobAdd,
@@ -23,8 +23,10 @@ from jobs.protocol.model import (
     BlobList,
     BlobPayload,
     BlobPerform,
+    BlobReplicate,
     BlobResult,
     BlobStat,
+    BlobVerify,
     JobResult,
 )
 from jobs.testing import EmbeddedNode
@@ -169,8 +171,8 @@ def test_the_clients_operations_wait_and_return_what_they_came_to(client: Client
     said: list[dict[str, Any]] = []
     assert client.blobs.gc(dry_run=True, grace_s=0, on_line=said.append).operation == "gc"
     assert blob not in {line["hash"] for line in said}
-    with pytest.raises(OperationFailed, match=r"fetch of 0000.*no blob") as caught:
-        client.blobs.fetch(NOWHERE)
+    with pytest.raises(OperationFailed, match=r"verify of 0000.*no blob") as caught:
+        client.blobs.verify(NOWHERE)
     assert caught.value.reason is Reason.BLOB_ERROR
 
 
@@ -229,12 +231,31 @@ def test_what_could_never_be_carried_out_is_refused_before_it_is_stored(client: 
 def test_a_failure_names_operation_blob_node_and_cause(client: Client, place: Path) -> None:
     name = client.health().node
     failed(client, BlobStat(hash=NOWHERE), f"stat of {NOWHERE} on node {name}: ", "no blob")
-    failed(client, BlobFetch(hash=NOWHERE), f"fetch of {NOWHERE} on node {name}: ", "no blob")
-    failed(client, BlobExport(hash=NOWHERE, file=f"{place}/x"), f"export of {NOWHERE} on node {name}: ", "no blob")
+    failed(client, BlobVerify(hash=NOWHERE), f"verify of {NOWHERE} on node {name}: ", "no blob")
+    first = client.submit(client_shell("true")).job.id
+    late = blob_job(BlobExport(hash=NOWHERE, file=f"{place}/x"), depends_on=[first])
+    assert f"export of {NOWHERE} on node {name}: there is no blob" in str(client.run(late, timeout_s=60).message)
     failed(client, BlobFetch(ticket="blobticket1." + "A" * 86), f"fetch on node {name}: ", "ticket")
     blob = add(client, "for providers")
     failed(client, BlobFetch(hash=blob, providers=["nobody"]), f"fetch of {blob} on node {name}: ", "nobody")
     assert not (place / "x").exists()
+
+
+def test_what_is_to_be_used_has_to_be_there_and_stays_for_the_job(client: Client) -> None:
+    for payload in (
+        BlobFetch(hash=NOWHERE),
+        BlobReplicate(hash=NOWHERE, replicas=1),
+        BlobExport(hash=NOWHERE, file="/srv/x"),
+    ):
+        with pytest.raises(NotFound, match="there is no blob") as caught:
+            client.submit(blob_job(payload))
+        assert caught.value.field == "$.payload.hash"
+    blob = add(client, "kept by a job")
+    later = blob_job(BlobFetch(hash=blob), not_before_ms=time.time_ns() // 1_000_000 + 3_600_000)
+    job = client.submit(later).job.id
+    (view,) = done(client, BlobStat(hash=blob))[1]
+    assert view["references"] == [{"kind": "job", "name": job}]
+    client.cancel(job)
 
 
 def test_files_outside_and_links_are_refused(client: Client, place: Path, tmp_path: Path) -> None:
