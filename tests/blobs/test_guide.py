@@ -41,7 +41,7 @@ def test_its_commands_and_its_python_run(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=env, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr.decode()
         assert (tmp_path / "copy.bin").read_bytes() == (tmp_path / "model.bin").read_bytes()
-        (python,) = blocks("python")
+        python = "\n".join(blocks("python"))
         done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr.decode()
 

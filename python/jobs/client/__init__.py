@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from jobs.client.batches import SubmitProgress
-from jobs.client.failures import ConnectionFailed, QueryFailed
+from jobs.client.blobjobs import blob_job
+from jobs.client.failures import ConnectionFailed, OperationFailed, QueryFailed
 from jobs.client.sql import QueryResult, sql_job
 from jobs.client.submission import shell_job
 from jobs.client.sync import Client
@@ -15,9 +16,11 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ConnectionFailed",
+    "OperationFailed",
     "QueryFailed",
     "QueryResult",
     "SubmitProgress",
+    "blob_job",
     "shell_job",
     "sql_job",
 ]
