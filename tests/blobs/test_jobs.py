@@ -145,6 +145,9 @@ def test_the_output_of_a_job_is_added(client: Client) -> None:
     for stream, text in (("stdout", "out"), ("stderr", "err")):
         added, _ = done(client, BlobAdd(source=AddFrom(job=job, stream=stream)))  # type: ignore[arg-type]
         assert (added.bytes, added.hash) == (3, add(client, text))
+    long = client.run(client_shell("head -c 300000 /dev/zero | tr '\\0' x"), timeout_s=60).id
+    added, _ = done(client, BlobAdd(source=AddFrom(job=long)))
+    assert (added.bytes, added.hash) == (300_000, add(client, "x" * 300_000))
     failed(client, BlobAdd(source=AddFrom(job="01890a5d-ac96-774b-bcce-b302099a8057")), "add", "there is no job")
     sleeper = client.submit(client_shell("sleep 60")).job.id
     failed(client, BlobAdd(source=AddFrom(job=sleeper)), "add", sleeper)
