@@ -25,6 +25,7 @@ from jobs.protocol.model import (
     BlobReplicate,
     BlobVerify,
     Content,
+    InputFile,
     JobSubmit,
     ShellJob,
     ShellPayload,
@@ -216,6 +217,13 @@ def check_shell(payload: ShellPayload, where: str) -> None:
         _check_output(pattern, f"{where}.outputs[{index}]")
 
 
+def _check_file(file: InputFile, field: str) -> None:
+    if file.blob is None:
+        content_bytes(file, field)
+    elif file.text is not None or file.base64 is not None:
+        raise InvalidRequest("both a blob and a content are given", field=field, expected="exactly one")
+
+
 def _check_output(pattern: str, where: str) -> None:
     parts = pattern.split("/")
     if any(part in ("", ".", "..") for part in parts):
@@ -244,10 +252,14 @@ def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
             # One that waits for others may name what these are to add; what is only looked at is not kept.
             case BlobFetch(hash=str(blob)) | BlobReplicate(hash=blob) | BlobExport(hash=blob) if not job.depends_on:
                 found[blob] = f"{where}.payload.hash"
-    elif isinstance(job, ShellJob):
-        for path, file in job.payload.files.items():
-            if file.blob is not None:
-                found.setdefault(file.blob, f"{where}.payload.files[{path!r}].blob")
+        return found
+    if isinstance(job, ShellJob):
+        files = {f"[{path!r}]": file for path, file in job.payload.files.items()}
+    else:
+        files = {f"[{name!r}].content": file.content for name, file in job.payload.files.items()}
+    for place, file in files.items():
+        if file.blob is not None:
+            found.setdefault(file.blob, f"{where}.payload.files{place}.blob")
     return found
 
 
@@ -286,7 +298,7 @@ def check_sql(payload: SqlPayload, where: str) -> None:
         field = f"{where}.files[{name!r}]"
         if (other := seen.setdefault(name.lower(), name)) != name:
             raise InvalidRequest(f"{name} and {other} are one name to SQL", field=field, expected="different names")
-        content_bytes(file.content, f"{field}.content")
+        _check_file(file.content, f"{field}.content")
 
 
 def check_blob(payload: BlobPayload, where: str) -> None:
@@ -387,10 +399,7 @@ def _check_files(payload: ShellPayload, where: str) -> None:
         if path in seen:
             raise InvalidRequest(f"{path} is given twice", field=field, expected="each file once")
         seen.add(path)
-        if content.blob is None:
-            content_bytes(content, field)
-        elif content.text is not None or content.base64 is not None:
-            raise InvalidRequest("both a blob and a content are given", field=field, expected="exactly one")
+        _check_file(content, field)
     for path in seen:
         blocker = next((parent for parent in path.parents if parent in seen), None)
         if blocker is not None:

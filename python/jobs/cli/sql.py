@@ -14,10 +14,10 @@ from jobs.cli.columns import cell, fit, width
 from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
 from jobs.cli.interrupts import Detached
 from jobs.cli.output import note
-from jobs.cli.submission import duration, pair, read, size
+from jobs.cli.submission import BLOB_PREFIX, blob_hash, duration, pair, read, size
 from jobs.client import Client, QueryFailed, QueryResult, sql_job
 from jobs.client.sql import SqlOptions
-from jobs.protocol.model import SqlColumn, SqlFile, SqlFormat, SqlJob, SqlLimits, SqlValue
+from jobs.protocol.model import InputFile, SqlColumn, SqlFile, SqlFormat, SqlJob, SqlLimits, SqlValue
 
 MAX_COLUMNS: Final = 1_000
 """That are shown; no terminal is so wide."""
@@ -183,12 +183,14 @@ def named_value(text: str) -> tuple[str, SqlValue]:
 
 def file_of(path: str) -> SqlFile:
     """Return a file as a table; its format follows from its name. Raises UsageError."""
-    from jobs.client.submission import to_content
+    from jobs.client.submission import to_file
 
     ending = path.rpartition(".")[2].lower()
     if ending not in _ENDINGS:
         raise UsageError(f"{path}: its name has to end as {', '.join(f'.{known}' for known in _ENDINGS)}")
-    return SqlFile(format=_ENDINGS[ending], content=to_content(read(path)))
+    if path.startswith(BLOB_PREFIX):
+        return SqlFile(format=_ENDINGS[ending], content=InputFile(blob=blob_hash(path[: -len(ending) - 1])))
+    return SqlFile(format=_ENDINGS[ending], content=to_file(read(path)))
 
 
 def _configure(parser: Parser) -> None:
@@ -203,7 +205,12 @@ def _configure(parser: Parser) -> None:
     )
     given.add_argument("--named", type=named_value, action="append", default=[], metavar="NAME=VALUE", help="for $NAME")
     given.add_argument(
-        "--table", type=pair, action="append", default=[], metavar="NAME=PATH", help="a file as a table of this name"
+        "--table",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a file as a table of this name, or a blob: NAME=blob:HASH.parquet",
     )
     given.add_argument("--revision", type=at_least(0), metavar="N", help="the store as it was then")
     add_stale(given)  # type: ignore[arg-type]

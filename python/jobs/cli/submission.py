@@ -266,12 +266,15 @@ def command_of(job: JobSubmit) -> str:
 
 def _file(path: str) -> bytes | InputFile:
     """Return what a file holds, or the blob that is named instead. Raises UsageError."""
-    if not path.startswith(BLOB_PREFIX):
-        return read(path)
+    return InputFile(blob=blob_hash(path)) if path.startswith(BLOB_PREFIX) else read(path)
+
+
+def blob_hash(path: str) -> str:
+    """Return the hash that `blob:HASH` names. Raises UsageError."""
     blob = path.removeprefix(BLOB_PREFIX)
     if re.match(HASH_PATTERN, blob) is None:
         raise UsageError(f"{blob!r} is no hash of a blob: 64 digits 0-9 and a-f (a file of this name: ./{path})")
-    return InputFile(blob=blob)
+    return blob
 
 
 def read(path: str, limit_bytes: int = MAX_SPEC_BYTES, what: str = "a job") -> bytes:

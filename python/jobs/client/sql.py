@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 import msgspec
 
 from jobs.client.failures import QueryFailed
-from jobs.client.submission import JobOptions, to_content
+from jobs.client.submission import JobOptions, to_file
 from jobs.protocol.model import (
+    InputFile,
     JobResult,
     JobState,
     Reason,
@@ -39,7 +40,7 @@ class SqlOptions(JobOptions, total=False):
     revision: int | None
     format: SqlFormat
     limits: SqlLimits
-    files: Mapping[str, SqlFile | tuple[SqlFormat, bytes]]
+    files: Mapping[str, SqlFile | tuple[SqlFormat, bytes | InputFile]]
     """Name of a table → its format and content."""
 
 
@@ -53,11 +54,11 @@ def sql_job(statement: str, **options: Unpack[SqlOptions]) -> SqlJob:
     return SqlJob(payload=SqlPayload(sql=statement, **payload), **fields)
 
 
-def _file(held: SqlFile | tuple[SqlFormat, bytes]) -> SqlFile:
+def _file(held: SqlFile | tuple[SqlFormat, bytes | InputFile]) -> SqlFile:
     if isinstance(held, SqlFile):
         return held
     format_, data = held
-    return SqlFile(format=format_, content=to_content(data))
+    return SqlFile(format=format_, content=to_file(data))
 
 
 class QueryResult:

@@ -293,7 +293,22 @@ class WorkerSettings(_Section):
     """When the worker is stopped, running jobs have this long to finish before they are ended."""
 
 
-class ShellWorker(WorkerSettings):
+class InputSettings(WorkerSettings):
+    """What can be configured of a worker whose jobs are given blobs."""
+
+    inputs_dir: Path | None = None
+    """Where the blobs are that running jobs are given. By default among the system's temporary files."""
+    inputs_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] = ByteSize(10 << 30)
+    """What they may take there in all; a job waits until there is room for its own."""
+
+    @model_validator(mode="after")
+    def _inputs_absolute(self) -> InputSettings:
+        if self.inputs_dir is not None and not self.inputs_dir.is_absolute():
+            raise ValueError("inputs_dir must be absolute")
+        return self
+
+
+class ShellWorker(InputSettings):
     """The worker that runs commands (`jobs-worker --type shell`)."""
 
     sandbox: Literal["strict", "standard", "none"] = "strict"
@@ -308,10 +323,6 @@ class ShellWorker(WorkerSettings):
     """First of the uids and gids that jobs get when the worker is started as root; nobody else may use them."""
     uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
     """How many uids and gids there are from `uid_base`: one a slot and one more."""
-    inputs_dir: Path | None = None
-    """Where the blobs are that running jobs are given. By default among the system's temporary files."""
-    inputs_bytes: Annotated[Bytes, Field(ge=1 << 20, le=1 << 50)] = ByteSize(10 << 30)
-    """What they may take there in all; a job waits until there is room for its own."""
     outputs_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(4 << 30)
     """What the files may have together that one job leaves as blobs."""
     limits: ShellLimits = ShellLimits()
@@ -325,8 +336,6 @@ class ShellWorker(WorkerSettings):
             raise ValueError(f"uid_count must be greater than slots, that is at least {self.slots + 1}")
         if any(not path.is_absolute() for path in self.read_only_paths):
             raise ValueError("read_only_paths must be absolute")
-        if self.inputs_dir is not None and not self.inputs_dir.is_absolute():
-            raise ValueError("inputs_dir must be absolute")
         return self
 
 
@@ -358,7 +367,7 @@ class SqlCaps(_Section):
     """Cap of `spill_bytes`."""
 
 
-class SqlWorker(WorkerSettings):
+class SqlWorker(InputSettings):
     """The worker that runs queries (`jobs-worker --type sql`)."""
 
     slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = Field(default_factory=lambda: min(2, _cores()))
@@ -503,5 +512,8 @@ def embedded_defaults(directory: Path) -> dict[str, Any]:
     """Return what takes the place of the defaults when node and workers live in `directory`."""
     return {
         "node": {"data_dir": directory / "data", "run_dir": directory},
-        "workers": {"shell": {"inputs_dir": directory / "inputs"}, "sql": {"spill_dir": directory / "spill"}},
+        "workers": {
+            "shell": {"inputs_dir": directory / "inputs"},
+            "sql": {"inputs_dir": directory / "inputs", "spill_dir": directory / "spill"},
+        },
     }

@@ -19,7 +19,7 @@ def _shell(config: NodeConfig, tag: str) -> Executor:
 def _sql(config: NodeConfig, tag: str) -> Executor:
     from jobs.workers.sql.executor import SqlExecutor
 
-    return SqlExecutor(config.workers.sql, config.store_dir, tag)
+    return SqlExecutor(config.workers.sql, config.api_socket, config.store_dir, tag)
 
 
 def _blob(config: NodeConfig, tag: str) -> Executor:

@@ -23,7 +23,7 @@ from jobs.protocol.wire import Assignment, Outcome
 from jobs.workers.artefacts import ArtefactStore
 from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import Ended, Event, Produced, Progressed, Stop, never_ran
-from jobs.workers.inputs import Held, InputCache, InputError
+from jobs.workers.inputs import Held, InputCache, InputError, fetching
 from jobs.workers.outputs import OutputError, TooMuchError
 from jobs.workers.sandbox import Spawn
 
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 ENDED_BY_OTHERS: Final = frozenset({Reason.CANCELLED, Reason.WORKER_LOST, Reason.DEADLINE})
 """What ends so leaves nothing."""
-_MIB: Final = 1 << 20
 _Key = tuple[JobId, Attempt]
 
 
@@ -95,6 +94,8 @@ class Errands:
         None when it is told later, after that has been stored."""
         errand = self._errands.get((ended.job, ended.attempt))
         if errand is None:
+            if root is not None:
+                os.close(root)
             return ended
         if errand.held is not None:
             errand.held.release()
@@ -125,7 +126,7 @@ class Errands:
 
     async def _fetch(self, errand: _Errand, wanted: dict[str, str], spawn: Spawn) -> Held:
         def on_fetch(size_bytes: int) -> None:
-            message = f"fetching inputs: {max(1, size_bytes // _MIB)} MiB"
+            message = fetching(size_bytes)
             self._on_events([Progressed(job=spawn.job, attempt=spawn.attempt, percent=0.0, message=message)])
 
         return await self._cache.hold(errand.node, wanted, on_fetch)

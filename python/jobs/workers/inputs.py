@@ -272,6 +272,11 @@ def input_directory(parent: Path | None, tag: str) -> Path:
     return made
 
 
+def fetching(size_bytes: int) -> str:
+    """Return what a job says of itself meanwhile."""
+    return f"fetching inputs: {max(1, size_bytes >> 20)} MiB"
+
+
 async def _look(node: NodeApi, blob: str, name: str | None = None) -> tuple[str, int]:
     """Return the kind and the size of a blob, or of a file of a collection."""
     # Not HEAD, whose errors do not say what is wrong.

@@ -106,7 +106,8 @@ class SqlFile(Given, frozen=True):
     """A file that the query finds as a table."""
 
     format: SqlFormat
-    content: Content
+    content: InputFile
+    """A blob is read where it is, as the query needs it; a collection is one table of all its files."""
 
 
 class SqlPayload(Given, frozen=True):

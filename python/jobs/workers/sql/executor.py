@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jobs.clock import wall_ms
 from jobs.config import SqlWorker
@@ -23,6 +25,7 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, SqlLimits, SqlPayload, StreamInfo
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment, Outcome
 from jobs.validate import MAX_SPEC_BYTES, check_sql
+from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import (
     Command,
     Credit,
@@ -37,6 +40,7 @@ from jobs.workers.executor import (
     never_ran,
 )
 from jobs.workers.former import clear
+from jobs.workers.inputs import Held, InputCache, InputError, fetching, input_directory
 from jobs.workers.sql import frames
 from jobs.workers.sql.frames import Bounds, Configure, FromEngine, Run, Usage
 from jobs.workers.sql.process import End, EngineProcess
@@ -75,6 +79,9 @@ class _Query(Struct, eq=False):
     why: str | None = None
     produced: int = 0
     timer: asyncio.TimerHandle | None = None
+    fetch: asyncio.Task[Held] | None = None
+    """Its blobs are being fetched: it does not wait for an engine yet."""
+    held: Held | None = None
 
 
 class _Engine(Struct, eq=False):
@@ -107,13 +114,15 @@ class SqlExecutor:
     type: Final = "sql"
     sandbox: Final = SANDBOX
 
-    def __init__(self, config: SqlWorker, store: Path, tag: str) -> None:
+    def __init__(self, config: SqlWorker, api_socket: Path, store: Path, tag: str) -> None:
         """End what an earlier life of the worker has left. Raises ExecutorError when that cannot be done."""
         self._config = config
         self._store = store
         self._tag = tag
         clear(tag, lambda uid: uid == os.geteuid())
         self._spill = _spill_dir(config.spill_dir, tag)
+        self._api_socket = api_socket
+        self._inputs = InputCache(input_directory(config.inputs_dir, tag), config.inputs_bytes)
         self._engines: list[_Engine] = []
         self._queries: dict[_Key, _Query] = {}
         self._waiting: deque[_Query] = deque()
@@ -153,12 +162,17 @@ class SqlExecutor:
             engine.process.close()
         self._engines.clear()
         shutil.rmtree(self._spill, ignore_errors=True)
+        for query in self._queries.values():
+            if query.fetch is not None:
+                query.fetch.cancel()
+        self._inputs.close()
 
     # --- queries ----------------------------------------------------------------------------------------------------
 
     def _start(self, assignment: Assignment) -> None:
         try:
-            run = run_of(assignment, self._config)
+            payload = payload_of(assignment)
+            run = run_of(assignment, payload, self._config)
         except InvalidRequest as error:
             outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=SANDBOX)
             ended = Ended(job=assignment.job, attempt=assignment.attempt, outcome=outcome, segments=[])
@@ -171,13 +185,42 @@ class SqlExecutor:
             started_ms=wall_ms(),
             started_s=time.monotonic(),
         )
+        self._queries[query.job, query.attempt] = query
         limit_s = self._config.limits.timeout_s if assignment.timeout_s is None else assignment.timeout_s
+        blobs = {name: file.content.blob for name, file in payload.files.items() if file.content.blob is not None}
+        if blobs:
+            node = NodeApi(self._api_socket, assignment.owner, admin=assignment.admin)
+            query.fetch = self._loop.create_task(self._inputs.hold(node, blobs, partial(self._tell_fetch, query)))
+            query.fetch.add_done_callback(partial(self._on_fetched, query, limit_s))
+        else:
+            self._begin(query, limit_s)
+
+    def _begin(self, query: _Query, limit_s: float | None) -> None:
+        """Have it wait for an engine; its time runs from here."""
         if limit_s is not None:
             why = f"ran for longer than {limit_s:g} s"
             query.timer = self._loop.call_later(limit_s, self._end, query, Reason.TIMEOUT, why)
-        self._queries[query.job, query.attempt] = query
         self._waiting.append(query)
         self._match()
+
+    def _tell_fetch(self, query: _Query, size_bytes: int) -> None:
+        self._on_events([Progressed(job=query.job, attempt=query.attempt, percent=0.0, message=fetching(size_bytes))])
+
+    def _on_fetched(self, query: _Query, limit_s: float | None, fetch: asyncio.Task[Held]) -> None:
+        query.fetch = None
+        query.started_ms, query.started_s = wall_ms(), time.monotonic()
+        if fetch.cancelled():
+            if query.ends_for is not None:
+                self._report(query, query.ends_for, query.why or "ended before it was begun")
+        elif (error := fetch.exception()) is not None:
+            if not isinstance(error, InputError):
+                logger.error("blobs of a query were not fetched", exc_info=error, extra={"job": query.job})
+            self._report(query, Reason.BLOB_ERROR, str(error) or type(error).__name__)
+        else:
+            query.held = fetch.result()
+            places = {name: str(self._inputs.directory / entry) for name, entry in query.held.names.items()}
+            query.run = replace(query.run, blobs=places)
+            self._begin(query, limit_s)
 
     def _match(self) -> None:
         """Give queries that wait to engines that are free."""
@@ -192,7 +235,9 @@ class SqlExecutor:
         if query.ends_for is not None:
             return
         query.ends_for, query.why = reason, why
-        if query.engine is None:
+        if query.fetch is not None:
+            query.fetch.cancel()
+        elif query.engine is None:
             self._waiting.remove(query)
             self._loop.call_soon(self._report, query, reason, why or "ended before it was begun")
         else:
@@ -209,6 +254,8 @@ class SqlExecutor:
     ) -> None:
         """Tell the end of an attempt."""
         del self._queries[query.job, query.attempt]
+        if query.held is not None:
+            query.held.release()
         if query.timer is not None:
             query.timer.cancel()
         usage = usage or Usage(cpu_user_s=0.0, cpu_system_s=0.0, peak_memory_bytes=0)
@@ -333,11 +380,8 @@ def _crash(end: End) -> str:
     return f"the query's process is gone: {text}"
 
 
-def run_of(assignment: Assignment, config: SqlWorker) -> Run:
-    """Return what an engine is to run for an assignment.
-
-    Raises InvalidRequest for a payload that cannot be run: the node's checks are not relied on.
-    """
+def payload_of(assignment: Assignment) -> SqlPayload:
+    """Return what is asked. Raises InvalidRequest for what cannot be run: the node's checks are not relied on."""
     data = assignment.payload
     if len(data) > MAX_SPEC_BYTES:
         raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
@@ -346,9 +390,14 @@ def run_of(assignment: Assignment, config: SqlWorker) -> Run:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the payload is not one of a query: {error}") from error
     check_sql(payload, "$")
+    return payload
+
+
+def run_of(assignment: Assignment, payload: SqlPayload, config: SqlWorker) -> Run:
+    """Return what an engine is to run for an assignment, apart from its blobs. Raises InvalidRequest."""
     return Run(
         job=assignment.job,
-        payload=data,
+        payload=assignment.payload,
         bounds=bounds_of(payload.limits, config),
         revision=assignment.revision,
         owner=None if assignment.admin else assignment.owner,

@@ -6,7 +6,8 @@ import datetime
 import decimal
 import io
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from datafusion import SessionContext
 
 from jobs.errors import InvalidRequest
 from jobs.protocol.model import SqlColumn, SqlFormat
@@ -303,9 +305,48 @@ def read_file(format_: SqlFormat, data: bytes, field: str) -> pa.Table:
         raise InvalidRequest(f"the file cannot be read as {format_}: {error}", field=field) from error
 
 
-def _arrow_reader(data: bytes) -> Any:
+def register_file(context: SessionContext, name: str, format_: SqlFormat, path: str) -> None:
+    """Make a table of a file, or of all files of a directory, which the query reads as it needs them.
+
+    Raises InvalidRequest for what is none.
+    """
+    place = f"{path}/" if os.path.isdir(path) else path
+    try:
+        if format_ == "csv":
+            context.register_csv(name, place, file_extension="")
+        elif format_ == "json":
+            context.register_json(name, place, file_extension="")
+        elif format_ == "parquet":
+            context.register_parquet(name, place, file_extension="")
+        else:
+            tables = [_mapped(file) for file in _files_of(path)]
+            batches = [batch for table in tables for batch in table.to_batches()]
+            context.register_record_batches(name, [batches or _no_rows(tables)])
+    except Exception as error:
+        raise InvalidRequest(
+            f"the blob cannot be read as {format_}: {error!s:.500}", field=f"$.files.{name}"
+        ) from error
+
+
+def _files_of(path: str) -> list[str]:
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(os.path.join(above, name) for above, _, names in os.walk(path) for name in names)
+
+
+def _mapped(path: str) -> pa.Table:
+    """Return an IPC file or stream as a table that stays in the file."""
+    with _arrow_reader(pa.memory_map(path).read_buffer()) as reader:
+        return reader.read_all()
+
+
+def _no_rows(tables: Sequence[pa.Table]) -> list[pa.RecordBatch]:
+    return [pa.RecordBatch.from_pylist([], schema=tables[0].schema)]
+
+
+def _arrow_reader(data: bytes | pa.Buffer) -> Any:
     """Return a reader of an IPC stream, or of an IPC file."""
-    if data.startswith(b"ARROW1"):
+    if bytes(memoryview(data)[:6]) == b"ARROW1":
         return pa.ipc.open_file(pa.BufferReader(data))
     return pa.ipc.open_stream(pa.BufferReader(data))
 

@@ -62,6 +62,8 @@ class Run(_Frame, frozen=True, tag="run"):
     """What the store has to have reached, unless the payload says otherwise."""
     owner: int | None
     """Who sees what; None sees everything."""
+    blobs: dict[str, str] = {}
+    """Name of a table → the file or directory that is the blob which the payload gives it."""
 
 
 class Credit(_Frame, frozen=True, tag="credit"):

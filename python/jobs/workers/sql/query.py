@@ -23,7 +23,7 @@ from jobs.protocol.wire import TableWrite
 from jobs.workers.sql import tables
 from jobs.workers.sql.complaints import complaint, placed
 from jobs.workers.sql.files import register_readers
-from jobs.workers.sql.formats import FirstRows, cast, columns_of, portable, read_file, writer
+from jobs.workers.sql.formats import FirstRows, cast, columns_of, portable, read_file, register_file, writer
 from jobs.workers.sql.frames import Bounds, Configure, Run
 from jobs.workers.sql.tables import TableError
 
@@ -68,11 +68,15 @@ class Query:
             self._payload = _decode_payload(run.payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"the payload is not one of a query: {error}") from error
+        given = self._payload.files
+        self._names = {name.lower() for name in given}
         self._files = {
             name.lower(): read_file(file.format, content_bytes(file.content, f"$.files.{name}"), f"$.files.{name}")
-            for name, file in self._payload.files.items()
+            for name, file in given.items()
+            if file.content.blob is None
         }
-        taken = next((name for name in self._files if name in _native.SQL_TABLES), None)
+        self._blobs = {name: file.format for name, file in given.items() if file.content.blob is not None}
+        taken = next((name for name in self._names if name in _native.SQL_TABLES), None)
         if taken is not None:
             raise InvalidRequest(f"{taken} is a table of the system", field="$.files", expected="another name")
 
@@ -146,8 +150,10 @@ class Query:
         for name, table in self._files.items():
             batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
             context.register_record_batches(name, [batches])
+        for name, format_ in self._blobs.items():
+            register_file(context, name.lower(), format_, self._run.blobs[name])
         for found in self._users_tables(statement):
-            if found.name not in self._files:
+            if found.name not in self._names:
                 context.register_table(found.name, snapshot.user_table(found.record.definition, owner=owner))
 
     def _users_tables(self, statement: Mapping[str, Any]) -> list[tables.UserTable]:
@@ -295,6 +301,8 @@ def open_snapshot(store: str, payload: SqlPayload, reached: int) -> _native.SqlS
 def session(bounds: Bounds, configure: Configure) -> SessionContext:
     """Return a context without tables, which keeps within bounds."""
     config = SessionConfig().with_target_partitions(configure.threads).with_information_schema(True)
+    # A collection is one table of all its files, wherever they are in it.
+    config = config.set("datafusion.execution.listing_table_ignore_subdirectory", "false")
     runtime = RuntimeEnvBuilder().with_fair_spill_pool(bounds.memory_bytes)
     if bounds.spill_bytes == 0:
         context = SessionContext(config, runtime.with_disk_manager_disabled())
