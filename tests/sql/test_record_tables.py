@@ -16,8 +16,11 @@ from jobs._native import SQL_TABLES, SqlSnapshot, sql_record_fields
 from jobs.control.transitions import write_ops
 from jobs.protocol.ids import Attempt, Incarnation, JobId, JobIdSource, Revision, WorkerId, array_id, task_id
 from jobs.protocol.model import (
+    Artefact,
+    BlobResult,
     Execution,
     JobState,
+    OutputSkipped,
     Reason,
     Requires,
     Retention,
@@ -31,6 +34,7 @@ from jobs.records import (
     AuditRecord,
     JobRecord,
     LapseRecord,
+    MovedOutput,
     ResultRecord,
     ScheduleRecord,
     TimetableRecord,
@@ -74,7 +78,7 @@ FULL = JobRecord(
         has_children=True, concurrency_key="lock", concurrency_limit=6, unique_key=b"/jobs/unique/x",
         retention=Retention(keep_s=60.0), redrive_of=JobId("r" * 36), schedule="nightly", nominal_ms=NOW_MS + 5,
         stored_bytes=7, log_bytes=8, settled=True, redriven_as=JobId("s" * 36), held_until_ms=NOW_MS + 6,
-        logs_gone=True, ref="first", tasks=9, is_task=False,
+        logs_gone=True, ref="first", tasks=9, is_task=False, moved=Attempt(3),
     )
 )  # fmt: skip
 PLAIN = jobs.on_submit(ShellJob(payload=ShellPayload(argv=["/bin/true"])), BOB, NOW_MS)
@@ -97,6 +101,10 @@ QUERY = SqlResult(
     )
 )  # fmt: skip
 
+BLOB = BlobResult(operation="gc", hash=None, bytes=5, blobs=6, peers=[], seconds=0.5)
+ARTEFACTS = [Artefact(path="out/ü", hash="c" * 64, size_bytes=7)]
+SKIPPED = [OutputSkipped(path="link", why="is a symbolic link")]
+
 
 @pytest.mark.parametrize("table", RECORDS)
 def test_every_field_of_a_record_is_known_to_its_table(table: str) -> None:
@@ -104,7 +112,7 @@ def test_every_field_of_a_record_is_known_to_its_table(table: str) -> None:
     assert set(known) == set(RECORDS) == set(SQL_TABLES) - {"kv"}
     fields, left_out = known[table]
     assert tuple(fields) == RECORDS[table].__struct_fields__, "add the new fields to rust/sql/src/records/layout.rs"
-    assert set(left_out) <= {"unique_key"}
+    assert set(left_out) <= {"unique_key", "moved"}
 
 
 def test_every_member_within_a_record_has_a_column() -> None:
@@ -169,7 +177,8 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
     untold = ResultRecord(
         **every_field(
             ResultRecord, state=JobState.FAILED, reason=Reason.WORKER_LOST, message=None, execution=None,
-            worker=WorkerId("shell-1"), started_ms=NOW_MS + 8, finished_ms=NOW_MS + 9, query=QUERY,
+            worker=WorkerId("shell-1"), started_ms=NOW_MS + 8, finished_ms=NOW_MS + 9, query=QUERY, blob=BLOB,
+            moved=MovedOutput(order="a" * 64, pieces=2, streams=("b" * 64, None)), artefacts=ARTEFACTS, skipped=SKIPPED,
         )
     )  # fmt: skip
     ops: list[Op] = [
@@ -186,9 +195,13 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
         "started_at": at(NOW_MS + 1), "finished_at": at(NOW_MS + 2), "wall_s": 0.5, "cpu_user_s": 0.25,
         "cpu_system_s": 0.125, "peak_memory_bytes": 1 << 30, "exit_code": 9, "signal": None, "sandbox": "strict",
         "stdout_bytes": 10, "stdout_stored_bytes": 9, "stdout_truncated": True, "stderr_bytes": 1,
-        "stderr_stored_bytes": 1, "stderr_truncated": False, "query": None, "revision": snapshot.revision,
+        "stderr_stored_bytes": 1, "stderr_truncated": False, "query": None, "blob": None, "artefacts": "[]",
+        "skipped": "[]", "revision": snapshot.revision,
     }  # fmt: skip
     assert msgspec.json.decode(first["query"], type=SqlResult) == QUERY
+    assert msgspec.json.decode(first["blob"], type=BlobResult) == BLOB
+    assert msgspec.json.decode(first["artefacts"], type=list[Artefact]) == ARTEFACTS
+    assert msgspec.json.decode(first["skipped"], type=list[OutputSkipped]) == SKIPPED
     assert (first["worker"], first["started_at"], first["finished_at"], first["node"]) == (
         "shell-1", at(NOW_MS + 8), at(NOW_MS + 9), None,
     )  # fmt: skip
