@@ -118,7 +118,8 @@ def test_every_field_of_a_record_is_known_to_its_table(table: str) -> None:
 def test_every_member_within_a_record_has_a_column() -> None:
     """Those of the objects that are spread over columns; others are shown whole, as JSON."""
     assert Execution.__struct_fields__ == tuple(every_field(Execution, **msgspec.structs.asdict(EXECUTION)))
-    assert StreamInfo.__struct_fields__ == ("bytes", "stored_bytes", "truncated")
+    # A stream's blob is put into answers; what is stored has it in `moved`.
+    assert StreamInfo.__struct_fields__ == ("bytes", "stored_bytes", "truncated", "blob")
     assert TimetableRecord.__struct_fields__ == (
         "cron", "every_ms", "at_ms", "timezone", "start_ms", "end_ms", "anchor_ms",
     )  # fmt: skip
