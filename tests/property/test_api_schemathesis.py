@@ -1,4 +1,4 @@
-"""The API against its own OpenAPI document: whatever is sent, the answer is one the document has, and never a 5xx but 507.
+"""The API against its own OpenAPI document: whatever is sent, the answer is one of it, and never a 5xx but 507.
 
 JOBS_TEST_SEED replays a run, JOBS_TEST_SCALE multiplies the number of examples.
 """
