@@ -31,6 +31,7 @@ from jobs.protocol.model import (
 )
 from jobs.testing import EmbeddedNode
 from tests.support import processes
+from tests.support.disks import small_disk
 from tests.support.waiting import until
 
 CANCEL_S = 0.1
@@ -294,6 +295,16 @@ def test_a_file_beyond_the_limit_is_refused_while_it_is_sent(tmp_path: Path) -> 
     with EmbeddedNode(tmp_path / "node", types=("blob",), env=env) as node, node.client() as client:
         failed(client, BlobAdd(source=AddFrom(file=f"{tmp_path}/large")), "add on node", "at most 1048576 bytes")
         until(lambda: not drafts(node))
+
+
+def test_an_export_to_a_full_disk_fails_and_leaves_nothing(client: Client, place: Path) -> None:
+    with small_disk(place / "disk"):
+        blob = client.blobs.put(bytes(32 << 20), tag="larger-than-the-disk").hash
+        before = set((place / "disk").iterdir())
+        failed(client, BlobExport(hash=blob, file=f"{place}/disk/file"), f"export of {blob}", "No space left on device")
+        tree = client.blobs.collect({"a": blob, "b/c": blob}, tag="tree-of-it").hash
+        failed(client, BlobExport(hash=tree, file=f"{place}/disk/tree"), f"export of {tree}", "No space left on device")
+        assert set((place / "disk").iterdir()) == before
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------

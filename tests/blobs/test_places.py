@@ -201,12 +201,26 @@ def test_a_file_that_was_given_up_leaves_the_old_one(allowed: Path, places: Plac
     assert everything_below(allowed) == {"file"}
 
 
+def test_a_file_is_written_where_the_file_system_knows_of_none_without_a_name(
+    allowed: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # which nothing can write to: as old kernels understand it
+    (allowed / DRAFT).write_bytes(b"what a killed worker left")
+    with places.target(f"{allowed}/file", DRAFT) as target:
+        write_file(target, b"content")
+    with places.target(f"{allowed}/other", DRAFT) as target:
+        target.begin_file().close()
+        assert everything_below(allowed) == {"file", DRAFT}
+    assert everything_below(allowed) == {"file"}
+    assert (allowed / "file").read_bytes() == b"content"
+
+
 def test_a_file_does_not_replace_a_directory_and_a_link_is_replaced_not_followed(
     tmp_path: Path, allowed: Path, places: Places
 ) -> None:
     (allowed / "directory").mkdir()
     with refused("directory"), places.target(f"{allowed}/directory", DRAFT) as target:
-        write_file(target, b"x")
+        target.begin_file()
     (tmp_path / "victim").write_bytes(b"precious")
     (allowed / "link").symlink_to(tmp_path / "victim")
     with places.target(f"{allowed}/link", DRAFT) as target:

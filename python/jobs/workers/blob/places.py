@@ -202,6 +202,10 @@ class Target:
     def begin_file(self) -> OpenFile:
         """Return the file, to be written."""
         with _said(f"cannot write {self._path}"):
+            with suppress(FileNotFoundError):
+                status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):  # told now, and not when all has been fetched
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             try:
                 # Without a name, so that nothing is left of it even when this process is killed.
                 flags = os.O_WRONLY | os.O_CLOEXEC | os.O_TMPFILE
