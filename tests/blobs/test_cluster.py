@@ -56,6 +56,13 @@ def test_a_blob_is_on_a_majority_when_it_is_acknowledged(shared: BlobCluster) ->
     assert shared.holders(everywhere["hash"]) == ["n1", "n2", "n3"]
 
 
+def test_many_at_once_all_get_their_copies(shared: BlobCluster) -> None:
+    node = shared.followers()[0]
+    made = list(node.orders(do="add", size=10_000, seed=10_000, count=400, at_once=400))[-1]["end"]
+    assert {len(one["nodes"]) for one in made} == {2}
+    assert min(len(shared.holders(one["hash"])) for one in made) == 2
+
+
 def test_what_is_read_elsewhere_is_brought_there_and_goes_with_the_next_sweep(shared: BlobCluster) -> None:
     blob = shared.leading().add(2 * MIB, seed=200, tag="read")
     (other,) = [shared.node(name) for name in shared.nodes if name not in blob["nodes"]]

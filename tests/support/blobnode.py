@@ -155,6 +155,9 @@ class Driver:
     async def _do_tag(self, caller: Caller, order: dict[str, Any], tell: Any) -> None:
         await self._part.catalogue.set_tag(caller, order["tag"], BlobTagSet(hash=order["hash"]))
 
+    async def _do_reached(self, caller: Caller, order: dict[str, Any], tell: Any) -> int:
+        return len(self._part.replicator.members.reached)
+
     async def _do_page(self, caller: Caller, order: dict[str, Any], tell: Any) -> list[str]:
         return [stat.hash for stat in await self._store.page(order.get("after"), 1_000)]
 
