@@ -249,6 +249,7 @@ def test_a_full_disk_refuses_keeps_nothing_half_and_is_made_use_of_when_it_has_r
             full.kill()
 
 
+@pytest.mark.timeout(180 + 60 * SCALE)
 def test_many_small_blobs(tmp_path: Path) -> None:
     count = 1_000 * min(SCALE, 10)
     with BlobCluster(tmp_path) as cluster:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -16,10 +16,12 @@ from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Catalogue, Entry, NewBlob
 from jobs.blobs.members import Members, Unreached
 from jobs.blobs.placement import MAX_BACKOFF_S, backoff_s, choose, order_providers
+from jobs.blobs.repair import PAUSE_S, Repairer
 from jobs.blobs.replication import Replicator
 from jobs.blobs.teller import Teller
 from jobs.blobs.tending import OnAdvance
 from jobs.blobs.together import each
+from jobs.control.hub import Waiter
 from jobs.errors import NotFound, StorageFull, TagTaken, Unavailable
 from jobs.protocol.model import BlobCollect
 from jobs.service import Caller
@@ -239,3 +241,57 @@ async def test_room_is_asked_for_once_for_all_who_want_to_know() -> None:
     replicator = Replicator(members, cast("Catalogue", NoCatalogue()))
     await asyncio.gather(*(replicator.spread(ENTRY) for _ in range(50)))
     assert sum(isinstance(order, m.Survey) for _, order in members.asked) == 3
+
+
+class Leadership:
+    """A site whose node leads when the test says so."""
+
+    def __init__(self) -> None:
+        self.control: object | None = object()
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def changed(self) -> asyncio.Future[None]:
+        return self._changed
+
+    def set(self, control: object | None) -> None:
+        self.control = control
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
+
+    @contextlib.contextmanager
+    def waiter(self, *prefixes: bytes) -> Iterator[Waiter]:
+        yield Waiter()
+
+
+class Lacking:
+    """A catalogue in which nothing lacks, and that counts the looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.looked = asyncio.Event()
+
+    async def lacking(self, after: str, limit: int) -> tuple[Entry, ...]:
+        self.looks += 1
+        self.looked.set()
+        return ()
+
+
+@on_loop
+async def test_what_lacks_nodes_is_looked_at_again_when_leadership_comes_back() -> None:
+    site, catalogue = Leadership(), Lacking()
+    members = Scripted(lambda member, order: m.Room(100, 0, 0))
+    replicator = Replicator(members, cast("Catalogue", catalogue))
+    repairer = Repairer(cast("Any", site), cast("Catalogue", catalogue), replicator, lambda: 0.5)
+    try:
+        async with asyncio.timeout(20):
+            await catalogue.looked.wait()
+            for looks in (1, 2):
+                assert catalogue.looks == looks
+                site.set(None)
+                await asyncio.sleep(2 * PAUSE_S)
+                assert catalogue.looks == looks
+                catalogue.looked.clear()
+                site.set(object())
+                await catalogue.looked.wait()
+    finally:
+        await repairer.stop()

@@ -92,6 +92,8 @@ class Operations:
         finally:
             work.cancel()
             await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()  # told above, unless nobody wants to know any more
 
     async def _carry_out(self, caller: Caller, wanted: BlobPerform, news: _News) -> BlobResult:
         match wanted.payload:

@@ -50,6 +50,7 @@ class Repairer:
         self._replicator = replicator
         self._chance = chance
         self._bell: Waiter | None = None
+        self._watched: asyncio.Future[None] | None = None
         self._seldom = Seldom(60.0)
         self.repaired = 0
         """Copies made since the start."""
@@ -84,8 +85,16 @@ class Repairer:
                     failures += 1
                 if failures:
                     wait_s = min(wait_s, backoff_s(failures, self._chance()))
+                self._ring_at_change()
                 await self._bell.wait(wait_s)
                 await asyncio.sleep(PAUSE_S)
+
+    def _ring_at_change(self) -> None:
+        """Look again as well when leadership has come back to this node."""
+        changed = self._site.changed()
+        if changed is not self._watched:
+            self._watched = changed
+            changed.add_done_callback(lambda _: self.ring())
 
     async def _look(self) -> _Look:
         """Look at all blobs that too few have, page by page, and have copies made."""
