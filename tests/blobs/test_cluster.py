@@ -70,6 +70,13 @@ def test_what_is_read_elsewhere_is_brought_there_and_goes_with_the_next_sweep(sh
     assert other.has(blob["hash"])
     assert other.order(do="readable", hash=blob["hash"])["nodes"] == blob["nodes"]
 
+    # A look says that it would go, and where
+    looked = shared.leading().orders(do="perform", payload={"operation": "gc", "dry_run": True, "grace_s": 0})
+    lines = [json.loads(news["text"]) for news in looked if news.get("event") == "line"]
+    (line,) = [line for line in lines if line["hash"] == blob["hash"]]
+    assert (line["node"], line["outcome"]) == (other.directory.name, "would go")
+    assert other.has(blob["hash"])
+
     def is_swept() -> bool:
         shared.leading().perform("gc")
         return not other.has(blob["hash"])

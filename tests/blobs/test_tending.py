@@ -121,6 +121,8 @@ async def test_what_is_young_or_wanted_stays_and_a_look_deletes_nothing(tmp_path
         # An order cannot ask for less than the node's own grace period
         swept = await tending.sweep(SWEEP)
         assert (swept.examined, swept.removed, swept.spared) == (1, (), {"recent": 1})
+        assert (await tending.sweep(m.Sweep("", 100, dry_run=True))).removed == ()
+        assert [one.hash for one in (await tending.sweep(m.Sweep("", 100, 0, dry_run=True))).removed] == [young]
         assert await store.stat(young) is not None
     async with node(tmp_path) as (store, said, tending):
         store.may_delete.set()

@@ -181,11 +181,12 @@ class Verify(_Message, frozen=True, tag=3):
 
 
 class Sweep(_Message, frozen=True, tag=4):
-    """Delete the blobs of a page that the member is not to have, and that came longer ago than this."""
+    """Delete the blobs of a page that the member is not to have, and that came longer ago than this, and than is
+    configured; a look (`dry_run`) may ask for less. None: as configured."""
 
     after: _After
     limit: Annotated[int, Meta(ge=1, le=MAX_TOLD)]
-    grace_ms: _Count
+    grace_ms: _Count | None = None
     dry_run: bool = False
 
 

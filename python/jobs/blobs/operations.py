@@ -135,6 +135,7 @@ class Operations:
                 node=self._members.name(one.member), bytes=one.size_bytes, outcome=self._members.named_in(one.reason)
             )
             for one in fetched.sources
+            if one.size_bytes or one.reason
         ]
         return BlobResult(
             operation=operation,
@@ -237,7 +238,7 @@ class Operations:
         name, after = self._members.name(member), ""
         freed = removed = 0
         spared: dict[str, int] = {}
-        grace_ms = int((payload.grace_s or 0) * 1_000)
+        grace_ms = None if payload.grace_s is None else int(payload.grace_s * 1_000)
         try:
             while True:
                 swept = await self._members.sweep(member, m.Sweep(after, SWEEP_PAGE, grace_ms, payload.dry_run))

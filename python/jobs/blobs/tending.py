@@ -148,7 +148,9 @@ class Tending:
 
     async def sweep(self, order: m.Sweep) -> m.Swept:
         """Delete what of a page is not to be here, and is not young; what was used while it was asked about stays."""
-        grace_ms = max(order.grace_ms, self._grace_ms)
+        grace_ms = self._grace_ms if order.grace_ms is None else order.grace_ms
+        if not order.dry_run:
+            grace_ms = max(grace_ms, self._grace_ms)
         if not order.after and not order.dry_run:
             await self._store.discard_partials(grace_ms)
         with self._store.uses() as used:
