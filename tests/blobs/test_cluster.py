@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 from tests.support.blobcluster import MODULE, BlobCluster, BlobNode, Refused, until
+from tests.support.netpeer import peak_bytes
 
+SCALE = int(os.environ.get("JOBS_TEST_SCALE", "1"))
 MIB = 1 << 20
 
 
@@ -61,6 +64,21 @@ def test_many_at_once_all_get_their_copies(shared: BlobCluster) -> None:
     made = list(node.orders(do="add", size=10_000, seed=10_000, count=400, at_once=400))[-1]["end"]
     assert {len(one["nodes"]) for one in made} == {2}
     assert min(len(shared.holders(one["hash"])) for one in made) == 2
+
+
+@pytest.mark.timeout(120 + 60 * SCALE)
+def test_memory_stays_flat_while_a_large_blob_is_added_copied_and_verified(shared: BlobCluster) -> None:
+    size = 256 * MIB * SCALE
+    nodes = [shared.node(name) for name in sorted(shared.nodes)]
+    before = [peak_bytes(node.pid) for node in nodes]
+    (blob,) = list(nodes[0].orders(60 * SCALE, do="add", size=size, seed=900, replicas=3))[-1]["end"]
+    assert blob["nodes"] == ["n1", "n2", "n3"]
+    payload = {"operation": "verify", "hash": blob["hash"]}
+    done = list(nodes[0].orders(60 * SCALE, do="perform", payload=payload))[-1]["end"]
+    assert (done["bytes"], done["damaged"]) == (3 * size, 0)
+    for node, peak in zip(nodes, before, strict=True):
+        grown = peak_bytes(node.pid) - peak
+        assert grown < 120 * MIB, f"{node.directory.name}: {grown >> 20} MiB more"
 
 
 def test_what_is_read_elsewhere_is_brought_there_and_goes_with_the_next_sweep(shared: BlobCluster) -> None:

@@ -114,9 +114,10 @@ class Peer:
             tell(counters=self._net.endpoint.counters())
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has used, files' pages aside."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+def peak_bytes(pid: int | None = None) -> int:
+    """Return the most memory that a process has used, this one by default, files' pages aside."""
+    status = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return (int(fields["VmHWM"].split()[0]) - int(fields["RssFile"].split()[0])) * 1024
 
 
