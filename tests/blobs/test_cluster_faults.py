@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -322,7 +323,9 @@ class Keeper:
         size = self._chance.choice((100, 20_000, 300_000, 2_500_000))
         blob = hash_of(size, seed)
         self.unsure.add(blob)
-        self._node().add(size, seed=seed, tag=f"k/{blob}" if tagged else None)
+        added = self._node().add(size, seed=seed, tag=f"k/{blob}" if tagged else None)
+        if len(added["nodes"]) < 2:
+            return  # the others were not reached: a disk that is lost now may be the only one
         self.unsure.discard(blob)
         (self.kept if tagged else self.loose)[blob] = size
 
@@ -371,16 +374,18 @@ def entries(node: BlobNode) -> Iterator[dict[str, Any]]:
 
 
 def kill_at_random(cluster: BlobCluster, rounds: int) -> int:
-    """Kill a node, or two at once, and start them again."""
+    """Kill a node, or two at once, and start them again; one of them without its disk."""
     chance = random.Random(f"{SEED}/kill")
     killed = 0
-    for _ in range(rounds):
+    for number in range(rounds):
         time.sleep(chance.uniform(1.0, 3.0))
         hit = chance.sample(sorted(cluster.nodes), chance.choice((1, 1, 1, 2)))
         for name in hit:
             cluster.node(name).kill()
             killed += 1
         time.sleep(chance.uniform(0.0, 1.0))
+        if number == rounds // 2:
+            shutil.rmtree(cluster.node(hit[0]).directory / "data" / "blobs")
         for name in hit:
             cluster.node(name).start(wait=False)
     return killed
