@@ -54,7 +54,10 @@ def test_files_of_a_collection_are_brought_as_they_are_read(cluster: EmbeddedClu
         assert made.nodes == ["n1"]
     for number, other in enumerate(others):
         with other.client() as client:
+            hashes = client.blobs.files(made.hash)
             assert client.blobs.get(made.hash, path="sub/c") == files["sub/c"]
+            # Whoever reads one of them does not wait for the others.
+            assert [name for name in files if file_of(other, hashes[name]).exists()] == ["sub/c"]
             client.blobs.save_directory(made.hash, tmp_path / f"copy{number}")
             assert {name: (tmp_path / f"copy{number}" / name).read_bytes() for name in files} == files
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jobs._native import Blake3, CorruptError, DiskFullError, NotFoundError
 from jobs.blobs import collection
@@ -297,12 +297,13 @@ class BlobHost:
         if is_holder:
             await self.catalogue.held(self._member, (), (blob,))
         try:
-            await self.replicator.bring(entry)
+            # This one alone: a collection may list far more than anybody is about to read here.
+            await self.replicator.bring(structs.replace(entry, hash=blob, kind="raw"))
         except BlobUnavailable as error:
             if damaged:
                 raise BlobDamaged(f"the blob {blob} is damaged on this node: {error.detail}") from error
             raise
-        if is_holder or len(entry.holders) < entry.replicas:
+        if is_holder or (blob == entry.hash and len(entry.holders) < entry.replicas):
             # What was told to be gone when it was met damaged is here again, and more than a copy for this read.
             await self.catalogue.held(self._member, (blob,), ())
 
