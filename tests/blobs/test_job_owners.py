@@ -10,11 +10,11 @@ import uvloop
 from jobs.protocol.model import (
     AddFrom,
     BlobAdd,
-    BlobFetch,
     BlobJob,
     BlobList,
     BlobPayload,
     BlobStat,
+    BlobVerify,
     JobResult,
     JobState,
     Reason,
@@ -76,7 +76,7 @@ def test_the_output_of_somebody_elses_job_is_not_added(tmp_path: Path) -> None:
 def test_a_node_that_takes_no_workers_of_this_user_refuses_to_be_asked_for_others(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path) as api, worker_process(tmp_path, worker_type="blob"):
-            for payload in (BlobAdd(source=AddFrom(text="x")), BlobFetch(hash="00" * 32)):
+            for payload in (BlobAdd(source=AddFrom(text="x")), BlobVerify(hash="00" * 32)):
                 refused = await run(api, ALICE, payload)
                 assert refused.reason is Reason.BLOB_ERROR
                 assert "only workers act for others" in str(refused.message)

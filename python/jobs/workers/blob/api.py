@@ -6,6 +6,7 @@ A request has a connection of its own, so that giving it up closes that, by whic
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,9 @@ _JSON: Final = {"Content-Type": "application/json"}
 class Answer:
     """A success that is being read."""
 
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
         self._response = ResponseReader()
         self._first = b""
 
@@ -53,7 +55,7 @@ class Answer:
                 yield piece
 
     async def _receive(self) -> bytes:
-        data = await self._reader.read(READ_BYTES)
+        data = await self._loop.sock_recv(self._connection, READ_BYTES)
         if not data:
             self._response.end()
         return self._response.feed(data)
@@ -62,9 +64,9 @@ class Answer:
 class NodeApi:
     """Asks for one user. Raises the errors of `jobs.errors` by the node's code, and ConnectionFailed."""
 
-    def __init__(self, socket: Path, owner: int, *, admin: bool) -> None:
+    def __init__(self, path: Path, owner: int, *, admin: bool) -> None:
         self.owner = owner
-        self._socket = str(socket)
+        self._socket = str(path)
         self._headers = {ACT_FOR_HEADER: f"{owner};admin" if admin else str(owner)}
 
     async def get(self, path: str, answer: type[T], query: Mapping[str, Any] | None = None) -> T:
@@ -91,32 +93,46 @@ class NodeApi:
         body: bytes | AsyncGenerator[bytes] | None = None,
     ) -> AsyncIterator[Answer]:
         """Send a request, and give its answer once that has begun. At the end the connection is closed."""
-        try:
-            reader, writer = await asyncio.open_unix_connection(self._socket, limit=2 * READ_BYTES)
-        except OSError as error:
-            raise unreachable(self._socket, error) from error
-        sending: asyncio.Future[None] | None = None
-        try:
-            answer = Answer(reader)
+        # Not by asyncio's streams: their reader forgets an answer that has come when the writer meets a broken pipe.
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        with connection:
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, self._socket)
+            except OSError as error:
+                raise unreachable(self._socket, error) from error
             wanted = {**self._headers, **(headers or {})}
-            where = target(path, query or {})
-            if body is None or isinstance(body, bytes):
-                writer.write(encode_request(method, where, {**wanted, **(_JSON if body else {})}, body))
-                await answer.head()
-            else:
-                writer.write(encode_request(method, where, {**wanted, "Transfer-Encoding": "chunked"}, None))
-                sending = asyncio.ensure_future(_send(writer, body))
-                await _head(answer, sending)
-            yield answer
-        except (OSError, ProtocolError) as error:
-            raise gone(error) from error
-        finally:
-            writer.transport.abort()
-            if sending is not None:
-                sending.cancel()
-                await asyncio.wait([sending])
-                if not sending.cancelled():
-                    sending.exception()  # told above where it matters
+            async with _asked(connection, method, target(path, query or {}), wanted, body) as answer:
+                yield answer
+
+
+@asynccontextmanager
+async def _asked(
+    connection: socket.socket,
+    method: str,
+    where: str,
+    headers: Mapping[str, str],
+    body: bytes | AsyncGenerator[bytes] | None,
+) -> AsyncIterator[Answer]:
+    answer = Answer(connection)
+    sending: asyncio.Future[None] | None = None
+    try:
+        if body is None or isinstance(body, bytes):
+            sending = asyncio.ensure_future(
+                _send_all(connection, encode_request(method, where, {**headers, **(_JSON if body else {})}, body))
+            )
+        else:
+            head = encode_request(method, where, {**headers, "Transfer-Encoding": "chunked"}, None)
+            sending = asyncio.ensure_future(_send_pieces(connection, head, body))
+        await _head(answer, sending)
+        yield answer
+    except (OSError, ProtocolError) as error:
+        raise gone(error) from error
+    finally:
+        if sending is not None:
+            sending.cancel()
+            await asyncio.wait([sending])
+            if not sending.cancelled():
+                sending.exception()  # told above where it matters
 
 
 async def _head(answer: Answer, sending: asyncio.Future[None]) -> None:
@@ -134,11 +150,14 @@ async def _head(answer: Answer, sending: asyncio.Future[None]) -> None:
         await asyncio.wait([head])
 
 
-async def _send(writer: asyncio.StreamWriter, pieces: AsyncGenerator[bytes]) -> None:
+async def _send_pieces(connection: socket.socket, head: bytes, pieces: AsyncGenerator[bytes]) -> None:
+    await _send_all(connection, head)
     async with aclosing(pieces):
         async for piece in pieces:
             if piece:
-                writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                await writer.drain()
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
+                await _send_all(connection, b"%x\r\n%b\r\n" % (len(piece), piece))
+    await _send_all(connection, b"0\r\n\r\n")
+
+
+async def _send_all(connection: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(connection, data)

@@ -58,6 +58,8 @@ AT_ONCE: Final = 8
 """Files of a directory that are added or written at a time."""
 PATIENCE_S: Final = 60.0
 """For how long a node that does not answer is asked again. Mostly the worker's lease ends before."""
+MAX_RESTARTS: Final = 20
+"""Of an operation that was broken off after it had begun: what breaks it off so often is the operation."""
 MAX_LINES_BYTES: Final = 8 << 20
 """Of what an operation says that may have to be begun again; what is more is counted and dropped."""
 _encode = msgspec.json.Encoder().encode
@@ -253,13 +255,15 @@ class Work:
         """Have the node carry it out, from the beginning again when the way to it was lost; what it says of the last
         time counts."""
         patience = _Persistence()
+        restarts = 0
         wanted = _encode({"job": self._job, "payload": payload})
         while True:
-            lines = _Lines()
+            lines, was_begun = _Lines(), False
             try:
                 async with aclosing(self._events(wanted)) as events:
                     async for event in events:
                         patience.reset()
+                        was_begun = True
                         match event:
                             case BlobAdvance(done_bytes=done, total_bytes=total, message=message):
                                 self._report.progress(done, total, message)
@@ -272,7 +276,8 @@ class Work:
                                 raise _error(problem)
                 raise InternalError("the node said nothing of how it ended")
             except JobsError as error:
-                if not await patience.may_help(error):
+                restarts += was_begun
+                if restarts > MAX_RESTARTS or not await patience.may_help(error):
                     await lines.write(self._report)
                     raise
 
