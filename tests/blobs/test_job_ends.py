@@ -66,6 +66,26 @@ def test_an_operation_whose_worker_is_killed_is_lost_and_done_by_its_next_life(t
         until(lambda: not drafts(node))
 
 
+def test_what_a_killed_worker_has_written_of_a_directory_goes_with_the_next_attempt(
+    tmp_path: Path, source: BlobAdd
+) -> None:
+    env = {"JOBS_WORKERS__BLOB__ALLOW_FILES": f'["{tmp_path}/place"]'}
+    place = tmp_path / "place"
+    with EmbeddedNode(tmp_path / "node", types=("blob",), env=env) as node, node.client() as client:
+        blob = client.blobs.perform(source).hash
+        assert blob is not None
+        tree = client.blobs.collect({"a": blob, "b/c": blob}, tag="tree").hash
+        wanted = BlobExport(hash=tree, file=f"{place}/tree")
+        job = client.submit(blob_job(wanted, retry=Retry(max_attempts=2, backoff="none"))).job.id
+        until(lambda: any(place.glob(".jobs-*")))
+        os.kill(worker_of(node), signal.SIGKILL)
+        assert not (place / "tree").exists()
+        assert client.result(job, timeout_s=60).state is JobState.COMPLETED
+        assert len(client.attempts(job)) == 2
+        assert {path.name for path in place.iterdir()} == {"large", "tree"}
+        assert digest(place / "tree" / "b" / "c") == digest(place / "large")
+
+
 @pytest.mark.parametrize("operation", ["add", "export", "verify"])
 def test_an_operation_goes_on_when_the_node_is_killed_and_comes_back(
     tmp_path: Path, source: BlobAdd, operation: str
