@@ -13,6 +13,7 @@ from jobs.client.failures import ConnectionFailed
 from jobs.errors import BlobUnavailable, InternalError, PayloadTooLarge, Unavailable
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import BlobAdded, BlobDone, BlobExport, BlobFailed, BlobGc, BlobLine, BlobResult, Problem
+from jobs.workers import transfers
 from jobs.workers.blob import work
 from jobs.workers.blob.api import NodeApi
 from jobs.workers.blob.places import Places
@@ -120,7 +121,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_pause(self: object, error: Exception) -> bool:
         return isinstance(error, ConnectionFailed | Unavailable) and not isinstance(error, BlobUnavailable)
 
-    monkeypatch.setattr(work._Persistence, "may_help", no_pause)
+    monkeypatch.setattr(transfers.Persistence, "may_help", no_pause)
 
 
 def made(node: Node, directory: Path) -> tuple[Work, Report]:

@@ -120,7 +120,6 @@ class Errands:
             if errand.task is not None:
                 errand.task.cancel()
         self._cache.close()
-        self._store.close()
 
     # What is done may be cancelled before it has begun, so its end is told by a callback and not by itself.
 

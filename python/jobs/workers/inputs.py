@@ -13,10 +13,9 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
+from typing import BinaryIO, Final
 
 from msgspec import Struct
 
@@ -25,10 +24,8 @@ from jobs.errors import JobsError, RangeNotSatisfiable
 from jobs.protocol.model import BlobFiles
 from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import ExecutorError
-from jobs.workers.transfers import again, download
+from jobs.workers.transfers import again, download, held, in_thread
 
-T = TypeVar("T")
-THREADS: Final = 4
 AT_A_TIME: Final = 8
 """Files that are fetched at once; others wait for their turn."""
 READABLE: Final = 0o755
@@ -91,7 +88,6 @@ class InputCache:
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
         self._fetches = asyncio.Semaphore(AT_A_TIME)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="inputs")
         self._number = 0
 
     async def hold(self, node: NodeApi, wanted: Mapping[str, str], on_fetch: Callable[[int], None]) -> Held:
@@ -138,7 +134,6 @@ class InputCache:
         for entry in self._entries.values():
             if entry.fetch is not None:
                 entry.fetch.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self.directory.parent, ignore_errors=True)
 
     # --- room -----------------------------------------------------------------------------------------------------
@@ -208,7 +203,7 @@ class InputCache:
         gone = self._draft()
         with suppress(FileNotFoundError):
             os.rename(self.directory / name, gone)
-            self._pool.submit(_delete, gone)
+            _delete_later(gone)
 
     # --- fetches ----------------------------------------------------------------------------------------------------
 
@@ -216,43 +211,28 @@ class InputCache:
         draft = self._draft()
         try:
             if plan.is_collection:
-                await self._run(os.mkdir, draft, 0o755)
+                await in_thread(os.mkdir, draft, 0o755)
             for name, size_bytes in plan.files:
-                target = draft if name is None else await self._run(_place_in, draft, name)
+                target = draft if name is None else await in_thread(_place_in, draft, name)
                 async with self._fetches:
                     await self._write(target, node, plan.blob, name, size_bytes)
-            await self._run(_publish, draft, self.directory / entry.blob)
+            await in_thread(_publish, draft, self.directory / entry.blob)
             entry.fetch = None
         except BaseException:
             self._drop(entry)
             self._freed.set()
-            with suppress(RuntimeError):  # closed meanwhile
-                self._pool.submit(_delete, draft)
+            _delete_later(draft)
             raise
 
     async def _write(self, target: Path, node: NodeApi, blob: str, name: str | None, size_bytes: int) -> None:
-        descriptor = await self._run(os.open, target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            async with aclosing(download(node, blob, name, size_bytes)) as pieces:
-                async for piece in pieces:
-                    await self._run(_write_all, descriptor, piece)
-            # Executable as well, as other files that a job is given.
-            await self._run(os.fchmod, descriptor, 0o555)
-        finally:
-            os.close(descriptor)
+        async with held(_create, target) as file, aclosing(download(node, blob, name, size_bytes)) as pieces:
+            async for piece in pieces:
+                await in_thread(file.write, piece)
+            await in_thread(_finish, file)
 
     def _draft(self) -> Path:
         self._number += 1
         return self.directory / f".{self._number}"
-
-    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
-        """Return what the work returns; whoever gives up meanwhile waits for its end, as it uses what is theirs."""
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            await asyncio.wait([running])
-            raise
 
 
 def input_directory(parent: Path | None, tag: str) -> Path:
@@ -306,10 +286,18 @@ def _publish(draft: Path, target: Path) -> None:
     os.rename(draft, target)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
+def _create(path: Path) -> BinaryIO:
+    return open(path, "xb")
+
+
+def _finish(file: BinaryIO) -> None:
+    file.flush()
+    # Executable as well, as other files that a job is given.
+    os.fchmod(file.fileno(), 0o555)
+
+
+def _delete_later(path: Path) -> None:
+    asyncio.get_running_loop().run_in_executor(None, _delete, path)
 
 
 def _delete(path: Path) -> None:

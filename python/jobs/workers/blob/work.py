@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Final, Literal, Protocol, TypeVar
 
 import msgspec
@@ -14,10 +12,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs.blobs.together import each
-from jobs.client.patience import Patience
 from jobs.client.requests import Page, segment
 from jobs.content import content_bytes
-from jobs.errors import BlobUnavailable, InternalError, JobsError, error_types
+from jobs.errors import InternalError, JobsError, error_types
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     AddFrom,
@@ -47,6 +44,7 @@ from jobs.protocol.model import (
 )
 from jobs.workers.blob.api import NodeApi
 from jobs.workers.blob.places import File, OpenFile, Place, Places, Target
+from jobs.workers.transfers import Persistence, again, download, held, in_thread
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
@@ -56,21 +54,12 @@ PIECE_BYTES: Final = 1 << 20
 PAGE: Final = 1_000
 AT_ONCE: Final = 8
 """Files of a directory that are added or written at a time."""
-PATIENCE_S: Final = 60.0
-"""For how long a node that does not answer is asked again. Mostly the worker's lease ends before."""
 MAX_RESTARTS: Final = 20
 """Of an operation that was broken off after it had begun: what breaks it off so often is the operation."""
 MAX_LINES_BYTES: Final = 8 << 20
 """Of what an operation says that may have to be begun again; what is more is counted and dropped."""
 _encode = msgspec.json.Encoder().encode
 _decode_event = msgspec.json.Decoder(BlobEvent).decode
-
-
-class Closeable(Protocol):
-    def close(self) -> None: ...
-
-
-C = TypeVar("C", bound=Closeable)
 
 
 class Report(Protocol):
@@ -125,7 +114,7 @@ class Work:
 
     async def _add_output(self, job: str, stream: Literal["stdout", "stderr"], wanted: BlobAdd) -> BlobResult:
         path = f"/v1/jobs/{segment(job)}"
-        found = await _again(lambda: self._node.get(f"{path}/result", JobResult))
+        found = await again(lambda: self._node.get(f"{path}/result", JobResult))
         info: StreamInfo | None = None if found.execution is None else getattr(found.execution, stream)
         share = _Share(self._report, 0 if info is None else info.stored_bytes)
 
@@ -137,7 +126,7 @@ class Work:
         return _added(await self._upload(content, wanted, share))
 
     async def _add_place(self, path: str, wanted: BlobAdd) -> BlobResult:
-        async with _held(self._places.source, path) as place:
+        async with held(self._places.source, path) as place:
             if place.is_directory:
                 return await self._add_directory(place, wanted)
             share = _Share(self._report, place.size_bytes)
@@ -155,7 +144,7 @@ class Work:
         added = await each(files, AT_ONCE, add)
         names = {file.name: one.hash for file, one in zip(files, added, strict=True)}
         collection = BlobCollection(files=names, tag=wanted.tag, replicas=wanted.replicas)
-        made = await _again(lambda: self._node.post("/v1/blobs:collection", BlobAdded, collection))
+        made = await again(lambda: self._node.post("/v1/blobs:collection", BlobAdded, collection))
         size_bytes = sum(one.size_bytes for one in added)
         return replace(_added(made), bytes=size_bytes, blobs=len(set(names.values())) + 2)
 
@@ -164,14 +153,14 @@ class Work:
     ) -> BlobAdded:
         """Add what comes; once more from its beginning when the way to the node was lost."""
         query = {"tag": wanted.tag, "replicas": wanted.replicas}
-        return await _again(lambda: self._node.upload("/v1/blobs", BlobAdded, query, share.told(content(), name)))
+        return await again(lambda: self._node.upload("/v1/blobs", BlobAdded, query, share.told(content(), name)))
 
     # --- export -------------------------------------------------------------------------------------------------------
 
     async def _export(self, wanted: BlobExport) -> BlobResult:
         blob = wanted.hash
-        async with _held(self._places.target, wanted.file, self._draft) as target:
-            view = await _again(lambda: self._node.get(f"/v1/blobs/{blob}/stat", BlobView))
+        async with held(self._places.target, wanted.file, self._draft) as target:
+            view = await again(lambda: self._node.get(f"/v1/blobs/{blob}/stat", BlobView))
             if view.kind == "collection":
                 written, blobs = await self._export_collection(blob, target)
             else:
@@ -180,20 +169,20 @@ class Work:
 
     async def _export_file(self, view: BlobView, target: Target) -> int:
         share = _Share(self._report, view.size_bytes)
-        async with _held(target.begin_file) as file:
-            await _write(file, share.told(self._download(view.hash)))
+        async with held(target.begin_file) as file:
+            await _write(file, share.told(download(self._node, view.hash)))
             await in_thread(target.finish_file, file)
         return view.size_bytes
 
     async def _export_collection(self, blob: str, target: Target) -> tuple[int, int]:
-        listed = await _again(lambda: self._node.get(f"/v1/blobs/{blob}/files", BlobFiles))
+        listed = await again(lambda: self._node.get(f"/v1/blobs/{blob}/files", BlobFiles))
         await in_thread(target.begin_directory)
         done = 0
 
         async def write(entry: BlobFile) -> int:
             nonlocal done
-            async with _held(target.begin_member, entry.name) as file:
-                size_bytes = await _write(file, self._download(blob, entry.name))
+            async with held(target.begin_member, entry.name) as file:
+                size_bytes = await _write(file, download(self._node, blob, entry.name))
                 await in_thread(file.sync)
             done += 1
             self._report.progress(done, len(listed.files), entry.name)
@@ -203,26 +192,10 @@ class Work:
         await in_thread(target.finish_directory)
         return sum(sizes), len({entry.hash for entry in listed.files}) + 2
 
-    async def _download(self, blob: str, name: str | None = None) -> AsyncGenerator[bytes]:
-        """Yield a blob, or a file of a collection, going on where it was when the way to the node was lost."""
-        done, total = 0, -1
-        persistence = _Persistence()
-        while done != total:
-            headers = {"Range": f"bytes={done}-"} if done else {}
-            try:
-                async with self._node.exchange("GET", f"/v1/blobs/{blob}", {"path": name}, headers=headers) as answer:
-                    total = done + int(answer.headers["content-length"])
-                    async for piece in answer.pieces():
-                        yield piece
-                        done += len(piece)
-                        persistence.reset()
-            except JobsError as error:
-                await persistence.pause(error)
-
     # --- what is known ------------------------------------------------------------------------------------------------
 
     async def _stat(self, blob: str) -> BlobResult:
-        view = await _again(lambda: self._node.get(f"/v1/blobs/{blob}/stat", BlobView))
+        view = await again(lambda: self._node.get(f"/v1/blobs/{blob}/stat", BlobView))
         await self._report.write(_line(view))
         peers = [BlobPeer(node=node, bytes=0, outcome=HAS_IT) for node in view.nodes]
         return BlobResult(operation="stat", hash=blob, bytes=view.size_bytes, blobs=1, peers=peers, seconds=0.0)
@@ -243,7 +216,7 @@ class Work:
     async def _pages(self, path: str, kind: type[P], **query: object) -> AsyncIterator[P]:
         query |= {"limit": PAGE, "cursor": None}
         while True:
-            page = await _again(lambda: self._node.get(path, kind, query))
+            page = await again(lambda: self._node.get(path, kind, query))
             yield page
             query["cursor"] = page.next_cursor
             if page.next_cursor is None:
@@ -254,7 +227,7 @@ class Work:
     async def _perform(self, payload: BlobPayload) -> BlobResult:
         """Have the node carry it out, from the beginning again when the way to it was lost; what it says of the last
         time counts."""
-        patience = _Persistence()
+        patience = Persistence()
         restarts = 0
         wanted = _encode({"job": self._job, "payload": payload})
         while True:
@@ -340,84 +313,12 @@ class _Lines:
         report.drop(self._dropped_bytes)
 
 
-class _Persistence:
-    """Tells whether to try again what has failed, and waits before that."""
-
-    def __init__(self) -> None:
-        self._patience = Patience()
-
-    def reset(self) -> None:
-        """It went on meanwhile."""
-        self._patience.reset()
-
-    async def may_help(self, error: JobsError) -> bool:
-        """Wait before another try, or tell that there should be none."""
-        if isinstance(error, BlobUnavailable):
-            return False  # who has it does not change while the node is asked
-        chance = random.random()  # noqa: S311 - jitter
-        pause_s = self._patience.pause_s(error, within_s=PATIENCE_S, now_s=time.monotonic(), chance=chance)
-        if pause_s is None:
-            return False
-        await asyncio.sleep(pause_s)
-        return True
-
-    async def pause(self, error: JobsError) -> None:
-        """Wait before another try; raise the error when there should be none."""
-        if not await self.may_help(error):
-            raise error
-
-
-async def _again(work: Callable[[], Awaitable[T]]) -> T:
-    """Return what the work comes to; it is begun again where that may help."""
-    persistence = _Persistence()
-    while True:
-        try:
-            return await work()
-        except JobsError as error:
-            await persistence.pause(error)
-
-
 async def _once(data: bytes) -> AsyncGenerator[bytes]:
     yield data
 
 
-async def in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """Return what the work returns; whoever gives up meanwhile waits for its end, as it uses what is theirs."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await _over(running)
-        raise
-
-
-@asynccontextmanager
-async def _held(opening: Callable[..., C], *arguments: object) -> AsyncIterator[C]:
-    """Give what is opened, and close it in the end: also when it was given up while it was opened."""
-    running = asyncio.ensure_future(asyncio.to_thread(opening, *arguments))
-    try:
-        held = await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await _over(running)
-        if running.exception() is None:
-            await in_thread(running.result().close)
-        raise
-    try:
-        yield held
-    finally:
-        await in_thread(held.close)
-
-
-async def _over(running: asyncio.Future[T]) -> None:
-    """Return when it has ended, however often it is asked not to wait for that: it cannot be stopped."""
-    while not running.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([running])
-    running.exception()
-
-
 async def _read(opening: Callable[..., OpenFile], *arguments: object) -> AsyncGenerator[bytes]:
-    async with _held(opening, *arguments) as file:
+    async with held(opening, *arguments) as file:
         while piece := await in_thread(file.read, PIECE_BYTES):
             yield piece
 
