@@ -17,6 +17,7 @@ import pytest
 
 from jobs._native import Blake3
 from jobs.errors import JobsError
+from jobs.testing import NodeFailed
 from tests.cluster.namespaces import Network, network
 from tests.support.blobcluster import BlobCluster, BlobNode, Refused, until
 from tests.support.blobpeer import made
@@ -299,7 +300,7 @@ class Keeper:
             try:
                 self._step(count)
                 self.done += 1
-            except (Refused, OSError, JobsError, StopIteration) as error:
+            except (Refused, OSError, JobsError, NodeFailed) as error:
                 if isinstance(error, Refused) and error.code in ("AssertionError", "internal", "blob_damaged"):
                     self.failures.append(str(error))
                 self._stop.wait(0.1)

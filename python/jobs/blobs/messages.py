@@ -337,7 +337,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise MessageError(f"a message about blobs cannot be read: {error}") from error
 
 
-def lots(blobs: Sequence[Sought]) -> Iterator[tuple[Sought, ...]]:
+def lots(blobs: Sequence[T]) -> Iterator[tuple[T, ...]]:
     """Return blobs as many at a time as one order has."""
     return (tuple(blobs[start : start + MAX_LOT]) for start in range(0, len(blobs), MAX_LOT))
 

@@ -123,7 +123,7 @@ class Operations:
         names = ", ".join(payload.providers or map(self._members.name, entry.holders))
         news.advance(0, entry.size_bytes, f"from {names or 'nobody'}")
         fetched = await self._replicator.have_here(
-            entry, keep=True, providers=providers, on_advance=lambda now: news.advance(now.done_bytes, now.total_bytes)
+            entry, providers=providers, on_advance=lambda now: news.advance(now.done_bytes, now.total_bytes)
         )
         if payload.tag is not None:
             await self._link.set_tag(caller, payload.tag, BlobTagSet(hash=entry.hash))

@@ -77,24 +77,39 @@ class Replicator:
 
     async def put_on(self, entry: Entry, member: str, on_advance: OnAdvance = unheard) -> m.Fetched:
         """Have one member keep a blob and its children. Raises Unreached, StorageFull, BlobUnavailable, BlobDamaged."""
-        blobs = await self.blobs_of(entry)
-        return await self.give(member, self.sought(blobs, entry.holders, member), on_advance)
+        return await self.give(member, entry, await self.blobs_of(entry), on_advance=on_advance)
 
-    async def give(self, member: str, blobs: Sequence[m.Sought], on_advance: OnAdvance = unheard) -> m.Fetched:
-        """Have a member fetch blobs, lot by lot, up to the first lot with one that it could not have."""
+    async def give(
+        self,
+        member: str,
+        entry: Entry,
+        blobs: Sequence[str],
+        *,
+        keep: bool = True,
+        providers: tuple[str, ...] = (),
+        on_advance: OnAdvance = unheard,
+    ) -> m.Fetched:
+        """Have a member fetch blobs of an entry, lot by lot, up to the first lot with one that it could not have; from
+        these providers only where some are given. Raises Unreached, StorageFull, BlobUnavailable, BlobDamaged."""
         total = m.Fetched(0)
         for lot in m.lots(blobs):
             had = total.size_bytes
 
             def advanced(now: m.Advance, had: int = had) -> None:
-                on_advance(m.Advance(had + now.done_bytes, had + now.total_bytes))
+                on_advance(m.Advance(had + now.done_bytes, max(had + now.total_bytes, entry.size_bytes)))
 
-            fetched = await self.members.fetch(member, m.Fetch(lot), advanced)
+            # Lot by lot: a collection may have 100,000 blobs.
+            sought = (
+                tuple(m.Sought(blob, providers) for blob in lot)
+                if providers
+                else tuple(self.sought(lot, entry.holders, member))
+            )
+            fetched = await self.members.fetch(member, m.Fetch(sought, keep), advanced)
             self.suspect(fetched.suspects)
-            total = added(total, fetched)
             if fetched.failures:
                 self._rooms.pop(member, None)
                 raise self.failed(fetched.failures[0], self.name_of(member))
+            total = added(total, fetched)
         return total
 
     async def rooms(self) -> dict[str, int]:
@@ -138,27 +153,14 @@ class Replicator:
 
         Raises BlobUnavailable, BlobDamaged, StorageFull.
         """
-        await self.have_here(entry, keep=False)
+        await self.give(self.members.me, entry, await self.blobs_of(entry), keep=False)
 
     async def have_here(
-        self, entry: Entry, *, keep: bool, providers: tuple[str, ...] = (), on_advance: OnAdvance = unheard
+        self, entry: Entry, *, providers: tuple[str, ...] = (), on_advance: OnAdvance = unheard
     ) -> m.Fetched:
-        """Fetch a blob and its children, from these members only where some are given. Raises as `bring`."""
-        blobs, me = await self.blobs_of(entry), self.members.me
-        sought = [m.Sought(blob, providers) for blob in blobs] if providers else self.sought(blobs, entry.holders, me)
-        total = m.Fetched(0)
-        for lot in m.lots(sought):
-            had = total.size_bytes
-
-            def advanced(now: m.Advance, had: int = had) -> None:
-                on_advance(m.Advance(had + now.done_bytes, max(had + now.total_bytes, entry.size_bytes)))
-
-            fetched = await self.members.fetch(me, m.Fetch(lot, keep), advanced)
-            self.suspect(fetched.suspects)
-            if fetched.failures:
-                raise self.failed(fetched.failures[0], self.name_of(me))
-            total = added(total, fetched)
-        return total
+        """Have here a blob and its children, and keep them. Raises as `bring`."""
+        blobs = await self.blobs_of(entry)
+        return await self.give(self.members.me, entry, blobs, providers=providers, on_advance=on_advance)
 
     async def blobs_of(self, entry: Entry) -> tuple[str, ...]:
         """Return a blob and its children."""
@@ -254,7 +256,7 @@ class _Spreading:
             self._on_advance(m.Advance(done, sum(one.total_bytes for one in self._far.values())))
 
         try:
-            await replicator.give(member, replicator.sought(blobs, self._entry.holders, member), advanced)
+            await replicator.give(member, self._entry, blobs, on_advance=advanced)
         except Unreached as error:
             logger.warning("blob %s: %s", self._entry.hash, error)
             return False
