@@ -256,6 +256,7 @@ impl Version {
         out
     }
 
+    #[inline]
     pub(crate) fn decode<E>(data: &[u8]) -> Result<(Self, &[u8]), KvError<E>> {
         let mut reader = Reader { data };
         let version = reader.version()?;
@@ -337,39 +338,60 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
-    fn number<E>(&mut self) -> Result<u64, KvError<E>> {
-        // What most numbers are, without a look at all that MessagePack has: every row of a scan has five.
+    /// A number, if there is one. What most are comes without a look at all that MessagePack has, and without an error to
+    /// carry: every row of a scan has five.
+    #[inline]
+    fn plain(&mut self) -> Option<u64> {
         match *self.data {
             [small @ 0..=0x7f, ref rest @ ..] => {
                 self.data = rest;
-                Ok(small.into())
+                Some(small.into())
+            }
+            [0xcc, number, ref rest @ ..] => {
+                self.data = rest;
+                Some(number.into())
             }
             [0xcd, high, low, ref rest @ ..] => {
                 self.data = rest;
-                Ok(u16::from_be_bytes([high, low]).into())
+                Some(u16::from_be_bytes([high, low]).into())
             }
             [0xce, a, b, c, d, ref rest @ ..] => {
                 self.data = rest;
-                Ok(u32::from_be_bytes([a, b, c, d]).into())
+                Some(u32::from_be_bytes([a, b, c, d]).into())
             }
-            _ => read_int(&mut self.data).map_err(|_| damaged()),
+            _ => read_int(&mut self.data).ok(),
         }
     }
 
-    fn point<E>(&mut self) -> Result<Point, KvError<E>> {
-        Ok(Point {
-            revision: self.number()?,
-            number: u32::try_from(self.number()?).map_err(|_| damaged())?,
+    #[inline]
+    fn plain_point(&mut self) -> Option<Point> {
+        Some(Point {
+            revision: self.plain()?,
+            number: u32::try_from(self.plain()?).ok()?,
         })
     }
 
-    fn version<E>(&mut self) -> Result<Version, KvError<E>> {
-        Ok(Version {
-            puts: self.number()?,
-            created: self.number()?,
-            at: self.point()?,
-            lease: self.number()?,
+    #[inline]
+    fn plain_version(&mut self) -> Option<Version> {
+        Some(Version {
+            puts: self.plain()?,
+            created: self.plain()?,
+            at: self.plain_point()?,
+            lease: self.plain()?,
         })
+    }
+
+    fn number<E>(&mut self) -> Result<u64, KvError<E>> {
+        self.plain().ok_or_else(damaged)
+    }
+
+    fn point<E>(&mut self) -> Result<Point, KvError<E>> {
+        self.plain_point().ok_or_else(damaged)
+    }
+
+    #[inline]
+    fn version<E>(&mut self) -> Result<Version, KvError<E>> {
+        self.plain_version().ok_or_else(damaged)
     }
 
     fn bytes<E>(&mut self) -> Result<&'a [u8], KvError<E>> {

@@ -221,11 +221,11 @@ pub fn visit<B: Read>(
     meta: &Meta,
     (start, end): (&[u8], &[u8]),
     revision: u64,
-    each: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    mut each: impl FnMut(Row<'_>) -> ControlFlow<()>,
 ) -> Outcome<(), B> {
     check_revision::<B>(meta, revision)?;
     if revision == 0 || revision >= meta.revision {
-        return visit_now(backend, start, end, false, &mut |key, version, value| {
+        return visit_now(backend, start, end, false, |key, version, value| {
             each(row(key, version, value))
         });
     }
@@ -267,11 +267,15 @@ fn row<'a>(key: &'a [u8], version: Version, value: &'a [u8]) -> Row<'a> {
     }
 }
 
-type VisitVersion<'a> = &'a mut dyn FnMut(&[u8], Version, &[u8]) -> ControlFlow<()>;
-
-fn visit_now<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool, each: VisitVersion<'_>) -> Outcome<(), B> {
+fn visit_now<B: Read>(
+    backend: &B,
+    start: &[u8],
+    end: &[u8],
+    reverse: bool,
+    mut each: impl FnMut(&[u8], Version, &[u8]) -> ControlFlow<()>,
+) -> Outcome<(), B> {
     let mut problem = None;
-    let visit = &mut |key: &[u8], data: &[u8]| match Version::decode::<B::Error>(data) {
+    let visit = |key: &[u8], data: &[u8]| match Version::decode::<B::Error>(data) {
         Ok((version, value)) => each(&key[1..], version, value),
         Err(error) => {
             problem = Some(error);
@@ -306,7 +310,7 @@ impl PageBuilder<'_> {
 
 fn range_now<B: Read>(backend: &B, start: &[u8], end: &[u8], page: &mut PageBuilder<'_>) -> Outcome<(), B> {
     let (reverse, keys_only) = (page.options.reverse, page.options.keys_only);
-    visit_now(backend, start, end, reverse, &mut |key, version, value| {
+    visit_now(backend, start, end, reverse, |key, version, value| {
         let value = if keys_only { &[] } else { value };
         if !page.admits(key.len() + value.len()) {
             return ControlFlow::Break(());
@@ -351,7 +355,7 @@ fn step<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool) -> Outcom
     let mut reach: Option<Vec<u8>> = None;
     for table in [LATEST, DELETED] {
         let from = keys.len();
-        let visit = &mut |key: &[u8], _: &[u8]| {
+        let visit = |key: &[u8], _: &[u8]| {
             keys.push(key[1..].to_vec());
             if keys.len() - from < STEP_ROWS {
                 ControlFlow::Continue(())
@@ -389,7 +393,7 @@ fn step<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool) -> Outcom
 /// What the backend says.
 pub fn count<B: Read>(backend: &B, start: &[u8], end: &[u8], limit: u64) -> Outcome<u64, B> {
     let mut found = 0;
-    let visit = &mut |_: &[u8], _: &[u8]| {
+    let visit = |_: &[u8], _: &[u8]| {
         found += 1;
         if found < limit {
             ControlFlow::Continue(())
@@ -431,7 +435,7 @@ pub fn events<B: Read>(
     let (mut looked_at, mut bytes, mut seen) = (0, 0, meta.revision.max(after_revision));
     let mut current = 0;
     let mut problem = None;
-    let visit = &mut |key: &[u8], data: &[u8]| {
+    let visit = |key: &[u8], data: &[u8]| {
         let parsed = Point::of_event_key::<B::Error>(key).and_then(|at| Ok((at, Change::decode(data)?)));
         let (at, change) = match parsed {
             Ok(parsed) => parsed,
@@ -542,7 +546,7 @@ pub fn recall<B: Read>(backend: &B, meta: &Meta, request: &[u8; REQUEST_ID_BYTES
 /// What the backend says.
 pub fn leases<B: Read>(backend: &B) -> Outcome<Vec<(u64, u64)>, B> {
     let mut found = Vec::new();
-    let visit = &mut |key: &[u8], data: &[u8]| {
+    let visit = |key: &[u8], data: &[u8]| {
         if let (Ok(id), Ok(ttl)) = (key[1..].try_into(), data.try_into()) {
             found.push((u64::from_be_bytes(id), u64::from_le_bytes(ttl)));
         }
@@ -571,7 +575,7 @@ pub fn lease_ttl_ms<B: Read>(backend: &B, lease: u64) -> Outcome<Option<u64>, B>
 /// What the backend says.
 pub fn lease_keys<B: Read>(backend: &B, lease: u64) -> Outcome<Vec<Vec<u8>>, B> {
     let mut found = Vec::new();
-    let visit = &mut |key: &[u8], _: &[u8]| {
+    let visit = |key: &[u8], _: &[u8]| {
         found.push(key[9..].to_vec());
         ControlFlow::Continue(())
     };

@@ -20,7 +20,8 @@ pub(crate) enum CellType {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Cell<'a> {
     Null,
-    Text(&'a str),
+    /// Text is compared byte by byte, so it is not looked at more closely.
+    Text(&'a [u8]),
     Int(i64),
     Bool(bool),
 }
@@ -241,7 +242,7 @@ pub(crate) trait Cells {
 
 fn order(cell: Cell<'_>, literal: &Literal) -> Option<std::cmp::Ordering> {
     match (cell, literal) {
-        (Cell::Text(text), Literal::Text(other)) => Some(text.as_bytes().cmp(other.as_bytes())),
+        (Cell::Text(text), Literal::Text(other)) => Some(text.cmp(other.as_bytes())),
         (Cell::Int(number), Literal::Int(other)) => Some(i128::from(number).cmp(other)),
         (Cell::Bool(value), Literal::Bool(other)) => Some(value.cmp(other)),
         _ => None,
@@ -289,10 +290,10 @@ impl Predicate {
                 }
             },
             Self::Prefix(column, prefix) => {
-                matches!(row.cell(*column), Cell::Text(text) if text.starts_with(prefix.as_str()))
+                matches!(row.cell(*column), Cell::Text(text) if text.starts_with(prefix.as_bytes()))
             }
             Self::NoPrefix(column, prefix) => {
-                matches!(row.cell(*column), Cell::Text(text) if !text.starts_with(prefix.as_str()))
+                matches!(row.cell(*column), Cell::Text(text) if !text.starts_with(prefix.as_bytes()))
             }
             Self::IsNull(column) => row.cell(*column) == Cell::Null,
             Self::IsNotNull(column) => row.cell(*column) != Cell::Null,

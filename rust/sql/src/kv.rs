@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, BinaryBuilder, Int64Builder, RecordBatch, StringBuilder};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, Int64Builder, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion_common::Result;
 use jobs_kv::read::Row;
@@ -10,7 +10,8 @@ use jobs_store::view::Access;
 
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
-use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed, text};
+use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed};
+use crate::strings::Strings;
 
 /// The part of the store that all users may read.
 pub(crate) const DATA: &[u8] = b"/data/";
@@ -85,44 +86,42 @@ impl Source for Kv {
 }
 
 enum Builder {
-    Key(StringBuilder),
-    Value(BinaryBuilder),
-    Number(usize, Int64Builder),
+    Key(Strings),
+    Value(Strings),
+    Number(usize, Vec<i64>),
+    Nullable(usize, Int64Builder),
 }
 
 impl Builder {
     fn of(column: usize) -> Self {
         match column {
-            KEY => Self::Key(StringBuilder::with_capacity(0, 0)),
-            VALUE => Self::Value(BinaryBuilder::with_capacity(0, 0)),
-            number => Self::Number(number, Int64Builder::with_capacity(0)),
+            KEY => Self::Key(Strings::default()),
+            VALUE => Self::Value(Strings::default()),
+            LEASE_ID | LEASE_TTL_MS => Self::Nullable(column, Int64Builder::with_capacity(0)),
+            number => Self::Number(number, Vec::new()),
         }
     }
 
-    /// Return the column, and begin anew with room for as much, so that it does not have to grow.
-    fn finish(&mut self, rows: usize) -> ArrayRef {
-        match self {
-            Self::Key(builder) => {
-                let bytes = builder.values_slice().len();
-                let mut full = std::mem::replace(builder, StringBuilder::with_capacity(rows, bytes));
-                Arc::new(full.finish())
+    /// Return the column, and begin anew with room for as much.
+    fn finish(&mut self, rows: usize) -> Result<ArrayRef> {
+        Ok(match self {
+            Self::Key(strings) => Arc::new(strings.take_keys()?),
+            Self::Value(strings) => {
+                let (offsets, bytes) = strings.take();
+                Arc::new(BinaryArray::try_new(offsets, bytes, None)?)
             }
-            Self::Value(builder) => {
-                let bytes = builder.values_slice().len();
-                let mut full = std::mem::replace(builder, BinaryBuilder::with_capacity(rows, bytes));
-                Arc::new(full.finish())
+            Self::Number(_, numbers) => {
+                let full = std::mem::replace(numbers, Vec::with_capacity(rows));
+                Arc::new(Int64Array::from(full))
             }
-            Self::Number(_, builder) => {
+            Self::Nullable(_, builder) => {
                 Arc::new(std::mem::replace(builder, Int64Builder::with_capacity(rows)).finish())
             }
-        }
+        })
     }
 }
 
-struct KvCells<'a> {
-    key: &'a str,
-    row: &'a Row<'a>,
-}
+struct KvCells<'a>(&'a Row<'a>);
 
 /// Revisions and leases are below 2^63, which what is stored was checked for.
 fn number(column: usize, row: &Row<'_>) -> Option<u64> {
@@ -137,9 +136,9 @@ fn number(column: usize, row: &Row<'_>) -> Option<u64> {
 impl Cells for KvCells<'_> {
     fn cell(&self, column: usize) -> Cell<'_> {
         if column == KEY {
-            return Cell::Text(self.key);
+            return Cell::Text(self.0.key);
         }
-        number(column, self.row).map_or(Cell::Null, |number| Cell::Int(number.try_into().unwrap_or(i64::MAX)))
+        number(column, self.0).map_or(Cell::Null, |number| Cell::Int(number.try_into().unwrap_or(i64::MAX)))
     }
 }
 
@@ -154,30 +153,33 @@ struct KvSink {
 
 impl Sink for KvSink {
     fn take(&mut self, access: &Access<'_>, row: &Row<'_>) -> Result<usize> {
-        let key = text(row.key, row.key)?;
-        let mut looked_at = key.len();
-        if !self.predicate.holds(&KvCells { key, row }) {
+        let mut looked_at = row.key.len();
+        if !self.predicate.holds(&KvCells(row)) {
             return Ok(looked_at);
         }
         for column in &mut self.columns {
             match column {
-                Builder::Key(builder) => {
-                    builder.append_value(key);
-                    self.bytes += key.len();
+                Builder::Key(strings) => {
+                    strings.push(row.key);
+                    self.bytes += row.key.len();
                 }
-                Builder::Value(builder) => {
-                    builder.append_value(row.value);
+                Builder::Value(strings) => {
+                    strings.push(row.value);
                     looked_at += row.value.len();
                     self.bytes += row.value.len();
                 }
-                Builder::Number(LEASE_TTL_MS, builder) => {
+                Builder::Number(column, numbers) => {
+                    let value = number(*column, row).unwrap_or_default();
+                    numbers.push(signed(row.key, value)?);
+                }
+                Builder::Nullable(LEASE_TTL_MS, builder) => {
                     let ttl_ms = match row.lease {
                         0 => None,
                         lease => access.lease_ttl_ms(lease).map_err(|error| bad_row(row.key, &error))?,
                     };
                     builder.append_option(ttl_ms.map(|ttl_ms| signed(row.key, ttl_ms)).transpose()?);
                 }
-                Builder::Number(column, builder) => {
+                Builder::Nullable(column, builder) => {
                     let value = number(*column, row).map(|number| signed(row.key, number)).transpose()?;
                     builder.append_option(value);
                 }
@@ -196,7 +198,11 @@ impl Sink for KvSink {
             return Ok(None);
         }
         let rows = self.rows;
-        let columns = self.columns.iter_mut().map(|column| column.finish(rows)).collect();
+        let columns = self
+            .columns
+            .iter_mut()
+            .map(|column| column.finish(rows))
+            .collect::<Result<_>>()?;
         let rows = std::mem::take(&mut self.rows);
         self.bytes = 0;
         batch_of(&self.schema, columns, rows).map(Some)

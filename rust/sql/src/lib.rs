@@ -24,6 +24,7 @@ mod scan;
 mod snapshot;
 mod source;
 mod split;
+mod strings;
 mod table;
 mod user;
 

@@ -185,7 +185,7 @@ impl ScanStream {
         let looked = scan.snapshot.view.with(*partition, |access| {
             while let Some((start, end)) = ranges.front_mut() {
                 let mut stopped_at = None;
-                access.visit((start, end), &mut |row| {
+                access.visit((start, end), |row| {
                     rows += 1;
                     match sink.take(access, &row) {
                         Ok(looked_at) => bytes += looked_at as u64,

@@ -83,7 +83,7 @@ impl Snapshot {
             return Ok(found);
         }
         self.view.with(0, |access| {
-            access.visit((prefix, &end), &mut |row| {
+            access.visit((prefix, &end), |row| {
                 found.push(row.to_key_value());
                 if found.len() < limit {
                     ControlFlow::Continue(())

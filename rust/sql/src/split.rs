@@ -62,7 +62,7 @@ fn small(access: &Access<'_>, ranges: &[KeyRange]) -> Result<Option<usize>> {
     }
     let mut rows = 0;
     for (start, end) in ranges {
-        access.visit((start, end), &mut |_| {
+        access.visit((start, end), |_| {
             rows += 1;
             if rows > SMALL_ROWS {
                 ControlFlow::Break(())

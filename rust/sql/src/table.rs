@@ -74,7 +74,7 @@ impl Table {
         let looked = self.snapshot.view.with(0, |access| {
             for (start, end) in index.iter() {
                 let Some(end) = end else { continue };
-                access.visit((start, end), &mut |row| {
+                access.visit((start, end), |row| {
                     if let Some(part) = row.key.len().checked_sub(length) {
                         let key = [prefix, &row.key[part..]].concat();
                         named.push(Ranges::between(key.clone(), Some(next(&key))));

@@ -7,20 +7,18 @@
 use std::ops::Bound;
 use std::path::Path;
 
-use crc32c::{crc32c, crc32c_append};
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, RwTxn, WithoutTls};
 use jobs_kv::backend::Visit;
 use jobs_kv::{Backend, Kind, Read, kind_of};
 
 use crate::error::{Result, StoreError};
+use crate::seal::{SEAL_BYTES, seal};
 
 /// File of the data in a store's directory.
 pub const DATA_FILE: &str = "data.mdb";
 /// Readers, in all processes together.
 const MAX_READERS: u32 = 1024;
-/// Of the checksum at the end of each row's value.
-const SEAL_BYTES: usize = 4;
 
 pub(crate) type Lmdb = Env<WithoutTls>;
 type Table = Database<'static, Bytes, Bytes>;
@@ -125,7 +123,7 @@ impl Read for Reading<'_> {
         get(self.tables.with(key), self.txn, key)
     }
 
-    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: impl Visit) -> heed::Result<()> {
         scan(self.tables.with(start), self.txn, start, end, reverse, visit)
     }
 }
@@ -137,7 +135,7 @@ impl Read for Writing<'_, '_> {
         get(self.tables.with(key), self.txn, key)
     }
 
-    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
+    fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: impl Visit) -> heed::Result<()> {
         scan(self.tables.with(start), self.txn, start, end, reverse, visit)
     }
 }
@@ -171,22 +169,22 @@ impl Backend for Writing<'_, '_> {
     }
 }
 
-fn seal(key: &[u8], value: &[u8]) -> [u8; SEAL_BYTES] {
-    crc32c_append(crc32c(key), value).to_le_bytes()
-}
-
 /// The value of a row as it lies in a table, without its checksum.
 ///
 /// # Errors
 /// [`heed::Error::Decoding`] when the row is not what was written.
+#[inline]
 pub(crate) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> heed::Result<&'a [u8]> {
-    sealed
-        .split_last_chunk::<SEAL_BYTES>()
-        .and_then(|(value, found)| (*found == seal(key, value)).then_some(value))
-        .ok_or_else(|| {
-            let key = String::from_utf8_lossy(key);
-            heed::Error::Decoding(format!("the row of key {key:?} fails its checksum").into())
-        })
+    match sealed.split_last_chunk::<SEAL_BYTES>() {
+        Some((value, found)) if *found == seal(key, value) => Ok(value),
+        _ => Err(changed(key)),
+    }
+}
+
+#[cold]
+fn changed(key: &[u8]) -> heed::Error {
+    let key = String::from_utf8_lossy(key);
+    heed::Error::Decoding(format!("the row of key {key:?} fails its checksum").into())
 }
 
 /// Look at every row.
@@ -221,7 +219,7 @@ fn get(table: Table, txn: &RoTxn, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {
     sealed.map(|sealed| Ok(unseal(key, sealed)?.to_vec())).transpose()
 }
 
-fn scan(table: Table, txn: &RoTxn, start: &[u8], end: &[u8], reverse: bool, visit: Visit<'_>) -> heed::Result<()> {
+fn scan(table: Table, txn: &RoTxn, start: &[u8], end: &[u8], reverse: bool, mut visit: impl Visit) -> heed::Result<()> {
     if start >= end {
         return Ok(());
     }

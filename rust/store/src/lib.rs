@@ -4,7 +4,8 @@
 //! loses nothing, for the page cache survives it. After the death of the operating system the LMDB file is not trusted
 //! (see [`marker`]), and the newest snapshot takes its place.
 //!
-//! - [`env`]: LMDB as a backend of the machine; the only place with `unsafe`.
+//! - [`env`]: LMDB as a backend of the machine; `unsafe` is here and in `seal` alone.
+//! - `seal`: the checksum of a row.
 //! - [`marker`]: how the last run ended.
 //! - [`snapshot`]: the snapshot file.
 //! - [`store`]: the writer.
@@ -15,6 +16,7 @@ pub mod env;
 mod error;
 pub mod marker;
 pub mod reader;
+mod seal;
 pub mod snapshot;
 pub mod store;
 pub mod view;

@@ -155,7 +155,7 @@ impl Access<'_> {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn visit(&self, (start, end): (&[u8], &[u8]), each: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>) -> Result<()> {
+    pub fn visit(&self, (start, end): (&[u8], &[u8]), each: impl FnMut(Row<'_>) -> ControlFlow<()>) -> Result<()> {
         Ok(read::visit(
             &self.reading,
             self.meta,

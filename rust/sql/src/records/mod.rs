@@ -258,7 +258,7 @@ impl Cells for Record<'_> {
         let column = &self.layout.columns[column];
         match self.value(column) {
             Ok(None) => Cell::Null,
-            Ok(Some(Value::Text(text))) if column.kind == Kind::Text => Cell::Text(text),
+            Ok(Some(Value::Text(text))) if column.kind == Kind::Text => Cell::Text(text.as_bytes()),
             Ok(Some(Value::Int(number))) if matches!(column.kind, Kind::Int | Kind::Time) => Cell::Int(number),
             Ok(Some(Value::Bool(value))) if column.kind == Kind::Bool => Cell::Bool(value),
             Ok(Some(_)) => {

@@ -3,6 +3,7 @@
 mod decode;
 mod definition;
 mod ipc;
+mod objects;
 mod types;
 
 use std::collections::VecDeque;
@@ -18,9 +19,11 @@ use jobs_store::view::Access;
 use self::decode::{Decoder, Rows};
 pub(crate) use self::definition::Definition;
 use self::definition::{Format, OnError, Origin, Pattern};
+use self::objects::Objects;
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
 use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed, text};
+use crate::strings::Strings;
 
 /// Values that are gathered before they are decoded: of those that are a row each, and of others.
 const GATHERED_BYTES: usize = 4 << 20;
@@ -105,8 +108,11 @@ impl Source for User {
             .filter(is_needed)
             .collect();
         let is_untouched = in_value.is_empty() && self.definition.format == Format::Json && on_error == OnError::Error;
+        let decoder = Decoder::new(&self.definition, &in_value);
+        let is_object = self.definition.format == Format::Json;
         Ok(Box::new(UserSink {
-            decoder: Decoder::new(&self.definition, &in_value),
+            objects: Objects::new(decoder.schema()).filter(|_| is_object),
+            decoder,
             decoded: in_value,
             definition: Arc::clone(&self.definition),
             schema,
@@ -123,19 +129,19 @@ impl Source for User {
 
 /// Where the columns of some rows come from that are not in values.
 trait Keys {
-    fn key(&self, row: usize) -> &str;
+    fn key(&self, row: usize) -> &[u8];
     fn revision(&self, row: usize) -> i64;
 }
 
 /// A value of any number of rows, as it stands in the store.
 struct Gathered {
-    key: String,
+    key: Vec<u8>,
     revision: i64,
     value: Vec<u8>,
 }
 
 impl Keys for Gathered {
-    fn key(&self, _: usize) -> &str {
+    fn key(&self, _: usize) -> &[u8] {
         &self.key
     }
 
@@ -147,15 +153,15 @@ impl Keys for Gathered {
 /// Values that are a row each, behind one another.
 #[derive(Default)]
 struct Lot {
-    keys: String,
+    keys: Vec<u8>,
     values: Vec<u8>,
     /// Where the key and the value of each end, and its revision.
     rows: Vec<(usize, usize, i64)>,
 }
 
 impl Lot {
-    fn push(&mut self, key: &str, value: &[u8], revision: i64) {
-        self.keys.push_str(key);
+    fn push(&mut self, key: &[u8], value: &[u8], revision: i64) {
+        self.keys.extend_from_slice(key);
         self.values.extend_from_slice(value);
         self.rows.push((self.keys.len(), self.values.len(), revision));
     }
@@ -180,7 +186,7 @@ impl Lot {
 }
 
 impl Keys for Lot {
-    fn key(&self, row: usize) -> &str {
+    fn key(&self, row: usize) -> &[u8] {
         &self.keys[self.start(row).0..self.rows[row].0]
     }
 
@@ -193,7 +199,7 @@ impl Keys for Lot {
 struct Chosen<'a>(&'a Lot, Vec<usize>);
 
 impl Keys for Chosen<'_> {
-    fn key(&self, row: usize) -> &str {
+    fn key(&self, row: usize) -> &[u8] {
         self.0.key(self.1[row])
     }
 
@@ -204,7 +210,7 @@ impl Keys for Chosen<'_> {
 
 struct UserCells<'a> {
     definition: &'a Definition,
-    key: &'a str,
+    key: &'a [u8],
     captures: &'a [&'a str],
     revision: i64,
 }
@@ -213,7 +219,10 @@ impl Cells for UserCells<'_> {
     fn cell(&self, column: usize) -> Cell<'_> {
         match self.definition.columns[column].origin {
             Origin::Key => Cell::Text(self.key),
-            Origin::Capture(number) => self.captures.get(number).map_or(Cell::Null, |text| Cell::Text(text)),
+            Origin::Capture(number) => self
+                .captures
+                .get(number)
+                .map_or(Cell::Null, |text| Cell::Text(text.as_bytes())),
             Origin::Revision => Cell::Int(self.revision),
             Origin::Value => Cell::Null,
         }
@@ -223,7 +232,9 @@ impl Cells for UserCells<'_> {
 struct UserSink {
     definition: Arc<Definition>,
     decoder: Decoder,
-    /// The columns that it gives.
+    /// The same for most objects, and faster.
+    objects: Option<Objects>,
+    /// The columns that they give.
     decoded: Vec<usize>,
     schema: SchemaRef,
     wanted: Wanted,
@@ -241,9 +252,9 @@ struct UserSink {
 
 impl Sink for UserSink {
     fn take(&mut self, _: &Access<'_>, row: &Row<'_>) -> Result<usize> {
-        let key = text(row.key, row.key)?;
+        let key = row.key;
         let revision = signed(row.key, row.mod_revision)?;
-        let Some(captures) = self.definition.captures(key) else {
+        let Some(captures) = self.definition.captures(key)? else {
             return Ok(key.len());
         };
         let cells = UserCells {
@@ -260,7 +271,7 @@ impl Sink for UserSink {
         match self.definition.format {
             Format::Json => self.lot.push(key, value, revision),
             _ => self.gathered.push_back(Gathered {
-                key: key.to_owned(),
+                key: key.to_vec(),
                 revision,
                 value: value.to_vec(),
             }),
@@ -295,15 +306,24 @@ impl UserSink {
         if self.lot.rows.is_empty() {
             return Ok(None);
         }
-        let batch = self.decode_lot(&self.lot)?;
+        let lot = std::mem::take(&mut self.lot);
+        let batch = self.decode_lot(&lot)?;
+        self.lot = lot;
         self.lot.clear();
         Ok(Some(batch))
     }
 
-    fn decode_lot(&self, lot: &Lot) -> Result<RecordBatch> {
+    fn decode_lot(&mut self, lot: &Lot) -> Result<RecordBatch> {
         let count = lot.rows.len();
         if self.is_untouched {
             return self.finish(lot, &[], count);
+        }
+        if let Some(objects) = &mut self.objects
+            // Each is looked at by its bytes, and may hold none that are no text even where nothing of it is wanted.
+            && (lot.values.is_ascii() || std::str::from_utf8(&lot.values).is_ok())
+            && let Some(columns) = objects.decode((0..count).map(|row| lot.value(row)))
+        {
+            return self.finish(lot, &columns, count);
         }
         let values: Vec<&[u8]> = (0..count).map(|row| lot.value(row)).collect();
         if let Ok(columns) = self.decoder.rows(&values) {
@@ -317,7 +337,7 @@ impl UserSink {
                     parts.push(self.decoder.batch(columns, 1)?);
                     good.push(row);
                 }
-                (Err(problem), OnError::Error) => return Err(bad_row(lot.key(row).as_bytes(), &problem)),
+                (Err(problem), OnError::Error) => return Err(bad_row(lot.key(row), &problem)),
                 (Err(_), OnError::Skip) => {}
                 (Err(_), OnError::Null) => {
                     parts.push(self.decoder.batch(self.decoder.nulls(1), 1)?);
@@ -346,7 +366,7 @@ impl UserSink {
                     self.definition.on_error,
                 ) {
                     (Ok(rows), _) => self.current = Some((value, rows)),
-                    (Err(problem), OnError::Error) => return Err(bad_row(value.key.as_bytes(), &problem)),
+                    (Err(problem), OnError::Error) => return Err(bad_row(&value.key, &problem)),
                     (Err(_), OnError::Skip) => continue,
                     (Err(_), OnError::Null) => {
                         let nulls = self.decoder.nulls(1);
@@ -359,7 +379,7 @@ impl UserSink {
             let Some((value, left)) = &mut self.current else { break };
             match left.next() {
                 None => self.current = None,
-                Some(Err(problem)) => return Err(bad_row(value.key.as_bytes(), &problem)),
+                Some(Err(problem)) => return Err(bad_row(&value.key, &problem)),
                 Some(Ok((columns, count))) => {
                     rows += count;
                     let decoded = (&self.decoded[..], &columns[..]);
@@ -406,13 +426,17 @@ fn finish(
                 None => new_null_array(&column.data_type, count),
             },
             Origin::Revision => Arc::new(Int64Array::from_iter_values((0..count).map(|row| keys.revision(row)))),
-            Origin::Key => Arc::new(StringArray::from_iter_values((0..count).map(|row| keys.key(row)))),
+            Origin::Key => {
+                let mut strings = Strings::default();
+                (0..count).for_each(|row| strings.push(keys.key(row)));
+                Arc::new(strings.take_keys()?)
+            }
             Origin::Capture(number) => {
                 let texts = (0..count).map(|row| {
                     let captures = definition.captures(keys.key(row))?;
-                    captures.get(number).copied().map(str::to_owned)
+                    Ok(captures.and_then(|captures| captures.get(number).copied().map(str::to_owned)))
                 });
-                let texts: ArrayRef = Arc::new(texts.collect::<StringArray>());
+                let texts: ArrayRef = Arc::new(texts.collect::<Result<StringArray>>()?);
                 captured(keys, &texts, &column.data_type)?
             }
         });
@@ -432,17 +456,18 @@ fn captured(keys: &dyn Keys, texts: &ArrayRef, wanted: &DataType) -> Result<Arra
     cast_with_options(texts, wanted, &strict).map_err(|problem| {
         let is_bad = |row: &usize| cast_with_options(&texts.slice(*row, 1), wanted, &strict).is_err();
         let row = (0..texts.len()).find(is_bad).unwrap_or(0);
-        bad_row(keys.key(row).as_bytes(), &problem)
+        bad_row(keys.key(row), &problem)
     })
 }
 
 impl Definition {
     /// The parts of a key that the pattern names; `None` when the key is not of the table.
-    fn captures<'a>(&self, key: &'a str) -> Option<Vec<&'a str>> {
-        match &self.pattern {
-            None => Some(Vec::new()),
-            Some(pattern) => pattern.captures(key.strip_prefix(&self.prefix)?),
-        }
+    fn captures<'a>(&self, key: &'a [u8]) -> Result<Option<Vec<&'a str>>> {
+        let Some(pattern) = &self.pattern else {
+            return Ok(Some(Vec::new()));
+        };
+        let rest = text(key, key)?.strip_prefix(&self.prefix);
+        Ok(rest.and_then(|rest| pattern.captures(rest)))
     }
 }
 
