@@ -119,7 +119,7 @@ impl Decoder {
     }
 
     /// Begin to decode a value that holds any number of rows. Errors come at once where they are not to end the query.
-    pub fn begin(&self, value: Vec<u8>, batch_rows: usize, on_error: OnError) -> Result<Rows, Problem> {
+    pub fn begin(&self, value: Bytes, batch_rows: usize, on_error: OnError) -> Result<Rows, Problem> {
         let batches = guarded(|| match self.format {
             Format::Json | Format::Jsonl => self.json_lines(value, batch_rows),
             Format::Csv => self.csv(value, batch_rows),
@@ -151,12 +151,12 @@ impl Decoder {
         Ok(Box::new(all.into_iter().map(Ok)))
     }
 
-    fn json_lines(&self, value: Vec<u8>, batch_rows: usize) -> Result<Batches, ArrowError> {
+    fn json_lines(&self, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
         let reader = JsonReader::new(Arc::clone(&self.in_value)).with_batch_size(batch_rows);
         Ok(Box::new(reader.build(Cursor::new(value))?))
     }
 
-    fn csv(&self, value: Vec<u8>, batch_rows: usize) -> Result<Batches, ArrowError> {
+    fn csv(&self, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
         #[allow(clippy::cast_possible_truncation, reason = "it is checked to be ASCII")]
         let delimiter = self.csv.delimiter as u8;
         let schema = if self.csv.header {
@@ -194,8 +194,8 @@ impl Decoder {
         places
     }
 
-    fn parquet(&self, value: Vec<u8>, batch_rows: usize) -> Result<Batches, ArrowError> {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(value))?;
+    fn parquet(&self, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(value)?;
         let groups = builder.metadata().row_groups();
         let (mut rows, mut bytes) = (0_i64, 0_i64);
         for group in groups {

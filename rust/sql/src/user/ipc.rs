@@ -14,6 +14,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::convert::fb_to_schema;
 use arrow::ipc::reader::{read_dictionary, read_record_batch};
 use arrow::ipc::{Message, RecordBatch as Batch, root_as_message};
+use bytes::Bytes;
 
 use super::decode::{MAX_DECODED_BYTES, MAX_DECODED_ROWS};
 
@@ -46,9 +47,9 @@ fn message(header: &[u8]) -> Read<Message<'_>> {
 
 impl Stream {
     /// Read the beginning of a stream, or of a file, which is a stream with something before and behind it.
-    pub fn open(value: Vec<u8>, places: impl FnOnce(&SchemaRef) -> Vec<usize>) -> Read<Self> {
+    pub fn open(value: Bytes, places: impl FnOnce(&SchemaRef) -> Vec<usize>) -> Read<Self> {
         let mut messages = messages(&value)?;
-        let data = Buffer::from_vec(value);
+        let data = Buffer::from(value);
         let (header, _) = messages.pop_front().ok_or_else(lies)?;
         let schema = message(&data[header])?.header_as_schema().map(fb_to_schema);
         let schema = schema.ok_or_else(|| ArrowError::IpcError("the value does not begin with a schema".into()))?;

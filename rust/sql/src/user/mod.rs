@@ -4,6 +4,7 @@ mod decode;
 mod definition;
 mod ipc;
 mod objects;
+mod pool;
 mod types;
 
 use std::collections::VecDeque;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
 use datafusion_common::Result;
 use jobs_kv::read::Row;
 use jobs_store::view::Access;
@@ -20,6 +22,7 @@ use self::decode::{Decoder, Rows};
 pub(crate) use self::definition::Definition;
 use self::definition::{Format, OnError, Origin, Pattern};
 use self::objects::Objects;
+use self::pool::Pool;
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
 use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed, text};
@@ -119,6 +122,7 @@ impl Source for User {
             wanted: wanted.clone(),
             is_untouched,
             lot: Lot::default(),
+            pool: Pool::default(),
             gathered: VecDeque::new(),
             gathered_bytes: 0,
             is_draining: false,
@@ -137,7 +141,7 @@ trait Keys {
 struct Gathered {
     key: Vec<u8>,
     revision: i64,
-    value: Vec<u8>,
+    value: Bytes,
 }
 
 impl Keys for Gathered {
@@ -242,6 +246,7 @@ struct UserSink {
     is_untouched: bool,
     /// Rows that are to be decoded together.
     lot: Lot,
+    pool: Pool,
     gathered: VecDeque<Gathered>,
     gathered_bytes: usize,
     /// What is gathered is being decoded.
@@ -273,7 +278,7 @@ impl Sink for UserSink {
             _ => self.gathered.push_back(Gathered {
                 key: key.to_vec(),
                 revision,
-                value: value.to_vec(),
+                value: self.pool.copy(value),
             }),
         }
         Ok(key.len() + value.len())
