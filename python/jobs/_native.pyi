@@ -286,6 +286,9 @@ class SqlSnapshot:
     @property
     def rows_read(self) -> int:
         """Keys that scans have looked at."""
+    @property
+    def rows_expected(self) -> int:
+        """About how many keys there are in the scans that have begun."""
     def get(self, key: bytes) -> bytes | None:
         """The value of any key: who may read it is the caller's to decide."""
     def scan(self, prefix: bytes, *, limit: int) -> list[tuple[bytes, bytes, int]]:
@@ -294,6 +297,8 @@ class SqlSnapshot:
         """A table as the user with a uid sees it, or with None an administrator, who sees everything."""
     def user_table(self, definition_json: str, *, owner: int | None) -> SqlTable:
         """A table over values under `/data/` (docs/sql.md). Raises ValueError, which says what is wrong with it."""
+    def know_leases(self, at_ms: int, ends_ms: dict[int, int]) -> None:
+        """Be told when leases run out, as it was known at a moment: `kv.expires_at` is NULL without."""
     def close(self) -> None:
         """Let go of the store. Scans that run fail at their next step, a few milliseconds later; again: nothing."""
 

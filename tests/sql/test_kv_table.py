@@ -28,12 +28,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_column_is_as_the_store_has_it(filled: Path) -> None:
     with open_session(filled) as (snapshot, context):
         assert pa.schema(snapshot.table("kv", owner=None).schema).names == [
-            "key", "value", "version", "create_revision", "mod_revision", "lease_id", "lease_ttl_ms",
+            "key", "value", "version", "create_revision", "mod_revision", "lease_id", "lease_ttl_ms", "expires_at",
         ]  # fmt: skip
         assert answer(context, "SELECT * FROM kv WHERE key = '/data/leased'") == [
             {
                 "key": "/data/leased", "value": b"x", "version": 1, "create_revision": snapshot.revision,
-                "mod_revision": snapshot.revision, "lease_id": 7, "lease_ttl_ms": 5_000,
+                "mod_revision": snapshot.revision, "lease_id": 7, "lease_ttl_ms": 5_000, "expires_at": None,
             }
         ]  # fmt: skip
         plain = "SELECT lease_id, lease_ttl_ms FROM kv WHERE key = '/system/key'"

@@ -18,8 +18,9 @@ import pytest
 
 from jobs import AsyncClient, Client, QueryFailed, Reason, SqlJob, SqlLimits, SqlPayload, sql_job
 from jobs.errors import InvalidRequest, PayloadTooLarge
-from jobs.protocol.model import JobState, SqlFormat
+from jobs.protocol.model import Content, JobState, KvOp, KvPut, SqlFormat
 from jobs.testing import EmbeddedNode
+from tests.support.waiting import until
 
 ALL_TYPES = """SELECT true AS yes, 1 AS one, 1.5 AS half, 'text' AS words, x'ff00' AS raw, DATE '2024-02-29' AS day,
     TIMESTAMP '2024-02-29 12:30:00.123456789' AS moment, CAST(1.50 AS DECIMAL(10, 2)) AS price, NULL AS nothing,
@@ -178,8 +179,9 @@ def test_files_are_tables(sql_client: Client) -> None:
         ("SELECT key + 1 FROM kv", r"line 1, column 12, near \+: Cannot coerce"),
         ("SELECT 1; SELECT 2", "2 statements"),
         ("-- nothing", "0 statements|No SQL statements"),
-        ("SELECT 1 / 0", "Divide by zero"),
-        ("SELECT CAST('a' AS INT)", "Cannot cast string 'a'"),
+        ("SELECT 1 / 0", "line 1, column 10, near /: Divide by zero"),
+        ("SELECT CAST('a' AS INT)", "line 1, column 13, near 'a': .*Cannot cast string 'a'"),
+        ("SELECT key,\n sum(version) FROM kv", "line 1, column 8, near key: "),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(sql_client: Client, statement: str, said: str) -> None:
@@ -307,3 +309,27 @@ def test_the_worker_and_jobctl_do_not_load_arrow() -> None:
 def test_now_is_a_time(sql_client: Client) -> None:
     (row,) = sql_client.sql("SELECT CAST(now() AS TIMESTAMP(3)) AS at").rows()
     assert isinstance(row["at"], datetime)
+
+
+def test_a_query_tells_how_far_it_is(sql_client: Client) -> None:
+    for start in range(0, 20_000, 1_000):
+        keys = [f"/data/far/{number:06d}" for number in range(start, start + 1_000)]
+        sql_client.kv.txn(then=[KvOp(put=KvPut(key=key, value=Content(text="x"))) for key in keys])
+    # Much to compute for each row, so that it takes a while, and rows are read as they are needed.
+    slow = "SELECT count(DISTINCT sha512(repeat(key, 8000))) AS n FROM kv WHERE key LIKE '/data/far/%'"
+    job = sql_client.submit(sql_job(slow)).job.id
+    told: list[float] = []
+
+    def seen() -> bool:
+        detail = sql_client.get(job)
+        if detail.progress is not None and detail.progress.percent not in told:
+            assert detail.progress.message is not None
+            assert "rows" in detail.progress.message
+            told.append(detail.progress.percent)
+        return detail.job.state.is_final or len(told) > 1
+
+    until(seen)
+    assert told == sorted(told)
+    assert all(0 < percent <= 99 for percent in told), told
+    sql_client.cancel(job)
+    assert told, "it said how far it was"

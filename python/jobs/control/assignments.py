@@ -8,9 +8,10 @@ from typing import Final
 from msgspec.structs import replace
 
 from jobs import records
-from jobs.clock import rfc3339
+from jobs.clock import rfc3339, wall_ms
 from jobs.control.arraystore import environment, spec_key
 from jobs.control.dependencies import parents_of
+from jobs.control.leases import Leases
 from jobs.control.parents import PARENTS_DIR, parent_files
 from jobs.protocol.ids import JobId, array_id
 from jobs.protocol.wire import Assignment
@@ -29,8 +30,9 @@ PARENTS_PATH: Final = str(JOB_DIR / NODE_DIR / PARENTS_DIR)
 class Assignments:
     """Makes assignments out of what is stored."""
 
-    def __init__(self, store: Store, is_admin: Callable[[int], bool]) -> None:
+    def __init__(self, store: Store, leases: Leases, is_admin: Callable[[int], bool]) -> None:
         self._store = store
+        self._leases = leases
         self._is_admin = is_admin
 
     def of(self, job: JobId, record: JobRecord) -> Assignment:
@@ -48,7 +50,8 @@ class Assignments:
         )
         if record.type == SQL:
             # The assignment is in the store: so is whatever was acknowledged before the job was submitted.
-            return replace(made, revision=store.revision, admin=self._is_admin(record.owner))
+            ends = self._leases.ends(wall_ms()) if _may_ask_for_ends(made.payload) else None
+            return replace(made, revision=store.revision, admin=self._is_admin(record.owner), lease_ends=ends)
         if record.type == BLOB:
             return replace(made, admin=self._is_admin(record.owner))
         if BLOB_NAMED in made.payload:
@@ -59,3 +62,9 @@ class Assignments:
         if record.schedule is not None and record.nominal_ms is not None:
             env |= {"JOBS_SCHEDULE": record.schedule, "JOBS_NOMINAL_TIME": rfc3339(record.nominal_ms)}
         return replace(made, env=env | ({PARENTS_VARIABLE: PARENTS_PATH} if files else {}), files=files)
+
+
+def _may_ask_for_ends(payload: bytes) -> bool:
+    """Whether a query's text can be about the column `expires_at` of `kv`: its name is there, or may be among all."""
+    text = payload.lower()
+    return b"kv" in text and (b"expires_at" in text or b"*" in text)

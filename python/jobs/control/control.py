@@ -112,7 +112,7 @@ class Control(ReadOperations):
         self._tasks = tasks = Tasks()
         self._transitions = transitions = Transitions(consensus, store)
         self._leases = Leases(consensus, store, tasks.spawn)
-        assignments = Assignments(store, config.is_admin)
+        assignments = Assignments(store, self._leases, config.is_admin)
         self._fleet = Fleet(
             consensus,
             store,

@@ -17,12 +17,15 @@ from jobs.control.tasks import Spawn
 from jobs.control.transitions import check
 from jobs.errors import LeaseNotFound
 from jobs.protocol.ids import NO_REQUEST, LeaseId, RequestId
+from jobs.protocol.wire import LeaseEnds
 from jobs.store import LeaseRevoke, Store, Txn
 
 logger = logging.getLogger(__name__)
 
 LOAD_LEASES: Final = 1_024
 """Leases that are taken up before others have their turn."""
+MAX_TOLD: Final = 10_000
+"""Of more leases queries are not told when they run out."""
 STALL_S: Final = 0.5
 """A timer this late was held up."""
 
@@ -77,6 +80,13 @@ class Leases:
 
     def remaining_s(self, lease: LeaseId) -> float:
         return min(self._ttl_s[lease], max(0.0, self._due_s(lease) - self._loop.time()))
+
+    def ends(self, now_ms: int) -> LeaseEnds | None:
+        """Return when each lease runs out by the wall clock unless it is kept; None for more than MAX_TOLD."""
+        if len(self._ttl_s) > MAX_TOLD:
+            return None
+        ends_ms: dict[int, int] = {lease: now_ms + round(self.remaining_s(lease) * 1_000) for lease in self._ttl_s}
+        return LeaseEnds(at_ms=now_ms, ends_ms=ends_ms)
 
     def ttl_s(self, lease: LeaseId) -> float:
         return self._ttl_s[lease]

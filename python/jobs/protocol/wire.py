@@ -172,6 +172,14 @@ class Refused(_Frame, frozen=True, tag="refused"):
     detail: str
 
 
+class LeaseEnds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When leases run out unless they are kept, as the leader, who lets their time pass, knew it at a moment."""
+
+    at_ms: int
+    ends_ms: dict[int, int]
+    """Of every lease that there was."""
+
+
 class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     job: JobId
     attempt: Attempt
@@ -189,6 +197,8 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The store's, of a query: whatever was acknowledged before the job was submitted is in it."""
     admin: bool = False
     """The owner of a query, or of an operation on blobs, sees everything."""
+    lease_ends: LeaseEnds | None = None
+    """Of a query that may ask for them."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use jobs_kv::KeyValue;
 use jobs_sql::parse::{ColumnDefinition, Parsed, What, parse};
-use jobs_sql::{Snapshot, TABLES, Table, export, record_fields, table, user_table};
+use jobs_sql::{LeaseEnds, Snapshot, TABLES, Table, export, record_fields, table, user_table};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyCapsule, PyDict, PyTuple};
@@ -47,6 +47,11 @@ impl SqlSnapshot {
         self.inner.rows_read()
     }
 
+    #[getter]
+    fn rows_expected(&self) -> u64 {
+        self.inner.rows_expected()
+    }
+
     /// The value of any key.
     fn get<'py>(&self, py: Python<'py>, key: &[u8]) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let found = py.detach(|| self.inner.get(key)).map_err(store_error)?;
@@ -75,6 +80,11 @@ impl SqlSnapshot {
         let _ = owner;
         let found = user_table(&self.inner, definition_json).map_err(PyValueError::new_err)?;
         Ok(SqlTable { inner: Arc::new(found) })
+    }
+
+    /// When leases run out, as it was known at a moment.
+    fn know_leases(&self, at_ms: i64, ends_ms: HashMap<u64, i64>) {
+        self.inner.know_leases(LeaseEnds { at_ms, ends_ms });
     }
 
     fn close(&self, py: Python<'_>) {

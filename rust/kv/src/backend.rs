@@ -28,6 +28,19 @@ pub trait Read {
     /// # Errors
     /// Whatever the backend says.
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: impl Visit) -> Result<(), Self::Error>;
+
+    /// Visit the keys in `[start, end)` in order, without a look at their values, until the visitor breaks.
+    ///
+    /// # Errors
+    /// Whatever the backend says.
+    fn scan_keys(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        mut visit: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Self::Error> {
+        self.scan(start, end, false, |key, _| visit(key))
+    }
 }
 
 /// Writing side.

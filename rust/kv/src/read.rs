@@ -256,6 +256,20 @@ pub fn visit<B: Read>(
     }
 }
 
+/// Visit the keys in `[start, end)` in order as they are in the newest revision, until the visitor breaks.
+///
+/// # Errors
+/// What the backend says.
+pub fn visit_keys<B: Read>(
+    backend: &B,
+    (start, end): (&[u8], &[u8]),
+    mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Outcome<(), B> {
+    backend
+        .scan_keys(&latest_key(start), &latest_key(end), |key| each(&key[1..]))
+        .map_err(KvError::Backend)
+}
+
 fn row<'a>(key: &'a [u8], version: Version, value: &'a [u8]) -> Row<'a> {
     Row {
         key,
@@ -393,7 +407,7 @@ fn step<B: Read>(backend: &B, start: &[u8], end: &[u8], reverse: bool) -> Outcom
 /// What the backend says.
 pub fn count<B: Read>(backend: &B, start: &[u8], end: &[u8], limit: u64) -> Outcome<u64, B> {
     let mut found = 0;
-    let visit = |_: &[u8], _: &[u8]| {
+    let visit = |_: &[u8]| {
         found += 1;
         if found < limit {
             ControlFlow::Continue(())
@@ -402,7 +416,7 @@ pub fn count<B: Read>(backend: &B, start: &[u8], end: &[u8], limit: u64) -> Outc
         }
     };
     backend
-        .scan(&latest_key(start), &latest_key(end), false, visit)
+        .scan_keys(&latest_key(start), &latest_key(end), visit)
         .map_err(KvError::Backend)?;
     Ok(found)
 }

@@ -274,6 +274,11 @@ impl Comparison {
 }
 
 impl Predicate {
+    /// Whether every row meets it.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::All(parts) if parts.is_empty())
+    }
+
     /// Whether a row meets the condition.
     pub fn holds(&self, row: &dyn Cells) -> bool {
         match self {

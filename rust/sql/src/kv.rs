@@ -2,14 +2,15 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, BinaryArray, Int64Array, Int64Builder, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{ArrayRef, BinaryArray, Int64Array, Int64Builder, RecordBatch, TimestampMillisecondBuilder};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion_common::Result;
 use jobs_kv::read::Row;
 use jobs_store::view::Access;
 
 use crate::filter::{Cell, CellType, Cells, Literal, Predicate};
 use crate::ranges::Ranges;
+use crate::snapshot::Snapshot;
 use crate::source::{Place, Sink, Source, Wanted, bad_row, batch_of, signed};
 use crate::strings::Strings;
 
@@ -25,6 +26,7 @@ const CREATE_REVISION: usize = 3;
 const MOD_REVISION: usize = 4;
 const LEASE_ID: usize = 5;
 const LEASE_TTL_MS: usize = 6;
+const EXPIRES_AT: usize = 7;
 
 static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
@@ -35,6 +37,11 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
         Field::new("mod_revision", DataType::Int64, false),
         Field::new("lease_id", DataType::Int64, true),
         Field::new("lease_ttl_ms", DataType::Int64, true),
+        Field::new(
+            "expires_at",
+            DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+            true,
+        ),
     ]))
 });
 
@@ -43,6 +50,7 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 pub(crate) struct Kv {
     /// What the reader may see; empty for everything.
     pub prefix: &'static [u8],
+    pub snapshot: Arc<Snapshot>,
 }
 
 impl Source for Kv {
@@ -78,6 +86,8 @@ impl Source for Kv {
             schema: Arc::new(SCHEMA.project(&wanted.columns)?),
             predicate: wanted.predicate.clone(),
             columns,
+            snapshot: Arc::clone(&self.snapshot),
+            lease: (0, None),
             batch_rows: wanted.batch_rows,
             rows: 0,
             bytes: 0,
@@ -90,6 +100,7 @@ enum Builder {
     Value(Strings),
     Number(usize, Vec<i64>),
     Nullable(usize, Int64Builder),
+    Time(TimestampMillisecondBuilder),
 }
 
 impl Builder {
@@ -97,6 +108,7 @@ impl Builder {
         match column {
             KEY => Self::Key(Strings::default()),
             VALUE => Self::Value(Strings::default()),
+            EXPIRES_AT => Self::Time(TimestampMillisecondBuilder::new()),
             LEASE_ID | LEASE_TTL_MS => Self::Nullable(column, Int64Builder::with_capacity(0)),
             number => Self::Number(number, Vec::new()),
         }
@@ -117,6 +129,7 @@ impl Builder {
             Self::Nullable(_, builder) => {
                 Arc::new(std::mem::replace(builder, Int64Builder::with_capacity(rows)).finish())
             }
+            Self::Time(builder) => Arc::new(builder.finish().with_timezone("UTC")),
         })
     }
 }
@@ -142,10 +155,24 @@ impl Cells for KvCells<'_> {
     }
 }
 
+/// The time to live of a row's lease; `None` where it has none, or the lease has gone since.
+fn ttl_ms(known: &mut (u64, Option<i64>), access: &Access<'_>, row: &Row<'_>) -> Result<Option<i64>> {
+    if row.lease != known.0 {
+        let ttl_ms = access
+            .lease_ttl_ms(row.lease)
+            .map_err(|error| bad_row(row.key, &error))?;
+        *known = (row.lease, ttl_ms.map(|ttl_ms| signed(row.key, ttl_ms)).transpose()?);
+    }
+    Ok(known.1)
+}
+
 struct KvSink {
     schema: SchemaRef,
     predicate: Predicate,
     columns: Vec<Builder>,
+    snapshot: Arc<Snapshot>,
+    /// A lease, and its time to live: keys of one lease often stand beside each other.
+    lease: (u64, Option<i64>),
     batch_rows: usize,
     rows: usize,
     bytes: usize,
@@ -173,11 +200,16 @@ impl Sink for KvSink {
                     numbers.push(signed(row.key, value)?);
                 }
                 Builder::Nullable(LEASE_TTL_MS, builder) => {
-                    let ttl_ms = match row.lease {
-                        0 => None,
-                        lease => access.lease_ttl_ms(lease).map_err(|error| bad_row(row.key, &error))?,
+                    builder.append_option(ttl_ms(&mut self.lease, access, row)?);
+                }
+                Builder::Time(builder) => {
+                    let end_ms = match self.snapshot.lease_ends() {
+                        None => None,
+                        Some(ends) => {
+                            ttl_ms(&mut self.lease, access, row)?.map(|ttl_ms| ends.end_ms(row.lease, ttl_ms))
+                        }
                     };
-                    builder.append_option(ttl_ms.map(|ttl_ms| signed(row.key, ttl_ms)).transpose()?);
+                    builder.append_option(end_ms);
                 }
                 Builder::Nullable(column, builder) => {
                     let value = number(*column, row).map(|number| signed(row.key, number)).transpose()?;

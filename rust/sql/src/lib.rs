@@ -7,12 +7,13 @@
 //! - [`snapshot`]: one revision, and counts of what was read.
 //! - [`source`]: what makes a table; [`kv`], [`records`] and [`user`] are some.
 //! - [`filter`], [`ranges`]: the part of a query's filters that tables evaluate, and the keys it leaves.
-//! - [`split`]: parts for several threads.
+//! - [`split`], [`estimate`]: parts for several threads, and how many rows they have.
 //! - [`table`], [`scan`]: DataFusion's faces of it.
 //! - [`parse`]: what the statements of a text are.
 //! - [`export`]: over the binary interface.
 #![forbid(unsafe_code)]
 
+mod estimate;
 mod export;
 mod filter;
 mod kv;
@@ -31,7 +32,7 @@ mod user;
 use std::sync::Arc;
 
 pub use export::{ExportedTable, export};
-pub use snapshot::Snapshot;
+pub use snapshot::{LeaseEnds, Snapshot};
 pub use table::Table;
 
 /// Names of the tables that every snapshot has.
@@ -43,6 +44,7 @@ pub fn table(snapshot: &Arc<Snapshot>, name: &str, owner: Option<u32>) -> Option
     let source: Arc<dyn source::Source> = if name == "kv" {
         Arc::new(kv::Kv {
             prefix: if owner.is_some() { kv::DATA } else { b"" },
+            snapshot: Arc::clone(snapshot),
         })
     } else {
         let layout = records::LAYOUTS.iter().find(|layout| layout.table == name)?;

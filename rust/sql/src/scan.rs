@@ -22,10 +22,11 @@ use datafusion_physical_plan::{
 use futures::Stream;
 use jobs_store::StoreError;
 
+use crate::estimate::RowCount;
 use crate::ranges::next;
 use crate::snapshot::Snapshot;
 use crate::source::{Sink, Source, Wanted};
-use crate::split::{KeyRange, RowCount};
+use crate::split::KeyRange;
 
 /// Rows and bytes that a scan looks at before others have their turn, and a cancellation its chance.
 const STEP_ROWS: u64 = 16_384;
@@ -41,6 +42,8 @@ pub(crate) struct Scan {
     pub schema: SchemaRef,
     /// What each partition reads.
     pub shares: Vec<Vec<KeyRange>>,
+    /// About how many keys they have in all.
+    pub keys: usize,
     pub rows: RowCount,
     /// Most rows of each partition.
     pub limit: Option<usize>,
@@ -115,6 +118,10 @@ impl ExecutionPlan for ScanExec {
 
     fn execute(&self, partition: usize, _: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let ranges = self.scan.shares.get(partition).cloned().unwrap_or_default();
+        let keys = self.scan.keys / self.scan.shares.len().max(1);
+        self.scan
+            .snapshot
+            .expect(keys.min(self.scan.limit.unwrap_or(usize::MAX)) as u64);
         Ok(Box::pin(ScanStream {
             sink: self.scan.source.sink(&self.scan.wanted)?,
             scan: Arc::clone(&self.scan),

@@ -1,7 +1,9 @@
 //! One revision of a store, and what queries have read of it.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::available_parallelism;
 
@@ -19,6 +21,25 @@ pub struct Snapshot {
     pub(crate) view: StoreView,
     bytes_read: AtomicU64,
     rows_read: AtomicU64,
+    rows_expected: AtomicU64,
+    lease_ends: OnceLock<LeaseEnds>,
+}
+
+/// When leases run out unless they are kept, as who lets their time pass knew it at a moment. In ms since 1970.
+#[derive(Debug)]
+pub struct LeaseEnds {
+    /// That moment.
+    pub at_ms: i64,
+    /// Of every lease that there was.
+    pub ends_ms: HashMap<u64, i64>,
+}
+
+impl LeaseEnds {
+    /// When a lease runs out; one that there was not is as old as that moment at most.
+    pub(crate) fn end_ms(&self, lease: u64, ttl_ms: i64) -> i64 {
+        let known = self.ends_ms.get(&lease).copied();
+        known.unwrap_or_else(|| self.at_ms.saturating_add(ttl_ms))
+    }
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -38,6 +59,8 @@ impl Snapshot {
             view: StoreView::open(directory, revision, readers)?,
             bytes_read: AtomicU64::new(0),
             rows_read: AtomicU64::new(0),
+            rows_expected: AtomicU64::new(0),
+            lease_ends: OnceLock::new(),
         })
     }
 
@@ -57,6 +80,25 @@ impl Snapshot {
     #[must_use]
     pub fn rows_read(&self) -> u64 {
         self.rows_read.load(Ordering::Relaxed)
+    }
+
+    /// About how many rows of the store there are in the scans that have begun.
+    #[must_use]
+    pub fn rows_expected(&self) -> u64 {
+        self.rows_expected.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn expect(&self, rows: u64) {
+        self.rows_expected.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Be told when leases run out, which the store does not say; only the first time counts.
+    pub fn know_leases(&self, ends: LeaseEnds) {
+        let _ = self.lease_ends.set(ends);
+    }
+
+    pub(crate) fn lease_ends(&self) -> Option<&LeaseEnds> {
+        self.lease_ends.get()
     }
 
     pub(crate) fn count(&self, rows: u64, bytes: u64) {

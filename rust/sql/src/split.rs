@@ -6,7 +6,9 @@ use jobs_kv::MAX_KEY_BYTES;
 use jobs_store::view::Access;
 use jobs_store::{Result, StoreView};
 
+use crate::estimate::{self, RowCount};
 use crate::ranges::Ranges;
+use crate::source::{Source, Wanted};
 
 /// A scan of no more rows than this is not cut.
 const SMALL_ROWS: usize = 2_048;
@@ -18,63 +20,78 @@ const PARTS: usize = 16;
 /// From a key on, up to but without another.
 pub(crate) type KeyRange = (Vec<u8>, Vec<u8>);
 
-/// How many rows there are in ranges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RowCount {
-    Exact(usize),
-    About(usize),
-}
-
 /// What lies beyond all keys.
 pub(crate) fn beyond_all() -> Vec<u8> {
     vec![0xff; MAX_KEY_BYTES + 1]
 }
 
-/// Return the ranges for each of at most so many partitions, in order within each, and how many rows they have.
-pub(crate) fn split(view: &StoreView, ranges: &Ranges, partitions: usize) -> Result<(Vec<Vec<KeyRange>>, RowCount)> {
+/// How a scan reads.
+pub(crate) struct Split {
+    /// The ranges for each partition, in order within each.
+    pub shares: Vec<Vec<KeyRange>>,
+    /// How many keys there are in them.
+    pub keys: RowCount,
+    /// How many rows it finds, without a limit.
+    pub rows: RowCount,
+}
+
+/// Give ranges to at most so many partitions, and tell how many rows there are in them.
+pub(crate) fn split(
+    view: &StoreView,
+    source: &dyn Source,
+    wanted: &Wanted,
+    ranges: &Ranges,
+    partitions: usize,
+) -> Result<Split> {
     let ranges: Vec<KeyRange> = ranges
         .iter()
         .map(|(start, end)| (start.to_vec(), end.map_or_else(beyond_all, <[u8]>::to_vec)))
         .collect();
     let entries = usize::try_from(view.entries()?).unwrap_or(usize::MAX);
     view.with(0, |access| {
-        if let Some(rows) = small(access, &ranges)? {
-            return Ok((vec![ranges], RowCount::Exact(rows)));
+        if let Some(keys) = small(access, &ranges)? {
+            let rows = estimate::rows(access, source, wanted, &ranges, keys)?;
+            let shares = vec![ranges];
+            return Ok(Split { shares, keys, rows });
         }
-        let parts = if partitions > 1 {
-            cut(access, ranges, partitions * PARTS)?
-        } else {
-            ranges
-        };
+        let parts = cut(access, ranges, partitions * PARTS)?;
+        let keys = estimate::keys(access, &parts, entries)?;
+        let rows = estimate::rows(access, source, wanted, &parts, keys)?;
         let mut shares = vec![Vec::new(); partitions.min(parts.len())];
         for (number, part) in parts.into_iter().enumerate() {
             let share = number % shares.len();
             shares[share].push(part);
         }
-        Ok((shares, RowCount::About(entries.max(SMALL_ROWS))))
+        Ok(Split { shares, keys, rows })
     })
 }
 
-/// Count the rows, if they are few.
-fn small(access: &Access<'_>, ranges: &[KeyRange]) -> Result<Option<usize>> {
+/// Count the keys, if they are few.
+fn small(access: &Access<'_>, ranges: &[KeyRange]) -> Result<Option<RowCount>> {
     if ranges.len() > LOOKED_AT_RANGES {
         return Ok(None);
     }
-    let mut rows = 0;
+    let mut keys = 0;
     for (start, end) in ranges {
-        access.visit((start, end), |_| {
-            rows += 1;
-            if rows > SMALL_ROWS {
+        access.visit_keys((start, end), |_| {
+            keys += 1;
+            if keys > SMALL_ROWS {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
         })?;
-        if rows > SMALL_ROWS {
+        if keys > SMALL_ROWS {
             return Ok(None);
         }
     }
-    Ok(Some(rows))
+    // Of an older revision, keys that have been made or deleted since are missing or too many.
+    let count = if access.is_newest() {
+        RowCount::Exact
+    } else {
+        RowCount::About
+    };
+    Ok(Some(count(keys)))
 }
 
 /// Cut ranges until there are so many, or no more can be cut.

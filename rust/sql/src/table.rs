@@ -13,12 +13,13 @@ use datafusion_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion_physical_plan::ExecutionPlan;
 use jobs_store::StoreError;
 
+use crate::estimate::RowCount;
 use crate::filter::{Predicate, understand};
 use crate::ranges::{Ranges, next};
 use crate::scan::{Scan, ScanExec, store_error};
 use crate::snapshot::Snapshot;
 use crate::source::{Place, Source, Wanted};
-use crate::split::{RowCount, split};
+use crate::split::{Split, split};
 
 /// Rows of an index that are looked at; with more, the whole table is read instead.
 const MAX_INDEX_ROWS: usize = 50_000;
@@ -92,19 +93,27 @@ impl Table {
         Ok((named.len() <= MAX_INDEX_ROWS).then(|| Ranges::union(named)))
     }
 
-    fn describe(&self, ranges: &str, wanted: &Wanted, limit: Option<usize>, partitions: usize) -> String {
+    fn describe(
+        &self,
+        ranges: &str,
+        wanted: &Wanted,
+        rows: RowCount,
+        limit: Option<usize>,
+        partitions: usize,
+    ) -> String {
         let schema = self.source.schema();
         let name = |column: usize| schema.field(column).name().clone();
         let columns: Vec<String> = wanted.columns.iter().map(|&column| name(column)).collect();
         let filter = match &wanted.predicate {
-            Predicate::All(parts) if parts.is_empty() => String::new(),
+            predicate if predicate.is_empty() => String::new(),
             predicate => format!(", filter={}", predicate.describe(&name)),
         };
         let limit = limit.map_or_else(String::new, |limit| format!(", limit={limit}"));
         format!(
-            "{}: columns=[{}], {ranges}{filter}{limit}, partitions={partitions}",
+            "{}: columns=[{}], {ranges}{filter}{limit}, {}, partitions={partitions}",
             self.source.name(),
-            columns.join(", ")
+            columns.join(", "),
+            rows.describe(),
         )
     }
 }
@@ -164,20 +173,18 @@ impl TableProvider for Table {
             Some(limit) if limit <= SMALL_LIMIT => 1,
             _ => config.execution.target_partitions,
         };
-        let (shares, keys) = split(&self.snapshot.view, &ranges, partitions).map_err(store_error)?;
-        let is_every_key = matches!(&wanted.predicate, Predicate::All(parts) if parts.is_empty());
-        let rows = match keys {
-            RowCount::Exact(keys) if !self.source.is_row_per_key() || !is_every_key => RowCount::About(keys),
-            counted => counted,
-        };
+        let view = &self.snapshot.view;
+        let split = split(view, &*self.source, &wanted, &ranges, partitions).map_err(store_error)?;
+        let Split { shares, keys, rows } = split;
         let schema = Arc::new(self.source.schema().project(&wanted.columns)?);
         Ok(Arc::new(ScanExec::new(Scan {
-            name: self.describe(&words, &wanted, limit, shares.len()),
+            name: self.describe(&words, &wanted, rows, limit, shares.len()),
             snapshot: Arc::clone(&self.snapshot),
             source: Arc::clone(&self.source),
             wanted,
             schema,
             shares,
+            keys: keys.number(),
             rows,
             limit,
         })))

@@ -4,7 +4,7 @@
 //! served. [`verify`] looks at all of them, and at what LMDB itself says of its tables.
 #![allow(unsafe_code, reason = "opening LMDB maps a file, which Rust cannot check")]
 
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 
 use heed::types::Bytes;
@@ -125,6 +125,19 @@ impl Read for Reading<'_> {
 
     fn scan(&self, start: &[u8], end: &[u8], reverse: bool, visit: impl Visit) -> heed::Result<()> {
         scan(self.tables.with(start), self.txn, start, end, reverse, visit)
+    }
+
+    fn scan_keys(&self, start: &[u8], end: &[u8], mut visit: impl FnMut(&[u8]) -> ControlFlow<()>) -> heed::Result<()> {
+        if start >= end {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(start), Bound::Excluded(end));
+        for row in self.tables.with(start).range(self.txn, &bounds)? {
+            if visit(row?.0).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -165,12 +165,31 @@ impl Access<'_> {
         )?)
     }
 
+    /// Whether what is seen is the newest revision.
+    #[must_use]
+    pub fn is_newest(&self) -> bool {
+        self.revision >= self.meta.revision
+    }
+
+    /// Visit the keys in `[start, end)` in order as they are in the newest revision, until the visitor breaks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn visit_keys(&self, range: (&[u8], &[u8]), each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
+        Ok(read::visit_keys(&self.reading, range, each)?)
+    }
+
     /// First key in `[start, end)`, of the newest revision.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn first_key(&self, start: &[u8], end: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.key_at_end(start, end, false)
+        let mut found = None;
+        self.visit_keys((start, end), |key| {
+            found = Some(key.to_vec());
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
     }
 
     /// Last key in `[start, end)`, of the newest revision.
@@ -178,15 +197,11 @@ impl Access<'_> {
     /// # Errors
     /// [`StoreError`].
     pub fn last_key(&self, start: &[u8], end: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.key_at_end(start, end, true)
-    }
-
-    fn key_at_end(&self, start: &[u8], end: &[u8], reverse: bool) -> Result<Option<Vec<u8>>> {
         let options = RangeOptions {
             limit: 1,
             max_bytes: usize::MAX,
             revision: 0,
-            reverse,
+            reverse: true,
             keys_only: true,
         };
         let (rows, _) = read::range(&self.reading, self.meta, start, end, &options)?;

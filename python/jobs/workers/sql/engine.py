@@ -41,6 +41,8 @@ from jobs.workers.sql.query import Query, QueryError, warm_up
 
 READ_BYTES: Final = 256 << 10
 PROGRESS_S: Final = 0.5
+MOST_PERCENT: Final = 99.0
+"""What is said of a query that has read everything: it may still have to sort it."""
 SPARE_BYTES: Final = 768 << 20
 """What a query may take beyond what its operators account for: batches under way, stacks, what the allocators hold."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -138,13 +140,20 @@ class Teller:
             self._thread.join()
 
     def _tell(self, snapshot: _native.SqlSnapshot) -> None:
-        told = -1
+        told, percent = -1, 0.0
         while not self._over.wait(PROGRESS_S):
             rows = snapshot.rows_read
             if rows != told:
                 told = rows
+                percent = max(percent, percent_of(rows, snapshot.rows_expected))
                 message = f"read {rows:,} rows, {snapshot.bytes_read / (1 << 20):,.1f} MiB"
-                self._channel.send(Advance(percent=0.0, message=message))
+                self._channel.send(Advance(percent=percent, message=message))
+
+
+def percent_of(rows: int, expected: int) -> float:
+    """Return how far a query is that has read so many rows of about so many; never that it is done, which is told by
+    its end."""
+    return min(MOST_PERCENT, round(100 * rows / expected, 1)) if expected else 0.0
 
 
 class Gauge:

@@ -401,6 +401,7 @@ def run_of(assignment: Assignment, payload: SqlPayload, config: SqlWorker) -> Ru
         bounds=bounds_of(payload.limits, config),
         revision=assignment.revision,
         owner=None if assignment.admin else assignment.owner,
+        lease_ends=assignment.lease_ends,
     )
 
 

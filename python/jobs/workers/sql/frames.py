@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from jobs.protocol.model import SqlResult
-from jobs.protocol.wire import TableWrite
+from jobs.protocol.wire import LeaseEnds, TableWrite
 from jobs.workers.framing import take_frames
 
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -64,6 +64,8 @@ class Run(_Frame, frozen=True, tag="run"):
     """Who sees what; None sees everything."""
     blobs: dict[str, str] = {}
     """Name of a table → the file or directory that is the blob which the payload gives it."""
+    lease_ends: LeaseEnds | None = None
+    """When leases run out, as the leader knew it when it gave the query to this worker."""
 
 
 class Credit(_Frame, frozen=True, tag="credit"):

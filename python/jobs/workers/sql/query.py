@@ -87,6 +87,8 @@ class Query:
         statement = parsed(self._payload.sql)
         with closing(open_snapshot(self._configure.store, self._payload, self._run.revision)) as snapshot:
             self._snapshot = snapshot
+            if (ends := self._run.lease_ends) is not None:
+                snapshot.know_leases(ends.at_ms, ends.ends_ms)
             on_opened(snapshot)
             try:
                 return self._answer(statement)
