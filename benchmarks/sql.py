@@ -4,8 +4,9 @@
 
 The tables are: `kv`, with a key for each row; a table of a user over the same rows as JSON, a value each; and tables of
 users over the same rows in values of Arrow and of Parquet of about half a megabyte. DataFusion answers the same queries
-from Arrow in memory and from a file of Parquet. All turns are in one run and alternate; wall time comes first, then the
-least processor time. At the end a node takes writes while another process has queries answered, and takes them without.
+from Arrow in memory, from a file of Parquet, and from the same JSON in one file, a line each, as DuckDB does. All turns
+are in one run and alternate; wall time comes first, then the least processor time. At the end a node takes writes while
+another process has queries answered, and takes them without.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+import duckdb
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
@@ -120,29 +122,37 @@ def timed(context: SessionContext, query: str) -> float:
     return time.perf_counter() - began
 
 
-def worked(context: SessionContext, query: str) -> float:
-    """Return the processor time, of all threads, that a query took: other work on the machine does not change it."""
-    began = time.process_time()
-    context.sql(query).collect()
-    return time.process_time() - began
-
-
-def compare(context: SessionContext, queries: dict[str, str], tables: dict[str, str], turns: int) -> None:
-    """Measure every query on every table by turns; the first two tables are what the others are held against."""
+def compare(
+    context: SessionContext,
+    queries: dict[str, str],
+    tables: dict[str, str],
+    turns: int,
+    *,
+    against: int = 2,
+    others: dict[str, Callable[[str], object]] | None = None,
+) -> None:
+    """Measure every query on every table by turns, on some by another engine; the first of the tables are what all are
+    held against."""
+    answer = dict.fromkeys(tables, lambda query: context.sql(query).collect()) | (others or {})
     for name, query in queries.items():
         wall: dict[str, list[float]] = {table: [] for table in tables}
         processor: dict[str, list[float]] = {table: [] for table in tables}
         for _ in range(turns):
             for table in tables:
                 gc.collect()
-                wall[table].append(timed(context, query.format(table=table)))
-                processor[table].append(worked(context, query.format(table=table)))
+                # Processor time is that of all threads: other work on the machine changes it less.
+                began_s, worked_s = time.perf_counter(), time.process_time()
+                answer[table](query.format(table=table))
+                wall[table].append(time.perf_counter() - began_s)
+                processor[table].append(time.process_time() - worked_s)
         medians = {table: (statistics.median(wall[table]), min(processor[table])) for table in tables}
-        memory, file = list(medians.values())[:2]
         for table, found in medians.items():
-            against = " ".join(f"{found[kind] / memory[kind]:.2f}× {found[kind] / file[kind]:.2f}×" for kind in (0, 1))
+            ratios = "; ".join(
+                " ".join(f"{found[kind] / held[kind]:.2f}×" for held in list(medians.values())[:against])
+                for kind in (0, 1)
+            )
             cost = f"{found[0] * 1_000:.0f} ms, {found[1] * 1_000:.0f} ms"
-            show(f"{name}: {tables[table]}", cost, f"memory, Parquet: {against}")
+            show(f"{name}: {tables[table]}", cost, ratios)
 
 
 def scans(directory: Path, rows: int, turns: int) -> None:
@@ -152,13 +162,25 @@ def scans(directory: Path, rows: int, turns: int) -> None:
     pa.parquet.write_table(whole, directory / "rows.parquet", compression="zstd", row_group_size=100_000)
     context.register_record_batches("memory", _partitioned(whole))
     context.register_parquet("file", str(directory / "rows.parquet"))
+    lines = directory / "rows.json"
+    with lines.open("w") as text:
+        text.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in whole.to_pylist())
+    context.register_json("lines", str(lines), schema=SCHEMA)
+    other = duckdb.connect(config={"threads": PARTITIONS})
+    columns = ", ".join(f"{name}: '{sql_type}'" for name, sql_type in COLUMNS)
+    other.execute(
+        f"CREATE VIEW duck AS SELECT * FROM read_json('{lines}', format='newline_delimited', columns={{{columns}}})"
+    )
     for name, prefix, kind in (("a", "/data/a/", "arrow"), ("p", "/data/p/", "parquet"), ("j", "/data/j/", "json")):
         context.register_table(name, snapshot.user_table(definition(prefix, kind), owner=None))
     tables = {
-        "memory": "Arrow in memory", "file": "a file of Parquet", "a": "values of Arrow", "p": "values of Parquet",
+        "memory": "Arrow in memory", "file": "a file of Parquet", "lines": "a file of JSON",
+        "duck": "a file of JSON, by DuckDB", "a": "values of Arrow", "p": "values of Parquet",
         "j": "a value of JSON for each row",
     }  # fmt: skip
-    compare(context, QUERIES, tables, turns)
+    duck: dict[str, Callable[[str], object]] = {"duck": lambda query: other.execute(query).fetchall()}
+    show("— below: wall time, processor time", "", "against memory, Parquet, JSON, DuckDB; the same of processor time")
+    compare(context, QUERIES, tables, turns, against=4, others=duck)
 
     context.register_table("kv", snapshot.table("kv", owner=None))
     context.register_view("keys", context.sql("SELECT * FROM kv WHERE key LIKE '/data/j/%'"))

@@ -343,7 +343,7 @@ impl Column {
         let nulls = self.valid.take().map(|mut valid| NullBuffer::new(valid.finish()));
         let made: ArrayRef = match &mut self.cells {
             Cells::Bool(cells) => Arc::new(BooleanArray::new(cells.finish(), nulls)),
-            Cells::Int(cells, ..) => Arc::new(Int64Array::new(anew(cells).into(), nulls)),
+            Cells::Int(cells, ..) | Cells::Time(cells, ..) => Arc::new(Int64Array::new(anew(cells).into(), nulls)),
             Cells::Double(cells) | Cells::Single(cells) => Arc::new(Float64Array::new(anew(cells).into(), nulls)),
             Cells::Decimal(cells, precision, scale) => {
                 let cells = Decimal128Array::new(anew(cells).into(), nulls);
@@ -354,7 +354,6 @@ impl Column {
                 Arc::new(StringArray::try_new(offsets, bytes, nulls).ok()?)
             }
             Cells::Date(cells) => Arc::new(PrimitiveArray::<Date32Type>::new(anew(cells).into(), nulls)),
-            Cells::Time(cells, ..) => Arc::new(Int64Array::new(anew(cells).into(), nulls)),
         };
         let wanted = self.field.data_type();
         if made.data_type() == wanted {
