@@ -260,20 +260,22 @@ class Leadership:
 
     @contextlib.contextmanager
     def waiter(self, *prefixes: bytes) -> Iterator[Waiter]:
-        yield Waiter()
+        self.bell = Waiter()
+        yield self.bell
 
 
 class Lacking:
-    """A catalogue in which nothing lacks, and that counts the looks."""
+    """A catalogue in which these lack nodes, and that counts the looks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *entries: Entry) -> None:
+        self._entries = entries
         self.looks = 0
         self.looked = asyncio.Event()
 
     async def lacking(self, after: str, limit: int) -> tuple[Entry, ...]:
         self.looks += 1
         self.looked.set()
-        return ()
+        return self._entries
 
 
 @on_loop
@@ -293,5 +295,28 @@ async def test_what_lacks_nodes_is_looked_at_again_when_leadership_comes_back() 
                 catalogue.looked.clear()
                 site.set(object())
                 await catalogue.looked.wait()
+    finally:
+        await repairer.stop()
+
+
+@on_loop
+async def test_what_fails_is_not_tried_at_each_change_of_something_else() -> None:
+    site, catalogue = Leadership(), Lacking(ENTRY)
+    tried: list[str] = []
+
+    def answers(member: str, order: m.Order) -> m.End:
+        if isinstance(order, m.Fetch):
+            tried.append(member)
+            return m.Fetched(0, failures=(m.Failure(HASH, "unavailable", "nobody gives it"),))
+        return m.Room(100, 0, 0) if isinstance(order, m.Survey) else m.Checked()
+
+    replicator = Replicator(Scripted(answers), cast("Catalogue", catalogue))
+    repairer = Repairer(cast("Any", site), cast("Catalogue", catalogue), replicator, lambda: 0.5)
+    try:
+        for _ in range(80):
+            await asyncio.sleep(0.05)
+            site.bell.ring()
+        # After 0, 0.75, 2.25 and maybe 5.25 s
+        assert 2 <= len(tried) <= 4
     finally:
         await repairer.stop()

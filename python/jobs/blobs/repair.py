@@ -31,6 +31,10 @@ SETTLE_MS: Final = 10_000
 """What was added or referred to within this time may be on its way to its nodes."""
 PAUSE_S: Final = 0.5
 """Between two looks at least: changes come in bursts."""
+REST: Final = 4
+"""Looking may take one part in so many and one of the time, however much lacks nodes and however often it changes."""
+LONGEST_REST_S: Final = 30.0
+"""Longest wait after a failure before a change is heard."""
 SLOW_S: Final = 600.0
 """Between two looks when nothing has changed."""
 LOTS_AT_ONCE: Final = 4
@@ -67,12 +71,13 @@ class Repairer:
 
     async def _run(self) -> None:
         failures = 0
+        clock = asyncio.get_running_loop().time
         with self._site.waiter(keys.BLOBS_LACKING, keys.MEMBERS) as self._bell:
             while True:
                 while self._site.control is None:
                     failures = 0
                     await asyncio.wait([self._site.changed()])
-                wait_s = SLOW_S
+                wait_s, began_s = SLOW_S, clock()
                 try:
                     look = await self._look()
                     failures = failures + 1 if look.failed else 0
@@ -83,11 +88,15 @@ class Repairer:
                 except Exception:
                     logger.exception("copies of blobs could not be made")
                     failures += 1
+                rest_s = max(PAUSE_S, REST * (clock() - began_s))
                 if failures:
-                    wait_s = min(wait_s, backoff_s(failures, self._chance()))
+                    backoff = backoff_s(failures, self._chance())
+                    wait_s, rest_s = min(wait_s, backoff), max(rest_s, backoff)
                 self._ring_at_change()
-                await self._bell.wait(wait_s)
-                await asyncio.sleep(PAUSE_S)
+                # Whatever rings meanwhile is heard after it.
+                rest_s = min(rest_s, LONGEST_REST_S)
+                await asyncio.sleep(rest_s)
+                await self._bell.wait(max(0.0, wait_s - rest_s))
 
     def _ring_at_change(self) -> None:
         """Look again as well when leadership has come back to this node."""
