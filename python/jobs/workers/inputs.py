@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct
 
+from jobs.blobs.together import each
 from jobs.client.requests import segment
 from jobs.errors import JobsError, RangeNotSatisfiable
 from jobs.protocol.model import BlobFiles
@@ -153,13 +154,10 @@ class InputCache:
         if kind != "collection":
             return _Plan(blob, ((None, size_bytes),))
         listed = await node.get(f"/v1/blobs/{segment(blob)}/files", BlobFiles)
-        sizes: dict[str, int] = {}
-        files: list[tuple[str | None, int]] = []
-        for file in listed.files:
-            if file.hash not in sizes:
-                sizes[file.hash] = (await _look(node, blob, file.name))[1]
-            files.append((file.name, sizes[file.hash]))
-        return _Plan(blob, tuple(files))
+        names = {file.hash: file.name for file in listed.files}
+        looks = await each(names.values(), AT_A_TIME, lambda name: _look(node, blob, name))
+        sizes = {content: size_bytes for content, (_, size_bytes) in zip(names, looks, strict=True)}
+        return _Plan(blob, tuple((file.name, sizes[file.hash]) for file in listed.files))
 
     async def _make_room(self, plans: Mapping[str, _Plan], paths: Mapping[str, str]) -> None:
         """Wait until there is room for all of the blobs together with what others hold."""
@@ -209,13 +207,17 @@ class InputCache:
 
     async def _fetch(self, node: NodeApi, entry: _Entry, plan: _Plan) -> None:
         draft = self._draft()
+
+        async def fetch(file: tuple[str | None, int]) -> None:
+            name, size_bytes = file
+            target = draft if name is None else await in_thread(_place_in, draft, name)
+            async with self._fetches:
+                await self._write(target, node, plan.blob, name, size_bytes)
+
         try:
             if plan.is_collection:
                 await in_thread(os.mkdir, draft, 0o755)
-            for name, size_bytes in plan.files:
-                target = draft if name is None else await in_thread(_place_in, draft, name)
-                async with self._fetches:
-                    await self._write(target, node, plan.blob, name, size_bytes)
+            await each(plan.files, AT_A_TIME, fetch)
             await in_thread(_publish, draft, self.directory / entry.blob)
             entry.fetch = None
         except BaseException:
