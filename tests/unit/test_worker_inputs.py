@@ -46,15 +46,17 @@ class Scene:
         self.breaks: list[int] = []
         """How many bytes each of the next answers sends before the connection is lost."""
         self.asked: list[str] = []
+        self.barred = 0
+        """This user may read nothing any more."""
 
-    async def hold(self, *blobs: str, **paths: str) -> Held:
+    async def hold(self, *blobs: str, owner: int = 1000, **paths: str) -> Held:
         wanted = {f"in{number}": blob for number, blob in enumerate(blobs)} | paths
-        node = NodeApi(self.socket, 1000, admin=False)
+        node = NodeApi(self.socket, owner, admin=False)
         async with asyncio.timeout(STEP_S):
             return await self.cache.hold(node, wanted, lambda size_bytes: None)
 
-    def holding(self, *blobs: str) -> asyncio.Task[Held]:
-        return asyncio.ensure_future(self.hold(*blobs))
+    def holding(self, *blobs: str, owner: int = 1000) -> asyncio.Task[Held]:
+        return asyncio.ensure_future(self.hold(*blobs, owner=owner))
 
     def here(self) -> dict[str, bytes]:
         """Every file of the cache, drafts too."""
@@ -72,7 +74,9 @@ class Scene:
         assert found is not None, head
         blob, listing, name = found.groups()
         part = re.search(r"(?i)range: bytes=(\d+)-(\d*)", head)
-        if listing:
+        if f"Jobs-Act-For: {self.barred}\r\n" in head:
+            await self._send(writer, blob, None, None)
+        elif listing:
             files = [{"name": name, "hash": format(number, "064x")} for number, name in enumerate(self.trees[blob])]
             body = msgspec.json.encode({"hash": blob, "files": files})
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
@@ -269,6 +273,67 @@ def test_jobs_wait_for_room_in_the_order_in_which_they_came(tmp_path: Path) -> N
         first.release()
         (await large).release()
         (await small).release()
+
+    play(tmp_path, scenario)
+
+
+def test_what_was_on_its_way_for_another_may_be_gone_when_there_is_room(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        first = await scene.hold(B)
+        scene.open.clear()
+        other = scene.holding(A)
+        await scene.until(lambda: scene.asked == ["b0", "a0"])
+        waiting = scene.holding(A, C)
+        await asyncio.sleep(0.05)
+        other.cancel()
+        await asyncio.wait([other])
+        scene.open.set()
+        first.release()
+        (await waiting).release()
+        await scene.until(lambda: set(scene.here()) == {A, C})
+
+    play(tmp_path, scenario)
+
+
+def test_one_who_may_read_it_has_it_though_another_for_whom_it_came_may_not_any_more(tmp_path: Path) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.open.clear()
+        one = scene.holding(A, owner=1)
+        await scene.until(lambda: scene.asked == ["a0"])
+        two = scene.holding(A, owner=2)
+        await asyncio.sleep(0.05)
+        scene.breaks, scene.barred = [500], 1
+        scene.open.set()
+        with pytest.raises(InputError):
+            await one
+        (await two).release()
+        assert scene.here() == {A: b"A" * 1000}
+
+    play(tmp_path, scenario)
+
+
+def test_a_collection_that_is_given_up_at_its_very_end_can_be_had_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, may_go, real = threading.Event(), threading.Event(), inputs._open_up
+
+    def open_up(path: Path) -> None:
+        real(path)
+        opening.set()
+        may_go.wait(STEP_S)
+
+    monkeypatch.setattr(inputs, "_open_up", open_up)
+
+    async def scenario(scene: Scene) -> None:
+        scene.trees[TREE] = {"one": b"1"}
+        holding = scene.holding(TREE)
+        await scene.until(opening.is_set)
+        holding.cancel()
+        await asyncio.wait([holding])
+        again = scene.holding(TREE)
+        may_go.set()
+        (await again).release()
+        await scene.until(lambda: scene.here() == {f"{TREE}/one": b"1"})
 
     play(tmp_path, scenario)
 

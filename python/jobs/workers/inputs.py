@@ -56,8 +56,10 @@ class _Plan(Struct, frozen=True):
 class _Entry:
     """A blob that is here or is being fetched."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, owner: int) -> None:
         self.blob = plan.blob
+        self.owner = owner
+        """Whose job has it fetched."""
         self.size_bytes = plan.size_bytes
         self.holders = 0
         self.fetch: asyncio.Task[None] | None = None
@@ -100,26 +102,29 @@ class InputCache:
         for path, blob in wanted.items():
             paths.setdefault(blob, path)
         plans: dict[str, _Plan] = {}
-        await self._plan(node, paths, plans)
-        async with self._turn:
-            # What was here may have made room for others.
+        while True:
             await self._plan(node, paths, plans)
-            await self._make_room(plans, paths)
-            entries = [self._take(node, blob, plans) for blob in paths]
-        missing = sum(entry.size_bytes for entry in entries if entry.fetch is not None)
-        if missing:
-            on_fetch(missing)
-        try:
-            for entry in entries:
-                if entry.fetch is not None:
-                    await asyncio.shield(entry.fetch)
-        except BaseException as error:
-            self.release(entries)
-            if isinstance(error, JobsError | OSError):
-                why = error.strerror if isinstance(error, OSError) else error
-                raise InputError(f"input {paths[entry.blob]}, blob {entry.blob}: {why}") from error
-            raise
-        return Held(self, entries, wanted)
+            async with self._turn:
+                await self._wait_for_room(node, plans, paths)
+                entries = [self._take(node, blob, plans) for blob in paths]
+            missing = sum(entry.size_bytes for entry in entries if entry.fetch is not None)
+            if missing:
+                on_fetch(missing)
+            try:
+                for entry in entries:
+                    if entry.fetch is not None:
+                        await asyncio.shield(entry.fetch)
+                return Held(self, entries, wanted)
+            except (JobsError, OSError) as error:
+                self.release(entries)
+                # What another may not read any more this one may.
+                if entry.owner == node.owner:
+                    why = error.strerror if isinstance(error, OSError) else error
+                    raise InputError(f"input {paths[entry.blob]}, blob {entry.blob}: {why}") from error
+                plans.clear()
+            except BaseException:
+                self.release(entries)
+                raise
 
     def release(self, entries: Iterable[_Entry]) -> None:
         for entry in entries:
@@ -159,19 +164,28 @@ class InputCache:
         sizes = {content: size_bytes for content, (_, size_bytes) in zip(names, looks, strict=True)}
         return _Plan(blob, tuple((file.name, sizes[file.hash]) for file in listed.files))
 
-    async def _make_room(self, plans: Mapping[str, _Plan], paths: Mapping[str, str]) -> None:
-        """Wait until there is room for all of the blobs together with what others hold."""
-        own = sum(plans[blob].size_bytes if blob in plans else self._entries[blob].size_bytes for blob in paths)
-        if own > self._max_bytes:
-            raise InputError(f"the inputs have {own} bytes; this worker has room for {self._max_bytes}")
+    async def _wait_for_room(self, node: NodeApi, plans: dict[str, _Plan], paths: Mapping[str, str]) -> None:
+        """Return once there is room for all of the blobs together with what others hold."""
         while True:
-            held = sum(
-                entry.size_bytes for entry in self._entries.values() if entry.holders and entry.blob not in paths
-            )
-            if held + own <= self._max_bytes:
-                break
+            # What was here, or was on its way, may be gone.
+            while not all(blob in self._entries or blob in plans for blob in paths):
+                await self._plan(node, paths, plans)
+            own = sum(self._size_of(blob, plans) for blob in paths)
+            if own > self._max_bytes:
+                raise InputError(f"the inputs have {own} bytes; this worker has room for {self._max_bytes}")
+            entries = self._entries.values()
+            others = sum(entry.size_bytes for entry in entries if entry.holders and entry.blob not in paths)
+            if others + own <= self._max_bytes:
+                self._make_room(plans, paths)
+                return
             self._freed.clear()
             await self._freed.wait()
+
+    def _size_of(self, blob: str, plans: Mapping[str, _Plan]) -> int:
+        return self._entries[blob].size_bytes if blob in self._entries else plans[blob].size_bytes
+
+    def _make_room(self, plans: Mapping[str, _Plan], paths: Mapping[str, str]) -> None:
+        """Let go of what nobody holds and was used longest ago, as far as that is needed."""
         needed = sum(plan.size_bytes for blob, plan in plans.items() if blob not in self._entries)
         used = sum(entry.size_bytes for entry in self._entries.values())
         for entry in list(self._entries.values()):
@@ -185,7 +199,7 @@ class InputCache:
     def _take(self, node: NodeApi, blob: str, plans: Mapping[str, _Plan]) -> _Entry:
         entry = self._entries.get(blob)
         if entry is None:
-            entry = self._entries[blob] = _Entry(plans[blob])
+            entry = self._entries[blob] = _Entry(plans[blob], node.owner)
             entry.fetch = asyncio.get_running_loop().create_task(self._fetch(node, entry, plans[blob]))
             entry.fetch.add_done_callback(_look_at)
         self._entries.move_to_end(blob)
@@ -218,7 +232,10 @@ class InputCache:
             if plan.is_collection:
                 await in_thread(os.mkdir, draft, 0o755)
             await each(plan.files, AT_A_TIME, fetch)
-            await in_thread(_publish, draft, self.directory / entry.blob)
+            if plan.is_collection:
+                await in_thread(_open_up, draft)
+            # At once with the next line: nobody gives up in between.
+            os.rename(draft, self.directory / entry.blob)
             entry.fetch = None
         except BaseException:
             self._drop(entry)
@@ -280,12 +297,10 @@ def _place_in(directory: Path, name: str) -> Path:
     return target
 
 
-def _publish(draft: Path, target: Path) -> None:
-    """Give an entry its name; jobs may enter the directories of a collection, whatever the umask is."""
-    if draft.is_dir():
-        for directory, *_ in os.walk(draft):
-            os.chmod(directory, READABLE)
-    os.rename(draft, target)
+def _open_up(draft: Path) -> None:
+    """Let jobs enter the directories of a collection, whatever the umask is."""
+    for directory, *_ in os.walk(draft):
+        os.chmod(directory, READABLE)
 
 
 def _create(path: Path) -> BinaryIO:
