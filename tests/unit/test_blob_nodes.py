@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs._native import DiskFullError, NativeError
 from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Catalogue, Entry, NewBlob
 from jobs.blobs.members import Members, Unreached
@@ -21,8 +22,10 @@ from jobs.blobs.replication import Replicator
 from jobs.blobs.teller import Teller
 from jobs.blobs.tending import OnAdvance
 from jobs.blobs.together import each
+from jobs.consensus import MemberRecord
+from jobs.consensus import Members as MemberSet
 from jobs.control.hub import Waiter
-from jobs.errors import NotFound, StorageFull, TagTaken, Unavailable
+from jobs.errors import InternalError, NotFound, StorageFull, TagTaken, Unavailable
 from jobs.protocol.model import BlobCollect
 from jobs.service import Caller
 from tests.support.loop import on_loop
@@ -320,3 +323,34 @@ async def test_what_fails_is_not_tried_at_each_change_of_something_else() -> Non
         assert 2 <= len(tried) <= 4
     finally:
         await repairer.stop()
+
+
+class Failing:
+    """A node's store that fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def carry_out(self, order: m.Order, on_advance: OnAdvance) -> m.End:
+        raise self._error
+
+
+class OneMember:
+    """A group of one."""
+
+    me = "a"
+    members = MemberSet((MemberRecord(id="a", name="n1"),))
+
+
+@on_loop
+async def test_what_fails_on_this_node_is_told_as_of_any_other() -> None:
+    for error, kind in (
+        (NativeError("read: input/output error"), InternalError),
+        (DiskFullError("no space left"), StorageFull),
+        (Unavailable("no leader"), Unavailable),
+    ):
+        members = Members(None, cast("Any", OneMember()), cast("Any", Failing(error)))
+        with pytest.raises(kind, match=f"^n1: .*{error}"):
+            await members.sweep("a", m.Sweep("", 10))
+        with pytest.raises(Unreached, match="alone"):
+            await members.survey("b")

@@ -104,16 +104,23 @@ class Members:
 
     async def _order(self, member: str, order: m.Order, on_advance: OnAdvance = lambda now: None) -> m.End:
         if member == self.me:
-            return await self._tending.carry_out(order, on_advance)
-        if self._peers is None:
-            raise Unreached(member, "this node is alone")
+            end = await _ended(self._tending.carry_out(order, on_advance))
+        else:
+            end = await self._order_other(member, order, on_advance)
+        if isinstance(end, m.Declined):
+            raise m.error_of(structs.replace(end.error, detail=f"{self.name(member)}: {end.error.detail}"))
+        return end
+
+    async def _order_other(self, member: str, order: m.Order, on_advance: OnAdvance) -> m.End:
         name = self.name(member)
+        if self._peers is None:
+            raise Unreached(name, "this node is alone")
         try:
             stream = await self._peers.open_stream(member, Opened.BLOBS)
             try:
                 await stream.write(m.framed(order))
                 await stream.finish()
-                end = await _end(stream, on_advance)
+                return await _end(stream, on_advance)
             finally:
                 stream.reset("the order is over or given up")
         except (StreamBroken, EOFError) as broken:
@@ -122,9 +129,6 @@ class Members:
             raise Unreached(name, f"it has said nothing for {SILENT_S:g} s") from None
         except m.MessageError as error:
             raise InternalError(f"what {name} says cannot be read: {error}") from error
-        if isinstance(end, m.Declined):
-            raise m.error_of(structs.replace(end.error, detail=f"{name}: {end.error.detail}"))
-        return end
 
 
 async def _end(stream: Stream, on_advance: OnAdvance) -> m.End:
