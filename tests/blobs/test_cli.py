@@ -70,6 +70,21 @@ def test_a_file_is_put_kept_shown_and_fetched(blob: Blob, tmp_path: Path) -> Non
     assert "nothing: it goes" in blob("stat", made).stdout.decode()
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("stat", ""), "an empty word names no blob and no tag"),
+        (("cat", ""), "an empty word names no blob and no tag"),
+        (("unpin", ""), "an empty word names no blob and no tag"),
+        (("stat", "A" * 64), "is no hash of a blob, which has 64 digits 0-9 and a-f, and no tag"),
+        (("stat", "a" * 63), "is no hash of a blob, which has 64 digits 0-9 and a-f, and no tag"),
+    ],
+)
+def test_what_names_no_blob_is_told_so(blob: Blob, words: tuple[str, ...], why: str) -> None:
+    code, text = said(blob(*words))
+    assert (code, why in text) == (2, True), text
+
+
 def test_standard_input_is_kept_by_the_name_that_is_given(blob: Blob) -> None:
     added = json.loads(line(blob("put", "-", "--tag", "greeting", "--json", stdin=b"hello")))
     assert (added["tag"], added["size_bytes"], added["created"]) == ("greeting", 5, True)

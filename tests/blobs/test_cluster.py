@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,6 +201,8 @@ def test_what_is_damaged_everywhere_is_told_and_nothing_else_is_lost(shared: Blo
         shared.leading().perform("verify", hash=blob["hash"])
     assert refused.value.code == "blob_damaged"
     assert blob["hash"] in refused.value.detail
+    assert "no provider gave it: n" in refused.value.detail
+    assert re.findall("[0-9a-f]{10}: ", refused.value.detail) == [], "each member is told of once, by its name"
     for name in blob["nodes"]:
         aside = list((shared.node(name).directory / "data" / "blobs" / "quarantine").iterdir())
         assert [path.name[:64] for path in aside] == [blob["hash"]]
@@ -220,6 +223,13 @@ def test_replicate_by_number_and_by_name_also_the_children_of_a_collection(share
     done = node.perform("replicate", hash=single["hash"], nodes=[without])
     assert [(peer["node"], peer["bytes"]) for peer in done["peers"]] == [(without, MIB)]
     assert shared.node(without).has(single["hash"])
+    # To be on one node by name is no wish to be on one alone
+    assert node.order(do="readable", hash=single["hash"])["replicas"] == 2
+    one = node.add(MIB, seed=508, replicas=1, tag="one")
+    others = sorted(set(shared.nodes) - set(one["nodes"]))
+    node.perform("replicate", hash=one["hash"], nodes=others)
+    assert node.order(do="readable", hash=one["hash"])["replicas"] == 2
+    assert shared.holders(one["hash"]) == ["n1", "n2", "n3"]
     with pytest.raises(Refused, match="no member is called n9"):
         node.perform("replicate", hash=single["hash"], nodes=["n9"])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import Client
 from jobs.errors import NotFound
 from jobs.testing import EmbeddedCluster, EmbeddedNode
 from tests.support.blobpeer import content
@@ -62,17 +63,19 @@ def test_files_of_a_collection_are_brought_as_they_are_read(cluster: EmbeddedClu
             assert {name: (tmp_path / f"copy{number}" / name).read_bytes() for name in files} == files
 
 
-def test_damage_is_mended_from_another_member(cluster: EmbeddedCluster) -> None:
-    data = content(4 * MIB, 5)
+@pytest.mark.parametrize("place", [0, 3 * MIB])
+def test_damage_is_mended_from_another_member(cluster: EmbeddedCluster, place: int) -> None:
+    data = content(4 * MIB, 5 + place)
     first, *_ = cluster.nodes.values()
     with first.client() as client:
         added = client.blobs.put(data, replicas=3)
         assert sorted(added.nodes) == ["n1", "n2", "n3"]
         with file_of(first, added.hash).open("r+b") as file:
-            file.seek(3 * MIB)
-            file.write(b"?")
-        # What was sent before the damage was met is not sent again: the client goes on where it was.
-        assert client.blobs.get(added.hash) == data
+            file.seek(place)
+            file.write(bytes((data[place] ^ 1,)))
+        # Whoever reads it does not notice, wherever the damage is met: the first answer has all of it.
+        with Client(str(first.socket), patience_s=0) as once:
+            assert once.blobs.get(added.hash) == data
         assert file_of(first, added.hash).read_bytes() == data
         until(lambda: sorted(client.blobs.stat(added.hash).nodes) == ["n1", "n2", "n3"])
         file_of(first, added.hash).unlink()

@@ -115,7 +115,8 @@ class Driver:
             return self._entry(await part.replicator.spread(entry))
 
     def _entry(self, entry: Entry) -> dict[str, Any]:
-        return {"hash": entry.hash, "nodes": sorted(map(self._part.replicator.name_of, entry.holders))}
+        nodes = sorted(map(self._part.replicator.name_of, entry.holders))
+        return {"hash": entry.hash, "replicas": entry.replicas, "nodes": nodes}
 
     async def _do_perform(self, caller: Caller, order: dict[str, Any], tell: Any) -> Any:
         wanted = msgspec.convert({"job": NO_JOB, "payload": order["payload"]}, BlobPerform)

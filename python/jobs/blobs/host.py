@@ -75,24 +75,38 @@ class Found:
         blob: str,
         kind: BlobKind,
         reading: Reading,
-        on_damage: Callable[[str, CorruptError], Awaitable[BlobDamaged]],
+        anew: Callable[[], Awaitable[Reading]],
     ) -> None:
         self.hash = blob
         self.kind = kind
         self.size_bytes = reading.size_bytes
         self._reading = reading
-        self._on_damage = on_damage
+        self._anew = anew
+        """Opens the copy that another node gives in place of this one. Raises BlobDamaged."""
 
     async def pieces(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Return the bytes from `start` to `end`, verified, piece by piece. Raises BlobDamaged."""
+        """Return the bytes from `start` to `end`, verified, piece by piece. What is damaged comes from another node.
+
+        Raises BlobDamaged where none has it, and what keeps it from coming here."""
         end = self.size_bytes if end is None else min(end, self.size_bytes)
+        while start < end:
+            piece = await self._piece(start, min(READ_BYTES, end - start))
+            start += len(piece)
+            yield piece
+
+    async def _piece(self, start: int, size_bytes: int) -> bytes:
         try:
-            while start < end:
-                piece = await self._reading.read(start, min(READ_BYTES, end - start))
-                start += len(piece)
-                yield piece
+            return await self._reading.read(start, size_bytes)
         except CorruptError as error:
-            raise await self._on_damage(self.hash, error) from error
+            logger.warning("blob %s is damaged here: %s", self.hash, error)
+        self._reading = await self._anew()
+        try:
+            return await self._reading.read(start, size_bytes)
+        except CorruptError as error:
+            raise BlobDamaged(
+                f"the blob {self.hash} is damaged on this node again: {error}",
+                expected="a disk that keeps what it is given",
+            ) from error
 
 
 class BlobHost:
@@ -274,22 +288,26 @@ class BlobHost:
     async def _open(self, blob: str, entry: Entry) -> AsyncIterator[Found]:
         """Hold a blob open that is the entry's or one of its children."""
         async with AsyncExitStack() as stack:
-            try:
-                reading = await stack.enter_async_context(self.store.reading(blob))
-            except (NotFoundError, CorruptError) as error:
-                await self._bring(blob, entry, damaged=isinstance(error, CorruptError))
+
+            async def brought(*, damaged: bool) -> Reading:
+                await self._bring(blob, entry, damaged=damaged)
                 try:
-                    reading = await stack.enter_async_context(self.store.reading(blob))
+                    return await stack.enter_async_context(self.store.reading(blob))
                 except (NotFoundError, CorruptError) as again:
                     raise BlobUnavailable(
                         f"the blob {blob} was brought here, and is gone again", expected="it once more"
                     ) from again
-            yield Found(blob, entry.kind if blob == entry.hash else "raw", reading, self._on_damage)
 
-    async def _on_damage(self, blob: str, error: CorruptError) -> BlobDamaged:
-        """It was put aside: whoever asks again is given a copy that is brought from elsewhere."""
-        await self.catalogue.held(self._member, (), (blob,))
-        return BlobDamaged(f"the blob {blob} is damaged on this node: {error}", expected="it once more")
+            async def anew() -> Reading:
+                # Whatever the entry says of holders, which it may have become one of since: it is here no more.
+                await self.catalogue.held(self._member, (), (blob,))
+                return await brought(damaged=True)
+
+            try:
+                reading = await stack.enter_async_context(self.store.reading(blob))
+            except (NotFoundError, CorruptError) as error:
+                reading = await brought(damaged=isinstance(error, CorruptError))
+            yield Found(blob, entry.kind if blob == entry.hash else "raw", reading, anew)
 
     async def _bring(self, blob: str, entry: Entry, *, damaged: bool) -> None:
         """Have a blob here that is not, or not any more, and let the catalogue know which."""
@@ -301,7 +319,10 @@ class BlobHost:
             await self.replicator.bring(structs.replace(entry, hash=blob, kind="raw"))
         except BlobUnavailable as error:
             if damaged:
-                raise BlobDamaged(f"the blob {blob} is damaged on this node: {error.detail}") from error
+                raise BlobDamaged(
+                    f"the blob {blob} is damaged on this node: {error.detail}",
+                    expected="a node with a good copy to run, or the content to be added again",
+                ) from error
             raise
         if is_holder or (blob == entry.hash and len(entry.holders) < entry.replicas):
             # What was told to be gone when it was met damaged is here again, and more than a copy for this read.

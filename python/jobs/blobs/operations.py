@@ -151,12 +151,14 @@ class Operations:
     async def _replicate(self, caller: Caller, payload: BlobReplicate, news: _News) -> BlobResult:
         """Have a blob and its children on so many nodes, or on named ones, and see that it stays so."""
         targets = [self._members.named(name) for name in dict.fromkeys(payload.nodes)]
-        count = max(payload.replicas or 0, len(targets))
-        if not count:
+        if not (payload.replicas or targets):
             raise InvalidRequest("no number of nodes, and none named", field="$.replicas", expected="one of the two")
         entry = await self._link.readable(caller, payload.hash)
         blobs = await self._replicator.blobs_of(entry)
-        entry = await self._link.replicate(caller, entry.hash, count)
+        # To be on these nodes as well makes it no less safe than it was.
+        count = payload.replicas or max(entry.replicas, len(targets))
+        if payload.replicas or count > entry.replicas:
+            entry = await self._link.replicate(caller, entry.hash, count)
         far: dict[str, m.Advance] = {}
 
         async def put(target: str) -> BlobPeer:
@@ -169,7 +171,9 @@ class Operations:
                 fetched = await self._replicator.put_on(entry, target, advanced)
             except Unreached as error:
                 raise BlobUnavailable(
-                    f"the blob {entry.hash} cannot be put on {error}", expected="that node to run", retry_after_s=1
+                    f"the blob {entry.hash} is not on all nodes that were named: {self._members.named_in(str(error))}",
+                    expected="that node to run",
+                    retry_after_s=1,
                 ) from error
             given = sum(source.size_bytes for source in fetched.sources)
             return BlobPeer(node=self._members.name(target), bytes=given, outcome="" if given else "it had it")

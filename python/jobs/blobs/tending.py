@@ -89,7 +89,8 @@ class Tending:
         except FetchFailed as failed:
             tally.tried(blob, ((one.peer, one.size_bytes, one.reason) for one in failed.providers))
             why = "; ".join(f"{one.peer}: {one.reason}" for one in failed.providers)
-            return m.Failure(blob, failed.kind, f"{failed.detail}: {why}" if why else failed.detail)
+            told = "no provider gave it" if failed.kind == "unavailable" and why else failed.detail
+            return m.Failure(blob, failed.kind, f"{told}: {why}" if why else told)
         except (NotFoundError, CorruptError) as error:
             return m.Failure(blob, "corrupt", str(error))
         except DiskFullError as error:

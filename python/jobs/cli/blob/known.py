@@ -6,7 +6,7 @@ import argparse
 from typing import Final
 
 from jobs.cli import exits
-from jobs.cli.blob.names import NAMED, hash_of, own_tag
+from jobs.cli.blob.names import NAMED, checked_tag, hash_of, own_tag
 from jobs.cli.command import Command, Parser, UsageError, at_least
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table, size
 from jobs.cli.submission import duration
@@ -101,7 +101,7 @@ def pin(client: Client, options: argparse.Namespace) -> int:
 
 
 def unpin(client: Client, options: argparse.Namespace) -> int:
-    client.blobs.unpin(options.tag)
+    client.blobs.unpin(checked_tag(options.tag))
     if options.json:
         print_json({"name": options.tag, "deleted": True})
     return exits.OK

@@ -53,7 +53,7 @@ class Owners:
             raise BlobQuotaExceeded(
                 f"the blobs of uid {uid} come to {used.size_bytes} bytes, and {more_bytes} more are asked for; the "
                 f"limit is {limit}",
-                expected="fewer blobs (jobctl blob unpin), or a larger limit (jobctl owner set UID --max-blob-bytes)",
+                expected="fewer blobs (jobctl blob forget), or a larger limit (jobctl owner set UID --max-blob-bytes)",
             )
 
 
