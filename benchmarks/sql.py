@@ -2,11 +2,11 @@
 
     python -m benchmarks.sql [--rows 1000000] [--turns 5]
 
-The tables are: `kv`, with a key for each row; a table of a user over the same rows as JSON, a value each; and tables of
-users over the same rows in values of Arrow and of Parquet of about half a megabyte. DataFusion answers the same queries
-from Arrow in memory, from a file of Parquet, and from the same JSON in one file, a line each, as DuckDB does. All turns
-are in one run and alternate; wall time comes first, then the least processor time. At the end a node takes writes while
-another process has queries answered, and takes them without.
+The tables are: `kv`, with a key for each row; a table of a user over the same rows as JSON, a value each; and tables
+of users over the same rows in values of Arrow, of Parquet and of lines of JSON of about half a megabyte. DataFusion
+answers the same queries from Arrow in memory, from a file of Parquet, and from the same JSON in one file, as DuckDB
+does. All turns are in one run and alternate; wall time comes first, then the least processor time. At the end a node
+takes writes while another process has queries answered, and takes them without.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from jobs.store import MAX_TXN_OPS, Put, Txn, encode_command
 from jobs.testing import EmbeddedNode
 
 LOT: Final = 20_000
+LINES: Final = 10_000
+"""Of JSON in a value."""
 PARTITIONS: Final = 2
 LOOK_UPS: Final = 1_000
 COLUMNS: Final = [("id", "BIGINT"), ("grp", "VARCHAR"), ("amount", "DOUBLE"), ("day", "INTEGER")]
@@ -92,8 +94,11 @@ def fill(directory: Path, rows: int) -> None:
     def puts() -> Iterator[Put]:
         for start in range(0, rows, LOT):
             table = rows_of(start, min(LOT, rows - start))
-            for row in table.to_pylist():
-                yield Put(b"/data/j/%09d" % row["id"], json.dumps(row, separators=(",", ":")).encode())
+            lines = [json.dumps(row, separators=(",", ":")).encode() for row in table.to_pylist()]
+            for number, line in enumerate(lines, start):
+                yield Put(b"/data/j/%09d" % number, line)
+            for part in range(0, len(lines), LINES):
+                yield Put(b"/data/l/%09d" % (start + part), b"\n".join(lines[part : part + LINES]))
             yield Put(b"/data/a/%09d" % start, encoded(table, "arrow"))
             yield Put(b"/data/p/%09d" % start, encoded(table, "parquet"))
 
@@ -171,12 +176,17 @@ def scans(directory: Path, rows: int, turns: int) -> None:
     other.execute(
         f"CREATE VIEW duck AS SELECT * FROM read_json('{lines}', format='newline_delimited', columns={{{columns}}})"
     )
-    for name, prefix, kind in (("a", "/data/a/", "arrow"), ("p", "/data/p/", "parquet"), ("j", "/data/j/", "json")):
+    for name, prefix, kind in (
+        ("a", "/data/a/", "arrow"),
+        ("p", "/data/p/", "parquet"),
+        ("l", "/data/l/", "jsonl"),
+        ("j", "/data/j/", "json"),
+    ):
         context.register_table(name, snapshot.user_table(definition(prefix, kind), owner=None))
     tables = {
         "memory": "Arrow in memory", "file": "a file of Parquet", "lines": "a file of JSON",
         "duck": "a file of JSON, by DuckDB", "a": "values of Arrow", "p": "values of Parquet",
-        "j": "a value of JSON for each row",
+        "l": "values of lines of JSON", "j": "a value of JSON for each row",
     }  # fmt: skip
     duck: dict[str, Callable[[str], object]] = {"duck": lambda query: other.execute(query).fetchall()}
     show("— below: wall time, processor time", "", "against memory, Parquet, JSON, DuckDB; the same of processor time")

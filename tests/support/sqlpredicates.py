@@ -22,7 +22,10 @@ def literal(value: Any) -> str:
         return f"TIMESTAMPTZ '{value.isoformat()}'"
     if isinstance(value, date):
         return f"DATE '{value.isoformat()}'"
-    if isinstance(value, int | Decimal):
+    if isinstance(value, Decimal):
+        # Without a cast it is a double to one engine, and compared as that.
+        return f"CAST('{value}' AS DECIMAL(18, 3))"
+    if isinstance(value, int):
         return str(value)
     assert isinstance(value, float)
     return f"CAST({value!r} AS DOUBLE)"

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::csv::ReaderBuilder as CsvReader;
 use arrow::csv::reader::Format as CsvFormat;
@@ -23,6 +23,7 @@ use crate::source::batch_of;
 
 use super::definition::{Column, Csv, Definition, Format, OnError};
 use super::ipc::Stream;
+use super::objects::Objects;
 
 /// What a value may come to when it is decoded.
 pub(super) const MAX_DECODED_BYTES: usize = 256 << 20;
@@ -152,8 +153,17 @@ impl Decoder {
     }
 
     fn json_lines(&self, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
-        let reader = JsonReader::new(Arc::clone(&self.in_value)).with_batch_size(batch_rows);
-        Ok(Box::new(reader.build(Cursor::new(value))?))
+        let is_text = value.is_ascii() || std::str::from_utf8(&value).is_ok();
+        match Objects::new(&self.in_value).filter(|_| is_text) {
+            None => lines(&self.in_value, value, batch_rows),
+            Some(objects) => Ok(Box::new(Lines {
+                objects,
+                schema: Arc::clone(&self.in_value),
+                value,
+                batch_rows,
+                others: None,
+            })),
+        }
     }
 
     fn csv(&self, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
@@ -211,6 +221,48 @@ impl Decoder {
         Ok(Box::new(
             builder.with_projection(mask).with_batch_size(batch_rows).build()?,
         ))
+    }
+}
+
+fn lines(schema: &SchemaRef, value: Bytes, batch_rows: usize) -> Result<Batches, ArrowError> {
+    let reader = JsonReader::new(Arc::clone(schema)).with_batch_size(batch_rows);
+    Ok(Box::new(reader.build(Cursor::new(value))?))
+}
+
+/// Objects of a value: as long as they are plain decoded at once, from then on by Arrow's reader.
+struct Lines {
+    objects: Objects,
+    schema: SchemaRef,
+    /// What is left of it.
+    value: Bytes,
+    batch_rows: usize,
+    others: Option<Batches>,
+}
+
+impl Iterator for Lines {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(others) = &mut self.others {
+            return others.next();
+        }
+        let mut rest = &self.value[..];
+        match self.objects.part(&mut rest, self.batch_rows) {
+            Some((_, 0)) => None,
+            Some((columns, rows)) => {
+                self.value = self.value.slice(self.value.len() - rest.len()..);
+                let options = RecordBatchOptions::new().with_row_count(Some(rows));
+                Some(RecordBatch::try_new_with_options(
+                    Arc::clone(&self.schema),
+                    columns,
+                    &options,
+                ))
+            }
+            None => match lines(&self.schema, self.value.clone(), self.batch_rows) {
+                Ok(others) => self.others.insert(others).next(),
+                Err(problem) => Some(Err(problem)),
+            },
+        }
     }
 }
 

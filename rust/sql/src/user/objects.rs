@@ -121,6 +121,26 @@ impl Objects {
         found
     }
 
+    /// Decode the next objects of a text, at most so many, and go on behind them; `None`, and no step further, when one of
+    /// them is not plain.
+    pub fn part(&mut self, text: &mut &[u8], most: usize) -> Option<(Vec<ArrayRef>, usize)> {
+        let mut rest = *text;
+        let found = self.read_part(&mut rest, most).and_then(|()| self.finish());
+        let rows = self.rows;
+        self.clear();
+        *text = if found.is_some() { rest } else { *text };
+        found.map(|columns| (columns, rows))
+    }
+
+    fn read_part(&mut self, text: &mut &[u8], most: usize) -> Option<()> {
+        blank(text);
+        while self.rows < most && !text.is_empty() {
+            self.object(text)?;
+            blank(text);
+        }
+        Some(())
+    }
+
     fn read<'a>(&mut self, values: impl Iterator<Item = &'a [u8]>) -> Option<()> {
         for mut value in values {
             self.object(&mut value)?;
