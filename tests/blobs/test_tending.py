@@ -113,6 +113,26 @@ async def test_who_wants_a_blob_that_is_being_deleted_waits_and_does_not_claim_i
 
 
 @on_loop
+async def test_two_sweeps_and_an_upload_that_is_refused_delete_a_blob_once(tmp_path: Path) -> None:
+    async with node(tmp_path) as (store, said, tending):
+        blob = await add(store, 1)
+        said.may_answer.set()
+        first = asyncio.ensure_future(tending.sweep(SWEEP))
+        await store.deleting.wait()
+        store.deleting.clear()
+        others = [asyncio.ensure_future(tending.sweep(SWEEP)), asyncio.ensure_future(tending.discard(blob))]
+        fetch = asyncio.ensure_future(tending.fetch([m.Sought(blob)], unheard))
+        done, _ = await asyncio.wait([*others, fetch], timeout=0.05)
+        assert not done
+        store.may_delete.set()
+        assert [one.hash for one in (await first).removed] == [blob]
+        swept, _ = await asyncio.gather(*others)
+        assert (swept.removed, swept.spared) == ((), {}), "it is told of once"
+        assert (await fetch).here == ()
+        assert not store.deleting.is_set(), "nobody else has it deleted"
+
+
+@on_loop
 async def test_what_is_young_or_wanted_stays_and_a_look_deletes_nothing(tmp_path: Path) -> None:
     async with node(tmp_path, grace_ms=3_600_000) as (store, said, tending):
         store.may_delete.set()

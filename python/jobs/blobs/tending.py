@@ -165,7 +165,7 @@ class Tending:
                 outcome, freed = await self._remove(stat, grace_ms, used, dry_run=order.dry_run)
                 if outcome == "deleted":
                     removed.append(m.Removed(stat.hash, freed))
-                else:
+                elif outcome != "missing":
                     spared[outcome] = spared.get(outcome, 0) + 1
         return m.Swept(len(page), tuple(removed), spared, page[-1].hash if len(page) == order.limit else None)
 
@@ -185,6 +185,10 @@ class Tending:
         if dry_run:
             young = wall_ms() - stat.added_ms < grace_ms
             return ("recent", 0) if young else ("deleted", stat.size_bytes)
+        if blob in self._deleting:
+            # By another sweep, which tells what came of it.
+            await asyncio.shield(self._deleting[blob])
+            return "missing", 0
         # In the same turn as the look at what was used: who comes to want it from here on waits, and fetches it anew.
         deleted = self._deleting[blob] = asyncio.get_running_loop().create_future()
         try:
