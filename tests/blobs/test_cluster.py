@@ -106,7 +106,12 @@ def test_what_is_read_elsewhere_is_brought_there_and_goes_with_the_next_sweep(sh
 
 def test_others_have_it_when_a_member_is_down_and_it_gets_its_copy_when_it_is_back(cluster: BlobCluster) -> None:
     down = cluster.followers()[0]
+    alone = down.add(MIB, seed=2, replicas=1, tag="alone")["hash"]
     down.kill()
+    # To have looked at nothing is no proof that nothing is damaged
+    with pytest.raises(Refused, match=rf"no copy was verified: {down.directory.name}: ") as refused:
+        cluster.leading().perform("verify", hash=alone)
+    assert refused.value.code == "blob_unavailable"
     blob = cluster.leading().add(2 * MIB, seed=1, replicas=3, tag="t")
     assert len(blob["nodes"]) == 2
     assert [one["hash"] for one in cluster.leading().order(do="lacking")] == [blob["hash"]]
@@ -177,11 +182,15 @@ def test_a_flipped_byte_is_found_put_aside_and_mended(shared: BlobCluster) -> No
             (byte,) = file.read(1)
             file.seek(700_000)
             file.write(bytes((byte ^ 1,)))
-    lines = []
+    lines, told = [], []
     for news in shared.leading().orders(do="perform", payload={"operation": "verify"}):
+        if news.get("event") == "progress":
+            told.append(news)
         if news.get("event") == "line":
             lines.append(json.loads(news["text"]))
     done = news["end"]
+    assert all(one["done_bytes"] <= one["total_bytes"] > 0 for one in told), "how far it is, of how much"
+    assert told[-1]["done_bytes"] == done["bytes"]
     assert (done["damaged"], done["mended"]) == (2, 2)
     assert done["bytes"] >= 3 * 4 * MIB
     assert sorted(line["hash"] for line in lines) == sorted(blobs[:2])

@@ -48,6 +48,7 @@ SWEEP_PAGE: Final = 500
 COLLECT_PAGE: Final = 500
 CHILDREN_AT_ONCE: Final = 16
 MAX_PASSES: Final = 64
+NOTHING: Final = m.Advance()
 """Over the catalogue in one collection: a collection in a collection goes one level a pass."""
 Event: TypeAlias = BlobAdvance | BlobLine | BlobDone
 
@@ -273,8 +274,15 @@ class Operations:
             members = sorted(self._members.ids)
             await each(members, len(members), count.all_of)
         else:
-            copies = await self._copies(caller, await self._link.readable(caller, payload.hash))
+            copies, count.total_bytes = await self._copies(caller, await self._link.readable(caller, payload.hash))
             await each(copies.items(), len(copies), lambda copy: count.these(*copy))
+            if not count.blobs:
+                why = "; ".join(f"{name}: {text}" for name, (_, text) in sorted(count.peers.items()))
+                raise BlobUnavailable(
+                    f"no copy was verified: {self._members.named_in(why)}",
+                    expected="a node that has it to run",
+                    retry_after_s=1,
+                )
         result = BlobResult(
             operation="verify",
             hash=payload.hash,
@@ -292,8 +300,12 @@ class Operations:
             )
         return result
 
-    async def _copies(self, caller: Caller, entry: Entry) -> dict[str, list[m.Sought]]:
-        """Return what each member is to have of a blob and its children. Raises BlobUnavailable for what none has."""
+    async def _copies(self, caller: Caller, entry: Entry) -> tuple[dict[str, list[m.Sought]], int]:
+        """Return what each member is to have of a blob and its children, and how many bytes all of that is.
+
+        Raises BlobUnavailable for what none has.
+        """
+        size_bytes = 0
         blobs = await self._replicator.blobs_of(entry)
         children = await each(blobs[1:], CHILDREN_AT_ONCE, lambda child: self._link.readable(caller, child))
         copies: dict[str, list[m.Sought]] = defaultdict(list)
@@ -303,7 +315,8 @@ class Operations:
                 raise BlobUnavailable(f"no member has the blob {one.hash}", expected="it to be added again")
             for holder in sorted(holders):
                 copies[holder] += self._replicator.sought((one.hash,), one.holders, holder)
-        return copies
+                size_bytes += one.size_bytes
+        return copies, size_bytes
 
     # --- add ----------------------------------------------------------------------------------------------------------
 
@@ -338,6 +351,9 @@ class _Verifying:
     def __init__(self, members: Members, news: _News) -> None:
         self._members = members
         self._news = news
+        self.total_bytes = 0
+        """To be hashed, as far as is known."""
+        self._done_bytes: dict[str, int] = {}
         self.blobs = 0
         self.size_bytes = 0
         self.damaged = 0
@@ -367,18 +383,27 @@ class _Verifying:
             self.peers[name] = hashed, f"{damaged} damaged, {self.mended - before[1]} mended"
 
     async def _pages(self, member: str, sought: list[m.Sought] | None) -> AsyncIterator[m.Verified]:
-        base = self.size_bytes
+        before_bytes = 0
 
         def advanced(now: m.Advance) -> None:
-            self._news.advance(max(self.size_bytes, base + now.done_bytes), 0, self._members.name(member))
+            self._done_bytes[member] = before_bytes + now.done_bytes
+            done_bytes = sum(self._done_bytes.values())
+            self._news.advance(done_bytes, max(done_bytes, self.total_bytes), self._members.name(member))
 
         if sought is not None:
             for lot in m.lots(sought):
-                yield await self._members.verify(member, m.Verify(lot), advanced)
+                verified = await self._members.verify(member, m.Verify(lot), advanced)
+                before_bytes += verified.size_bytes
+                advanced(NOTHING)
+                yield verified
             return
+        room = await self._members.survey(member)
+        self.total_bytes += room.size_bytes
         after: str | None = ""
         while after is not None:
             verified = await self._members.verify(member, m.Verify(after=after), advanced)
+            before_bytes += verified.size_bytes
+            advanced(NOTHING)
             yield verified
             after = verified.after
 
