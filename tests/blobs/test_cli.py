@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import termios
 import time
@@ -18,6 +19,7 @@ from jobs.testing import EmbeddedNode
 from tests.support.blobpeer import content
 from tests.support.jobctl import COMMAND
 from tests.support.jobctl import jobctl as run_jobctl
+from tests.support.waiting import until
 
 MIB = 1 << 20
 ERASE = "\r\x1b[K"
@@ -202,3 +204,19 @@ def test_a_bar_is_for_terminals(node: EmbeddedNode) -> None:
     frames = seen_on(terminal).split(ERASE)
     os.close(terminal)
     assert any(f"get {made.decode()[:19]}… █" in frame and "of 8.0 MiB" in frame for frame in frames)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_get_that_is_ended_leaves_nothing(node: EmbeddedNode, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 256 * MIB)
+    with node.client() as client:
+        made = client.blobs.put(tmp_path / "large").hash
+    target = tmp_path / "target"
+    target.mkdir()
+    command = [*COMMAND, "blob", "get", made, str(target / "copy")]
+    with subprocess.Popen(command, env={**os.environ, "JOBS_SOCKET": str(node.socket)}) as process:
+        until(lambda: any(entry.stat().st_size for entry in os.scandir(target)))
+        process.send_signal(number)
+        assert process.wait(30) == 130
+    assert os.listdir(target) == []

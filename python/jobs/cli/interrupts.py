@@ -1,8 +1,10 @@
-"""What ends `jobctl run` from outside: Ctrl-C, SIGTERM, a terminal that is closed, output that nobody takes."""
+"""What ends commands from outside: Ctrl-C, SIGTERM, a terminal that is closed, output that nobody takes."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final
 
@@ -15,6 +17,20 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Detached(Exception):
     """Whoever watches the job wants no more of it."""
+
+
+@contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end what runs within as Ctrl-C does, for what has something to put away."""
+    former = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in former.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class Interrupts:

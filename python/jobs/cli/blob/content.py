@@ -63,7 +63,10 @@ def get(client: Client, options: argparse.Namespace) -> int:
     is_directory = options.path is None and client.blobs.stat(blob).kind == "collection"
     if target.is_dir() and not is_directory:
         raise UsageError(f"{options.target} is a directory; name the file that is to be written")
-    with _metered(options, "get", options.target) as on_bytes:
+    from jobs.cli.interrupts import as_ctrl_c
+
+    # What has come of a file that is not whole goes.
+    with as_ctrl_c(), _metered(options, "get", options.target) as on_bytes:
         if is_directory:
             written = client.blobs.save_directory(blob, target, on_bytes=on_bytes)
         else:
