@@ -91,27 +91,27 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn turn(provider: usize, in_haste: bool) -> Option<Turn> {
-        Some(Turn { provider, in_haste })
+    fn turn(provider: usize, in_haste: bool) -> Turn {
+        Turn { provider, in_haste }
     }
 
     #[test]
     fn the_fastest_of_the_slow_ones_is_the_last_resort() {
         let mut policy = Policy::new(3);
-        assert_eq!(policy.next(), turn(0, true));
+        assert_eq!(policy.next(), Some(turn(0, true)));
         policy.was_slow(0, 10);
-        assert_eq!(policy.next(), turn(1, true));
+        assert_eq!(policy.next(), Some(turn(1, true)));
         policy.was_slow(1, 30);
-        assert_eq!(policy.next(), turn(2, true));
-        assert_eq!(policy.next(), turn(1, false));
-        assert_eq!(policy.next(), turn(0, false));
+        assert_eq!(policy.next(), Some(turn(2, true)));
+        assert_eq!(policy.next(), Some(turn(1, false)));
+        assert_eq!(policy.next(), Some(turn(0, false)));
         assert_eq!(policy.next(), None);
     }
 
     #[test]
     fn the_only_provider_may_be_slow() {
         let mut policy = Policy::new(1);
-        assert_eq!(policy.next(), turn(0, false));
+        assert_eq!(policy.next(), Some(turn(0, false)));
         assert_eq!(policy.next(), None);
     }
 
