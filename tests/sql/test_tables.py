@@ -6,14 +6,14 @@ from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from io import BytesIO
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from jobs import Client, QueryFailed, QueryResult
-from jobs.protocol.model import SqlWritten
+from jobs.protocol.model import SqlFormat, SqlWritten
 
 TYPES = """flag BOOLEAN, tiny TINYINT, small SMALLINT, n INT, id BIGINT, ratio DOUBLE, price DECIMAL(15, 2),
     name VARCHAR, raw BYTEA, day DATE, moment TIMESTAMP(6)"""
@@ -119,6 +119,11 @@ def test_parameters_go_into_what_is_written(sql: Any) -> None:
         ("CREATE EXTERNAL TABLE w (a INT) STORED AS AVRO LOCATION '/data/w/'", "no format of values"),
         ("CREATE EXTERNAL TABLE w STORED AS JSON LOCATION '/data/w/'", "no columns"),
         ("CREATE EXTERNAL TABLE w (a INT) STORED AS JSON LOCATION '/data/w/' OPTIONS ('nonsense' 'x')", "nonsense"),
+        ("CREATE EXTERNAL TABLE w (a INT) STORED AS CSV LOCATION '/data/w/' OPTIONS ('header' 'no')", "true or false"),
+        (
+            "CREATE EXTERNAL TABLE w (a INT) STORED AS JSON LOCATION '/data/w/' OPTIONS ('on_error' 'explode')",
+            "expected one of `error`, `null`, `skip`$",
+        ),
         ('CREATE TABLE "Capitals" AS SELECT 1 AS one', "no name for a table"),
         ("CREATE TABLE kv AS SELECT 1 AS one", "a table of the system"),
         ("CREATE TABLE w AS SELECT INTERVAL '1 day' AS span", "which tables do not hold"),
@@ -148,6 +153,72 @@ def test_columns_come_from_keys_too(sql_client: Client, sql: Any) -> None:
     found = sql("SELECT host, day, load FROM load WHERE host = 'a' ORDER BY day").rows()
     assert found == [{"host": "a", "day": date(2024, 1, number), "load": 1.5} for number in (1, 2)]
     sql("DROP TABLE load")
+
+
+@pytest.mark.parametrize("stored", ["JSON", "JSONL", "CSV", "ARROW", "PARQUET"])
+def test_inserted_columns_stand_under_the_names_that_values_have_for_them(
+    sql_client: Client, sql: Any, stored: str
+) -> None:
+    prefix = f"/data/renamed_{stored.lower()}/"
+    sql(
+        f'CREATE OR REPLACE EXTERNAL TABLE renamed ("Id" BIGINT, name VARCHAR) STORED AS {stored} '
+        f"LOCATION '{prefix}' OPTIONS ('from.Id' 'value:number', 'from.name' 'value:full_name')"
+    )
+    if stored == "JSON":
+        sql_client.kv.put(f"{prefix}a", '{"number": 1, "full_name": "a"}')
+    else:
+        sql("INSERT INTO renamed VALUES (1, 'a')")
+    sql("INSERT INTO renamed (name, \"Id\") VALUES ('b', 2)")
+    assert sql('SELECT * FROM renamed ORDER BY "Id"').rows() == [{"Id": 1, "name": "a"}, {"Id": 2, "name": "b"}]
+    sql("DROP TABLE renamed")
+
+
+@pytest.mark.parametrize(
+    ("definition", "inserted", "said"),
+    [
+        (
+            "(host VARCHAR, n INT) STORED AS JSON {at} OPTIONS ('key_pattern' '{{host}}/x', 'from.host' 'capture')",
+            "(n) VALUES (1)",
+            "the keys of unreadable mean is said by its key_pattern",
+        ),
+        ("(k VARCHAR) STORED AS JSON {at} OPTIONS ('from.k' 'key')", "SELECT 'a'", "no column .* taken from values"),
+        (
+            "(a INT, b INT) STORED AS JSON {at} OPTIONS ('from.a' 'value:n', 'from.b' 'value:n')",
+            "VALUES (1, 2)",
+            "one field",
+        ),
+        ("(n INT, m INT) STORED AS JSON {at}", "(n, n) VALUES (1, 2)", "given twice"),
+        ("(f DOUBLE) STORED AS JSON {at}", "VALUES (1.0), ('NaN'::double)", "the column f .* not finite"),
+        ("(f DOUBLE[]) STORED AS JSONL {at}", "VALUES ([1.0, 'inf'::double])", "the column f .* not finite"),
+        ("(s VARCHAR NOT NULL, n INT) STORED AS CSV {at}", "VALUES ('', 1)", "the column s has empty text"),
+        ("(s VARCHAR) STORED AS CSV {at}", "VALUES (NULL), ('a')", "CSV of one column holds no NULL"),
+    ],
+)
+def test_what_would_not_be_read_again_is_not_inserted(
+    sql_client: Client, sql: Any, definition: str, inserted: str, said: str
+) -> None:
+    at = "LOCATION '/data/unreadable/'"
+    sql(f"CREATE OR REPLACE EXTERNAL TABLE unreadable {definition.format(at=at)}")
+    with pytest.raises(QueryFailed, match=said):
+        sql(f"INSERT INTO unreadable {inserted}")
+    assert list(sql_client.kv.scan("/data/unreadable/")) == []
+    sql("DROP TABLE unreadable")
+
+
+def test_null_and_finite_numbers_are_inserted_into_json(sql: Any) -> None:
+    sql("CREATE EXTERNAL TABLE floats (f DOUBLE, l DOUBLE[]) STORED AS JSONL LOCATION '/data/floats/'")
+    sql("INSERT INTO floats VALUES (NULL, NULL), (1.5, [2.5, NULL])")
+    found = sql("SELECT * FROM floats ORDER BY f").rows()
+    assert found == [{"f": 1.5, "l": [2.5, None]}, {"f": None, "l": None}]
+    sql("DROP TABLE floats")
+
+
+@pytest.mark.parametrize("format_", get_args(SqlFormat))
+def test_a_statement_that_writes_has_no_rows(sql: Any, format_: SqlFormat) -> None:
+    made = sql("CREATE OR REPLACE TABLE rowless AS SELECT 1 AS n", format=format_)
+    assert made.arrow().num_rows == 0
+    assert made.rows() == []
+    sql("DROP TABLE rowless")
 
 
 def test_values_that_others_have_put_are_tables(sql_client: Client, sql: Any) -> None:

@@ -78,9 +78,11 @@ class QueryResult:
         return self.info.columns
 
     def arrow(self) -> pyarrow.Table:
-        """Return the rows as a `pyarrow.Table`."""
+        """Return the rows as a `pyarrow.Table`, without rows and columns for a statement that writes."""
         import pyarrow as pa
 
+        if self.info.written is not None:
+            return pa.table({})
         if self.info.format == "arrow":
             return pa.ipc.open_stream(pa.BufferReader(self.data)).read_all()
         if self.info.format == "parquet":

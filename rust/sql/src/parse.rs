@@ -11,8 +11,8 @@ use datafusion_sql::parser::{
     CopyToSource, CreateExternalTable, DFParserBuilder, ExplainStatement, Statement as DfStatement,
 };
 use datafusion_sql::sqlparser::ast::{
-    ColumnOption, Expr, Ident, ObjectName, ObjectType, Query, Select, SetExpr, Statement as SqlStatement, TableFactor,
-    TableObject, Value, Visit, Visitor,
+    ColumnOption, Expr, Ident, Insert, ObjectName, ObjectType, Query, Select, SetExpr, Statement as SqlStatement,
+    TableFactor, TableObject, Value, Visit, Visitor,
 };
 use datafusion_sql::sqlparser::dialect::GenericDialect;
 use datafusion_sql::sqlparser::keywords::Keyword;
@@ -408,6 +408,9 @@ fn describe(statement: &DfStatement, text: &str) -> Result<Parsed, SqlError> {
     } = survey(statement)?;
     let what = match statement {
         DfStatement::Statement(statement) => of_sql(statement, text)?,
+        DfStatement::CreateExternalTable(table) if promises_more(table) => {
+            What::Other("CREATE EXTERNAL TABLE with more than columns and NOT NULL".into())
+        }
         DfStatement::CreateExternalTable(table) => of_external(table),
         DfStatement::Explain(explain) => of_explain(explain, text)?,
         DfStatement::CopyTo(_) => What::Other("COPY".into()),
@@ -453,6 +456,9 @@ fn of_sql(statement: &SqlStatement, text: &str) -> Result<What, SqlError> {
         | SqlStatement::ShowCreate { .. }
         | SqlStatement::ExplainTable { .. } => What::Show,
         SqlStatement::Insert(insert) => {
+            if asks_for_more(insert) {
+                return Ok(What::Other("INSERT with more than rows for a table".into()));
+            }
             let target = match &insert.table {
                 TableObject::TableName(table) => name(table),
                 _ => return Ok(What::Other("INSERT".into())),
@@ -468,6 +474,7 @@ fn of_sql(statement: &SqlStatement, text: &str) -> Result<What, SqlError> {
             }
         }
         SqlStatement::CreateTable(table) => match &table.query {
+            Some(_) if table.temporary => What::Other("CREATE TEMPORARY TABLE".into()),
             Some(query) if table.columns.is_empty() => What::CreateTableAs {
                 target: name(&table.name),
                 query: from_end(text, &query.to_string()),
@@ -487,6 +494,26 @@ fn of_sql(statement: &SqlStatement, text: &str) -> Result<What, SqlError> {
         },
         _ => What::Other(first_words(text)),
     })
+}
+
+/// What is done with rows that are there, or to be told of the new ones: rows are only added.
+fn asks_for_more(insert: &Insert) -> bool {
+    insert.or.is_some()
+        || insert.ignore
+        || insert.on.is_some()
+        || insert.returning.is_some()
+        || insert.output.is_some()
+        || insert.partitioned.is_some()
+}
+
+/// What a table of values does not see to: keys, defaults, an order, an end that does not come.
+fn promises_more(table: &CreateExternalTable) -> bool {
+    let is_kept = |option: &ColumnOption| matches!(option, ColumnOption::Null | ColumnOption::NotNull);
+    table.temporary
+        || table.unbounded
+        || !table.order_exprs.is_empty()
+        || !table.constraints.is_empty()
+        || (table.columns.iter()).any(|column| !column.options.iter().all(|given| is_kept(&given.option)))
 }
 
 fn of_external(table: &CreateExternalTable) -> What {
@@ -629,6 +656,23 @@ mod tests {
             one("SELECT * FROM read_csv('/etc/passwd')").table_functions,
             ["read_csv"]
         );
+    }
+
+    #[test]
+    fn what_would_be_left_undone_is_no_statement_of_its_kind() {
+        for text in [
+            "INSERT OR REPLACE INTO t VALUES (1)",
+            "INSERT INTO t VALUES (1) ON CONFLICT DO NOTHING",
+            "INSERT INTO t SELECT 1 RETURNING a",
+            "CREATE TEMPORARY TABLE t AS SELECT 1",
+            "CREATE UNBOUNDED EXTERNAL TABLE t (a INT) STORED AS JSON LOCATION '/data/t/'",
+            "CREATE EXTERNAL TABLE t (a INT) STORED AS JSON WITH ORDER (a ASC) LOCATION '/data/t/'",
+            "CREATE EXTERNAL TABLE t (a INT PRIMARY KEY) STORED AS JSON LOCATION '/data/t/'",
+            "CREATE EXTERNAL TABLE t (a INT DEFAULT 3) STORED AS JSON LOCATION '/data/t/'",
+            "CREATE EXTERNAL TABLE t (a INT, PRIMARY KEY (a)) STORED AS JSON LOCATION '/data/t/'",
+        ] {
+            assert!(matches!(one(text).what, What::Other(_)), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ MAX_CHARS: Final = 1_000
 LOOKED_AT_CHARS: Final = 4_096
 """Of a complaint, for what it is about: one can repeat a statement of a mebibyte."""
 _PREFIXES: Final = re.compile(
-    r"^(?:DataFusion error: |Error during planning: |Schema error: |Execution error: |External error: "
+    r"^(?:DataFusion error: |FFI error: |Error during planning: |Schema error: |Execution error: |External error: "
     r"|Arrow error: |This feature is not implemented: |SQL error: |Internal error: |Parser error: "
     r"|Optimizer rule '\w+' failed\s+caused by\s+|type_coercion\s+caused by\s+)+"
 )

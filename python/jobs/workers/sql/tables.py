@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from msgspec import Struct
 
@@ -39,6 +40,8 @@ _ENCODED: Final[dict[str, SqlFormat]] = {
     "parquet": "parquet",
 }
 _JSON: Final = frozenset({"json", "jsonl"})
+_IN_JSON: Final = re.compile(r" at line \d+ column \d+\Z")
+"""A place in a definition, which is none in the statement."""
 _ONE_ROW: Final = frozenset({"json"})
 """Formats whose values hold one row each."""
 MANAGED: Final = "/data/tables/"
@@ -103,8 +106,10 @@ def external(statement: Mapping[str, Any]) -> str:
     }
     made |= {name: options.pop(name) for name in ("key_pattern", "on_error") if name in options}
     if format_ == "csv":
-        header = options.pop("has_header", options.pop("header", "true"))
-        made["csv"] = {"header": header.lower() == "true", "delimiter": options.pop("delimiter", ",")}
+        header = options.pop("has_header", options.pop("header", "true")).lower()
+        if header not in ("true", "false"):
+            raise TableError(f"the option header is {header}; true or false is expected")
+        made["csv"] = {"header": header == "true", "delimiter": options.pop("delimiter", ",")}
     if options:
         raise TableError(
             f"the option {next(iter(options))} is not known: from.COLUMN, key_pattern, on_error, header, delimiter"
@@ -117,7 +122,7 @@ def external(statement: Mapping[str, Any]) -> str:
 def _column(column: Mapping[str, Any], options: dict[str, str]) -> dict[str, Any]:
     """Return the definition of a column; the option `from.NAME` says where its values come from."""
     made = {"name": column["name"], "type": column["type"], "nullable": column.get("nullable", True)}
-    source, _, detail = options.pop(f"from.{column['name']}", "value").partition(":")
+    source, _, detail = options.pop(f"from.{column['name'].lower()}", "value").partition(":")
     made["from"] = source
     if detail:
         made["field"] = detail
@@ -178,7 +183,7 @@ def checked(snapshot: _native.SqlSnapshot, definition: str) -> pa.Schema:
     try:
         return pa.schema(snapshot.user_table(definition, owner=None).schema)
     except ValueError as error:
-        raise TableError(str(error)) from error
+        raise TableError(_IN_JSON.sub("", str(error))) from error
 
 
 def as_stored(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -188,24 +193,47 @@ def as_stored(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def for_insert(table: UserTable, schema: pa.Schema, given: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Return the rows of an INSERT with the table's columns that its values hold. Raises TableError."""
-    stored = [column["name"] for column in table.definition["columns"] if column.get("from", "value") == "value"]
-    wanted = [column.lower() for column in columns] or stored
-    unknown = next((column for column in wanted if column not in stored), None)
+    """Return the rows of an INSERT with the table's columns that its values hold, by their names there.
+
+    Raises TableError.
+    """
+    fields = _fields(table)
+    wanted = list(columns) or list(fields)
+    unknown = next((column for column in wanted if column not in fields), None)
     if unknown is not None:
         raise TableError(f"the column {unknown} of {table.name} is not there, or not taken from values")
+    if len(set(wanted)) != len(wanted):
+        raise TableError(f"a column of {table.name} is given twice")
     if len(wanted) != given.num_columns:
         raise TableError(f"{given.num_columns} columns are given for the {len(wanted)} of {table.name}")
     by_name = dict(zip(wanted, given.columns, strict=True))
-    arrays = []
-    for name in stored:
+    arrays, made_schema = [], []
+    for name, stored_as in fields.items():
         field = schema.field(name)
         column = by_name.get(name)
         made = pa.nulls(given.num_rows, field.type) if column is None else _as(column, field)
         if not field.nullable and made.null_count:
             raise TableError(f"the column {name} of {table.name} may not be null")
         arrays.append(made)
-    return pa.Table.from_arrays(arrays, schema=pa.schema([schema.field(name) for name in stored]))
+        made_schema.append(field.with_name(stored_as))
+    return pa.Table.from_arrays(arrays, schema=pa.schema(made_schema))
+
+
+def _fields(table: UserTable) -> dict[str, str]:
+    """Return what the columns that values hold are called in them. Raises TableError where no row can be inserted."""
+    definition = table.definition
+    if definition.get("key_pattern") is not None:
+        raise TableError(
+            f"what the keys of {table.name} mean is said by its key_pattern, and those of INSERT mean nothing: "
+            "put rows below its prefix instead"
+        )
+    columns = [column for column in definition["columns"] if column.get("from", "value") == "value"]
+    fields = {column["name"]: column.get("field", column["name"]) for column in columns}
+    if not fields:
+        raise TableError(f"no column of {table.name} is taken from values")
+    if len(set(fields.values())) != len(fields):
+        raise TableError(f"two columns of {table.name} are taken from one field of its values")
+    return fields
 
 
 def _as(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
@@ -239,11 +267,13 @@ def _encoded(format_: str, rows: pa.Table, csv: Mapping[str, Any]) -> bytes:
     data = bytearray()
     if format_ == "csv":
         rows = _with_text(rows)
+        _check_csv(rows)
         options = pa.csv.WriteOptions(include_header=csv.get("header", True), delimiter=csv.get("delimiter", ","))
         sink = pa.BufferOutputStream()
         pa.csv.write_csv(rows, sink, options)
         return bytes(sink.getvalue())
     if format_ in _JSON:
+        _check_json(rows)
         rows = _with_hexadecimal(rows)
     encoder = writer(_ENCODED[format_], rows.schema, data.extend)
     for batch in rows.to_batches():
@@ -269,6 +299,25 @@ def _with_text(rows: pa.Table) -> pa.Table:
         return rows.cast(schema)
     except pa.ArrowException as error:
         raise TableError(f"CSV holds no bytes that are not UTF-8: {error}") from error
+
+
+def _check_csv(rows: pa.Table) -> None:
+    """Raise TableError for what would be read otherwise than it was written."""
+    if rows.num_columns == 1 and rows.column(0).null_count:
+        raise TableError("CSV of one column holds no NULL: its line would be empty, which is no row")
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        if pa.types.is_string(field.type) and pc.any(pc.equal(column, "")).as_py():
+            raise TableError(f"the column {field.name} has empty text, which in CSV is NULL")
+
+
+def _check_json(rows: pa.Table) -> None:
+    """Raise TableError for numbers that JSON does not have."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        numbers = column
+        while pa.types.is_list(numbers.type):
+            numbers = pc.list_flatten(numbers)
+        if pa.types.is_floating(numbers.type) and pc.any(pc.invert(pc.is_finite(numbers))).as_py():
+            raise TableError(f"the column {field.name} has a number that is not finite, which JSON does not hold")
 
 
 def _too_much(rows: int) -> str:
