@@ -350,8 +350,8 @@ class SqlLimits(_Section):
     """What its operators may hold; beyond that they spill, or the query fails."""
     spill_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(1 << 30)
     """What they may write to disk."""
-    timeout_s: Seconds | None = None
-    """Longest time of a query whose job has no `timeout_s`."""
+    timeout_s: Seconds | None = 3_600.0
+    """Longest time of a query whose job has no `timeout_s`: nobody may wait any more for one that holds a slot."""
 
 
 class SqlCaps(_Section):
