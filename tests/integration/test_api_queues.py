@@ -83,6 +83,7 @@ async def test_null_takes_a_limit_away_and_what_is_left_out_stays(api: Api) -> N
     await api.ask("PUT", "/v1/owners/7", {"max_pending": 5, "max_running": 6})
     changed = await api.ask("PATCH", "/v1/owners/7", {"max_pending": None})
     assert changed.json() == {
-        "uid": 7, "weight": 1.0, "max_pending": None, "max_running": 6, "pending": 0, "running": 0,
+        "uid": 7, "weight": 1.0, "max_pending": None, "max_running": 6, "max_blob_bytes": None,
+        "pending": 0, "running": 0, "blobs": 0, "blob_bytes": 0,
     }  # fmt: skip
     assert (await api.ask("PATCH", "/v1/owners/7", {})).json() == changed.json()
