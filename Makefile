@@ -46,7 +46,8 @@ demo: setup ## Run the main job on an embedded node: submit, queue, fail, kill, 
 	$(BIN)/python -m jobs.demo
 
 test: setup rust-test ## Set up and run every everyday test
-	$(PYTEST) -m 'not slow' -q
+	# One process a core: most tests wait for processes of their own. A file's tests run in one of them, in order.
+	$(PYTEST) -m 'not slow' -q -n 2 --dist loadfile
 
 rust-test: setup ## Run the Rust tests
 	$(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql
