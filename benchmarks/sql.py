@@ -36,6 +36,7 @@ from benchmarks.report import show
 from jobs._native import SqlSnapshot, Store
 from jobs.store import MAX_TXN_OPS, Put, Txn, encode_command
 from jobs.testing import EmbeddedNode
+from jobs.workers.sql.engine import give_way
 
 LOT: Final = 20_000
 LINES: Final = 10_000
@@ -234,7 +235,8 @@ def look_ups(directory: Path, rows: int) -> None:
 
 
 def query_without_end(store: str) -> None:
-    """Answer queries until the process is ended; for another process."""
+    """Answer queries until the process is ended; for another process, with the priority of an engine's."""
+    give_way()
     while True:
         snapshot = SqlSnapshot(store)
         context = SessionContext(SessionConfig().with_target_partitions(1))

@@ -13,6 +13,7 @@ import pytest
 from jobs import Client, QueryFailed, Reason, SqlJob, SqlLimits, sql_job
 from jobs.protocol.model import JobState, Retry
 from jobs.testing import EmbeddedNode
+from jobs.workers.sql.engine import NICENESS
 from tests.support import processes
 from tests.support.waiting import until
 
@@ -243,6 +244,17 @@ def test_nothing_is_left_of_a_worker_that_is_killed(tmp_path: Path) -> None:
         assert client.result(job, timeout_s=20).reason is Reason.WORKER_LOST
         # The next life of the worker answers
         assert client.sql("SELECT 1 AS one", timeout_s=60).rows() == [{"one": 1}]
+
+
+def test_engines_let_the_node_go_first(tmp_path: Path) -> None:
+    with EmbeddedNode(tmp_path / "node", types=("sql",)) as node:
+        until(lambda: len(engines(node)) == 2)
+        own = os.getpriority(os.PRIO_PROCESS, node.pid)
+        with node.client() as client:
+            client.sql("SELECT 1")
+        threads = [int(task.name) for pid in engines(node) for task in Path(f"/proc/{pid}/task").iterdir()]
+        assert len(threads) > 2
+        assert {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {min(own + NICENESS, 19)}
 
 
 def test_the_engines_end_with_their_node(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ MOST_PERCENT: Final = 99.0
 """What is said of a query that has read everything: it may still have to sort it."""
 SPARE_BYTES: Final = 768 << 20
 """What a query may take beyond what its operators account for: batches under way, stacks, what the allocators hold."""
+NICENESS: Final = 10
+"""The node's writes and other workers' jobs come first where there are not enough processors for all."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -221,10 +223,19 @@ def confine(parent: int, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def give_way() -> None:
+    """Let all others go first: each thread by itself, those that libraries began at their import too; later ones have
+    the niceness of the thread that begins them."""
+    niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS, 19)
+    for task in Path("/proc/self/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
+
+
 def main() -> None:
     """Serve until the worker has gone."""
     descriptor, parent, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     confine(parent, name)
+    give_way()
     gauge = Gauge()
     channel = Channel(socket.socket(fileno=descriptor))
     configure = channel.next()
