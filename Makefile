@@ -66,7 +66,7 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	# Of the whole workspace, as in rust-test: for one crate alone its dependencies would be built anew.
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql \
 	  --lib --test hostile
-	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 $(CAMPAIGNS)
+	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
 
 bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks

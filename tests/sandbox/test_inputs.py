@@ -12,6 +12,7 @@ import pytest
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason
 from jobs.workers.sandbox import End, Exited
+from tests.support.users import let_others_in
 
 from .conftest import USER_ID, Sandbox, limits
 
@@ -36,8 +37,7 @@ def inputs(identity: str, tmp_path: Path) -> Iterator[Path]:
     if identity == "user" and os.geteuid() == 0:
         for path in (tmp_path, *tmp_path.rglob("*")):
             os.chown(path, USER_ID, USER_ID)
-        for path in tmp_path.parents[:2]:
-            path.chmod(0o755)
+        let_others_in(tmp_path.parent)
     yield made
     outer.chmod(0o700)
     shutil.rmtree(outer)

@@ -17,6 +17,7 @@ from jobs.protocol.model import Content, KvOp, KvPut
 from jobs.store import Keep, Put, Txn, encode_command
 from jobs.testing import EmbeddedNode
 from tests.support.sqlstore import answer, open_session
+from tests.support.users import let_others_in
 
 KEYS = 400
 CHECK = """
@@ -160,9 +161,9 @@ def test_a_process_that_cannot_write_the_store_can_read_it(tmp_path: Path) -> No
         writer = Writer(node)
         writer.write()
         store = tmp_path / "data" / "store"
-        for directory in (store, *store.parents):
-            if directory.is_relative_to(tmp_path.parent.parent):
-                directory.chmod(0o755)
+        store.chmod(0o755)
+        store.parent.chmod(0o755)
+        let_others_in(tmp_path)
         (store / "lock.mdb").chmod(0o666)
         (store / "data.mdb").chmod(0o644)
         program = textwrap.dedent("""
