@@ -103,7 +103,7 @@ class OutputMover:
                 try:
                     await self._move(job)
                 except (Gone, NotFound):
-                    pass  # it is no longer kept
+                    pass  # the job is no longer kept; or a blob is gone, and the next leadership looks again
                 except (JobsError, ConsensusError) as error:
                     logger.warning("the output of a job cannot be moved yet: %s", error, extra={"job": job})
                     self._more_in_store = True

@@ -20,6 +20,7 @@ from msgspec import Struct
 from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
+from jobs.workers.framing import take_frames
 
 LAUNCHER_PROTOCOL: Final = 3
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -199,23 +200,12 @@ class EventDecoder:
 
         Raises LauncherError for bytes that no launcher sends.
         """
-        rest = self._rest
-        rest += data
-        events: list[Event] = []
-        start = 0
-        while len(rest) - start >= 4:
-            length = int.from_bytes(rest[start : start + 4], "big")
-            if length > MAX_FRAME_BYTES:
-                raise LauncherError(f"launcher event: {length} bytes, limit {MAX_FRAME_BYTES}")
-            if len(rest) - start - 4 < length:
-                break
-            try:
-                events.append(_decode_event(memoryview(rest)[start + 4 : start + 4 + length]))
-            except msgspec.DecodeError as error:
-                raise LauncherError(f"launcher event: {error}") from error
-            start += 4 + length
-        del rest[:start]
-        return events
+        self._rest += data
+        return take_frames(self._rest, MAX_FRAME_BYTES, _decode_event, _no_event)
+
+
+def _no_event(detail: str) -> LauncherError:
+    return LauncherError(f"launcher event: {detail}")
 
 
 _PROGRAM: Final = """\

@@ -67,7 +67,8 @@ class References:
 def is_dead(store: Store, key: bytes) -> bool:
     """Tell whether what a reference stands for is gone, and so will never refer to anything again.
 
-    An ended job's output and an array's tasks are deleted in bulk, without looking for what they refer to.
+    What jobs wrote is deleted in bulk, without looking for the blobs that it has become: their references stay until
+    they are found here. Those of kind `job` and `output` go with the job, and are looked at to be on the safe side.
     """
     kind, name = keys.reference_of(key)
     if kind not in _OF_JOBS:
