@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from jobs.client import Client
 from jobs.testing import EmbeddedNode
+from tests.support.clock import Clock
 
 # Started in the background of a script, this process and all its children would ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,3 +41,9 @@ def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNo
 def client(shared_node: EmbeddedNode) -> Iterator[Client]:
     with shared_node.client() as made:
         yield made
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The wall clock, which the test can set."""
+    return Clock(monkeypatch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,24 +19,10 @@ from jobs.records import BlobUsageRecord
 from jobs.service import AuditFilter, Caller
 from jobs.store import Txn
 from tests.support.catalogue import ME, blob, check_catalogue, collection, hash_of, read, references, rows
-from tests.support.clock import Clock
+from tests.support.clock import Clock, play
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
 GRACE_S = 3_600
-Scenario = Callable[[Plane, Clock], Awaitable[None]]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-def play(tmp_path: Path, clock: Clock, scenario: Scenario, **settings: object) -> None:
-    async def inner() -> None:
-        async with asyncio.timeout(60), Plane(tmp_path, **settings) as plane:
-            await scenario(plane, clock)
-
-    asyncio.run(inner())
 
 
 async def add(plane: Plane, *given: NewBlob, caller: Caller = ALICE) -> None:

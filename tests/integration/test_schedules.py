@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,11 @@ from jobs.protocol.model import (
 )
 from jobs.records import ScheduleRecord
 from jobs.service import AuditFilter, JobFilter
-from tests.support.clock import Clock
+from tests.support.clock import Clock, play
 from tests.support.peer import WorkerPeer
 from tests.support.plane import ADMIN, ALICE, BOB, Plane, shell
 
 JOB = ShellJob(payload=ShellPayload(argv=["true"]))
-Scenario = Callable[[Plane, Clock], Awaitable[None]]
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-def play(tmp_path: Path, clock: Clock, scenario: Scenario, **settings: object) -> None:
-    async def inner() -> None:
-        async with asyncio.timeout(60), Plane(tmp_path, **settings) as plane:
-            await scenario(plane, clock)
-
-    asyncio.run(inner())
 
 
 def schedule(**fields: Any) -> Schedule:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs._native import NativeError, arm_failpoints
 from jobs.blobs import BlobStore, FetchFailed, Progress
-from tests.support.netpeer import NetProcess, Peer, peak_bytes, tell
+from tests.support.netpeer import NetProcess, Peer, net_process, peak_bytes, tell
 
 MODULE = "tests.support.blobpeer"
 
@@ -86,11 +86,8 @@ class BlobPeer(Peer):
 
 @contextlib.asynccontextmanager
 async def blob_process(folder: Path, name: str, **options: Any) -> AsyncIterator[NetProcess]:
-    process = await NetProcess.start(folder, name, module=MODULE, **options)
-    try:
+    async with net_process(folder, name, module=MODULE, **options) as process:
         yield process
-    finally:
-        await process.kill()
 
 
 async def main() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from jobs.control import alarm
+from tests.support.plane import Plane
 
 
 class Clock:
@@ -27,3 +31,16 @@ class Clock:
 
     def jump(self, by_s: float) -> None:
         self._ahead_ns += int(by_s * 1e9)
+
+
+Scenario = Callable[[Plane, Clock], Awaitable[None]]
+
+
+def play(tmp_path: Path, clock: Clock, scenario: Scenario, **settings: object) -> None:
+    """Play a scenario on a control plane by this clock."""
+
+    async def inner() -> None:
+        async with asyncio.timeout(60), Plane(tmp_path, **settings) as plane:
+            await scenario(plane, clock)
+
+    asyncio.run(inner())
