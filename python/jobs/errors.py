@@ -172,6 +172,26 @@ class BlobDamaged(JobsError):
     code, status, title = "blob_damaged", 500, "The blob is damaged, and no good copy was found"
 
 
+class LinkUnavailable(Unavailable):
+    code, title = "link_unavailable", "The other cluster is not reached"
+
+
+class ReplicationConflict(JobsError):
+    code, status, title = "replication_conflict", 409, "The target was changed by others"
+
+
+class ReplicationLoop(JobsError):
+    code, status, title = "replication_loop", 409, "What is copied would come back to where it comes from"
+
+
+class BackupInvalid(JobsError):
+    code, status, title = "backup_invalid", 422, "The backup is damaged, incomplete or of another kind"
+
+
+class OperationUnderWay(JobsError):
+    code, status, title = "operation_under_way", 409, "Another job is at this already"
+
+
 class LeaseNotFound(NotFound):
     code, title = "lease_not_found", "No such lease"
 

@@ -35,6 +35,8 @@ _REASONS: Final[dict[Reason, str]] = {
     Reason.OUTPUT_LIMIT: "it wrote more than it may",
     Reason.QUERY_ERROR: "its query failed",
     Reason.BLOB_ERROR: "its blob could not be had",
+    Reason.MAINTENANCE_ERROR: "its operation of maintenance could not be carried out",
+    Reason.REPLICATION_ERROR: "what it was to copy could not be copied",
 }
 
 

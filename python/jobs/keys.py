@@ -74,6 +74,18 @@ BLOBS_CLEARED: Final = b"/blobs/cleared/"
 BLOBS_COUNTED: Final = b"/blobs/counted"
 """By which numbers of members it was last looked which blobs lack nodes."""
 BLOB_SHARES: Final = b"/blobs/shares/"
+MOMENTS: Final = b"/moments/"
+"""Which revision the store had at a time."""
+MAINTENANCE: Final = b"/maintenance/"
+"""Operations of maintenance that are under way, each once in the cluster, and how far they are."""
+BUILT_IN_SCHEDULES: Final = b"/schedules/builtin"
+"""Schedules that were made by the system, so that one that was deleted stays so."""
+LINKS: Final = b"/replication/links/"
+LINKS_CHANGED: Final = b"/replication/linked"
+"""Changes with every change of a link."""
+SYNCS: Final = b"/replication/syncs/"
+SYNC_CURSORS: Final = b"/replication/cursors/"
+SYNC_CONFLICTS: Final = b"/replication/conflicts/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -448,6 +460,41 @@ def blob_of(key: bytes) -> str:
 def blob_share(share: str) -> bytes:
     """A ticket by which somebody else may make a blob theirs."""
     return BLOB_SHARES + share.encode()
+
+
+def moment(at_ms: int) -> bytes:
+    """The store's revision at a time."""
+    return b"%s%015d/" % (MOMENTS, at_ms)
+
+
+def maintenance(operation: str) -> bytes:
+    """Which job carries an operation out, and how far it is."""
+    return MAINTENANCE + operation.encode()
+
+
+def link(name: str) -> bytes:
+    """Another cluster that this one speaks with."""
+    return LINKS + name.encode()
+
+
+def sync(name: str) -> bytes:
+    """How far a sync is, for people: in the cluster whose job it is."""
+    return SYNCS + name.encode()
+
+
+def sync_cursor(origin: str, name: str) -> bytes:
+    """How far a sync is, at its target, written with what it changes; `origin` is the id of the cluster whose job it
+    is."""
+    return b"%s%s/%s" % (SYNC_CURSORS, origin.encode(), name.encode())
+
+
+def sync_conflicts_prefix(origin: str, name: str) -> bytes:
+    return b"%s%s/%s\x00" % (SYNC_CONFLICTS, origin.encode(), name.encode())
+
+
+def sync_conflict(origin: str, name: str, number: int) -> bytes:
+    """A conflict that a sync met at its target."""
+    return b"%s%012d" % (sync_conflicts_prefix(origin, name), number)
 
 
 def time_of(prefix: bytes, key: bytes) -> int:

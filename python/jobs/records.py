@@ -18,9 +18,12 @@ from jobs.protocol.model import (
     Execution,
     JobState,
     JobSubmit,
+    LinkScopes,
+    MaintenanceResult,
     OutputSkipped,
     Overlap,
     Reason,
+    ReplicationResult,
     Requires,
     Retention,
     Retry,
@@ -157,6 +160,8 @@ class ResultRecord(Struct, frozen=True, kw_only=True, array_like=True):
     moved: MovedOutput | None = None
     artefacts: list[Artefact] = []
     skipped: list[OutputSkipped] = []
+    maintenance: MaintenanceResult | None = None
+    replication: ReplicationResult | None = None
 
 
 class LogChunk(Struct, frozen=True, kw_only=True, array_like=True):
@@ -502,3 +507,90 @@ def _body(what: str, data: bytes) -> memoryview:
     if data[:1] != _PREFIX:
         raise InternalError(f"stored {what} has version {data[:1].hex() or 'none'}; this build knows {RECORD_VERSION}")
     return memoryview(data)[1:]
+
+
+class MaintenanceRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """An operation of maintenance that is under way, or how far the last one was that did not come to its end."""
+
+    job: JobId
+    began_ms: int
+    cursor: bytes = b""
+    """Where to go on; what it means is the operation's business. b"" is the beginning."""
+    done: dict[str, int] = {}
+    """What went so far, by its kind."""
+
+
+class BuiltInRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Names of the schedules that the system has made once."""
+
+    names: tuple[str, ...]
+
+
+class LinkRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """Another cluster that this one speaks with, and what it may have done here."""
+
+    cluster: str
+    peers: dict[str, tuple[str, ...]]
+    """Addresses by endpoint id."""
+    scopes: LinkScopes
+    created_ms: int
+
+
+class SyncRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """How far a sync is, for people."""
+
+    source: str
+    target: str
+    prefix: str
+    target_prefix: str
+    is_tags: bool
+    job: JobId | None
+    phase: Literal["comparing", "following", "stopped", "failed"]
+    position: int = 0
+    source_revision: int = 0
+    behind_since_ms: int | None = None
+    """Since when the target has not had all that the source had."""
+    rows_per_s: float = 0.0
+    bytes_per_s: float = 0.0
+    rows: int = 0
+    deleted: int = 0
+    conflicts: int = 0
+    snapshots: int = 0
+    last_error: str = ""
+    updated_ms: int = 0
+
+
+class CursorRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """How far a sync is, at its target: written in the same transaction as what it changes there."""
+
+    source: str
+    """Id of the source's cluster."""
+    prefix: str
+    target_prefix: str
+    is_tags: bool
+    upstream: tuple[str, ...] = ()
+    """Ids of the clusters from which what comes here may have come there, the source's own included."""
+    position: int = 0
+    """Revision of the source up to which everything is here; 0 before the first comparison has ended."""
+    comparing: int = 0
+    """Revision of the source with which this is compared; 0 when it is not."""
+    after: bytes = b""
+    """Of the comparison or of the changes: the last key that was dealt with."""
+    conflicts: int = 0
+    """How many were recorded, ever."""
+    snapshots: int = 0
+
+
+class ConflictRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    key: bytes
+    at_ms: int
+    source_revision: int
+    target_revision: int
+    winner: Literal["source", "target", "none"]
+    deleted: Literal["", "source", "target"] = ""
+
+
+class MomentRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """The store's revision at a time."""
+
+    revision: int

@@ -33,6 +33,7 @@ from jobs.protocol.model import (
     CancelPage,
     ClusterJoin,
     ClusterView,
+    ConflictPage,
     DeadLetterPage,
     DeadLetterSelection,
     Explanation,
@@ -55,6 +56,11 @@ from jobs.protocol.model import (
     LeaderTransfer,
     LeaderTransferred,
     Lease,
+    LinkList,
+    LinkSet,
+    LinkView,
+    MaintenanceDone,
+    MaintenancePerform,
     Overview,
     OwnerChange,
     OwnerSettings,
@@ -66,6 +72,8 @@ from jobs.protocol.model import (
     QueueSettings,
     QueueView,
     RedrivePage,
+    ReplicationDone,
+    ReplicationPerform,
     Schedule,
     ScheduleDetail,
     SchedulePage,
@@ -73,6 +81,7 @@ from jobs.protocol.model import (
     ScheduleView,
     Stream,
     Submitted,
+    SyncList,
     TicketList,
     TicketRequest,
     TicketView,
@@ -299,6 +308,44 @@ class BlobOperations(Protocol):
 
         Raises errors of `jobs.errors` whose text names the blob, the node and the cause.
         """
+
+
+class MaintenanceOperations(Protocol):
+    """What the node that is asked does for a job of type maintenance, on itself and on other members."""
+
+    def perform(
+        self, caller: Caller, wanted: MaintenancePerform
+    ) -> AsyncGenerator[BlobAdvance | BlobLine | MaintenanceDone]:
+        """As `BlobOperations.perform`. Raises OperationUnderWay where another job is at the same operation."""
+
+
+class ReplicationOperations(Protocol):
+    """What the node that is asked does for a job of type replication."""
+
+    def perform(
+        self, caller: Caller, wanted: ReplicationPerform
+    ) -> AsyncGenerator[BlobAdvance | BlobLine | ReplicationDone]:
+        """As `BlobOperations.perform`."""
+
+
+class ReplicationService(Protocol):
+    """Links to other clusters, and how far syncs are; admins only."""
+
+    async def links(self, caller: Caller) -> LinkList: ...
+
+    async def set_link(self, caller: Caller, name: str, wanted: LinkSet) -> LinkView:
+        """Make a link or replace it. Raises InvalidRequest for an invitation that cannot be read, or to itself."""
+
+    async def delete_link(self, caller: Caller, name: str) -> None:
+        """The other cluster is cut off at once."""
+
+    async def syncs(self, caller: Caller) -> SyncList: ...
+
+    async def delete_sync(self, caller: Caller, name: str) -> None:
+        """Forget how far it is. Raises OperationUnderWay while a job is at it."""
+
+    async def conflicts(self, caller: Caller, name: str, *, limit: int, cursor: str | None) -> ConflictPage:
+        """Of a sync whose target is this cluster; newest first."""
 
 
 class Reads(Protocol):

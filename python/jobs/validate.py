@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -27,6 +28,18 @@ from jobs.protocol.model import (
     Content,
     InputFile,
     JobSubmit,
+    MaintenanceCleanup,
+    MaintenanceCompact,
+    MaintenanceHealth,
+    MaintenanceJob,
+    MaintenanceMetrics,
+    MaintenancePayload,
+    MaintenanceVerify,
+    ReplicationJob,
+    ReplicationPayload,
+    ReplicationRestore,
+    ReplicationSync,
+    ReplicationVerify,
     ShellJob,
     ShellPayload,
     SqlJob,
@@ -61,6 +74,12 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
     elif isinstance(job, BlobJob):
         _check_no_command(job, "an operation on blobs", where)
         check_blob(job.payload, f"{where}.payload")
+    elif isinstance(job, MaintenanceJob):
+        _check_no_command(job, "an operation of maintenance", where)
+        check_maintenance(job.payload, f"{where}.payload")
+    elif isinstance(job, ReplicationJob):
+        _check_no_command(job, "an operation of replication", where)
+        check_replication(job.payload, f"{where}.payload")
     else:
         check_shell(job.payload, f"{where}.payload")
     if job.array is not None:
@@ -253,6 +272,8 @@ def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
             case BlobFetch(hash=str(blob)) | BlobReplicate(hash=blob) | BlobExport(hash=blob) if not job.depends_on:
                 found[blob] = f"{where}.payload.hash"
         return found
+    if isinstance(job, MaintenanceJob | ReplicationJob):
+        return found
     if isinstance(job, ShellJob):
         files = {f"[{path!r}]": file for path, file in job.payload.files.items()}
     else:
@@ -263,7 +284,7 @@ def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
     return found
 
 
-def _check_no_command(job: SqlJob | BlobJob, what: str, where: str) -> None:
+def _check_no_command(job: SqlJob | BlobJob | MaintenanceJob | ReplicationJob, what: str, where: str) -> None:
     """Raise InvalidRequest for what only a command can have."""
     if job.array is not None:
         raise InvalidRequest(f"{what} has no tasks", field=f"{where}.array", expected="a job of type shell")
@@ -328,8 +349,66 @@ def check_blob(payload: BlobPayload, where: str) -> None:
             pass
 
 
+def check_maintenance(payload: MaintenancePayload, where: str) -> None:
+    """Raise InvalidRequest when an operation of maintenance could never be carried out as it is."""
+    match payload:
+        case MaintenanceCompact(parts=parts, nodes=nodes) | MaintenanceVerify(parts=parts, nodes=nodes):
+            _check_distinct(parts, f"{where}.parts")
+            _check_distinct(nodes, f"{where}.nodes")
+        case MaintenanceCleanup(parts=parts):
+            _check_distinct(parts, f"{where}.parts")
+        case MaintenanceHealth(nodes=nodes):
+            _check_distinct(nodes, f"{where}.nodes")
+        case MaintenanceMetrics(from_ms=from_ms, to_ms=to_ms):
+            if from_ms is not None and to_ms is not None and to_ms <= from_ms:
+                raise InvalidRequest("it ends before it begins", field=f"{where}.to_ms", expected="later than from_ms")
+
+
+def check_replication(payload: ReplicationPayload, where: str) -> None:
+    """Raise InvalidRequest when an operation of replication could never be carried out as it is."""
+    match payload:
+        case ReplicationSync() | ReplicationVerify():
+            _check_ends(payload, where)
+        case _:
+            if (payload.directory is None) == (payload.tag is None):
+                raise InvalidRequest(
+                    "neither or both of directory and tag are given", field=where, expected="exactly one"
+                )
+            if payload.directory is not None:
+                _check_path(payload.directory, f"{where}.directory")
+    if isinstance(payload, ReplicationRestore) and payload.revision is not None and payload.at_ms is not None:
+        raise InvalidRequest("both revision and at_ms are given", field=f"{where}.at_ms", expected="one at most")
+
+
+def _check_ends(payload: ReplicationSync | ReplicationVerify, where: str) -> None:
+    if (payload.prefix is None) == (payload.tags is None):
+        raise InvalidRequest("neither or both of prefix and tags are given", field=where, expected="exactly one")
+    if payload.source is not None and payload.source == payload.target:
+        raise InvalidRequest(
+            "both sides are the same cluster", field=f"{where}.target", expected="another one, or none: this cluster"
+        )
+    if payload.tags is not None and payload.target_prefix is not None:
+        raise InvalidRequest("tags keep their names", field=f"{where}.target_prefix", expected="none with tags")
+    if payload.source is None and payload.target is None:
+        prefix, target = payload.prefix, payload.target_prefix
+        if prefix is None or target is None:
+            raise InvalidRequest(
+                "within one cluster there is nothing to do", field=where, expected="prefix and target_prefix"
+            )
+        if prefix.startswith(target) or target.startswith(prefix):
+            raise InvalidRequest(
+                f"{target} and {prefix} overlap", field=f"{where}.target_prefix", expected="a range apart"
+            )
+
+
 def check_allowed(job: JobSubmit, where: str, *, admin: bool) -> None:
     """Raise Forbidden for what only administrators may have done."""
+    if not admin and isinstance(job, MaintenanceJob | ReplicationJob):
+        raise Forbidden(
+            f"only administrators may submit jobs of type {job.__struct_config__.tag}",
+            field=f"{where}.type",
+            expected="a member of the admin group",
+        )
     if admin or not isinstance(job, BlobJob):
         return
     match job.payload:
@@ -377,9 +456,9 @@ def _check_path(path: str, where: str) -> None:
         )
 
 
-def _check_distinct(names: list[str], where: str) -> None:
+def _check_distinct(names: Sequence[str], where: str) -> None:
     if len(set(names)) < len(names):
-        raise InvalidRequest("a node is named twice", field=where, expected="each once")
+        raise InvalidRequest("something is named twice", field=where, expected="each once")
 
 
 def _check_files(payload: ShellPayload, where: str) -> None:

@@ -101,7 +101,7 @@ async def test_a_submission_says_its_type(api: Api) -> None:
         ({"payload": {"argv": ["true"], "env": {"type": "shell"}}}, "/v1/jobs", "$.type"),
     ):
         found = await refused_body(api, body, target)
-        assert (found["field"], found["expected"]) == (field, "one of blob, shell, sql")
+        assert (found["field"], found["expected"]) == (field, "one of blob, maintenance, replication, shell, sql")
     escaped = b'{"t\\u0079pe": "shell", "payload": {"argv": ["true"]}}'
     assert (await api.ask("POST", "/v1/jobs", escaped)).status == 201
 

@@ -50,7 +50,10 @@ def test_a_right_file_is_counted_and_known_by_its_content() -> None:
         (b"{nonsense\n", ": $: the line is not JSON"),
         (b"[]\n", ": $: got `array`: expected `object`"),
         (b'{"type":"shell"}\n', ": $.payload: payload is missing: expected a value"),
-        (b'{"payload":{"argv":["true"]}}\n', ": $.type: type is missing: expected one of blob, shell"),
+        (
+            b'{"payload":{"argv":["true"]}}\n',
+            ": $.type: type is missing: expected one of blob, maintenance, replication, shell",
+        ),
         (b'{"type":"cobol","payload":{}}\n', "$.type"),
         (line(prio=1), ": $.prio: prio is unknown: expected one of "),
         (line(priority=101), ": $.priority: not acceptable: expected `int` <= 100"),

@@ -12,7 +12,6 @@ from jobs.cli.command import Parser, UsageError, at_least
 from jobs.client import shell_job
 from jobs.protocol.model import (
     HASH_PATTERN,
-    BlobJob,
     InputFile,
     JobSubmit,
     Limits,
@@ -258,10 +257,10 @@ def command_of(job: JobSubmit) -> str:
     """Return what a job runs, on one line."""
     if isinstance(job, SqlJob):
         return " ".join(job.payload.sql.split())
-    if isinstance(job, BlobJob):
-        blob = getattr(job.payload, "hash", None)
-        return f"{job.payload.__struct_config__.tag} {blob}" if blob else str(job.payload.__struct_config__.tag)
-    return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
+    if isinstance(job, ShellJob):
+        return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
+    about = getattr(job.payload, "hash", None) or getattr(job.payload, "name", None)
+    return f"{job.payload.__struct_config__.tag} {about}" if about else str(job.payload.__struct_config__.tag)
 
 
 def _file(path: str) -> bytes | InputFile:

@@ -146,6 +146,37 @@ class Blobs(_Section):
     """Of one blob."""
 
 
+class Maintenance(_Section):
+    """What looks after the cluster by itself."""
+
+    schedules: bool = True
+    """Make the built-in schedules (`jobs-cleanup` and others) when there are none of their names yet; one that was
+    changed or deleted stays as it is."""
+    history_age_s: Annotated[float, Field(ge=0, le=315_360_000)] = 86_400.0
+    """`compact` keeps the changes of keys of the last so long: watches, reads and syncs can go back as far."""
+    history_min_events: Annotated[int, Field(ge=0, le=1_000_000_000)] = 10_000
+    """And so many of them in any case."""
+    fsync_warning_s: Annotated[float, Field(gt=0, le=60)] = 0.1
+    """`health` warns of a disk whose slowest of some syncs takes longer."""
+    disk_warning_percent: Annotated[float, Field(gt=0, le=100)] = 80.0
+    """`health` warns of a disk, or a store, that is fuller."""
+    clock_warning_s: Annotated[float, Field(gt=0, le=3_600)] = 0.5
+    """`health` warns of a clock that differs more from the leader's."""
+    lag_warning_entries: Annotated[int, Field(ge=1, le=1_000_000_000)] = 10_000
+    """`health` warns of a member that is further behind the leader."""
+
+
+class Replication(_Section):
+    """Bounds of what is kept in step with elsewhere."""
+
+    max_links: Annotated[int, Field(ge=0, le=16)] = 8
+    """Other clusters that this one speaks with."""
+    max_syncs: Annotated[int, Field(ge=0, le=10_000)] = 256
+    """Syncs whose target or job is here."""
+    max_conflicts: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    """Conflicts of one sync that are kept, the newest; all are counted."""
+
+
 class Queue(_Section):
     """Bounds of what may wait."""
 
@@ -407,6 +438,39 @@ class BlobWorker(WorkerSettings):
         return self
 
 
+class MaintenanceWorker(WorkerSettings):
+    """The worker for maintenance (`jobs-worker --type maintenance`)."""
+
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = 2
+    """Operations at a time: of each kind there is one in the cluster at most."""
+    timeout_s: Seconds | None = None
+    """Longest time of an operation whose job has no `timeout_s`."""
+
+
+class ReplicationWorker(WorkerSettings):
+    """The worker for syncs, backups and exports (`jobs-worker --type replication`)."""
+
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = Field(default_factory=lambda: max(8, 2 * _cores()))
+    """Operations at a time: a continuous sync has one for as long as it goes on."""
+    allow_files: tuple[Path, ...] = ()
+    """Directories below which jobs may write and read backups and exports."""
+    identity_file: Path | None = None
+    """Secret keys of age, for reading backups that are encrypted."""
+    timeout_s: Seconds | None = None
+    """Longest time of an operation whose job has no `timeout_s`."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> ReplicationWorker:
+        if any(not path.is_absolute() for path in self.allow_files):
+            raise ValueError("allow_files must be absolute")
+        if self.identity_file is not None and not self.identity_file.is_absolute():
+            raise ValueError("identity_file must be absolute")
+        return self
+
+
+WorkerType: TypeAlias = Literal["shell", "sql", "blob", "maintenance", "replication"]
+
+
 class Workers(_Section):
     """Workers, by type."""
 
@@ -418,12 +482,22 @@ class Workers(_Section):
     """The worker that runs queries."""
     blob: BlobWorker = BlobWorker()
     """The worker for blobs."""
-    embedded: tuple[Literal["shell", "sql", "blob"], ...] = ("shell", "sql", "blob")
+    maintenance: MaintenanceWorker = MaintenanceWorker()
+    """The worker for maintenance."""
+    replication: ReplicationWorker = ReplicationWorker()
+    """The worker for syncs, backups and exports."""
+    embedded: tuple[WorkerType, ...] = ("shell", "sql", "blob")
     """Types of the workers that `jobs-node --embedded` starts, one of each."""
 
     def of(self, worker_type: str) -> WorkerSettings:
         """Return what every worker has, of this type. Raises KeyError for a type that is not there."""
-        return {"shell": self.shell, "sql": self.sql, "blob": self.blob}[worker_type]
+        return {
+            "shell": self.shell,
+            "sql": self.sql,
+            "blob": self.blob,
+            "maintenance": self.maintenance,
+            "replication": self.replication,
+        }[worker_type]
 
 
 class Cluster(_Section):
@@ -472,6 +546,10 @@ class NodeConfig(BaseSettings):
     """The write-ahead log."""
     blobs: Blobs = Blobs()
     """Blobs."""
+    maintenance: Maintenance = Maintenance()
+    """Maintenance."""
+    replication: Replication = Replication()
+    """Replication."""
     queue: Queue = Queue()
     """What waits."""
     schedules: Schedules = Schedules()

@@ -65,7 +65,7 @@ from jobs.retention import Totals
 from jobs.service import Caller, OverviewLimits
 from jobs.store import Keep, Store, Txn
 
-WORKER_TYPES: Final = frozenset({"shell", "sql", "blob"})
+WORKER_TYPES: Final = frozenset({"shell", "sql", "blob", "maintenance", "replication"})
 
 
 class ControlConfig(Struct, frozen=True, kw_only=True):

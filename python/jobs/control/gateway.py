@@ -423,4 +423,6 @@ def result_of(record: JobRecord, outcome: wire.Outcome, execution: Execution) ->
         execution=execution,
         query=outcome.query,
         blob=outcome.blob,
+        maintenance=outcome.maintenance,
+        replication=outcome.replication,
     )

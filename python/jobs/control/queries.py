@@ -144,6 +144,8 @@ class Queries:
                 logs_gone=is_gone,
                 query=ended.query,
                 blob=ended.blob,
+                maintenance=ended.maintenance,
+                replication=ended.replication,
                 artefacts=ended.artefacts,
                 skipped=ended.skipped,
             )

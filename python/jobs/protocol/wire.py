@@ -18,14 +18,16 @@ from jobs.protocol.model import (
     MAX_OUTPUTS,
     Artefact,
     BlobResult,
+    MaintenanceResult,
     OutputSkipped,
     PressureKind,
     Reason,
+    ReplicationResult,
     SqlResult,
     StreamInfo,
 )
 
-PROTOCOL_VERSION: Final = 4
+PROTOCOL_VERSION: Final = 5
 MAX_FRAME_BYTES: Final = 16 << 20
 OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
@@ -106,6 +108,8 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a query came to."""
     blob: BlobResult | None = None
     """What an operation on blobs came to."""
+    maintenance: MaintenanceResult | None = None
+    replication: ReplicationResult | None = None
 
 
 class TableWrite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

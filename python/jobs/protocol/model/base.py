@@ -53,6 +53,8 @@ class Reason(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     QUERY_ERROR = "query_error"
     BLOB_ERROR = "blob_error"
+    MAINTENANCE_ERROR = "maintenance_error"
+    REPLICATION_ERROR = "replication_error"
 
 
 class Stream(StrEnum):

@@ -9,6 +9,8 @@ from msgspec import field
 from jobs.protocol.ids import Attempt, Incarnation, JobId, Revision, WorkerId
 from jobs.protocol.model.base import JobState, Model, Reason, Stream
 from jobs.protocol.model.blobs import BlobHash, BlobResult
+from jobs.protocol.model.maintenance import MaintenanceResult
+from jobs.protocol.model.replication import ReplicationResult
 from jobs.protocol.model.submission import Content, JobSubmit, SqlFormat
 
 
@@ -204,6 +206,10 @@ class JobResult(Model, frozen=True):
     """Of a job of type `sql` that completed."""
     blob: BlobResult | None = None
     """Of a job of type `blob` that completed."""
+    maintenance: MaintenanceResult | None = None
+    """Of a job of type `maintenance` that completed."""
+    replication: ReplicationResult | None = None
+    """Of a job of type `replication` that completed."""
     artefacts: list[Artefact] = field(default_factory=list)
     """What its `outputs` name, in the order of the paths."""
     skipped: list[OutputSkipped] = field(default_factory=list)

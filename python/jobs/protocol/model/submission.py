@@ -20,6 +20,8 @@ from jobs.protocol.model.base import (
     TimeMs,
 )
 from jobs.protocol.model.blobs import BlobHash, BlobPayload
+from jobs.protocol.model.maintenance import MaintenancePayload
+from jobs.protocol.model.replication import ReplicationPayload
 
 
 class Content(Given, frozen=True):
@@ -257,7 +259,19 @@ class BlobJob(JobBase, frozen=True, kw_only=True, tag="blob"):
     payload: BlobPayload
 
 
-JobSubmit: TypeAlias = ShellJob | SqlJob | BlobJob
+class MaintenanceJob(JobBase, frozen=True, kw_only=True, tag="maintenance"):
+    """A job of type `maintenance` as a client submits it; admins only."""
+
+    payload: MaintenancePayload
+
+
+class ReplicationJob(JobBase, frozen=True, kw_only=True, tag="replication"):
+    """A job of type `replication` as a client submits it; admins only."""
+
+    payload: ReplicationPayload
+
+
+JobSubmit: TypeAlias = ShellJob | SqlJob | BlobJob | MaintenanceJob | ReplicationJob
 """Every kind of job that can be submitted: a union tagged by `type`."""
 BATCH_JOBS: Final = 160
 """Jobs of one request: one transaction of at most 1,000 operations stores them, and a job takes up to six (spec, state,
