@@ -98,3 +98,12 @@ def test_the_jobs_of_the_commands_are_jobs_like_others(node: EmbeddedNode) -> No
     assert {job["type"] for job in listed} == {"blob"}
     shown = jobctl(node, "result", listed[0]["id"])
     assert b"sandbox" in shown.stdout
+
+
+def test_a_command_that_does_not_wait_prints_the_job(node: EmbeddedNode) -> None:
+    blob = put(node, b"later")
+    job = jobctl(node, "blob", "verify", blob, "--detach").stdout.decode().strip()
+    waited = objects(jobctl(node, "wait", job, "--json").stdout)
+    assert waited[-1]["state"] == "completed"
+    (told,) = objects(jobctl(node, "blob", "verify", blob, "--detach", "--json").stdout)
+    assert told["type"] == "blob"

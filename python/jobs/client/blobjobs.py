@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Unpack
 
-import msgspec
-
-from jobs.client.failures import OperationFailed
+from jobs.client.carrying import OnLine, OnProgress, came_to, carry_out, carry_out_async
 from jobs.client.submission import JobOptions
-from jobs.errors import JobsError
 from jobs.protocol.model import (
     BlobExport,
     BlobFetch,
@@ -21,20 +17,13 @@ from jobs.protocol.model import (
     BlobResult,
     BlobVerify,
     JobResult,
-    JobState,
-    Progress,
     Reason,
-    Stream,
 )
 
 if TYPE_CHECKING:
     from jobs.client.asynchronous import AsyncClient
     from jobs.client.sync import Client
 
-OnProgress: TypeAlias = Callable[[Progress], object]
-OnLine: TypeAlias = Callable[[dict[str, Any]], object]
-PROGRESS_S: Final = 1.0
-"""How often to ask how far an operation is."""
 TICKET_PREFIX: Final = "blobticket1."
 
 
@@ -51,15 +40,7 @@ def fetch(blob: str, providers: Sequence[str], tag: str | None) -> BlobFetch:
 
 def succeeded(result: JobResult) -> BlobResult:
     """Return what an operation came to. Raises OperationFailed."""
-    if result.state is JobState.COMPLETED and result.blob is not None:
-        return result.blob
-    reason = result.reason or Reason.BLOB_ERROR
-    raise OperationFailed(result.message or "the operation failed", job=result.id, reason=reason)
-
-
-def lines(data: bytes) -> list[dict[str, Any]]:
-    """Return what an operation has told on its standard output."""
-    return [msgspec.json.decode(line) for line in data.splitlines()]
+    return came_to(result, result.blob, Reason.BLOB_ERROR)
 
 
 class BlobJobsClient:
@@ -135,21 +116,8 @@ class BlobJobsClient:
         **options: Unpack[JobOptions],
     ) -> BlobResult:
         """Carry any operation out."""
-        client = self._client
-        job = client.submit(blob_job(payload, **options)).job.id
-        try:
-            while on_progress is not None and not client.wait(job, PROGRESS_S).state.is_final:
-                if (progress := client.get(job).progress) is not None:
-                    on_progress(progress)
-            result = client.result(job, timeout_s=None)
-        except BaseException:
-            with suppress(JobsError):
-                client.cancel(job)
-            raise
-        if on_line is not None:
-            for line in lines(b"".join(bytes(event.data) for event in client.logs(job, streams=(Stream.STDOUT,)))):
-                on_line(line)
-        return succeeded(result)
+        wanted = blob_job(payload, **options)
+        return succeeded(carry_out(self._client, wanted, on_progress=on_progress, on_line=on_line))
 
 
 class AsyncBlobJobsClient:
@@ -221,19 +189,5 @@ class AsyncBlobJobsClient:
         **options: Unpack[JobOptions],
     ) -> BlobResult:
         """Carry any operation out."""
-        client = self._client
-        job = (await client.submit(blob_job(payload, **options))).job.id
-        try:
-            while on_progress is not None and not (await client.wait(job, PROGRESS_S)).state.is_final:
-                if (progress := (await client.get(job)).progress) is not None:
-                    on_progress(progress)
-            result = await client.result(job, timeout_s=None)
-        except BaseException:
-            with suppress(JobsError):
-                await client.cancel(job)
-            raise
-        if on_line is not None:
-            pieces = [bytes(event.data) async for event in client.logs(job, streams=(Stream.STDOUT,))]
-            for line in lines(b"".join(pieces)):
-                on_line(line)
-        return succeeded(result)
+        wanted = blob_job(payload, **options)
+        return succeeded(await carry_out_async(self._client, wanted, on_progress=on_progress, on_line=on_line))

@@ -47,9 +47,9 @@ class TargetFailed(JobsError):
 
 
 class OperationFailed(JobsError):
-    """The job of an operation on blobs failed; `reason` says why, the text which blob, on which node, and the cause."""
+    """The job of an operation failed; `reason` says why, the text which operation, on which node, and the cause."""
 
-    code, status, title = "operation_failed", 0, "The operation on blobs failed"
+    code, status, title = "operation_failed", 0, "The operation failed"
 
     def __init__(self, detail: str, *, job: JobId, reason: Reason) -> None:
         super().__init__(detail)
