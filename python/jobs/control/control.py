@@ -24,6 +24,7 @@ from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.jobreferences import JobReferences
 from jobs.control.leases import Leases
+from jobs.control.moments import Moments, MomentsConfig
 from jobs.control.moving import OutputMover
 from jobs.control.newjobs import JobMaker
 from jobs.control.once import was_done
@@ -88,6 +89,7 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     is_admin: Callable[[int], bool] = lambda uid: uid == 0
     """Whether everything is shown to the queries of an owner."""
     blobs: BlobConfig = BlobConfig()
+    moments: MomentsConfig = MomentsConfig()
 
 
 class Control(ReadOperations):
@@ -168,6 +170,7 @@ class Control(ReadOperations):
         self._cancels = Cancels(consensus, store, transitions, self._arrays)
         self._mover = OutputMover(consensus, store, transitions, self.blobs.references, output_blobs, tasks.spawn)
         self._retention = Retention(consensus, store, transitions, references, tasks.spawn, config.retention)
+        self._moments = Moments(consensus, store, config.moments)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, hub, self._leases)
         self.gateway = Gateway(
@@ -225,6 +228,7 @@ class Control(ReadOperations):
         self._retention.start()
         self.blobs.start()
         self._mover.start()
+        self._tasks.spawn(self._moments.run())
 
     def end(self) -> None:
         """Begin nothing more, and let those who wait for something of this know that it will not come."""
@@ -234,6 +238,7 @@ class Control(ReadOperations):
         self._dispatcher.stop()
         self._arrays.stop()
         self._retention.stop()
+        self._moments.stop()
         self.blobs.stop()
         self._leases.stop()
         self.gateway.stop()
