@@ -15,11 +15,9 @@ from jobs.protocol.model import (
     ArrayView,
     AttemptList,
     AuditPage,
-    BlobAdvance,
     BlobCollect,
     BlobCollectPage,
     BlobDone,
-    BlobLine,
     BlobPage,
     BlobPerform,
     BlobShare,
@@ -61,6 +59,7 @@ from jobs.protocol.model import (
     LinkView,
     MaintenanceDone,
     MaintenancePerform,
+    OperationNews,
     Overview,
     OwnerChange,
     OwnerSettings,
@@ -302,7 +301,7 @@ class BlobService(Protocol):
 class BlobOperations(Protocol):
     """What the node that is asked does with blobs, its own and those of other members, for a job of type blob."""
 
-    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[BlobAdvance | BlobLine | BlobDone]:
+    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[OperationNews | BlobDone]:
         """Carry an operation out for the owner of the job, who is the caller; the last event is BlobDone. It is given
         up when the iterator is closed, and may be asked for again at any time, from the beginning.
 
@@ -313,18 +312,14 @@ class BlobOperations(Protocol):
 class MaintenanceOperations(Protocol):
     """What the node that is asked does for a job of type maintenance, on itself and on other members."""
 
-    def perform(
-        self, caller: Caller, wanted: MaintenancePerform
-    ) -> AsyncGenerator[BlobAdvance | BlobLine | MaintenanceDone]:
+    def perform(self, caller: Caller, wanted: MaintenancePerform) -> AsyncGenerator[OperationNews | MaintenanceDone]:
         """As `BlobOperations.perform`. Raises OperationUnderWay where another job is at the same operation."""
 
 
 class ReplicationOperations(Protocol):
     """What the node that is asked does for a job of type replication."""
 
-    def perform(
-        self, caller: Caller, wanted: ReplicationPerform
-    ) -> AsyncGenerator[BlobAdvance | BlobLine | ReplicationDone]:
+    def perform(self, caller: Caller, wanted: ReplicationPerform) -> AsyncGenerator[OperationNews | ReplicationDone]:
         """As `BlobOperations.perform`."""
 
 

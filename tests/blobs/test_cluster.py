@@ -189,8 +189,8 @@ def test_a_flipped_byte_is_found_put_aside_and_mended(shared: BlobCluster) -> No
         if news.get("event") == "line":
             lines.append(json.loads(news["text"]))
     done = news["end"]
-    assert all(one["done_bytes"] <= one["total_bytes"] > 0 for one in told), "how far it is, of how much"
-    assert told[-1]["done_bytes"] == done["bytes"]
+    assert all(one["done"] <= one["total"] > 0 for one in told), "how far it is, of how much"
+    assert told[-1]["done"] == done["bytes"]
     assert (done["damaged"], done["mended"]) == (2, 2)
     assert done["bytes"] >= 3 * 4 * MIB
     assert sorted(line["hash"] for line in lines) == sorted(blobs[:2])

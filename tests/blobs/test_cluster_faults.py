@@ -91,7 +91,7 @@ def fetching(node: BlobNode, blob: str, **payload: Any) -> Iterator[dict[str, An
 
 def until_under_way(events: Iterator[dict[str, Any]], at_least: int) -> None:
     for news in events:
-        if news.get("done_bytes", 0) >= at_least:
+        if news.get("done", 0) >= at_least:
             return
     raise AssertionError("it ended before it was seen under way")
 

@@ -12,12 +12,20 @@ import pytest
 from jobs.client.failures import ConnectionFailed
 from jobs.errors import BlobUnavailable, InternalError, PayloadTooLarge, Unavailable
 from jobs.protocol.ids import JobId
-from jobs.protocol.model import BlobAdded, BlobDone, BlobExport, BlobFailed, BlobGc, BlobLine, BlobResult, Problem
-from jobs.workers import transfers
-from jobs.workers.blob import work
-from jobs.workers.blob.api import NodeApi
+from jobs.protocol.model import (
+    BlobAdded,
+    BlobDone,
+    BlobExport,
+    BlobGc,
+    BlobResult,
+    OperationFailed,
+    OperationLine,
+    Problem,
+)
+from jobs.workers import perform, transfers
 from jobs.workers.blob.places import Places
 from jobs.workers.blob.work import Work
+from jobs.workers.nodeapi import NodeApi
 
 HASH = "ab" * 32
 DONE = BlobDone(result=BlobResult(operation="gc", hash=None, bytes=1, blobs=1, peers=[], seconds=0.5))
@@ -93,7 +101,7 @@ async def hangs_up(head: bytes, reader: asyncio.StreamReader, writer: asyncio.St
 
 async def cut(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Tell something, and hang up without the mark of the end."""
-    text = _encode(BlobLine(text="1")) + b"\n"
+    text = _encode(OperationLine(text="1")) + b"\n"
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(text), text))
     await writer.drain()
 
@@ -102,8 +110,8 @@ def problem(code: str, status: int) -> Problem:
     return Problem(type="", title="", status=status, code=code, detail=f"it is {code}")
 
 
-def failed(code: str) -> BlobFailed:
-    return BlobFailed(problem=problem(code, 503))
+def failed(code: str) -> OperationFailed:
+    return OperationFailed(problem=problem(code, 503))
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -126,14 +134,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(node: Node, directory: Path) -> tuple[Work, Report]:
     report = Report()
-    return Work(node.api, Places([directory]), report, JobId("01890a5d-ac96-774b-bcce-b302099a8057")), report
+    return Work(Places([directory]), node.api, report, JobId("01890a5d-ac96-774b-bcce-b302099a8057")), report
 
 
 def test_what_an_operation_says_is_told_once_however_often_it_was_broken_off(tmp_path: Path) -> None:
-    whole = tells(BlobLine(text="1"), b"\n", BlobLine(text="2"), DONE)
+    whole = tells(OperationLine(text="1"), b"\n", OperationLine(text="2"), DONE)
 
     async def scenario() -> None:
-        stopped = tells(BlobLine(text="1"), failed("unavailable"))
+        stopped = tells(OperationLine(text="1"), failed("unavailable"))
         async with Node(tmp_path / "s", hangs_up, cut, stopped, whole) as node:
             task, report = made(node, tmp_path)
             assert await task.carry_out(BlobGc()) == DONE.result
@@ -146,11 +154,11 @@ def test_what_an_operation_says_is_told_once_however_often_it_was_broken_off(tmp
 
 def test_an_operation_that_is_broken_off_again_and_again_is_given_up(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Node(tmp_path / "s", tells(BlobLine(text="1"), failed("unavailable"))) as node:
+        async with Node(tmp_path / "s", tells(OperationLine(text="1"), failed("unavailable"))) as node:
             task, report = made(node, tmp_path)
             with pytest.raises(Unavailable):
                 await task.carry_out(BlobGc())
-            assert len(node.heads) == work.MAX_RESTARTS + 1
+            assert len(node.heads) == perform.MAX_RESTARTS + 1
             assert report.data == b"1\n", "what it said last is told"
 
     run(scenario)
@@ -162,7 +170,7 @@ def test_an_operation_that_is_broken_off_again_and_again_is_given_up(tmp_path: P
         ((failed("blob_unavailable"),), BlobUnavailable),
         ((b"no event\n",), InternalError),
         ((b'{"event": "unknown"}\n',), InternalError),
-        ((BlobLine(text="and no end"),), InternalError),
+        ((OperationLine(text="and no end"),), InternalError),
     ],
 )
 def test_what_does_not_pass_ends_an_operation_at_once(
@@ -178,10 +186,10 @@ def test_what_does_not_pass_ends_an_operation_at_once(
 
 
 def test_more_than_an_operation_may_say_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "MAX_LINES_BYTES", 8)
+    monkeypatch.setattr(perform, "MAX_LINES_BYTES", 8)
 
     async def scenario() -> None:
-        async with Node(tmp_path / "s", tells(*(BlobLine(text="abc") for _ in range(5)), DONE)) as node:
+        async with Node(tmp_path / "s", tells(*(OperationLine(text="abc") for _ in range(5)), DONE)) as node:
             task, report = made(node, tmp_path)
             await task.carry_out(BlobGc())
             assert (report.data, report.dropped) == (b"abc\nabc\n", 12)

@@ -20,10 +20,10 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import InputFile, Reason, ShellPayload
 from jobs.protocol.wire import Assignment
 from jobs.workers import inputs, transfers
-from jobs.workers.blob.api import NodeApi
 from jobs.workers.errands import Errands
 from jobs.workers.executor import Ended, Event, Stop
 from jobs.workers.inputs import Held, InputCache, InputError
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.sandbox import Spawn
 
 STEP_S = 20.0

@@ -16,7 +16,7 @@ from jobs.api.config import ApiConfig
 from jobs.api.outlet import Outlet
 from jobs.api.problem import as_jobs_error, problem_of
 from jobs.errors import JobsError, NotLeader, TooManyRequests, Unavailable
-from jobs.protocol.model import BlobFailed
+from jobs.protocol.model import OperationFailed
 
 T = TypeVar("T")
 EVENT_STREAM: Final = "text/event-stream"
@@ -131,7 +131,7 @@ def line(data: Any) -> bytes:
 
 def failed_line(error: JobsError) -> bytes:
     """Return the line that ends a stream of lines with an error."""
-    return line(BlobFailed(problem=problem_of(error)))
+    return line(OperationFailed(problem=problem_of(error)))
 
 
 _WORDS: Final[dict[str, tuple[bytes, Callable[[JobsError], bytes]]]] = {

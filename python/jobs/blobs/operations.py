@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
-import msgspec
 from msgspec import structs
 
 from jobs._native import DiskFullError
@@ -23,34 +21,31 @@ from jobs.blobs.store import BlobStore
 from jobs.blobs.together import each
 from jobs.control.queries import check_admin
 from jobs.errors import BlobDamaged, BlobUnavailable, InvalidRequest, JobsError, StorageFull
+from jobs.operations import MAX_LINES, News, told
 from jobs.protocol.model import (
     BlobAdd,
-    BlobAdvance,
     BlobCollect,
     BlobDone,
     BlobFetch,
     BlobGc,
-    BlobLine,
     BlobPeer,
     BlobPerform,
     BlobReplicate,
     BlobResult,
     BlobTagSet,
     BlobVerify,
+    OperationNews,
 )
 from jobs.service import Caller
 
 logger = logging.getLogger(__name__)
 
-MAX_LINES: Final = 256
-"""Lines that wait to be taken; the operation waits for room."""
 SWEEP_PAGE: Final = 500
 COLLECT_PAGE: Final = 500
 CHILDREN_AT_ONCE: Final = 16
 MAX_PASSES: Final = 64
-NOTHING: Final = m.Advance()
 """Over the catalogue in one collection: a collection in a collection goes one level a pass."""
-Event: TypeAlias = BlobAdvance | BlobLine | BlobDone
+NOTHING: Final = m.Advance()
 
 
 class Snapshots(Protocol):
@@ -75,28 +70,15 @@ class Operations:
         self._replicator = replicator
         self._snapshots = snapshots
 
-    async def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[Event]:
-        """Yield what is to be told of an operation, and its result. Given up when this is closed."""
-        news = _News()
-        began_s = time.monotonic()
-        work = asyncio.ensure_future(self._carry_out(caller, wanted, news))
-        work.add_done_callback(lambda _: news.bell.set())
-        try:
-            while not work.done():
-                await news.bell.wait()
-                for event in news.take():
-                    yield event
-            for event in news.take():
-                yield event
-            seconds = round(time.monotonic() - began_s, 6)
-            yield BlobDone(result=structs.replace(work.result(), seconds=seconds))
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # told above, unless nobody wants to know any more
+    def perform(self, caller: Caller, wanted: BlobPerform) -> AsyncGenerator[OperationNews | BlobDone]:
+        return told(lambda news: self._done(caller, wanted, news))
 
-    async def _carry_out(self, caller: Caller, wanted: BlobPerform, news: _News) -> BlobResult:
+    async def _done(self, caller: Caller, wanted: BlobPerform, news: News) -> BlobDone:
+        began_s = time.monotonic()
+        result = await self._carry_out(caller, wanted, news)
+        return BlobDone(result=structs.replace(result, seconds=round(time.monotonic() - began_s, 6)))
+
+    async def _carry_out(self, caller: Caller, wanted: BlobPerform, news: News) -> BlobResult:
         match wanted.payload:
             case BlobFetch() as payload:
                 return await self._fetch(caller, payload, news)
@@ -111,7 +93,7 @@ class Operations:
 
     # --- fetch --------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, caller: Caller, payload: BlobFetch, news: _News) -> BlobResult:
+    async def _fetch(self, caller: Caller, payload: BlobFetch, news: News) -> BlobResult:
         """Have a blob here, and keep it."""
         if (payload.hash is None) == (payload.ticket is None):
             raise InvalidRequest("neither a hash nor a ticket, or both", field="$.hash", expected="one of the two")
@@ -149,7 +131,7 @@ class Operations:
 
     # --- replicate ----------------------------------------------------------------------------------------------------
 
-    async def _replicate(self, caller: Caller, payload: BlobReplicate, news: _News) -> BlobResult:
+    async def _replicate(self, caller: Caller, payload: BlobReplicate, news: News) -> BlobResult:
         """Have a blob and its children on so many nodes, or on named ones, and see that it stays so."""
         targets = [self._members.named(name) for name in dict.fromkeys(payload.nodes)]
         if not (payload.replicas or targets):
@@ -201,7 +183,7 @@ class Operations:
 
     # --- gc -----------------------------------------------------------------------------------------------------------
 
-    async def _gc(self, caller: Caller, payload: BlobGc, news: _News) -> BlobResult:
+    async def _gc(self, caller: Caller, payload: BlobGc, news: News) -> BlobResult:
         """Take out of the catalogue what nothing refers to, and then have every member sweep its files."""
         check_admin(caller, "collect what nothing refers to")
         await self._collect(caller, payload, news)
@@ -217,7 +199,7 @@ class Operations:
             seconds=0.0,
         )
 
-    async def _collect(self, caller: Caller, payload: BlobGc, news: _News) -> None:
+    async def _collect(self, caller: Caller, payload: BlobGc, news: News) -> None:
         """Look at the catalogue until a look finds nothing more, as what a collection kept goes after it."""
         for _ in range(1 if payload.dry_run else MAX_PASSES):
             cursor, condemned, examined = None, 0, 0
@@ -238,7 +220,7 @@ class Operations:
             if not condemned:
                 return
 
-    async def _sweep(self, member: str, payload: BlobGc, news: _News) -> tuple[BlobPeer, int]:
+    async def _sweep(self, member: str, payload: BlobGc, news: News) -> tuple[BlobPeer, int]:
         """Have a member delete what it is not to have; its bytes and blobs."""
         name, after = self._members.name(member), ""
         freed = removed = 0
@@ -266,7 +248,7 @@ class Operations:
 
     # --- verify -------------------------------------------------------------------------------------------------------
 
-    async def _verify(self, caller: Caller, payload: BlobVerify, news: _News) -> BlobResult:
+    async def _verify(self, caller: Caller, payload: BlobVerify, news: News) -> BlobResult:
         """Hash a blob, with its children, on all that have it; or all blobs of all members."""
         count = _Verifying(self._members, news)
         if payload.hash is None:
@@ -320,7 +302,7 @@ class Operations:
 
     # --- add ----------------------------------------------------------------------------------------------------------
 
-    async def _add(self, caller: Caller, payload: BlobAdd, news: _News) -> BlobResult:
+    async def _add(self, caller: Caller, payload: BlobAdd, news: News) -> BlobResult:
         """Add a snapshot of the whole store."""
         if not payload.source.snapshot:
             raise InvalidRequest("only a snapshot is added here", field="$.source", expected="snapshot: true")
@@ -348,7 +330,7 @@ class Operations:
 class _Verifying:
     """What hashing anew has found."""
 
-    def __init__(self, members: Members, news: _News) -> None:
+    def __init__(self, members: Members, news: News) -> None:
         self._members = members
         self._news = news
         self.total_bytes = 0
@@ -417,38 +399,3 @@ class _Verifying:
             self.mended += damage.mended
             if not damage.mended and len(self.unmended) < MAX_LINES:
                 self.unmended.append(f"{damage.hash} on {name}: {outcome}")
-
-
-class _News:
-    """What is to be told: lines, all of them, and how far it is, the latest only."""
-
-    def __init__(self) -> None:
-        self.bell = asyncio.Event()
-        self._lines: deque[BlobLine] = deque()
-        self._advance: BlobAdvance | None = None
-        self._message = ""
-        self._room = asyncio.Event()
-
-    def advance(self, done_bytes: int, total_bytes: int, message: str = "") -> None:
-        self._message = message or self._message
-        self._advance = BlobAdvance(done_bytes=done_bytes, total_bytes=total_bytes, message=self._message)
-        self.bell.set()
-
-    async def line(self, **fields: object) -> None:
-        """Tell a line, once there is room for it."""
-        while len(self._lines) >= MAX_LINES:
-            self._room.clear()
-            await self._room.wait()
-        self._lines.append(BlobLine(text=msgspec.json.encode(fields).decode()))
-        self.bell.set()
-
-    def take(self) -> list[BlobLine | BlobAdvance]:
-        """Return what is to be told now."""
-        self.bell.clear()
-        found: list[BlobLine | BlobAdvance] = list(self._lines)
-        self._lines.clear()
-        self._room.set()
-        if self._advance is not None:
-            found.append(self._advance)
-            self._advance = None
-        return found

@@ -23,9 +23,9 @@ def _sql(config: NodeConfig, tag: str) -> Executor:
 
 
 def _blob(config: NodeConfig, tag: str) -> Executor:
-    from jobs.workers.blob.executor import BlobExecutor
+    from jobs.workers.blob.executor import blob_executor
 
-    return BlobExecutor(config.workers.blob, config.node.id, config.api_socket)
+    return blob_executor(config.workers.blob, config.node.id, config.api_socket)
 
 
 EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell, "sql": _sql, "blob": _blob}

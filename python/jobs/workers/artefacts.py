@@ -8,7 +8,7 @@ from typing import Final
 
 from jobs.protocol.model import Artefact, OutputSkipped
 from jobs.workers import outputs
-from jobs.workers.blob.api import NodeApi
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.outputs import OutputFile
 from jobs.workers.transfers import in_thread, upload
 

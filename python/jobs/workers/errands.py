@@ -21,9 +21,9 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, ShellPayload
 from jobs.protocol.wire import Assignment, Outcome
 from jobs.workers.artefacts import ArtefactStore
-from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import Ended, Event, Produced, Progressed, Stop, never_ran
 from jobs.workers.inputs import Held, InputCache, InputError, fetching
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.outputs import OutputError, TooMuchError
 from jobs.workers.sandbox import Spawn
 

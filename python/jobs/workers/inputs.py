@@ -23,8 +23,8 @@ from jobs.blobs.together import each
 from jobs.client.requests import segment
 from jobs.errors import JobsError, RangeNotSatisfiable
 from jobs.protocol.model import BlobFiles
-from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import ExecutorError
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.transfers import again, download, held, in_thread
 
 AT_A_TIME: Final = 8

@@ -13,7 +13,7 @@ from jobs.client.failures import gone
 from jobs.client.patience import Patience
 from jobs.errors import BlobDamaged, BlobUnavailable, JobsError
 from jobs.protocol.model import BlobAdded
-from jobs.workers.blob.api import NodeApi
+from jobs.workers.nodeapi import NodeApi
 
 
 class Closeable(Protocol):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
-from jobs.api.handlers.blobjobs import BlobJobCalls
 from jobs.api.handlers.blobs import BlobCatalogueCalls
 from jobs.api.handlers.cluster import ClusterHandlers
+from jobs.api.handlers.content import BlobContentCalls
 from jobs.api.handlers.deadletters import DeadLetterHandlers
 from jobs.api.handlers.dependencies import DependencyHandlers
 from jobs.api.handlers.jobs import JobHandlers
 from jobs.api.handlers.kv import KvHandlers
 from jobs.api.handlers.node import NodeHandlers
+from jobs.api.handlers.operations import OperationCalls
 from jobs.api.handlers.queues import QueueHandlers
 from jobs.api.handlers.schedules import ScheduleHandlers
 
@@ -20,11 +21,12 @@ class Handlers(
     ArrayHandlers,
     AuditHandlers,
     BlobCatalogueCalls,
-    BlobJobCalls,
+    BlobContentCalls,
     ClusterHandlers,
     DeadLetterHandlers,
     JobHandlers,
     DependencyHandlers,
+    OperationCalls,
     QueueHandlers,
     ScheduleHandlers,
     KvHandlers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, Final, Literal
@@ -55,6 +56,10 @@ class Base:
 
     def _place(self, call: Call) -> AbstractContextManager[Place]:
         return self._slots.take(call.caller.uid, self._service.ended, call.outlet.gone)
+
+    def _transfer(self, call: Call) -> AbstractContextManager[Place]:
+        """A place for what takes long and goes on whoever leads."""
+        return self._transfers.take(call.caller.uid, asyncio.get_running_loop().create_future(), call.outlet.gone)
 
 
 def submitted_answer(submitted: Submitted) -> Answer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import AbstractContextManager
 from typing import Annotated, Final
 
 from msgspec import Meta
@@ -47,7 +45,7 @@ class BlobContentCalls(Base):
             # Before the client is told to send it.
             await host.check_size(incoming.size_bytes)
         wanted = Wanted(tag=query.tag, replicas=query.replicas, expected=query.expected)
-        with self._blob_place(call) as place:
+        with self._transfer(call) as place:
             return _added(await place.result(host.add(call.caller, incoming.pieces(), wanted)))
 
     async def put_collection(self, call: Call) -> Answer:
@@ -60,7 +58,7 @@ class BlobContentCalls(Base):
         return json_answer(BlobFiles(hash=blob, files=[BlobFile(name=n, hash=h) for n, h in found.files.items()]))
 
     async def get_blob(self, call: Call) -> Answer:
-        with self._blob_place(call) as place:
+        with self._transfer(call) as place:
             return await self._get(call, self._backend.blob_host, place)
 
     async def head_blob(self, call: Call) -> Answer:
@@ -96,10 +94,6 @@ class BlobContentCalls(Base):
         headers["Content-Length"] = str(end - start)
         answer = StreamAnswer(call.outlet, self._config, place, at_once=False, headers=headers, status=status)
         return await answer.send(found.pieces(start, end), CONTENT_TYPE)
-
-    def _blob_place(self, call: Call) -> AbstractContextManager[Place]:
-        """It goes on whoever leads."""
-        return self._transfers.take(call.caller.uid, asyncio.get_running_loop().create_future(), call.outlet.gone)
 
 
 def _added(added: BlobAdded) -> Answer:

@@ -8,7 +8,6 @@ from msgspec import Meta, field
 
 from jobs.protocol.ids import Revision
 from jobs.protocol.model.base import Given, JobIdText, Model, Name
-from jobs.protocol.model.node import Problem
 
 HASH_PATTERN = r"^[0-9a-f]{64}\Z"
 BlobHash = Annotated[str, Meta(pattern=HASH_PATTERN, description="BLAKE3 of the content, 64 hexadecimal digits.")]
@@ -270,32 +269,7 @@ class BlobPerform(Given, frozen=True):
     """Of `add`, a snapshot of the store. Whatever else there is the worker does by itself, by the other routes."""
 
 
-class BlobAdvance(Model, frozen=True, tag_field="event", tag="progress"):
-    """How far it is; of the bytes that are still to be known of, nothing is counted."""
-
-    done_bytes: int
-    total_bytes: int
-    """0 while that is not known."""
-    message: str = ""
-    """What it is at, such as the node that is fetched from."""
-
-
-class BlobLine(Model, frozen=True, tag_field="event", tag="line"):
-    """A line of the job's standard output, without its end: JSON."""
-
-    text: str
-
-
 class BlobDone(Model, frozen=True, tag_field="event", tag="done"):
     """It has succeeded. Nothing follows."""
 
     result: BlobResult
-
-
-class BlobFailed(Model, frozen=True, tag_field="event", tag="failed"):
-    """It has failed. Nothing follows."""
-
-    problem: Problem
-
-
-BlobEvent: TypeAlias = BlobAdvance | BlobLine | BlobDone | BlobFailed

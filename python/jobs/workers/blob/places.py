@@ -20,6 +20,7 @@ from typing import Final
 from msgspec import Struct
 
 from jobs.validate import MAX_NAME_BYTES
+from jobs.workers.task import TaskError
 
 MAX_FILES: Final = 10_000
 """Of one directory that is added."""
@@ -31,7 +32,7 @@ _NO_UNNAMED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, er
 """What file systems and kernels say that know of no files without a name."""
 
 
-class PlaceError(Exception):
+class PlaceError(TaskError):
     """A file cannot be read or written, or may not be; the text says which and why."""
 
 

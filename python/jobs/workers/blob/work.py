@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -14,21 +14,16 @@ from msgspec.structs import replace
 from jobs.blobs.together import each
 from jobs.client.requests import Page, segment
 from jobs.content import content_bytes
-from jobs.errors import InternalError, JobsError, error_types
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     AddFrom,
     BlobAdd,
     BlobAdded,
-    BlobAdvance,
     BlobCollection,
     BlobDone,
-    BlobEvent,
     BlobExport,
-    BlobFailed,
     BlobFile,
     BlobFiles,
-    BlobLine,
     BlobList,
     BlobPage,
     BlobPayload,
@@ -39,12 +34,13 @@ from jobs.protocol.model import (
     BlobView,
     Content,
     JobResult,
-    Problem,
     StreamInfo,
 )
-from jobs.workers.blob.api import NodeApi
 from jobs.workers.blob.places import File, OpenFile, Place, Places, Target
-from jobs.workers.transfers import Persistence, again, download, held, in_thread
+from jobs.workers.nodeapi import NodeApi
+from jobs.workers.perform import perform
+from jobs.workers.task import Report
+from jobs.workers.transfers import again, download, held, in_thread
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
@@ -54,31 +50,13 @@ PIECE_BYTES: Final = 1 << 20
 PAGE: Final = 1_000
 AT_ONCE: Final = 8
 """Files of a directory that are added or written at a time."""
-MAX_RESTARTS: Final = 20
-"""Of an operation that was broken off after it had begun: what breaks it off so often is the operation."""
-MAX_LINES_BYTES: Final = 8 << 20
-"""Of what an operation says that may have to be begun again; what is more is counted and dropped."""
 _encode = msgspec.json.Encoder().encode
-_decode_event = msgspec.json.Decoder(BlobEvent).decode
-
-
-class Report(Protocol):
-    """Where an operation tells of itself."""
-
-    def progress(self, done: int, total: int, message: str = "") -> None:
-        """Of `total`, which is 0 while that is not known, so much is done."""
-
-    async def write(self, data: bytes) -> None:
-        """Add to the job's standard output; waits until there is room."""
-
-    def drop(self, size_bytes: int) -> None:
-        """So much more would have been written."""
 
 
 class Work:
     """Carries out operations for the owner of one job."""
 
-    def __init__(self, node: NodeApi, places: Places, report: Report, job: JobId) -> None:
+    def __init__(self, places: Places, node: NodeApi, report: Report, job: JobId) -> None:
         self._node = node
         self._places = places
         self._report = report
@@ -86,7 +64,7 @@ class Work:
         self._draft = f".jobs-{job}.part"
 
     async def carry_out(self, payload: BlobPayload) -> BlobResult:
-        """Return what it came to. Raises errors of `jobs.errors`, and PlaceError. It may be begun again at any time."""
+        """Return what it came to. Raises errors of `jobs.errors`, and TaskError. It may be begun again at any time."""
         began_s = time.monotonic()
         match payload:
             case BlobExport():
@@ -98,7 +76,8 @@ class Work:
             case BlobAdd(source=AddFrom(snapshot=False)):
                 result = await self._add(payload)
             case _:
-                return await self._perform(payload)
+                done = await perform(self._node, "/v1/blobs:perform", self._job, payload, BlobDone, self._report)
+                return done.result
         return replace(result, seconds=time.monotonic() - began_s)
 
     # --- additions ----------------------------------------------------------------------------------------------------
@@ -222,49 +201,6 @@ class Work:
             if page.next_cursor is None:
                 return
 
-    # --- what the node does -------------------------------------------------------------------------------------------
-
-    async def _perform(self, payload: BlobPayload) -> BlobResult:
-        """Have the node carry it out, from the beginning again when the way to it was lost; what it says of the last
-        time counts."""
-        patience = Persistence()
-        restarts = 0
-        wanted = _encode({"job": self._job, "payload": payload})
-        while True:
-            lines, was_begun = _Lines(), False
-            try:
-                async with aclosing(self._events(wanted)) as events:
-                    async for event in events:
-                        patience.reset()
-                        was_begun = True
-                        match event:
-                            case BlobAdvance(done_bytes=done, total_bytes=total, message=message):
-                                self._report.progress(done, total, message)
-                            case BlobLine(text=text):
-                                lines.add(text)
-                            case BlobDone(result=result):
-                                await lines.write(self._report)
-                                return result
-                            case BlobFailed(problem=problem):
-                                raise _error(problem)
-                raise InternalError("the node said nothing of how it ended")
-            except JobsError as error:
-                restarts += was_begun
-                if restarts > MAX_RESTARTS or not await patience.may_help(error):
-                    await lines.write(self._report)
-                    raise
-
-    async def _events(self, wanted: bytes) -> AsyncGenerator[BlobEvent]:
-        buffer = bytearray()
-        async with self._node.exchange("POST", "/v1/blobs:perform", body=wanted) as answer:
-            async for piece in answer.pieces():
-                buffer += piece
-                *lines, rest = buffer.split(b"\n")
-                buffer = bytearray(rest)
-                for line in lines:
-                    if line:  # an empty one is a sign of life
-                        yield _event(bytes(line))
-
 
 class _Share:
     """What each file has of an operation's progress."""
@@ -291,28 +227,6 @@ class _Share:
         self._report.progress(self._done, self._total, name)
 
 
-class _Lines:
-    """What an operation says, held back until it is known to be all."""
-
-    def __init__(self) -> None:
-        self._held: list[bytes] = []
-        self._size_bytes = 0
-        self._dropped_bytes = 0
-
-    def add(self, text: str) -> None:
-        line = text.encode(errors="replace") + b"\n"
-        if self._dropped_bytes or self._size_bytes + len(line) > MAX_LINES_BYTES:
-            self._dropped_bytes += len(line)
-        else:
-            self._held.append(line)
-            self._size_bytes += len(line)
-
-    async def write(self, report: Report) -> None:
-        if self._held:
-            await report.write(b"".join(self._held))
-        report.drop(self._dropped_bytes)
-
-
 async def _once(data: bytes) -> AsyncGenerator[bytes]:
     yield data
 
@@ -335,19 +249,6 @@ async def _write(file: OpenFile, pieces: AsyncGenerator[bytes]) -> int:
 
 def _line(item: Struct) -> bytes:
     return _encode(item) + b"\n"
-
-
-def _event(line: bytes) -> BlobEvent:
-    try:
-        event: BlobEvent = _decode_event(line)
-        return event
-    except msgspec.MsgspecError as error:
-        raise InternalError(f"the node said what is no event: {error}") from error
-
-
-def _error(problem: Problem) -> JobsError:
-    kind = error_types().get(problem.code, InternalError)
-    return kind(problem.detail, field=problem.field, expected=problem.expected)
 
 
 def _added(added: BlobAdded) -> BlobResult:

@@ -25,7 +25,6 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, SqlLimits, SqlPayload, StreamInfo
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment, Outcome
 from jobs.validate import MAX_SPEC_BYTES, check_sql
-from jobs.workers.blob.api import NodeApi
 from jobs.workers.executor import (
     Command,
     Credit,
@@ -41,6 +40,7 @@ from jobs.workers.executor import (
 )
 from jobs.workers.former import clear
 from jobs.workers.inputs import Held, InputCache, InputError, fetching, input_directory
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.sql import frames
 from jobs.workers.sql.frames import Bounds, Configure, FromEngine, Run, Usage
 from jobs.workers.sql.process import End, EngineProcess
