@@ -575,10 +575,13 @@ class CursorRecord(Struct, frozen=True, kw_only=True, array_like=True):
     comparing: int = 0
     """Revision of the source with which this is compared; 0 when it is not."""
     after: bytes = b""
-    """Of the comparison or of the changes: the last key that was dealt with."""
+    """Of the comparison: everything before this key, which is relative to the prefix, is here as of `comparing`. b"" is
+    the beginning."""
     conflicts: int = 0
     """How many were recorded, ever."""
     snapshots: int = 0
+    holder: str = ""
+    """Which attempt of which job works on it: each one that begins takes it from the one before."""
 
 
 class ConflictRecord(Struct, frozen=True, kw_only=True, array_like=True):
