@@ -139,9 +139,9 @@ def test_submissions_and_followers_survive_a_restart_of_the_node(tmp_path: Path)
                 return
 
     waiting = client.shell(["sleep", "60"]).job
-    follower = threading.Thread(target=follow, args=(node.client().watch(waiting.id, after_revision=0),))
-    follower.start()
     patient = Client(str(node.socket), patience_s=60)
+    follower = threading.Thread(target=follow, args=(patient.watch(waiting.id, after_revision=0),))
+    follower.start()
     patient.health()
     node.kill()
     # When a submission is made while nobody answers, and the node comes back
