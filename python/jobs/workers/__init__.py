@@ -28,6 +28,17 @@ def _blob(config: NodeConfig, tag: str) -> Executor:
     return blob_executor(config.workers.blob, config.node.id, config.api_socket)
 
 
-EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {"shell": _shell, "sql": _sql, "blob": _blob}
+def _replication(config: NodeConfig, tag: str) -> Executor:
+    from jobs.workers.replication.executor import replication_executor
+
+    return replication_executor(config.workers.replication, config.node.id, config.api_socket)
+
+
+EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {
+    "shell": _shell,
+    "sql": _sql,
+    "blob": _blob,
+    "replication": _replication,
+}
 """Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type. The
 text is the name that its processes bear, so that the next life of the worker finds those that this one leaves."""

@@ -1,0 +1,67 @@
+"""What is done for a job of type replication: each operation, from its payload to its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from msgspec.structs import replace
+
+from jobs.protocol.ids import JobId
+from jobs.protocol.model import (
+    ReplicationBackup,
+    ReplicationDone,
+    ReplicationExport,
+    ReplicationImport,
+    ReplicationPayload,
+    ReplicationProve,
+    ReplicationRestore,
+    ReplicationResult,
+    ReplicationSync,
+    ReplicationVerify,
+)
+from jobs.workers.blob.places import Places
+from jobs.workers.nodeapi import NodeApi
+from jobs.workers.perform import perform
+from jobs.workers.replication.task import Task
+from jobs.workers.task import Report
+
+Operation: TypeAlias = Callable[[Task, Any], Awaitable[ReplicationResult]]
+_OWN: Final[dict[type, tuple[str, str]]] = {
+    ReplicationBackup: ("backup", "backup"),
+    ReplicationExport: ("export", "export"),
+    ReplicationImport: ("importing", "bring_in"),
+    ReplicationProve: ("restore", "prove"),
+    ReplicationRestore: ("restore", "restore"),
+}
+"""What the worker does itself, with its files: module and function, loaded when the first job needs them."""
+
+
+class Work:
+    """Carries out operations for the owner of one job."""
+
+    def __init__(self, places: Places, identity_file: Path | None, node: NodeApi, report: Report, job: JobId) -> None:
+        self._task = Task(node=node, places=places, report=report, job=job, identity_file=identity_file)
+
+    async def carry_out(self, payload: ReplicationPayload) -> ReplicationResult:
+        """Return what it came to. Raises errors of `jobs.errors`, and TaskError. It may be begun again at any time."""
+        began_s = time.monotonic()
+        if isinstance(payload, ReplicationSync | ReplicationVerify):
+            result = await self._perform(payload)
+        else:
+            result = await _operation(payload)(self._task, payload)
+        return replace(result, seconds=time.monotonic() - began_s)
+
+    async def _perform(self, payload: ReplicationSync | ReplicationVerify) -> ReplicationResult:
+        task = self._task
+        done = await perform(task.node, "/v1/replication:perform", task.job, payload, ReplicationDone, task.report)
+        return done.result
+
+
+def _operation(payload: ReplicationPayload) -> Operation:
+    module, name = _OWN[type(payload)]
+    found: Operation = getattr(import_module(f"jobs.workers.replication.{module}"), name)
+    return found
