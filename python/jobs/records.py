@@ -582,6 +582,11 @@ class CursorRecord(Struct, frozen=True, kw_only=True, array_like=True):
     snapshots: int = 0
     holder: str = ""
     """Which attempt of which job works on it: each one that begins takes it from the one before."""
+    began: int = 0
+    """The target's revision when the comparison began, unless a row of the target has prevailed since."""
+    agreed: int = 0
+    """`began` of the last comparison that came to its end: a row that is older is what the source had at the position,
+    though history may not go back to who wrote it."""
 
 
 class ConflictRecord(Struct, frozen=True, kw_only=True, array_like=True):

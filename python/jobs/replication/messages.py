@@ -23,8 +23,8 @@ MAX_CHANGES: Final = 900
 """Of a batch."""
 MAX_BATCH_BYTES: Final = 4 << 20
 """Keys and values of a batch, unless it is one change."""
-MAX_CONFLICTS: Final = 45
-"""That one batch may record: they go into the same transaction, and old ones leave in it."""
+MAX_CONFLICTS: Final = 90
+"""That one batch may record: they go into the same transaction."""
 MAX_RANGES: Final = 1_024
 """Of one question."""
 MAX_PIECES: Final = 4_096
@@ -164,8 +164,6 @@ class Batch(Message, frozen=True):
     changes: Annotated[tuple[Change, ...], Meta(max_length=MAX_CHANGES)] = ()
     """No key twice."""
     policy: ConflictPolicy = "source"
-    first: bool = False
-    """The target has never been in step: what it has there is nobody's but its own."""
 
 
 class Applied(Message, frozen=True):
@@ -220,7 +218,6 @@ class TagBatch(Message, frozen=True):
     cursor: CursorRecord
     changes: Annotated[tuple[TagChange, ...], Meta(max_length=MAX_TAGS)] = ()
     policy: ConflictPolicy = "source"
-    first: bool = False
 
 
 class Blob(Message, frozen=True):
