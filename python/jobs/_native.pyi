@@ -395,10 +395,16 @@ class Endpoint:
         """What is bound."""
     def fileno(self) -> int: ...
     def receive(self, max_count: int = 1024) -> list[NetEvent]: ...
-    def set_peers(self, peers: list[tuple[str, list[str]]], guests: list[str] = ...) -> None:
+    def set_peers(
+        self,
+        peers: list[tuple[str, list[str]]],
+        guests: list[str] = ...,
+        foreign: list[tuple[str, str, list[str]]] = ...,
+    ) -> None:
         """Replace the allowlist: (id, addresses). Who is not on it any more is cut off before this returns.
 
-        Those among them who are guests have no connections for blobs."""
+        Those among them who are guests have no connections for blobs. Foreign peers, (id, cluster, addresses), are of
+        another cluster: they have neither messages nor blobs, and are dialled when something is asked of them."""
     def peers(self) -> list[tuple[str, str, bool, int, int]]:
         """(id, name, up, bytes of messages that wait, requests not answered)."""
     def counters(self) -> dict[str, int]: ...

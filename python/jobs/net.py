@@ -214,10 +214,19 @@ class Net:
     def id(self) -> str:
         return self.endpoint.id
 
-    def set_peers(self, peers: Mapping[str, Sequence[str]], guests: Collection[str] = ()) -> None:
+    def set_peers(
+        self,
+        peers: Mapping[str, Sequence[str]],
+        guests: Collection[str] = (),
+        foreign: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+    ) -> None:
         """Replace the allowlist: addresses by endpoint id. Who is not on it any more is cut off at once; guests among
-        them have no blobs."""
-        self.endpoint.set_peers([(peer, list(addresses)) for peer, addresses in peers.items()], list(guests))
+        them have no blobs. Foreign peers, by cluster and addresses, have requests and streams only."""
+        self.endpoint.set_peers(
+            [(peer, list(addresses)) for peer, addresses in peers.items()],
+            list(guests),
+            [(peer, cluster, list(addresses)) for peer, (cluster, addresses) in (foreign or {}).items()],
+        )
 
     def send(self, peer: str, message: bytes) -> bool:
         """Send a message after those before it; False when it was dropped."""

@@ -1,6 +1,6 @@
 """A node's transport in a process of its own, driven line by line; and the parent's end of it.
 
-python -m tests.support.netpeer DIR NAME BIND LIMITS
+python -m tests.support.netpeer DIR NAME BIND LIMITS, and its cluster in NETPEER_CLUSTER
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from jobs._native import Endpoint
-from jobs.net import Net, Stream, StreamBroken
+from jobs.net import Net, RequestFailed, Stream, StreamBroken
 from jobs.transfer import TransferFailed, read_offer, send_file
 
 PATIENCE_S = 60
@@ -27,7 +27,8 @@ class Peer:
 
     def __init__(self, folder: Path, name: str, bind: str, limits: dict[str, int]) -> None:
         self._folder = folder
-        endpoint = Endpoint(str(folder / "node.key"), bind=[bind], cluster="test", node=name, limits=limits)
+        cluster = os.environ.get("NETPEER_CLUSTER", "test")
+        endpoint = Endpoint(str(folder / "node.key"), bind=[bind], cluster=cluster, node=name, limits=limits)
         self._net = Net(endpoint, self)
         self._messages = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +90,13 @@ class Peer:
         except StreamBroken as broken:
             tell(broken=broken.kind, detail=broken.detail)
 
+    async def _ask(self, peer: str, body: str) -> None:
+        try:
+            answer = await self._net.request(peer, body.encode(), PATIENCE_S)
+            tell(answer=answer.decode())
+        except RequestFailed as failed:
+            tell(failed=failed.kind, detail=failed.detail)
+
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -103,11 +111,13 @@ class Peer:
 
     async def _carry_out(self, order: dict[str, Any]) -> None:
         if "peers" in order:
-            self._net.set_peers(order["peers"])
+            self._net.set_peers(order["peers"], (), order.get("foreign"))
         elif "send" in order:
             tell(taken=self._net.send(order["to"], order["send"].encode()))
         elif "file" in order:
             self._keep(self._send_file(order["to"], order["file"]))
+        elif "ask" in order:
+            self._keep(self._ask(order["to"], order["ask"]))
         elif "open" in order:
             self._keep(self._open(order["to"], order["open"]))
         elif "counters" in order:
@@ -166,13 +176,13 @@ class NetProcess:
         made.id, made.addresses = started["id"], started["addresses"]
         return made
 
-    async def wait(self, key: str, **wanted: Any) -> dict[str, Any]:
-        """Return the next news with this key, and these values; others are put aside."""
+    async def wait(self, *keys: str, **wanted: Any) -> dict[str, Any]:
+        """Return the next news with one of these keys, and these values; others are put aside."""
         wanted_items = wanted.items()
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 for place, news in enumerate(self._seen):
-                    if key in news and wanted_items <= news.items():
+                    if any(key in news for key in keys) and wanted_items <= news.items():
                         return self._seen.pop(place)
                 assert self._process.stdout is not None
                 line = await self._process.stdout.readline()
@@ -188,6 +198,10 @@ class NetProcess:
 
     def know(self, *others: NetProcess | Endpoint) -> None:
         self.order(peers={other.id: other.addresses for other in others})
+
+    def know_foreign(self, *others: tuple[NetProcess, str]) -> None:
+        """Know these of other clusters, and nobody else."""
+        self.order(peers={}, foreign={other.id: (cluster, other.addresses) for other, cluster in others})
 
     async def counters(self) -> dict[str, int]:
         self.order(counters=True)

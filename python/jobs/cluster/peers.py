@@ -1,6 +1,7 @@
 """Who this node speaks with, and what about: one endpoint, an allowlist, a table of what each kind of traffic is for.
 
-Members may do everything that members do; a guest, who has a ticket, may ask to join and nothing else.
+Members may do everything that members do; a guest, who has a ticket, may ask to join and nothing else. A foreign peer,
+of another cluster, is heard by one handler of requests and one of streams that hear nobody else.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from jobs._native import Endpoint
+from msgspec import Struct
+
+from jobs._native import Endpoint, LimitError
 from jobs.blobs import BlobStore
 from jobs.consensus.membership import MAX_GUESTS, MAX_MEMBERS
 from jobs.consensus.messages import MAX_MESSAGE_BYTES
@@ -22,10 +25,12 @@ from jobs.transfer import TransferFailed, read_offer, send_file
 
 logger = logging.getLogger(__name__)
 
+MAX_FOREIGN: Final = 32
+"""Foreign peers at most."""
 LIMITS: Final = {
     # A second thread of the transport is woken for the second of two messages: that costs more than it gains.
     "threads": 1,
-    "max_peers": 2 * (MAX_MEMBERS + MAX_GUESTS),
+    "max_peers": 2 * (MAX_MEMBERS + MAX_GUESTS) + MAX_FOREIGN,
     "max_message_bytes": MAX_MESSAGE_BYTES,
     "outbox_bytes": 2 * MAX_MESSAGE_BYTES,
     "inbox_bytes": 2 * MAX_MESSAGE_BYTES,
@@ -42,6 +47,7 @@ class Asked(IntEnum):
     LEADER = 5
     RELAY = 6
     BLOBS = 7
+    FOREIGN = 8
 
 
 class Opened(IntEnum):
@@ -52,16 +58,37 @@ class Opened(IntEnum):
     WORKER = 3
     RELAY = 4
     BLOBS = 5
+    FOREIGN = 6
 
+
+_ASKED_FOREIGN: Final = bytes((Asked.FOREIGN,))
+_OPENED_FOREIGN: Final = bytes((Opened.FOREIGN,))
 
 OnRequest: TypeAlias = Callable[[str, bytes], Awaitable[bytes]]
 OnStream: TypeAlias = Callable[[str, bytes, Stream], Awaitable[None]]
 
 
+class ForeignPeer(Struct, frozen=True, kw_only=True):
+    """Another cluster's node."""
+
+    cluster: str
+    """What it must say of itself."""
+    addresses: tuple[str, ...]
+
+
+class _Allowlist(NamedTuple):
+    """As the endpoint has it."""
+
+    peers: dict[str, list[str]]
+    guests: frozenset[str]
+    foreign: dict[str, tuple[str, tuple[str, ...]]]
+
+
 class Peers:
     """An open endpoint: a `net.Owner`, and the `Network` of consensus.
 
-    `requests` and `streams` are called with the peer's id and what follows the first byte.
+    `requests` and `streams` are called with a member's id and what follows the first byte; `on_foreign_request` and
+    `on_foreign_stream` with a foreign peer's.
     """
 
     def __init__(self, endpoint: Endpoint, incoming: Path) -> None:
@@ -69,7 +96,8 @@ class Peers:
         self._incoming = incoming
         self._members: frozenset[str] = frozenset()
         self._guests: frozenset[str] = frozenset()
-        self._told: tuple[dict[str, list[str]], frozenset[str]] = ({}, frozenset())
+        self._foreign: dict[str, ForeignPeer] = {}
+        self._told = _Allowlist({}, frozenset(), {})
         self.up: dict[str, str] = {}
         """Names of the peers that messages reach, by id."""
         self.not_allowed = 0
@@ -78,6 +106,8 @@ class Peers:
         self._receiving = asyncio.Lock()
         self.requests: dict[Asked, OnRequest] = {}
         self.streams: dict[Opened, OnStream] = {Opened.SNAPSHOT: self._on_snapshot}
+        self.on_foreign_request: OnRequest | None = None
+        self.on_foreign_stream: OnStream | None = None
         self.on_raft: Callable[[str, bytes], None] = lambda peer, message: None
         self.on_up: Callable[[str], None] = lambda peer: None
         """Called when messages reach a peer from now on."""
@@ -98,9 +128,23 @@ class Peers:
         self._members = frozenset(others)
         self._guests = frozenset(guests) - self._members
         allowed = others | {guest: [] for guest in sorted(self._guests)}
-        if (allowed, self._guests) != self._told:
-            self._told = allowed, self._guests
-            self._net.set_peers(allowed, self._guests)
+        self._tell(allowed, self._foreign)
+
+    def allow_foreign(self, foreign: Mapping[str, ForeignPeer]) -> None:
+        """Speak with these foreign peers from now on, and with no others. Raises NativeError for what cannot be one;
+        the former ones stay."""
+        if len(foreign) > MAX_FOREIGN:
+            raise LimitError(f"{len(foreign)} foreign peers: at most {MAX_FOREIGN}")
+        self._tell(self._told.peers, dict(foreign))
+
+    def _tell(self, allowed: dict[str, list[str]], foreign: dict[str, ForeignPeer]) -> None:
+        # Whoever is a member of this cluster is no foreign peer.
+        apart = {peer: (one.cluster, one.addresses) for peer, one in foreign.items() if peer not in allowed}
+        allowlist = _Allowlist(allowed, self._guests, apart)
+        if allowlist != self._told:
+            self._net.set_peers(*allowlist)
+            self._told = allowlist
+        self._foreign = foreign
 
     def carry(self, blobs: BlobStore) -> None:
         """Let members fetch from this store, and it from them. Raises NativeError."""
@@ -132,6 +176,14 @@ class Peers:
         """Raises StreamBroken."""
         return await self._net.open_stream(peer, bytes((what,)) + header)
 
+    async def ask_foreign(self, peer: str, body: bytes, timeout_s: float) -> bytes:
+        """Return a foreign peer's answer. Raises RequestFailed."""
+        return await self.request(peer, Asked.FOREIGN, body, timeout_s)
+
+    async def open_foreign(self, peer: str, header: bytes) -> Stream:
+        """Open a stream to a foreign peer. Raises StreamBroken."""
+        return await self.open_stream(peer, Opened.FOREIGN, header)
+
     # --- from others: `net.Owner` -----------------------------------------------------------------------------------
 
     def on_peer_up(self, peer: str, name: str) -> None:
@@ -155,6 +207,8 @@ class Peers:
             self._refuse(peer, "a message")
 
     async def on_request(self, peer: str, body: bytes) -> bytes:
+        if peer in self._told.foreign:
+            return await self._on_foreign_request(peer, body)
         try:
             what = Asked(body[0])
             handler = self.requests[what]
@@ -166,7 +220,16 @@ class Peers:
             raise Declined("a guest may only ask to join")
         return await handler(peer, body[1:])
 
+    async def _on_foreign_request(self, peer: str, body: bytes) -> bytes:
+        if body[:1] != _ASKED_FOREIGN or self.on_foreign_request is None:
+            self._refuse(peer, f"a request of kind {body[:1].hex() or 'none'}")
+            raise Declined("a peer of another cluster may not ask this here")
+        return await self.on_foreign_request(peer, body[1:])
+
     async def on_stream(self, peer: str, header: bytes, stream: Stream) -> None:
+        if peer in self._told.foreign:
+            await self._on_foreign_stream(peer, header, stream)
+            return
         try:
             handler = self.streams[Opened(header[0])]
         except (IndexError, ValueError, KeyError):
@@ -178,6 +241,13 @@ class Peers:
             stream.reset("not a member")
             return
         await handler(peer, header[1:], stream)
+
+    async def _on_foreign_stream(self, peer: str, header: bytes, stream: Stream) -> None:
+        if header[:1] != _OPENED_FOREIGN or self.on_foreign_stream is None:
+            self._refuse(peer, f"a stream of kind {header[:1].hex() or 'none'}")
+            stream.reset("a peer of another cluster may not open this here")
+            return
+        await self.on_foreign_stream(peer, header[1:], stream)
 
     def _refuse(self, peer: str, what: str) -> None:
         self.not_allowed += 1

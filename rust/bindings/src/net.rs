@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use jobs_net::{Config, Endpoint as CoreEndpoint, Event, Limits};
+use jobs_net::{Config, Endpoint as CoreEndpoint, Event, Foreign, Limits};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
 
@@ -108,14 +108,28 @@ impl Endpoint {
         events.iter().map(|item| event(py, item)).collect()
     }
 
-    #[pyo3(signature = (peers, guests = Vec::new()))]
+    #[pyo3(signature = (peers, guests = Vec::new(), foreign = Vec::new()))]
     #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
-    fn set_peers(&self, py: Python<'_>, peers: Vec<(String, Vec<String>)>, guests: Vec<String>) -> PyResult<()> {
+    fn set_peers(
+        &self,
+        py: Python<'_>,
+        peers: Vec<(String, Vec<String>)>,
+        guests: Vec<String>,
+        foreign: Vec<(String, String, Vec<String>)>,
+    ) -> PyResult<()> {
         let parsed = peers
             .into_iter()
             .map(|(id, texts)| Ok((id, addresses(&texts)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| self.inner.set_peers(&parsed, &guests)).map_err(net_error)
+        let foreign = foreign
+            .into_iter()
+            .map(|(id, cluster, texts)| {
+                let addresses = addresses(&texts)?;
+                Ok(Foreign { id, cluster, addresses })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.inner.set_peers(&parsed, &guests, &foreign))
+            .map_err(net_error)
     }
 
     fn peers(&self) -> PyResult<Vec<PyPeer>> {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jobs_blobs::{BlobError, Hash, Verdict};
+use jobs_net::Foreign;
 use support::{Member, Odd, acquaint, add, at_once, bytes, members, read_all, wanted};
 
 const MIB: usize = 1 << 20;
@@ -54,15 +55,30 @@ fn who_is_not_a_member_gets_nothing() {
     assert!(refused.to_string().contains("allowlist"), "{refused}");
     // A guest may speak the cluster's protocol only
     let peers = [nodes[1].entry(), stranger.entry()];
-    nodes[0].endpoint.set_peers(&peers, &[stranger.endpoint.id()]).unwrap();
+    nodes[0]
+        .endpoint
+        .set_peers(&peers, &[stranger.endpoint.id()], &[])
+        .unwrap();
     let refused = stranger.fetch(&hash, wanted(&[&nodes[0]])).unwrap_err();
     assert!(refused.to_string().contains("guest"), "{refused}");
+    // And so may a peer of another cluster, which is not asked either
+    let foreign = Foreign {
+        id: stranger.endpoint.id(),
+        cluster: "other".into(),
+        addresses: stranger.endpoint.addresses().to_vec(),
+    };
+    nodes[0].endpoint.set_peers(&peers[..1], &[], &[foreign]).unwrap();
+    let refused = stranger.fetch(&hash, wanted(&[&nodes[0]])).unwrap_err();
+    assert!(refused.to_string().contains("other clusters"), "{refused}");
+    let theirs = add(stranger.store(), &bytes(MIB, 7));
+    let nobody = nodes[0].fetch(&theirs, wanted(&[&stranger])).unwrap_err();
+    assert!(nobody.to_string().contains("not on the allowlist"), "{nobody}");
     // And a member does not fetch from one who is none
     let nobody = nodes[1].fetch(&hash, wanted(&[&stranger])).unwrap_err();
     assert!(nobody.to_string().contains("not on the allowlist"), "{nobody}");
     nodes[1].fetch(&hash, wanted(&[&nodes[0]])).unwrap();
     // Once it is a member, it gets it; once it is none any more, its connection is closed
-    nodes[0].endpoint.set_peers(&peers, &[]).unwrap();
+    nodes[0].endpoint.set_peers(&peers, &[], &[]).unwrap();
     stranger.fetch(&hash, wanted(&[&nodes[0]])).unwrap();
     let other = add(nodes[0].store(), &bytes(MIB, 2));
     nodes[0].know(&[&nodes[1]]);

@@ -116,9 +116,7 @@ async fn greet(shared: &Shared, peer: Arc<Peer>, made: &Connection) -> Result<Gr
     let (send, receive) = made.accept_bi().await?;
     let mut reader = FrameReader::new(receive, &[Kind::Hello], MAX_HELLO_BYTES);
     let payload = reader.need().await?.payload;
-    let refused = |error: crate::wire::HelloError| Broken::Refused((&error).into(), error.to_string());
-    let hello = Hello::decode(&payload).map_err(refused)?;
-    hello.check_cluster(&shared.config.cluster).map_err(refused)?;
+    let hello = shared.read_hello(&peer, &payload)?;
     let arrival = peer.hello(hello.channel);
     let mut writer = FrameWriter::new(send);
     writer
@@ -173,15 +171,24 @@ async fn serve_greeted(shared: &Arc<Shared>, connection: &Connection, greeted: G
             messages::receive(shared, &peer, connection, arrival).await
         }
         Channel::Requests => {
-            connection.set_receive_window(VarInt::from_u32(32 << 20));
-            connection.set_max_concurrent_bi_streams(count(limits.max_concurrent_requests));
+            // Whoever is of another cluster is less trusted: what it takes leaves enough for the members.
+            let (requests, window) = match peer.cluster {
+                Some(_) => (limits.max_foreign_requests, 8 << 20),
+                None => (limits.max_concurrent_requests, 32 << 20),
+            };
+            connection.set_receive_window(VarInt::from_u32(window));
+            connection.set_max_concurrent_bi_streams(count(requests));
             each_stream(shared, &peer, connection, arrival, requests::answer).await
         }
         Channel::Streams => {
+            let streams = match peer.cluster {
+                Some(_) => limits.max_foreign_streams,
+                None => limits.max_streams_in,
+            };
             // Room for all of them, so that those whose readers stand still do not hold up the others.
-            let room = u64::from(STREAM_WINDOW) * limits.max_streams_in;
+            let room = u64::from(STREAM_WINDOW) * streams;
             connection.set_receive_window(VarInt::from_u64(room).unwrap_or(VarInt::MAX));
-            connection.set_max_concurrent_bi_streams(count(limits.max_streams_in));
+            connection.set_max_concurrent_bi_streams(count(streams));
             each_stream(shared, &peer, connection, arrival, streams::take).await
         }
     };

@@ -68,7 +68,7 @@ const MIB: u64 = 1 << 20;
 limits! {
     /// Threads of the endpoint.
     threads = 2, 1, 64;
-    /// Peers on the allowlist.
+    /// Peers on the allowlist, foreign ones too.
     max_peers = 64, 1, 1_024;
     /// Handshakes under way at once, of all sources.
     max_handshakes = 64, 4, 4_096;
@@ -98,6 +98,12 @@ limits! {
     answers_in_bytes = 64 * MIB, 1, 1 << 30;
     /// Streams that one peer has opened; more wait on its side.
     max_streams_in = 512, 1, 65_536;
+    /// Requests of a foreign peer that are answered at once.
+    max_foreign_requests = 64, 1, 65_536;
+    /// Bytes of requests of a foreign peer that are being answered.
+    foreign_requests_in_bytes = 20 * MIB, 1, 1 << 30;
+    /// Streams that one foreign peer has opened.
+    max_foreign_streams = 16, 1, 65_536;
     /// Streams of all peers, whoever opened them.
     max_streams = 1_024, 1, 65_536;
     /// Longest header of a stream.
@@ -148,6 +154,12 @@ impl Limits {
                 self.max_request_bytes + EVENT_BYTES,
                 "requests_in_bytes",
                 self.requests_in_bytes,
+            ),
+            (
+                "max_request_bytes",
+                self.max_request_bytes + EVENT_BYTES,
+                "foreign_requests_in_bytes",
+                self.foreign_requests_in_bytes,
             ),
             (
                 "max_answer_bytes",

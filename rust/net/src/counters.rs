@@ -47,7 +47,7 @@ counters! {
     accepted,
     /// Refused: not on the allowlist.
     refused_stranger,
-    /// Refused: of another cluster.
+    /// Refused: of another cluster than the one that is expected of the peer.
     refused_cluster,
     /// Refused: of an unknown version.
     refused_version,

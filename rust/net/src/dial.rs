@@ -15,7 +15,7 @@ use crate::refusal::{CODE_REMOVED, Refusal};
 use crate::rules::backoff::Backoff;
 use crate::shared::Shared;
 use crate::wire::hello::MAX_HELLO_BYTES;
-use crate::wire::{Channel, Hello, Kind};
+use crate::wire::{Channel, Kind};
 
 /// Most of one stream that waits in the library to be read.
 pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
@@ -223,11 +223,7 @@ async fn greet(shared: &Shared, peer: &Peer, connection: &Connection, channel: C
     let mut writer = FrameWriter::new(send);
     writer.frame(Kind::Hello, &shared.hello(channel).encode()).await?;
     let mut reader = FrameReader::new(receive, &[Kind::Welcome], MAX_HELLO_BYTES);
-    let welcome = Hello::decode(&reader.need().await?.payload).and_then(|welcome| {
-        welcome.check_cluster(&shared.config.cluster)?;
-        Ok(welcome)
-    });
-    let welcome = welcome.map_err(|error| Broken::Refused((&error).into(), error.to_string()))?;
+    let welcome = shared.read_hello(peer, &reader.need().await?.payload)?;
     if welcome.channel != channel {
         return Err(Broken::malformed("the welcome is for another kind of traffic"));
     }

@@ -24,6 +24,7 @@ use crate::rules::admission::Handshakes;
 use crate::shared::{Shared, refusal_limiter};
 use crate::streams::Stream;
 use crate::wire::Channel;
+use crate::wire::hello::is_name;
 use crate::{ALPN, accept, identity, messages, others, requests, streams};
 
 /// How long the close of connections may take: peers that do not answer are left to their own timeouts.
@@ -57,6 +58,24 @@ pub struct PeerStatus {
     pub outbox_bytes: usize,
     /// Own requests that it has not answered.
     pub pending_requests: u64,
+}
+
+/// A peer of another cluster.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    /// Its endpoint id.
+    pub id: String,
+    /// What its hello must name.
+    pub cluster: String,
+    /// Where it is dialled when something is asked of it.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// An entry of the allowlist.
+struct Allowed {
+    id: EndpointId,
+    addresses: Vec<SocketAddr>,
+    cluster: Option<Arc<str>>,
 }
 
 impl Endpoint {
@@ -150,30 +169,17 @@ impl Endpoint {
 
     /// Replace the allowlist, with the addresses of each. Who is not on it any more is cut off before this returns:
     /// no message, request or new stream of theirs is handed on after it. Those among them who are `guests`, too, have
-    /// no connections of other protocols.
+    /// no connections of other protocols; those who are `foreign` have no messages either.
     ///
     /// # Errors
-    /// When an id is none, or they are too many; the former list stays.
-    pub fn set_peers(&self, peers: &[(String, Vec<SocketAddr>)], guests: &[String]) -> Result<()> {
+    /// When an entry is none, or they are too many; the former list stays.
+    pub fn set_peers(&self, peers: &[(String, Vec<SocketAddr>)], guests: &[String], foreign: &[Foreign]) -> Result<()> {
         let shared = self.shared()?;
-        if peers.len() as u64 > self.limits.max_peers {
-            return Err(NetError::Limit(format!(
-                "{} peers: at most {}",
-                peers.len(),
-                self.limits.max_peers
-            )));
-        }
-        let mut wanted = BTreeMap::new();
-        for (id, addresses) in peers {
-            let id = parse_id(id)?;
-            if id == self.id {
-                return Err(NetError::Invalid(format!("peer {id}: that is this node itself")));
-            }
-            wanted.insert(Arc::<str>::from(id.to_string()), (id, addresses.clone()));
-        }
+        let wanted = self.allowlist(&shared.config.cluster, peers, foreign)?;
         let mut known = shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         known.retain(|id, peer| {
-            let stays = wanted.contains_key(id);
+            // Who has come to be of another cluster is another peer.
+            let stays = wanted.get(id).is_some_and(|entry| entry.cluster == peer.cluster);
             if !stays {
                 peer.retire();
                 shared.events.purge(&peer.text);
@@ -181,28 +187,72 @@ impl Endpoint {
             }
             stays
         });
-        for (text, (id, addresses)) in wanted {
+        for (text, entry) in wanted {
             let is_guest = guests.iter().any(|guest| **guest == *text);
             if let Some(peer) = known.get(&text) {
                 peer.set_guest(is_guest);
                 let mut state = peer.state();
-                if state.addresses != addresses {
-                    state.addresses = addresses;
+                if state.addresses != entry.addresses {
+                    state.addresses = entry.addresses;
                     drop(state);
                     peer.dialers.iter().for_each(crate::dial::Dialer::alive);
                     peer.wake.notify_one();
                 }
                 continue;
             }
-            let peer = Arc::new(Peer::new(id, addresses, &self.limits));
+            let peer = Arc::new(Peer::new(entry.id, entry.addresses, entry.cluster, &self.limits));
             peer.set_guest(is_guest);
-            let task = shared
-                .handle
-                .spawn(messages::keep_link(Arc::clone(&shared), Arc::clone(&peer)));
-            peer.set_link_task(task.abort_handle());
+            if peer.may_use(Channel::Messages) {
+                let task = shared
+                    .handle
+                    .spawn(messages::keep_link(Arc::clone(&shared), Arc::clone(&peer)));
+                peer.set_link_task(task.abort_handle());
+            }
             known.insert(text, peer);
         }
         Ok(())
+    }
+
+    /// The entries of an allowlist by id, if it can be one.
+    fn allowlist(
+        &self,
+        own_cluster: &str,
+        peers: &[(String, Vec<SocketAddr>)],
+        foreign: &[Foreign],
+    ) -> Result<BTreeMap<Arc<str>, Allowed>> {
+        let count = peers.len() + foreign.len();
+        if count as u64 > self.limits.max_peers {
+            let text = format!("{count} peers: at most {}", self.limits.max_peers);
+            return Err(NetError::Limit(text));
+        }
+        let mut wanted = BTreeMap::new();
+        for (id, addresses) in peers {
+            let entry = self.entry(id, addresses, None)?;
+            wanted.insert(Arc::<str>::from(entry.id.to_string()), entry);
+        }
+        for Foreign { id, cluster, addresses } in foreign {
+            let invalid = |why: &str| NetError::Invalid(format!("foreign peer {id}: {why}"));
+            if !is_name(cluster) {
+                return Err(invalid(&format!("{cluster:?} is no cluster id")));
+            }
+            if cluster == own_cluster {
+                return Err(invalid("its cluster is this node's own"));
+            }
+            let entry = self.entry(id, addresses, Some(cluster.as_str().into()))?;
+            if wanted.insert(Arc::<str>::from(entry.id.to_string()), entry).is_some() {
+                return Err(invalid("it is on the allowlist already"));
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn entry(&self, id: &str, addresses: &[SocketAddr], cluster: Option<Arc<str>>) -> Result<Allowed> {
+        let id = parse_id(id)?;
+        if id == self.id {
+            return Err(NetError::Invalid(format!("peer {id}: that is this node itself")));
+        }
+        let addresses = addresses.to_vec();
+        Ok(Allowed { id, addresses, cluster })
     }
 
     /// What is known of each peer.

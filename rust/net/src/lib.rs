@@ -1,7 +1,8 @@
 //! Transport between nodes: QUIC (iroh) between keys that know each other.
 //!
 //! A node is its key. It speaks only to the keys on its allowlist, both ways, at the addresses that it is told; relays,
-//! discovery and port mapping are off. Each kind of traffic has connections of its own, so that none waits for another:
+//! discovery and port mapping are off. All of them are of its own cluster, but those that are told to be foreign: these
+//! are of the cluster that is told, may ask and open streams, and are dialled when something is asked of them. Each kind of traffic has connections of its own, so that none waits for another:
 //! messages (small, ordered, dropped rather than delayed), requests (bytes for bytes, with a deadline) and duplex streams
 //! (bytes both ways, as fast as each side takes them). A node dials for what it sends and accepts for what it receives.
 //!
@@ -38,7 +39,7 @@ pub mod wire;
 
 pub use config::{Config, Limits};
 pub use counters::{Counter, Counters};
-pub use endpoint::{Endpoint, PeerStatus};
+pub use endpoint::{Endpoint, Foreign, PeerStatus};
 pub use error::{NetError, Result};
 pub use events::{Event, EventQueue, What};
 pub use identity::generate as generate_key;

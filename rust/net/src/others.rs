@@ -58,7 +58,7 @@ pub(crate) fn admit(peer: &Peer, connection: &Connection) -> std::result::Result
     peer.add_other(connection, MAX_OTHERS).map_err(|refusal| {
         let text = match refusal {
             Refusal::Busy => "too many connections of one peer at once",
-            _ => "a guest may not have such a connection",
+            _ => "guests and peers of other clusters may not have such a connection",
         };
         Broken::Refused(refusal, text.into())
     })

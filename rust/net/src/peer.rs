@@ -54,6 +54,8 @@ pub(crate) struct Pending {
 pub(crate) struct Peer {
     pub(crate) id: EndpointId,
     pub(crate) text: Arc<str>,
+    /// The cluster of a foreign peer. It may ask and open streams; it has no messages and speaks no other protocols.
+    pub(crate) cluster: Option<Arc<str>>,
     pub(crate) state: Mutex<PeerState>,
     pub(crate) outbox: Mutex<Outbox>,
     /// Something was put into the outbox.
@@ -72,11 +74,16 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    pub(crate) fn new(id: EndpointId, addresses: Vec<SocketAddr>, limits: &Limits) -> Self {
+    pub(crate) fn new(id: EndpointId, addresses: Vec<SocketAddr>, cluster: Option<Arc<str>>, limits: &Limits) -> Self {
+        let requests_in_bytes = match cluster {
+            Some(_) => limits.foreign_requests_in_bytes,
+            None => limits.requests_in_bytes,
+        };
         let budget = |bytes: u64| Arc::new(Semaphore::new(size(bytes)));
         Self {
             id,
             text: id.to_string().into(),
+            cluster,
             state: Mutex::new(PeerState {
                 addresses,
                 ..PeerState::default()
@@ -88,7 +95,7 @@ impl Peer {
             wake: Notify::new(),
             dialers: std::array::from_fn(|_| Dialer::new(limits)),
             inbox: budget(limits.inbox_bytes),
-            requests_in: budget(limits.requests_in_bytes),
+            requests_in: budget(requests_in_bytes),
             answers_in: budget(limits.answers_in_bytes),
             pending: Mutex::default(),
         }
@@ -100,6 +107,11 @@ impl Peer {
 
     pub(crate) const fn dialer(&self, channel: Channel) -> &Dialer {
         &self.dialers[channel.index()]
+    }
+
+    /// Whether there may be such a connection with it, whoever makes it.
+    pub(crate) const fn may_use(&self, channel: Channel) -> bool {
+        self.cluster.is_none() || !matches!(channel, Channel::Messages)
     }
 
     /// Keep the handle of the task that keeps the messages' link up.
@@ -178,13 +190,17 @@ impl Peer {
     /// Whether connections of other protocols may be had with it.
     pub(crate) fn may_speak_others(&self) -> bool {
         let state = self.state();
-        !state.retired && !state.is_guest
+        !state.retired && self.speaks_others(&state)
+    }
+
+    const fn speaks_others(&self, state: &PeerState) -> bool {
+        self.cluster.is_none() && !state.is_guest
     }
 
     /// Keep a connection of another protocol, to be closed with the rest of them.
     pub(crate) fn add_other(&self, connection: &Connection, max_count: usize) -> Result<(), Refusal> {
         let mut state = self.state();
-        if state.retired || state.is_guest {
+        if state.retired || !self.speaks_others(&state) {
             return Err(Refusal::Stranger);
         }
         state.others.retain(|other| other.close_reason().is_none());

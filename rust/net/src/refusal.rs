@@ -68,7 +68,7 @@ impl From<&HelloError> for Refusal {
         match error {
             HelloError::Malformed => Self::Malformed,
             HelloError::Version(_) => Self::Version,
-            HelloError::Cluster { .. } => Self::Cluster,
+            HelloError::Cluster { .. } | HelloError::Foreign { .. } => Self::Cluster,
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::events::{Event, EventQueue, What};
-use crate::framed::close;
+use crate::framed::{Broken, close};
 use crate::others::OtherProtocol;
 use crate::peer::{Peer, lock};
 use crate::refusal::Refusal;
@@ -67,6 +67,23 @@ impl Shared {
             cluster: self.config.cluster.clone(),
             node: self.config.node.clone(),
         }
+    }
+
+    /// What a peer says of itself on a connection, if that is right.
+    pub(crate) fn read_hello(&self, peer: &Peer, payload: &[u8]) -> Result<Hello, Broken> {
+        let read = Hello::decode(payload).and_then(|hello| {
+            match &peer.cluster {
+                None => hello.check_cluster(&self.config.cluster)?,
+                Some(cluster) => hello.check_foreign(cluster)?,
+            }
+            Ok(hello)
+        });
+        let hello = read.map_err(|error| Broken::Refused((&error).into(), error.to_string()))?;
+        if peer.may_use(hello.channel) {
+            return Ok(hello);
+        }
+        let text = "a peer of another cluster may not send messages";
+        Err(Broken::Refused(Refusal::Stranger, text.into()))
     }
 
     /// Tell the application; news for which there is no room is counted.

@@ -19,7 +19,7 @@ fn patient() -> Node {
 fn crowd(limits: &[(&str, u64)]) -> (Node, Node, Raw) {
     let (node, friend, raw) = (Node::with("n1", "test", limits), Node::start("n2"), Raw::start());
     node.endpoint
-        .set_peers(&[(raw.id(), Vec::new()), friend.entry()], &[])
+        .set_peers(&[(raw.id(), Vec::new()), friend.entry()], &[], &[])
         .unwrap();
     friend.know(&[&node]);
     (node, friend, raw)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jobs_net::{Event, What};
-use support::{Node, PATIENCE};
+use support::{Node, PATIENCE, read_all, stream, text};
 
 fn pair() -> (Node, Node) {
     let (mut one, mut two) = (Node::start("n1"), Node::start("n2"));
@@ -15,10 +15,6 @@ fn pair() -> (Node, Node) {
     assert_eq!(one.wait(What::Up).text, "n2");
     assert_eq!(two.wait(What::Up).text, "n1");
     (one, two)
-}
-
-fn text(text: &str) -> Bytes {
-    Bytes::copy_from_slice(text.as_bytes())
 }
 
 #[test]
@@ -255,7 +251,9 @@ fn sizes_have_limits_on_both_sides() {
 fn two_nodes_with_one_key_take_turns_and_do_not_dial_without_a_pause() {
     let (mut one, mut two) = (Node::start("n1"), Node::start("n2"));
     let mut copy = one.copy("n1-copy");
-    two.endpoint.set_peers(&[(one.endpoint.id(), Vec::new())], &[]).unwrap();
+    two.endpoint
+        .set_peers(&[(one.endpoint.id(), Vec::new())], &[], &[])
+        .unwrap();
     one.know(&[&two]);
     copy.know(&[&two]);
     let started = Instant::now();
@@ -282,7 +280,7 @@ fn a_closed_endpoint_refuses_everything() {
             .to_string()
             .contains("closed")
     );
-    assert!(node.endpoint.set_peers(&[], &[]).is_err());
+    assert!(node.endpoint.set_peers(&[], &[], &[]).is_err());
     assert!(node.endpoint.events().fileno().is_none());
 }
 
@@ -292,29 +290,6 @@ fn gone() -> (String, Vec<std::net::SocketAddr>) {
     let entry = node.entry();
     node.stop();
     entry
-}
-
-/// A stream from one to two; its numbers on both sides.
-fn stream(one: &Node, two: &mut Node, header: &str) -> (u64, u64) {
-    let number = one.endpoint.stream_open(&two.endpoint.id(), text(header)).unwrap();
-    let came = two.wait_for(|event| event.what == What::Stream && event.body == header.as_bytes());
-    (number, came.number)
-}
-
-/// Everything that comes on a stream until its end, consumed as it comes.
-fn read_all(node: &mut Node, number: u64) -> Vec<u8> {
-    let mut all = Vec::new();
-    loop {
-        let event = node.wait_for(|event| event.number == number && event.what != What::StreamWritable);
-        match event.what {
-            What::StreamData => {
-                all.extend_from_slice(&event.body);
-                node.endpoint.stream_consumed(number, event.body.len()).unwrap();
-            }
-            What::StreamEnd => return all,
-            _ => panic!("{event:?}"),
-        }
-    }
 }
 
 #[test]
@@ -435,7 +410,7 @@ fn a_reset_from_either_side_ends_both_ways() {
 fn a_stream_to_nobody_and_one_too_many_are_told_apart() {
     let mut one = Node::with("n1", "test", &[("max_streams", 2), ("idle_ms", 300)]);
     let nobody = gone();
-    one.endpoint.set_peers(std::slice::from_ref(&nobody), &[]).unwrap();
+    one.endpoint.set_peers(std::slice::from_ref(&nobody), &[], &[]).unwrap();
     let number = one.endpoint.stream_open(&nobody.0, text("x")).unwrap();
     one.endpoint.stream_open(&nobody.0, text("y")).unwrap();
     let refused = one.endpoint.stream_open(&nobody.0, text("z")).unwrap_err().to_string();

@@ -103,7 +103,7 @@ impl Member {
 
     pub fn know(&self, others: &[&Self]) {
         let peers: Vec<_> = others.iter().map(|other| other.entry()).collect();
-        self.endpoint.set_peers(&peers, &[]).unwrap();
+        self.endpoint.set_peers(&peers, &[], &[]).unwrap();
     }
 
     /// The file of a blob.

@@ -66,6 +66,14 @@ pub enum HelloError {
         /// What is right.
         ours: String,
     },
+    /// It is of another cluster than the one that its sender is known to be of.
+    #[error("cluster {theirs:?} is not the one that this endpoint id is known to be of, which is {known:?}")]
+    Foreign {
+        /// What the hello says.
+        theirs: String,
+        /// What is right.
+        known: String,
+    },
 }
 
 /// Whether this may be a cluster id or a node name: 1 to 64 letters, digits, `.`, `_`, `-`.
@@ -133,6 +141,20 @@ impl Hello {
         Err(HelloError::Cluster {
             theirs: self.cluster.clone(),
             ours: ours.to_owned(),
+        })
+    }
+
+    /// Whether its sender is of the other cluster that it is known to be of.
+    ///
+    /// # Errors
+    /// When not.
+    pub fn check_foreign(&self, known: &str) -> Result<(), HelloError> {
+        if self.cluster == known {
+            return Ok(());
+        }
+        Err(HelloError::Foreign {
+            theirs: self.cluster.clone(),
+            known: known.to_owned(),
         })
     }
 }
@@ -239,6 +261,12 @@ mod tests {
         assert_eq!(
             refused.to_string(),
             "cluster \"blue\" is not this node's, which is \"green\""
+        );
+        assert!(hello.check_foreign("blue").is_ok());
+        let refused = hello.check_foreign("green").unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "cluster \"blue\" is not the one that this endpoint id is known to be of, which is \"green\""
         );
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream, presets};
 use iroh::{EndpointAddr, RelayMode, SecretKey, TransportAddr};
 use jobs_net::wire::{Channel, Hello, Kind, frame};
-use jobs_net::{ALPN, Config, Endpoint, Event, Limits, What};
+use jobs_net::{ALPN, Config, Endpoint, Event, Foreign, Limits, What};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -87,12 +87,23 @@ impl Node {
     /// Speak to these.
     pub fn know(&self, others: &[&Self]) {
         let peers: Vec<_> = others.iter().map(|other| other.entry()).collect();
-        self.endpoint.set_peers(&peers, &[]).unwrap();
+        self.endpoint.set_peers(&peers, &[], &[]).unwrap();
+    }
+
+    /// Speak to these, of the clusters named, and to nobody else.
+    pub fn know_foreign(&self, others: &[(&Self, &str)]) {
+        let entry = |(other, cluster): &(&Self, &str)| Foreign {
+            id: other.endpoint.id(),
+            cluster: (*cluster).into(),
+            addresses: vec![other.address()],
+        };
+        let foreign: Vec<_> = others.iter().map(entry).collect();
+        self.endpoint.set_peers(&[], &[], &foreign).unwrap();
     }
 
     /// Speak to this key, which has no address.
     pub fn know_raw(&self, raw: &Raw) {
-        self.endpoint.set_peers(&[(raw.id(), Vec::new())], &[]).unwrap();
+        self.endpoint.set_peers(&[(raw.id(), Vec::new())], &[], &[]).unwrap();
     }
 
     /// The next event like this; those before it are put aside.
@@ -210,9 +221,14 @@ impl Raw {
 
     /// Say hello and get the welcome; the go is left to the caller.
     pub fn greet(&self, node: &Node, channel: Channel) -> (Connection, SendStream) {
+        self.greet_as(node, &hello(channel))
+    }
+
+    /// The same with another hello.
+    pub fn greet_as(&self, node: &Node, hello: &Hello) -> (Connection, SendStream) {
         let connection = self.connect(node, ALPN).unwrap();
         let (mut send, mut receive) = self.open(&connection);
-        self.write(&mut send, &frame::encode(Kind::Hello, &hello(channel).encode()));
+        self.write(&mut send, &frame::encode(Kind::Hello, &hello.encode()));
         let mut first = [0];
         self.runtime.block_on(receive.read_exact(&mut first)).unwrap();
         assert_eq!(first, [Kind::Welcome as u8]);
@@ -221,7 +237,12 @@ impl Raw {
 
     /// A connection that counts.
     pub fn join(&self, node: &Node, channel: Channel) -> Connection {
-        let (connection, mut send) = self.greet(node, channel);
+        self.join_as(node, &hello(channel))
+    }
+
+    /// The same with another hello.
+    pub fn join_as(&self, node: &Node, hello: &Hello) -> Connection {
+        let (connection, mut send) = self.greet_as(node, hello);
         self.write(&mut send, &frame::encode(Kind::Go, &[]));
         connection
     }
@@ -251,4 +272,32 @@ pub fn hello(channel: Channel) -> Hello {
 /// A message as a frame.
 pub fn message(text: &str) -> Vec<u8> {
     frame::encode(Kind::Message, text.as_bytes())
+}
+
+/// Bytes of a text.
+pub fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// A stream from one to two; its numbers on both sides.
+pub fn stream(one: &Node, two: &mut Node, header: &str) -> (u64, u64) {
+    let number = one.endpoint.stream_open(&two.endpoint.id(), text(header)).unwrap();
+    let came = two.wait_for(|event| event.what == What::Stream && event.body == header.as_bytes());
+    (number, came.number)
+}
+
+/// Everything that comes on a stream until its end, consumed as it comes.
+pub fn read_all(node: &mut Node, number: u64) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        let event = node.wait_for(|event| event.number == number && event.what != What::StreamWritable);
+        match event.what {
+            What::StreamData => {
+                all.extend_from_slice(&event.body);
+                node.endpoint.stream_consumed(number, event.body.len()).unwrap();
+            }
+            What::StreamEnd => return all,
+            _ => panic!("{event:?}"),
+        }
+    }
 }
