@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -28,6 +29,7 @@ from jobs.workers.blob.work import Work
 from jobs.workers.nodeapi import NodeApi
 
 HASH = "ab" * 32
+JOB = JobId("01890a5d-ac96-774b-bcce-b302099a8057")
 DONE = BlobDone(result=BlobResult(operation="gc", hash=None, bytes=1, blobs=1, peers=[], seconds=0.5))
 ADDED = BlobAdded(hash=HASH, size_bytes=3, kind="raw", created=True, nodes=["n1"], tag=None)
 _encode = msgspec.json.Encoder().encode
@@ -134,7 +136,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made(node: Node, directory: Path) -> tuple[Work, Report]:
     report = Report()
-    return Work(Places([directory]), node.api, report, JobId("01890a5d-ac96-774b-bcce-b302099a8057")), report
+    return Work(Places([directory]), node.api, report, JOB), report
 
 
 def test_what_an_operation_says_is_told_once_however_often_it_was_broken_off(tmp_path: Path) -> None:
@@ -160,6 +162,25 @@ def test_an_operation_that_is_broken_off_again_and_again_is_given_up(tmp_path: P
                 await task.carry_out(BlobGc())
             assert len(node.heads) == perform.MAX_RESTARTS + 1
             assert report.data == b"1\n", "what it said last is told"
+
+    run(scenario)
+
+
+def test_an_endless_operation_outlives_any_number_of_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = perform.MAX_RESTARTS + 3
+    broken = [tells(OperationLine(text="1"), failed("unavailable")) for _ in range(count)]
+
+    async def asked(*, endless: bool) -> int:
+        async with Node(tmp_path / "s", *broken, tells(DONE)) as node:
+            with suppress(Unavailable):
+                await perform.perform(node.api, "/v1/blobs:perform", JOB, BlobGc(), BlobDone, Report(), endless=endless)
+            return len(node.heads)
+
+    async def scenario() -> None:
+        assert await asked(endless=True) == perform.MAX_RESTARTS + 1, "it broke them"
+        monkeypatch.setattr(perform, "STEADY_S", -1.0)
+        assert await asked(endless=True) == count + 1
+        assert await asked(endless=False) == perform.MAX_RESTARTS + 1
 
     run(scenario)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import cache
@@ -20,18 +21,32 @@ from jobs.workers.transfers import Persistence
 D = TypeVar("D", bound=Struct)
 MAX_RESTARTS: Final = 20
 """Of an operation that was broken off after it had begun: what breaks it off so often is the operation."""
+STEADY_S: Final = 60.0
+"""What breaks an endless one off after that is not itself."""
 MAX_LINES_BYTES: Final = 8 << 20
 """Of what an operation says that may have to be begun again; what is more is counted and dropped."""
 _encode = msgspec.json.Encoder().encode
 
 
-async def perform(node: NodeApi, path: str, job: JobId, payload: Struct, done: type[D], report: Report) -> D:
+async def perform(
+    node: NodeApi,
+    path: str,
+    job: JobId,
+    payload: Struct,
+    done: type[D],
+    report: Report,
+    *,
+    endless: bool = False,
+) -> D:
     """Have the node carry it out, from the beginning again when the way to it was lost; what it says of the last time
-    counts. Return its last event, a `done`. Raises JobsError."""
+    counts. Return its last event, a `done`. Raises JobsError.
+
+    An endless one outlives any number of nodes, as long as each has it for a while.
+    """
     wanted = _encode({"job": job, "payload": payload})
     persistence, restarts = Persistence(), 0
     while True:
-        lines, was_begun = _Lines(), False
+        lines, was_begun, began_s = _Lines(), False, time.monotonic()
         try:
             async with aclosing(_events(node, path, wanted, _decoder(done))) as events:
                 async for event in events:
@@ -49,6 +64,8 @@ async def perform(node: NodeApi, path: str, job: JobId, payload: Struct, done: t
                             return cast("D", event)
             raise InternalError("the node said nothing of how it ended")
         except JobsError as error:
+            if endless and time.monotonic() - began_s > STEADY_S:
+                restarts = 0
             restarts += was_begun
             if restarts > MAX_RESTARTS or not await persistence.may_help(error):
                 await lines.write(report)

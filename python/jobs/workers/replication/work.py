@@ -57,7 +57,15 @@ class Work:
 
     async def _perform(self, payload: ReplicationSync | ReplicationVerify) -> ReplicationResult:
         task = self._task
-        done = await perform(task.node, "/v1/replication:perform", task.job, payload, ReplicationDone, task.report)
+        done = await perform(
+            task.node,
+            "/v1/replication:perform",
+            task.job,
+            payload,
+            ReplicationDone,
+            task.report,
+            endless=isinstance(payload, ReplicationSync) and payload.continuous,
+        )
         return done.result
 
 
