@@ -16,6 +16,7 @@ from jobs.client import operations
 from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
 from jobs.client.operations import METRICS, list_jobs, submit
+from jobs.client.replication import AsyncReplicationClient, ReplicationClient
 from jobs.client.requests import Feed, change, decode, get, post, segment, write
 from jobs.client.submission import shell_job, to_content, with_key
 from jobs.client.sync import Client, KeyValueClient
@@ -24,7 +25,14 @@ from jobs.protocol.ids import is_job_id
 from jobs.protocol.model import Content, Health, InputFile, JobState, Limits, Problem, ShellJob, ShellPayload
 
 
-@pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (KeyValueClient, AsyncKeyValueClient)])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Client, AsyncClient),
+        (KeyValueClient, AsyncKeyValueClient),
+        (ReplicationClient, AsyncReplicationClient),
+    ],
+)
 def test_both_clients_have_the_same_methods(one: type, other: type) -> None:
     def surface(kind: type) -> dict[str, list[inspect.Parameter]]:
         return {

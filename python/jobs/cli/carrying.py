@@ -33,8 +33,10 @@ def carry_out(
     show: Callable[[R], object],
     *,
     told: Callable[[dict[str, Any]], str] = in_words,
+    code: Callable[[R], int] = lambda done: exits.OK,
 ) -> int:
-    """Have a job do it, and show what it has told and what came of it; with `--detach` print its id only."""
+    """Have a job do it, and show what it has told and what came of it; with `--detach` print its id only. `code` is
+    what the command ends with when it has succeeded."""
     if options.detach:
         job = client.submit(wanted).job
         if options.json:
@@ -60,7 +62,7 @@ def carry_out(
         print_json(done)
     else:
         show(done)
-    return exits.OK
+    return code(done)
 
 
 def job_options(options: argparse.Namespace) -> JobOptions:

@@ -12,6 +12,7 @@ from jobs.cli import (
     arrays,
     artefacts,
     audit,
+    backup,
     blob,
     cluster,
     deadletters,
@@ -22,6 +23,7 @@ from jobs.cli import (
     kv,
     node,
     queues,
+    replication,
     run,
     schedules,
     sql,
@@ -48,6 +50,8 @@ GROUPS: Final = (
     cluster,
     kv,
     blob,
+    replication,
+    backup,
     node,
 )
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}

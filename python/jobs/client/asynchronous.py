@@ -34,6 +34,7 @@ from jobs.client.operations import (
 )
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
+from jobs.client.replication import AsyncReplicationClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
 from jobs.client.sources import Opened, Source
@@ -90,6 +91,7 @@ class AsyncClient:
         self.kv = AsyncKeyValueClient(self)
         self.queues = AsyncQueuesClient(self)
         self.owners = AsyncOwnersClient(self)
+        self.replication = AsyncReplicationClient(self)
         self.schedules = AsyncSchedulesClient(self)
 
     async def __aenter__(self) -> AsyncClient:

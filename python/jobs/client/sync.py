@@ -29,6 +29,7 @@ from jobs.client.operations import (
 )
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
+from jobs.client.replication import ReplicationClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
 from jobs.client.sources import Opened, Source
@@ -88,6 +89,7 @@ class Client:
         self.kv = KeyValueClient(self)
         self.queues = QueuesClient(self)
         self.owners = OwnersClient(self)
+        self.replication = ReplicationClient(self)
         self.schedules = SchedulesClient(self)
 
     @property

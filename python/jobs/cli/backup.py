@@ -1,0 +1,115 @@
+"""Commands on backups: backup create, prove, restore."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from jobs.cli.carrying import add_job_options
+from jobs.cli.command import Command, Parser, UsageError, at_least
+from jobs.cli.replication.common import add_existing, add_place, add_throttle, perform, place, throttle
+from jobs.cli.submission import past_ms
+from jobs.client import Client
+from jobs.protocol.model import ReplicationBackup, ReplicationProve, ReplicationRestore
+
+
+def create(client: Client, options: argparse.Namespace) -> int:
+    wanted = ReplicationBackup(
+        **place(options),
+        kind=options.kind,
+        full_every=options.full_every,
+        recipients=options.recipients,
+        blobs=options.blobs,
+        keep_full=options.keep_full,
+        prove=options.prove,
+        throttle=throttle(options),
+    )
+    return perform(client, options, wanted)
+
+
+def prove(client: Client, options: argparse.Namespace) -> int:
+    return perform(client, options, ReplicationProve(**place(options)))
+
+
+def restore(client: Client, options: argparse.Namespace) -> int:
+    if options.revision is not None and options.at is not None:
+        raise UsageError("name either a --revision or a moment (--at)")
+    wanted = ReplicationRestore(
+        **place(options),
+        target_prefix=options.to,
+        prefix=options.prefix,
+        revision=options.revision,
+        at_ms=options.at,
+        existing=options.existing,
+        throttle=throttle(options),
+        dry_run=options.dry_run,
+    )
+    return perform(client, options, wanted)
+
+
+def _configure_create(parser: Parser) -> None:
+    add_place(parser, "where the series of backups is, or is to be")
+    parser.add_argument(
+        "--kind",
+        choices=("auto", "full", "incremental"),
+        default="auto",
+        help="auto: what has changed since the last one, where that is possible, else everything (default)",
+    )
+    parser.add_argument(
+        "--full-every", type=at_least(1), default=24, metavar="N", help="with auto, everything after so many"
+    )
+    parser.add_argument(
+        "--recipient",
+        dest="recipients",
+        action="append",
+        default=[],
+        metavar="AGE1…",
+        help="encrypt for this public key of age; again",
+    )
+    parser.add_argument("--no-blobs", dest="blobs", action="store_false", help="leave out what blobs hold")
+    parser.add_argument(
+        "--keep-full", type=at_least(1), metavar="N", help="delete older ones when there are more full ones"
+    )
+    parser.add_argument("--no-prove", dest="prove", action="store_false", help="do not restore it aside to compare it")
+    add_throttle(parser)
+    add_job_options(parser)
+
+
+def _configure_prove(parser: Parser) -> None:
+    add_place(parser, "where the series of backups is")
+    add_job_options(parser)
+
+
+def _configure_restore(parser: Parser) -> None:
+    add_place(parser, "where the series of backups is")
+    parser.add_argument("--to", required=True, metavar="PREFIX", help="put the keys below this, such as /data/old/")
+    parser.add_argument("--prefix", default="/data/", help="the keys of the backup that begin so (default: /data/)")
+    parser.add_argument("--revision", type=at_least(1), metavar="N", help="as of this one (default: the newest)")
+    parser.add_argument("--at", type=past_ms, metavar="TIME", help="as of so long ago (2h), or of 2030-01-31T12:00")
+    add_existing(parser)
+    add_throttle(parser)
+    add_job_options(parser)
+
+
+_ACTIONS: Final = (
+    Command("create", create, "Back the whole cluster up: all, or what has changed since.", _configure_create),
+    Command("prove", prove, "Restore a series aside, and compare it with what it says of itself.", _configure_prove),
+    Command("restore", restore, "Put the keys of a backup below a prefix of this cluster.", _configure_restore),
+)
+
+
+def _configure(parser: Parser) -> None:
+    actions = parser.add_commands("backup_action")
+    for action in _ACTIONS:
+        action.add_to(actions)
+
+
+COMMANDS: Final = (
+    Command(
+        "backup",
+        None,
+        "Backups of the whole cluster.",
+        _configure,
+        epilog="to make a new cluster of a backup: jobs-node restore",
+    ),
+)
