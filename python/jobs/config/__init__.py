@@ -18,6 +18,7 @@ from jobs.config.model import (
     ShellCaps,
     ShellWorker,
     SqlWorker,
+    Workers,
     WorkerSettings,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "ShellWorker",
     "SqlWorker",
     "WorkerSettings",
+    "Workers",
     "check_config",
     "load_config",
 ]

@@ -20,7 +20,8 @@ from jobs.store import Store
 from jobs.validate import JOB_DIR, NODE_DIR
 
 SQL: Final = "sql"
-BLOB: Final = "blob"
+OPERATIONS: Final = frozenset({"blob", "maintenance", "replication"})
+"""Types whose workers ask the node for what they do, in the owner's name."""
 BLOB_NAMED: Final = b'"blob":"'
 """Stands in the stored payload of each job that is given blobs, and in hardly any other."""
 PARENTS_VARIABLE: Final = "JOBS_PARENTS"
@@ -52,7 +53,7 @@ class Assignments:
             # The assignment is in the store: so is whatever was acknowledged before the job was submitted.
             ends = self._leases.ends(wall_ms()) if _may_ask_for_ends(made.payload) else None
             return replace(made, revision=store.revision, admin=self._is_admin(record.owner), lease_ends=ends)
-        if record.type == BLOB:
+        if record.type in OPERATIONS:
             return replace(made, admin=self._is_admin(record.owner))
         if BLOB_NAMED in made.payload:
             # Its worker asks for them in the owner's name, as the submission did.

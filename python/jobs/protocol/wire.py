@@ -200,7 +200,7 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     revision: int = 0
     """The store's, of a query: whatever was acknowledged before the job was submitted is in it."""
     admin: bool = False
-    """The owner of a query, or of an operation on blobs, sees everything."""
+    """The owner of a query, or of an operation that is asked of the node, sees everything."""
     lease_ends: LeaseEnds | None = None
     """Of a query that may ask for them."""
 

@@ -28,6 +28,12 @@ def _blob(config: NodeConfig, tag: str) -> Executor:
     return blob_executor(config.workers.blob, config.node.id, config.api_socket)
 
 
+def _maintenance(config: NodeConfig, tag: str) -> Executor:
+    from jobs.workers.maintenance.executor import maintenance_executor
+
+    return maintenance_executor(config)
+
+
 def _replication(config: NodeConfig, tag: str) -> Executor:
     from jobs.workers.replication.executor import replication_executor
 
@@ -38,6 +44,7 @@ EXECUTORS: Final[dict[str, Callable[[NodeConfig, str], Executor]]] = {
     "shell": _shell,
     "sql": _sql,
     "blob": _blob,
+    "maintenance": _maintenance,
     "replication": _replication,
 }
 """Worker type → what makes its executor, before there is a thread or an event loop; each imports only its own type. The

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -25,6 +24,7 @@ from jobs.errors import JobsError, RangeNotSatisfiable
 from jobs.protocol.model import BlobFiles
 from jobs.workers.executor import ExecutorError
 from jobs.workers.nodeapi import NodeApi
+from jobs.workers.scratch import scratch
 from jobs.workers.transfers import again, download, held, in_thread
 
 AT_A_TIME: Final = 8
@@ -254,20 +254,14 @@ class InputCache:
         return self.directory / f".{self._number}"
 
 
-def input_directory(parent: Path | None, tag: str) -> Path:
+def input_directory(configured: Path | None, tag: str) -> Path:
     """Return a new directory for inputs, after those of earlier lives are deleted. Raises ExecutorError."""
-    place = parent or Path(tempfile.gettempdir())
-    prefix = f"jobs-inputs-{tag.removeprefix('jobs:')}-"
+    made = scratch("inputs", configured, tag) / "shown"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        for left in place.glob(f"{prefix}*"):
-            if left.lstat().st_uid == os.geteuid():
-                _delete(left)
-        made = Path(tempfile.mkdtemp(prefix=prefix, dir=place)) / "shown"
         made.mkdir()
         made.chmod(0o711)
     except OSError as error:
-        raise ExecutorError(f"there is no place for inputs in {place}: {error.strerror}") from error
+        raise ExecutorError(f"there is no place for inputs in {made}: {error.strerror}") from error
     return made
 
 

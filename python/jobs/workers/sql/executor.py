@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from jobs.workers.executor import (
     Credit,
     Ended,
     Event,
-    ExecutorError,
     Produced,
     Progressed,
     Segments,
@@ -41,6 +39,7 @@ from jobs.workers.executor import (
 from jobs.workers.former import clear
 from jobs.workers.inputs import Held, InputCache, InputError, fetching, input_directory
 from jobs.workers.nodeapi import NodeApi
+from jobs.workers.scratch import scratch
 from jobs.workers.sql import frames
 from jobs.workers.sql.frames import Bounds, Configure, FromEngine, Run, Usage
 from jobs.workers.sql.process import End, EngineProcess
@@ -120,7 +119,7 @@ class SqlExecutor:
         self._store = store
         self._tag = tag
         clear(tag, lambda uid: uid == os.geteuid())
-        self._spill = _spill_dir(config.spill_dir, tag)
+        self._spill = scratch("sql", config.spill_dir, tag)
         self._api_socket = api_socket
         self._inputs = InputCache(input_directory(config.inputs_dir, tag), config.inputs_bytes)
         self._engines: list[_Engine] = []
@@ -416,17 +415,3 @@ def bounds_of(wanted: SqlLimits, config: SqlWorker) -> Bounds:
             )
         found[name] = min(getattr(config.limits, name), cap) if given is None else given
     return Bounds(**found)
-
-
-def _spill_dir(parent: Path | None, tag: str) -> Path:
-    """Return a new directory for what queries write, after those of earlier lives are deleted. Raises ExecutorError."""
-    place = parent or Path(tempfile.gettempdir())
-    prefix = f"jobs-sql-{tag.removeprefix('jobs:')}-"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for left in place.glob(f"{prefix}*"):
-            if left.lstat().st_uid == os.geteuid():
-                shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    except OSError as error:
-        raise ExecutorError(f"there is no place to spill in {place}: {error.strerror}") from error
