@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from jobs._native import DiskFullError, NativeError
 from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Catalogue, Entry, NewBlob
-from jobs.blobs.members import Members, Unreached
+from jobs.blobs.link import SUBJECT
+from jobs.blobs.members import KIND, VERSION, Members
 from jobs.blobs.placement import MAX_BACKOFF_S, backoff_s, choose, order_providers
 from jobs.blobs.repair import PAUSE_S, Repairer
 from jobs.blobs.replication import Replicator
@@ -26,6 +27,9 @@ from jobs.consensus import MemberRecord
 from jobs.consensus import Members as MemberSet
 from jobs.control.hub import Waiter
 from jobs.errors import InternalError, NotFound, StorageFull, TagTaken, Unavailable
+from jobs.forward.orders import Unreached
+from jobs.forward.questions import Asking
+from jobs.forward.speech import MessageError, error_of, refusal
 from jobs.protocol.model import BlobCollect
 from jobs.service import Caller
 from tests.support.loop import on_loop
@@ -75,16 +79,16 @@ def test_providers_that_are_reached_come_first_and_each_seeker_has_an_order_of_i
     ],
 )
 def test_questions_come_as_they_were_asked(question: m.Question) -> None:
-    assert m.decode_asking(m.encode(m.Asking("member", question))) == m.Asking("member", question)
+    assert SUBJECT.asking.decode(SUBJECT.asking.encode(Asking("member", question))) == Asking("member", question)
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_no_message(noise: bytes) -> None:
-    for decode in (m.decode_asking, m.decode_reply, m.decode_order, m.decode_said):
-        with pytest.raises(m.MessageError):
+    for decode in (SUBJECT.asking.decode, SUBJECT.reply.decode, KIND.order.decode, KIND.said.decode):
+        with pytest.raises(MessageError):
             decode(b"\x00" + noise)
-        with contextlib.suppress(m.MessageError):
-            decode(bytes((m.VERSION,)) + noise)
+        with contextlib.suppress(MessageError):
+            decode(bytes((VERSION,)) + noise)
 
 
 def test_what_is_too_much_or_no_hash_is_no_message() -> None:
@@ -93,8 +97,8 @@ def test_what_is_too_much_or_no_hash_is_no_message() -> None:
         m.Check(("../../etc",)),
         m.Check((HASH[1:],)),
     ):
-        with pytest.raises(m.MessageError):
-            m.decode_order(m.encode(wrong))
+        with pytest.raises(MessageError):
+            KIND.order.decode(KIND.order.encode(wrong))
 
 
 def test_an_error_is_the_same_on_the_other_side() -> None:
@@ -103,7 +107,7 @@ def test_an_error_is_the_same_on_the_other_side() -> None:
         TagTaken("taken", expected="another"),
         Unavailable("later", retry_after_s=2),
     ):
-        came = m.error_of(m.refusal(error))
+        came = error_of(refusal(error))
         assert (type(came), str(came), came.retry_after_s) == (type(error), str(error), error.retry_after_s)
 
 

@@ -1,8 +1,6 @@
-"""What nodes say to each other of blobs, as bytes: questions to the leader, and orders to members. Pure.
+"""What nodes say to each other of blobs: questions to the leader, and orders to members. Pure.
 
-A message is one byte with the version, and MessagePack. A question and its answer are one request between nodes. An
-order has a stream: it is written with its length in front (u32, big-endian), and so is what comes back: how far it is,
-now and then, and one end.
+`forward.questions` and `forward.orders` say how they go from one to the other.
 """
 
 from __future__ import annotations
@@ -10,35 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, TypeAlias, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct
 
 from jobs.blobs.catalogue import NewBlob
-from jobs.errors import InternalError, JobsError, error_types
+from jobs.forward.speech import Member, Text
 from jobs.protocol.model import BlobCollect, BlobTagSet
 from jobs.protocol.model.blobs import HASH_PATTERN
 from jobs.service import Caller
 
-VERSION: Final = 1
 MAX_LOT: Final = 64
 """Blobs of one order: each is held open until the leader knows of it."""
 MAX_TOLD: Final = 1_000
 """Blobs of one question."""
-MAX_FRAME_BYTES: Final = 4 << 20
 
-_Text: TypeAlias = Annotated[str, Meta(max_length=16_384)]
 _Hash: TypeAlias = Annotated[str, Meta(pattern=HASH_PATTERN)]
 _After: TypeAlias = Annotated[str, Meta(max_length=64)]
 """A hash, or "" for the beginning."""
-_Member: TypeAlias = Annotated[str, Meta(max_length=128)]
 _Count: TypeAlias = Annotated[int, Meta(ge=0)]
 _Told: TypeAlias = Annotated[tuple[_Hash, ...], Meta(max_length=MAX_TOLD)]
 
 T = TypeVar("T")
-
-
-class MessageError(Exception):
-    """A message cannot be read; the text says why, and what was expected."""
 
 
 class _Message(Struct, frozen=True, array_like=True):
@@ -55,7 +44,7 @@ class Register(_Message, frozen=True, tag=1):
 
 class Claim(_Message, frozen=True, tag=2):
     caller: Caller
-    ticket: _Text
+    ticket: Text
 
 
 class Readable(_Message, frozen=True, tag=3):
@@ -86,7 +75,7 @@ class Lacking(_Message, frozen=True, tag=7):
 class Entries(_Message, frozen=True, tag=8):
     after: _After
     limit: _Count
-    holder: _Member
+    holder: Member
 
 
 class Children(_Message, frozen=True, tag=9):
@@ -95,7 +84,7 @@ class Children(_Message, frozen=True, tag=9):
 
 class SetTag(_Message, frozen=True, tag=10):
     caller: Caller
-    name: _Text
+    name: Text
     wanted: BlobTagSet
 
 
@@ -115,38 +104,6 @@ Question: TypeAlias = (
 )
 
 
-class Asking(_Message, frozen=True):
-    """A question of a member."""
-
-    member: _Member
-    question: Question
-
-
-class Answer(_Message, frozen=True, tag=1):
-    """What the method has returned, in MessagePack."""
-
-    body: bytes
-
-
-class NotLeading(_Message, frozen=True, tag=2):
-    """Nothing was done: this node does not lead. `leader`: who does, as far as it knows."""
-
-    leader: _Member | None = None
-
-
-class Refused(_Message, frozen=True, tag=3):
-    """An error of `jobs.errors`."""
-
-    code: _Text
-    detail: _Text
-    field: _Text | None = None
-    expected: _Text | None = None
-    retry_after_s: float | None = None
-
-
-Reply: TypeAlias = Answer | NotLeading | Refused
-
-
 # --- orders to a member -----------------------------------------------------------------------------------------------
 
 
@@ -154,7 +111,7 @@ class Sought(_Message, frozen=True):
     """A blob, and the members to have it from, the best first."""
 
     hash: _Hash
-    providers: Annotated[tuple[_Member, ...], Meta(max_length=64)] = ()
+    providers: Annotated[tuple[Member, ...], Meta(max_length=64)] = ()
 
 
 _Lot: TypeAlias = Annotated[tuple[Sought, ...], Meta(max_length=MAX_LOT)]
@@ -209,9 +166,9 @@ class Advance(_Message, frozen=True, tag=1):
 class Source(_Message, frozen=True):
     """What came of a provider."""
 
-    member: _Member
+    member: Member
     size_bytes: int
-    reason: _Text = ""
+    reason: Text = ""
     """Why it was left behind, for one of the blobs at least."""
 
 
@@ -219,15 +176,15 @@ class Failure(_Message, frozen=True):
     """A blob that could not be had. `kind`: as `store.FetchFailed` has it."""
 
     hash: _Hash
-    kind: _Text
-    detail: _Text
+    kind: Text
+    detail: Text
 
 
 class Suspect(_Message, frozen=True):
     """A member that did not give a blob that it is said to have."""
 
     hash: _Hash
-    member: _Member
+    member: Member
 
 
 class Fetched(_Message, frozen=True, tag=2):
@@ -252,8 +209,8 @@ class Damage(_Message, frozen=True):
     """A blob that is not as it should be. `outcome`: mended, or why not."""
 
     hash: _Hash
-    found: _Text
-    outcome: _Text
+    found: Text
+    outcome: Text
     mended: bool
 
 
@@ -284,70 +241,9 @@ class Checked(_Message, frozen=True, tag=6):
     gone: tuple[str, ...] = ()
 
 
-class Declined(_Message, frozen=True, tag=7):
-    """It was not done, or not all of it."""
-
-    error: Refused
-
-
-End: TypeAlias = Fetched | Room | Verified | Swept | Checked | Declined
-Said: TypeAlias = Advance | End
-
-_encoder = msgspec.msgpack.Encoder()
-_ASKING: Final = msgspec.msgpack.Decoder(Asking)
-_REPLY: Final[msgspec.msgpack.Decoder[Reply]] = msgspec.msgpack.Decoder(Reply)
-_ORDER: Final[msgspec.msgpack.Decoder[Order]] = msgspec.msgpack.Decoder(Order)
-_SAID: Final[msgspec.msgpack.Decoder[Said]] = msgspec.msgpack.Decoder(Said)
-
-
-def encode(message: Struct) -> bytes:
-    return bytes((VERSION,)) + _encoder.encode(message)
-
-
-def framed(message: Order | Said) -> bytes:
-    """Return a message with its length in front, as it stands on a stream."""
-    data = encode(message)
-    return len(data).to_bytes(4, "big") + data
-
-
-def decode_asking(data: bytes) -> Asking:
-    """Raises MessageError, as those below."""
-    return _decode(_ASKING, data)
-
-
-def decode_reply(data: bytes) -> Reply:
-    return _decode(_REPLY, data)
-
-
-def decode_order(data: bytes) -> Order:
-    return _decode(_ORDER, data)
-
-
-def decode_said(data: bytes) -> Said:
-    return _decode(_SAID, data)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
-    version = data[0] if data else None
-    if version != VERSION:
-        raise MessageError(f"a message about blobs of version {version}; this node speaks version {VERSION}")
-    try:
-        return decoder.decode(memoryview(data)[1:])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise MessageError(f"a message about blobs cannot be read: {error}") from error
+End: TypeAlias = Fetched | Room | Verified | Swept | Checked
 
 
 def lots(blobs: Sequence[T]) -> Iterator[tuple[T, ...]]:
     """Return blobs as many at a time as one order has."""
     return (tuple(blobs[start : start + MAX_LOT]) for start in range(0, len(blobs), MAX_LOT))
-
-
-def refusal(error: JobsError) -> Refused:
-    detail = error.detail[:16_000]
-    return Refused(error.code, detail, error.field, error.expected, error.retry_after_s)
-
-
-def error_of(refused: Refused) -> JobsError:
-    """Return the error that was refused with."""
-    kind = error_types().get(refused.code, InternalError)
-    return kind(refused.detail, field=refused.field, expected=refused.expected, retry_after_s=refused.retry_after_s)

@@ -15,12 +15,13 @@ from jobs._native import DiskFullError
 from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Entry, NewBlob
 from jobs.blobs.link import LeaderLink
-from jobs.blobs.members import Members, Unreached
+from jobs.blobs.members import Members
 from jobs.blobs.replication import Replicator
 from jobs.blobs.store import BlobStore
 from jobs.blobs.together import each
 from jobs.control.queries import check_admin
 from jobs.errors import BlobDamaged, BlobUnavailable, InvalidRequest, JobsError, StorageFull
+from jobs.forward.orders import Unreached
 from jobs.operations import MAX_LINES, News, told
 from jobs.protocol.model import (
     BlobAdd,

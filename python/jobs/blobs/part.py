@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jobs._native import Store
 from jobs.blobs.host import BlobHost
-from jobs.blobs.link import LeaderDesk, LeaderLink
-from jobs.blobs.members import MemberDesk, Members
+from jobs.blobs.link import SUBJECT, LeaderLink
+from jobs.blobs.members import KIND, Members
 from jobs.blobs.operations import Operations
 from jobs.blobs.repair import Reconciler, Repairer
 from jobs.blobs.replication import Replicator
@@ -20,6 +20,8 @@ from jobs.cluster import Peers
 from jobs.consensus import Consensus
 from jobs.control import Site
 from jobs.errors import Unavailable
+from jobs.forward.orders import OrderDesk
+from jobs.forward.questions import QuestionDesk
 from jobs.forward.reach import Reach
 
 
@@ -50,8 +52,8 @@ class BlobPart:
         self._repairer = Repairer(site, link, self.replicator, chance)
         self._reconciler = Reconciler(blobs, link, tending, member, chance)
         if peers is not None:
-            LeaderDesk(site, peers, lambda member: member in members.ids)
-            MemberDesk(peers, tending)
+            QuestionDesk(SUBJECT, site, peers, lambda member: member in members.ids)
+            OrderDesk(KIND, peers, tending.carry_out)
             peers.on_up = lambda peer: self._repairer.ring()
             peers.carry(blobs)
 

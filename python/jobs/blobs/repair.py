@@ -13,7 +13,6 @@ from typing import Final, Protocol
 from jobs import keys
 from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Catalogue, Entry
-from jobs.blobs.members import Unreached
 from jobs.blobs.placement import backoff_s, choose
 from jobs.blobs.replication import Replicator, unheard
 from jobs.blobs.store import BlobStore
@@ -22,6 +21,7 @@ from jobs.blobs.together import each
 from jobs.clock import wall_ms
 from jobs.control.hub import Waiter
 from jobs.errors import JobsError
+from jobs.forward.orders import Unreached
 from jobs.logs import Seldom
 from jobs.service import Whereabouts
 

@@ -11,11 +11,12 @@ from msgspec import structs
 
 from jobs.blobs import messages as m
 from jobs.blobs.catalogue import Catalogue, Entry
-from jobs.blobs.members import Members, Unreached
+from jobs.blobs.members import Members
 from jobs.blobs.placement import choose, order_providers
 from jobs.blobs.tending import OnAdvance
 from jobs.blobs.together import each
 from jobs.errors import BlobDamaged, BlobUnavailable, JobsError, StorageFull
+from jobs.forward.orders import Unreached
 
 logger = logging.getLogger(__name__)
 
