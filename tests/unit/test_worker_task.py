@@ -33,7 +33,7 @@ class Work:
             case "writes":
                 await self._report.write(bytes(OUTPUT_WINDOW_BYTES + 1))
                 self._report.drop(5)
-            case "waits":
+            case "waits" | "goes on":
                 self._report.progress(1, 4, "a quarter")
                 await asyncio.Event().wait()
             case "fails":
@@ -61,6 +61,7 @@ KIND = TaskKind[str, BlobResult](
     called=lambda payload: f"what {payload}",
     begin=Work,
     put=lambda outcome, result: replace(outcome, blob=result),
+    endless=lambda payload: payload == "goes on",
 )
 
 
@@ -79,6 +80,9 @@ class Running:
 
     def perform(self, *commands: Command) -> None:
         self._executor.perform(commands)
+
+    def drain(self) -> None:
+        self._executor.drain()
 
     def close(self) -> None:
         self._executor.close()
@@ -207,5 +211,22 @@ def test_an_executor_that_is_closed_tells_no_more() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         assert len(running.events) == 1
+
+    run(scenario)
+
+
+def test_a_worker_that_is_stopped_waits_for_nothing_without_an_end() -> None:
+    async def scenario() -> None:
+        patient, endless = Running(), Running()
+        patient.perform(start("waits"))
+        endless.perform(start("goes on"))
+        await patient.until(Progressed)
+        await endless.until(Progressed)
+        patient.drain()
+        endless.drain()
+        outcome = (await endless.end()).outcome
+        assert (outcome.reason, outcome.message) == (Reason.WORKER_LOST, "its worker was stopped")
+        assert not any(isinstance(event, Ended) for event in patient.events)
+        patient.close()
 
     run(scenario)

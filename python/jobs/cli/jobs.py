@@ -14,6 +14,7 @@ from jobs.cli import exits
 from jobs.cli.arrays import index_set, job_or_task
 from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
+from jobs.cli.replication.common import result_fields as replication_fields
 from jobs.cli.run import write_out
 from jobs.cli.submission import command_of, duration, pair
 from jobs.client import Client
@@ -186,6 +187,8 @@ def print_result(found: JobResult) -> None:
             )
     if found.blob is not None:
         fields += [("hash", found.blob.hash), ("blobs", f"{found.blob.blobs:,}, {found.blob.bytes:,} bytes")]
+    if found.replication is not None:
+        fields += replication_fields(found.replication)
     fields += [("artefact", f"{one.path} ({one.size_bytes} bytes, blob {one.hash})") for one in found.artefacts]
     if found.logs_gone:
         fields.append(("output", "no longer kept"))

@@ -102,6 +102,9 @@ class Executor(Protocol):
     def perform(self, commands: Sequence[Command]) -> None:
         """Do what the commands say, without waiting; their consequences arrive later as events."""
 
+    def drain(self) -> None:
+        """No more attempts are started: end those that would never end by themselves, as WORKER_LOST."""
+
     def close(self) -> None:
         """End everything that runs and return when it is gone."""
 

@@ -256,6 +256,7 @@ class Runner:
         self._notifier.stopping(self._status())
         self._notifier.extend_timeout(self._drain_s + self._grace_s + 2 * LAST_REPORTS_S)
         self._session.drain()
+        self._executor.drain()
         self._loop.call_later(self._drain_s, self._on_drain_over)
         self._flush()
 

@@ -139,6 +139,9 @@ class ShellExecutor:
         if requests:
             self._send(requests)
 
+    def drain(self) -> None:
+        pass
+
     def close(self) -> None:
         if self._loop is not None:
             self._errands.close()

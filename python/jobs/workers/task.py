@@ -72,6 +72,8 @@ class TaskKind(Struct, Generic[P, R], frozen=True, kw_only=True):
     """Return what carries one out for the owner that the node is asked for."""
     put: Callable[[Outcome, R], Outcome]
     """Return the outcome with what it came to."""
+    endless: Callable[[P], bool] = lambda payload: False
+    """Tell whether it goes on until it is ended."""
 
 
 class Work(Protocol[Given, Result]):
@@ -122,6 +124,11 @@ class TaskExecutor(Generic[P, R]):
                     if (running := self._running.get((job, attempt))) is not None:
                         running.credit(count)
 
+    def drain(self) -> None:
+        for running in list(self._running.values()):
+            if running.is_endless:
+                running.end(Reason.WORKER_LOST, "its worker was stopped")
+
     def close(self) -> None:
         """Give up what runs. What is under way in a thread ends with the piece that it is at."""
         self._on_events = lambda events: None
@@ -140,7 +147,7 @@ class TaskExecutor(Generic[P, R]):
         node = NodeApi(self._api_socket, assignment.owner, admin=assignment.admin)
         limit_s = self._timeout_s if assignment.timeout_s is None else assignment.timeout_s
         what = f"{self._kind.called(payload)} on node {self._node}"
-        running = _Running(self._kind, assignment, what, self._tell)
+        running = _Running(self._kind, assignment, what, self._tell, is_endless=self._kind.endless(payload))
         self._running[assignment.job, assignment.attempt] = running
         running.start(self._kind.begin(node, running, assignment.job), payload, limit_s)
 
@@ -153,7 +160,15 @@ class TaskExecutor(Generic[P, R]):
 class _Running(Generic[P, R]):
     """An attempt."""
 
-    def __init__(self, kind: TaskKind[P, R], assignment: Assignment, what: str, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        kind: TaskKind[P, R],
+        assignment: Assignment,
+        what: str,
+        tell: Callable[[Event], None],
+        *,
+        is_endless: bool,
+    ) -> None:
         self._job, self._attempt = assignment.job, assignment.attempt
         self._kind = kind
         self._what = what
@@ -165,6 +180,7 @@ class _Running(Generic[P, R]):
         """Of output, not yet known to be safe at the node."""
         self._room = asyncio.Event()
         self._stored_bytes = self._written_bytes = 0
+        self.is_endless = is_endless
         self._task: asyncio.Task[R] | None = None
         self._timer: asyncio.TimerHandle | None = None
 

@@ -33,23 +33,24 @@ def perform(
 
 def show(done: ReplicationResult) -> None:
     """Print what an operation came to."""
-    blobs = f"{done.blobs:,}" if done.blobs else None
+    print_fields([*result_fields(done), ("took", f"{done.seconds:.3f} s")])
+
+
+def result_fields(done: ReplicationResult) -> list[tuple[str, object]]:
+    """Return names and values of what an operation came to."""
     revisions = f"{done.source_revision} → {done.target_revision}" if done.target_revision else done.source_revision
-    print_fields(
-        [
-            ("place", done.place),
-            ("kind", done.kind),
-            ("keys", None if done.blobs and not done.rows else f"{done.rows:,}"),
-            ("deleted", f"{done.deleted:,}" if done.deleted else None),
-            ("blobs", blobs),
-            ("bytes", size_text(done.bytes)),
-            ("conflicts", f"{done.conflicts:,}" if done.conflicts else None),
-            ("compared", "everything" if done.snapshots else None),
-            ("revision", revisions or None),
-            ("took", f"{done.seconds:.3f} s"),
-            *(("differs", _difference(one)) for one in done.differences),
-        ]
-    )
+    return [
+        ("place", done.place),
+        ("kind", done.kind),
+        ("keys", None if done.blobs and not done.rows else f"{done.rows:,}"),
+        ("deleted", f"{done.deleted:,}" if done.deleted else None),
+        ("blobs", f"{done.blobs:,}" if done.blobs else None),
+        ("bytes", size_text(done.bytes)),
+        ("conflicts", f"{done.conflicts:,}" if done.conflicts else None),
+        ("compared", "everything" if done.snapshots else None),
+        ("revision", revisions or None),
+        *(("differs", _difference(one)) for one in done.differences),
+    ]
 
 
 def _difference(one: RangeDifference) -> str:

@@ -13,7 +13,7 @@ from jobs.config import ReplicationWorker
 from jobs.protocol.model import Reason, ReplicationPayload, ReplicationResult, ReplicationSync, ReplicationVerify
 from jobs.validate import check_replication
 from jobs.workers.blob.places import Places
-from jobs.workers.replication.work import Work
+from jobs.workers.replication.work import Work, is_endless
 from jobs.workers.task import TaskExecutor, TaskKind, operation_of
 
 ReplicationExecutor: TypeAlias = TaskExecutor[ReplicationPayload, ReplicationResult]
@@ -29,6 +29,7 @@ def replication_executor(config: ReplicationWorker, node: str, api_socket: Path)
         called=_called,
         begin=partial(Work, Places(config.allow_files), config.identity_file),
         put=lambda outcome, result: replace(outcome, replication=result),
+        endless=is_endless,
     )
     return TaskExecutor(kind, slots=config.slots, timeout_s=config.timeout_s, node=node, api_socket=api_socket)
 

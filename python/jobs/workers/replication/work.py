@@ -64,9 +64,13 @@ class Work:
             payload,
             ReplicationDone,
             task.report,
-            endless=isinstance(payload, ReplicationSync) and payload.continuous,
+            endless=is_endless(payload),
         )
         return done.result
+
+
+def is_endless(payload: ReplicationPayload) -> bool:
+    return isinstance(payload, ReplicationSync) and payload.continuous
 
 
 def _operation(payload: ReplicationPayload) -> Operation:

@@ -154,6 +154,9 @@ class SqlExecutor:
                     if query is not None and query.engine is not None:
                         query.engine.process.send(frames.Credit(count=count))
 
+    def drain(self) -> None:
+        pass
+
     def close(self) -> None:
         self._closed = True
         for engine in self._engines:
