@@ -2,6 +2,7 @@
 //!
 //! [`launcher::serve`] is the body of the launcher process; see docs/sandbox.md for what isolates a job and how.
 
+pub mod calls;
 mod cgroup;
 mod child;
 mod error;

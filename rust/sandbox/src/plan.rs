@@ -314,7 +314,8 @@ fn process_limits(limits: &Limits, has_cgroup: bool) -> Vec<(ProcessLimit, u64)>
         (ProcessLimit::OpenFiles, Some(limits.open_files)),
         (ProcessLimit::FileSize, limits.file_bytes),
         (ProcessLimit::Cpu, limits.cpu_s),
-        (ProcessLimit::Core, Some(0)),
+        // 0 would not keep a core from a program that the host's core_pattern pipes it to, run there as root; 1 does.
+        (ProcessLimit::Core, Some(1)),
     ]
     .into_iter()
     .filter_map(|(limit, value)| Some((limit, value?)))

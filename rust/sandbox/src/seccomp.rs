@@ -1,7 +1,7 @@
-//! The system calls a job may make: a table, compiled (purely) into a classic BPF program.
+//! The tables of `calls`, compiled (purely) into a classic BPF program.
 //!
-//! Every number that this table does not know (newer calls, x32) is answered by ENOSYS, what is dangerous by EPERM, and
-//! a call by another architecture's convention ends the process.
+//! What is allowed by no group (newer calls, x32, clone3, whose flags are in memory, where a filter cannot look) is
+//! answered by ENOSYS, what is dangerous by EPERM, and a call by another architecture's convention ends the process.
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -9,82 +9,11 @@
     reason = "small constants of the kernel, whose types differ between its headers"
 )]
 
+use crate::calls::{ALLOWED, ALLOWED_HERE, ALLOWED_NUMBERS, DENIED, DENIED_HERE, Group, PRETENDED};
 use crate::syscall::Instruction;
 
-/// Largest system call number that the table below was made for (`mseal`); the same on all modern architectures.
+/// Largest system call number that the tables were made for (`mseal`); the same on all modern architectures.
 const LAST_KNOWN: u32 = 462;
-
-/// Namespaces, mounts, kernel modules, tracing of others, devices and what else no job needs: EPERM.
-const DENIED: &[libc::c_long] = &[
-    libc::SYS_acct,
-    libc::SYS_add_key,
-    libc::SYS_adjtimex,
-    libc::SYS_bpf,
-    libc::SYS_chroot,
-    libc::SYS_clock_adjtime,
-    libc::SYS_clock_settime,
-    libc::SYS_delete_module,
-    libc::SYS_fanotify_init,
-    libc::SYS_finit_module,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fsopen,
-    libc::SYS_fspick,
-    libc::SYS_init_module,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_io_uring_setup,
-    libc::SYS_kcmp,
-    libc::SYS_kexec_file_load,
-    libc::SYS_kexec_load,
-    libc::SYS_keyctl,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_move_pages,
-    libc::SYS_nfsservctl,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree,
-    libc::SYS_perf_event_open,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_pivot_root,
-    libc::SYS_process_madvise,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_ptrace,
-    libc::SYS_quotactl,
-    libc::SYS_quotactl_fd,
-    libc::SYS_reboot,
-    libc::SYS_request_key,
-    libc::SYS_setdomainname,
-    libc::SYS_sethostname,
-    libc::SYS_setns,
-    libc::SYS_settimeofday,
-    libc::SYS_swapoff,
-    libc::SYS_swapon,
-    libc::SYS_syslog,
-    libc::SYS_umount2,
-    libc::SYS_unshare,
-    libc::SYS_userfaultfd,
-    libc::SYS_vhangup,
-];
-
-#[cfg(target_arch = "x86_64")]
-const DENIED_HERE: &[libc::c_long] = &[
-    libc::SYS__sysctl,
-    libc::SYS_ioperm,
-    libc::SYS_iopl,
-    libc::SYS_modify_ldt,
-    libc::SYS_uselib,
-    libc::SYS_ustat,
-];
-#[cfg(not(target_arch = "x86_64"))]
-const DENIED_HERE: &[libc::c_long] = &[];
-
-/// `statmount` and `listmount` tell of mounts only; they are unknown to most programs: ENOSYS.
-/// clone3 passes its flags in memory, where a filter cannot look: ENOSYS makes the C library use clone.
-const UNKNOWN: &[libc::c_long] = &[libc::SYS_clone3, 457, 458];
 
 #[cfg(target_arch = "x86_64")]
 const ARCHITECTURE: u32 = 0xC000_003E;
@@ -190,12 +119,14 @@ fn emit_choice(program: &mut Vec<Instruction>, argument: u32, values: &[u32], li
 }
 
 fn verdict(number: u32) -> Verdict {
-    let listed = |table: &[libc::c_long]| table.contains(&libc::c_long::from(number));
     let is = |call: libc::c_long| libc::c_long::from(number) == call;
-    if number > LAST_KNOWN || listed(UNKNOWN) {
-        Verdict::Return(return_errno(libc::ENOSYS))
-    } else if listed(DENIED) || listed(DENIED_HERE) {
+    let listed = |groups: &[Group]| groups.iter().any(|group| group.calls.iter().any(|(_, call)| is(*call)));
+    if listed(DENIED) || listed(DENIED_HERE) {
         Verdict::Return(return_errno(libc::EPERM))
+    } else if listed(&[PRETENDED]) {
+        Verdict::Return(return_errno(0))
+    } else if !(listed(ALLOWED) || listed(ALLOWED_HERE) || ALLOWED_NUMBERS.iter().any(|call| is(*call))) {
+        Verdict::Return(return_errno(libc::ENOSYS))
     } else if is(libc::SYS_clone) {
         Verdict::UnlessBits {
             argument: 0,
@@ -212,6 +143,13 @@ fn verdict(number: u32) -> Verdict {
             argument: 0,
             values: ALLOWED_FAMILIES,
             errno: libc::EAFNOSUPPORT,
+        }
+    } else if is(libc::SYS_prlimit64) {
+        // Of the process itself: the first process of the job runs as the same user.
+        Verdict::OnlyIf {
+            argument: 0,
+            values: &[0],
+            errno: libc::EPERM,
         }
     } else if is(libc::SYS_personality) {
         Verdict::OnlyIf {
@@ -271,6 +209,7 @@ pub fn compile() -> Vec<Instruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::groups;
 
     /// Runs the program as the kernel would.
     fn evaluate(number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
@@ -318,6 +257,32 @@ mod tests {
     }
 
     #[test]
+    fn no_call_is_in_two_groups_and_none_beyond_the_tables() {
+        let mut seen = std::collections::BTreeMap::new();
+        for (_, group) in groups() {
+            for &(name, number) in group.calls {
+                assert!(u32::try_from(number).unwrap() <= LAST_KNOWN, "{name}");
+                assert_eq!(seen.insert(number, name), None, "{name}");
+            }
+        }
+        for number in ALLOWED_NUMBERS {
+            assert_eq!(seen.insert(*number, ""), None);
+        }
+    }
+
+    #[test]
+    fn what_is_in_no_group_is_unknown_to_a_job() {
+        for number in [435, 457, 458, 459, 460, 461, 463] {
+            assert_eq!(call(number, [0; 6]), return_errno(libc::ENOSYS), "{number}");
+        }
+        #[cfg(target_arch = "x86_64")]
+        for number in [174, 177, 178, 181, 182, 183, 184, 185, 214, 215, 236, 139] {
+            assert_eq!(call(number, [0; 6]), return_errno(libc::ENOSYS), "{number}");
+        }
+        assert_eq!(call(libc::SYS_sync, [0; 6]), return_errno(0));
+    }
+
+    #[test]
     fn another_architecture_and_x32_get_nowhere() {
         assert_eq!(evaluate(0, 0x4000_0003, [0; 6]), RETURN_KILL);
         assert_eq!(evaluate(0x4000_0000, ARCHITECTURE, [0; 6]), return_errno(libc::ENOSYS));
@@ -346,6 +311,12 @@ mod tests {
             );
         }
         assert_eq!(call(libc::SYS_clone3, [0; 6]), return_errno(libc::ENOSYS));
+    }
+
+    #[test]
+    fn limits_are_the_caller_s_own() {
+        assert_eq!(call(libc::SYS_prlimit64, [0, 7, 0, 0, 0, 0]), RETURN_ALLOW);
+        assert_eq!(call(libc::SYS_prlimit64, [1, 7, 0, 0, 0, 0]), return_errno(libc::EPERM));
     }
 
     #[test]
