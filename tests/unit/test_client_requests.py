@@ -15,6 +15,7 @@ import jobs
 from jobs.client import operations
 from jobs.client.asynchronous import AsyncClient, AsyncKeyValueClient
 from jobs.client.failures import error_of, unreachable
+from jobs.client.maintenance import AsyncMaintenanceClient, MaintenanceClient
 from jobs.client.operations import METRICS, list_jobs, submit
 from jobs.client.replication import AsyncReplicationClient, ReplicationClient
 from jobs.client.requests import Feed, change, decode, get, post, segment, write
@@ -30,6 +31,7 @@ from jobs.protocol.model import Content, Health, InputFile, JobState, Limits, Pr
     [
         (Client, AsyncClient),
         (KeyValueClient, AsyncKeyValueClient),
+        (MaintenanceClient, AsyncMaintenanceClient),
         (ReplicationClient, AsyncReplicationClient),
     ],
 )

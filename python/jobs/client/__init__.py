@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jobs.client.batches import SubmitProgress
 from jobs.client.blobjobs import blob_job
 from jobs.client.failures import ConnectionFailed, OperationFailed, QueryFailed
+from jobs.client.maintenance import maintenance_job
 from jobs.client.replication import replication_job
 from jobs.client.sql import QueryResult, sql_job
 from jobs.client.submission import shell_job
@@ -22,6 +23,7 @@ __all__ = [
     "QueryResult",
     "SubmitProgress",
     "blob_job",
+    "maintenance_job",
     "replication_job",
     "shell_job",
     "sql_job",

@@ -22,6 +22,7 @@ from jobs.client.deadletters import AsyncDeadLettersClient
 from jobs.client.downloads import Download, OnHead
 from jobs.client.failures import SourceFailed, error_of, gone, unreachable
 from jobs.client.http1 import BODY_TYPE
+from jobs.client.maintenance import AsyncMaintenanceClient
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
@@ -89,6 +90,7 @@ class AsyncClient:
         self.cluster = AsyncClusterClient(self)
         self.dead_letters = AsyncDeadLettersClient(self)
         self.kv = AsyncKeyValueClient(self)
+        self.maintenance = AsyncMaintenanceClient(self)
         self.queues = AsyncQueuesClient(self)
         self.owners = AsyncOwnersClient(self)
         self.replication = AsyncReplicationClient(self)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from jobs.client.failures import OperationFailed
+from jobs.client.submission import JobOptions
 from jobs.errors import JobsError
 from jobs.protocol.model import JobResult, JobState, JobSubmit, Progress, Reason, Stream
 
@@ -16,11 +18,19 @@ if TYPE_CHECKING:
     from jobs.client.asynchronous import AsyncClient
     from jobs.client.sync import Client
 
+P = TypeVar("P", bound=Struct)
 R = TypeVar("R")
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnLine: TypeAlias = Callable[[dict[str, Any]], object]
 PROGRESS_S: Final = 1.0
 """How often to ask how far an operation is."""
+
+
+def parts_of(kind: type[P], given: Mapping[str, Any]) -> tuple[P, JobOptions]:
+    """Return the payload that those of the given fields make that are its own, and the others."""
+    options: Any = dict(given)
+    payload = {name: options.pop(name) for name in kind.__struct_fields__ if name in options}
+    return kind(**payload), options
 
 
 def carry_out(

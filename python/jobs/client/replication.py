@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack
 
-from jobs.client.carrying import OnLine, OnProgress, came_to, carry_out, carry_out_async
+from jobs.client.carrying import OnLine, OnProgress, came_to, carry_out, carry_out_async, parts_of
 from jobs.client.requests import Call, Request, change, get, segment, write
 from jobs.client.submission import JobOptions
 from jobs.protocol.model import (
@@ -165,9 +165,8 @@ def succeeded(result: JobResult) -> ReplicationResult:
 
 def job_of(kind: type[P], given: Mapping[str, Any]) -> ReplicationJob:
     """Return the job whose payload has those of the given fields that are its own."""
-    fields: Any = dict(given)
-    payload = {name: fields.pop(name) for name in kind.__struct_fields__ if name in fields}
-    return replication_job(kind(**payload), **fields)
+    payload, options = parts_of(kind, given)
+    return replication_job(payload, **options)
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from jobs.client.connection import Connections
 from jobs.client.deadletters import DeadLettersClient
 from jobs.client.downloads import Download, OnHead
 from jobs.client.failures import error_of
+from jobs.client.maintenance import MaintenanceClient
 from jobs.client.operations import (
     AuditOptions,
     CancelOptions,
@@ -87,6 +88,7 @@ class Client:
         self.cluster = ClusterClient(self)
         self.dead_letters = DeadLettersClient(self)
         self.kv = KeyValueClient(self)
+        self.maintenance = MaintenanceClient(self)
         self.queues = QueuesClient(self)
         self.owners = OwnersClient(self)
         self.replication = ReplicationClient(self)
