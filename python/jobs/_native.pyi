@@ -87,6 +87,10 @@ class Log:
         """(term, voted_for)."""
     def set_hard_state(self, term: int, voted_for: str | None) -> None:
         """Persist and fsync before returning."""
+    def check(self, index: int, *, max_bytes: int = 8 << 20) -> tuple[int, int]:
+        """Read the records from entry `index` on anew from the disk, of one segment and about `max_bytes` of them, and
+        verify their checksums; return the entry to go on with, and how many bytes that was: 0 when the disk has no
+        entry from `index` on. Writes go on meanwhile. Raises CorruptError naming file and offset."""
     def close(self) -> None: ...
 
 class SimDisk:
@@ -112,6 +116,8 @@ KeyValue = tuple[bytes, bytes, int, int, int, int]
 """(key, value, version, create_revision, mod_revision, lease)"""
 Event = tuple[int, bytes, bytes | None, int, int, int]
 """(revision, key, value or None for a delete, version, create_revision, lease)"""
+Piece = tuple[bytes, bytes, int, int]
+"""(last key, digest, rows, bytes of their keys and values)"""
 
 class Store:
     """MVCC key-value store on LMDB with the applied Raft index in the same transaction.
@@ -187,6 +193,30 @@ class Store:
     ) -> tuple[list[Event], int]:
         """Events with a greater revision on keys with one of the prefixes, whole revisions only (at least one), and
         the revision up to which everything was looked at. Raises CompactedError."""
+    def digests(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        cursor: bytes = b"",
+        revision: int = 0,
+        strip: int = 0,
+        content_only: bool = False,
+        rows: int = 4096,
+        limit: int = 1024,
+        max_rows: int = 200_000,
+    ) -> tuple[list[Piece], bytes]:
+        """BLAKE3 digests of the pieces of [start, end) at a revision, 0 for the newest, and the cursor to go on with:
+        b"" at the end of the range.
+
+        A piece ends behind a key whose hash says so, of `rows` rows (a power of two) on average, or at the end of the
+        range: ends depend on keys alone, and those of larger pieces are among those of smaller ones. The first `strip`
+        bytes of keys do not count; with `content_only` neither do versions, revisions and leases. A call looks at
+        `max_rows` keys or 64 MiB at most. It may stop in the middle of a piece, which the cursor then carries: give it
+        with the same arguments, and the same revision unless nothing is written meanwhile. A piece is told once it is
+        whole; to go on behind a piece without a cursor, start at its last key with b"\\0" added.
+
+        Raises CompactedError, FutureRevisionError, ValueError for a cursor that is none."""
     def recall(self, request_id: bytes) -> bytes | None:
         """What a transaction with this request id did, as the results of a command with it alone; None unless that is
         remembered."""
@@ -199,6 +229,15 @@ class Store:
     def state_hash(self) -> bytes:
         """BLAKE3 of everything at the current revision; equal on replicas that applied the same entries."""
     def used_bytes(self) -> int: ...
+    def file_bytes(self) -> tuple[int, int]:
+        """Bytes of the data file on the disk, and bytes in it that hold nothing."""
+    def check_rows(self, cursor: bytes = b"", *, max_rows: int = 50_000) -> tuple[int, int, bytes, list[str]]:
+        """Verify the checksums of the next rows, of every kind: how many there were, their bytes, the cursor to go on
+        with (b"" at the end), and in words what is wrong with those that are not what was written. A call looks at
+        64 MiB at most and tells of 100 damaged rows at most. What is written meanwhile may be seen or not."""
+    @staticmethod
+    def check_snapshot_file(path: str) -> int:
+        """Read a snapshot file whole and return its number of rows. Raises CorruptError."""
     def close(self) -> None: ...
 
 class StoreReader:
@@ -252,6 +291,19 @@ class MemoryStore:
     def events(
         self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
     ) -> tuple[list[Event], int]: ...
+    def digests(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        cursor: bytes = b"",
+        revision: int = 0,
+        strip: int = 0,
+        content_only: bool = False,
+        rows: int = 4096,
+        limit: int = 1024,
+        max_rows: int = 200_000,
+    ) -> tuple[list[Piece], bytes]: ...
     def recall(self, request_id: bytes) -> bytes | None: ...
     def leases(self) -> list[tuple[int, int]]: ...
     def lease_keys(self, lease: int) -> list[bytes]: ...

@@ -183,6 +183,19 @@ class Store(Protocol):
     def events(
         self, after_revision: int, prefixes: list[bytes], *, limit: int, max_bytes: int = 4 << 20
     ) -> tuple[list[tuple[int, bytes, bytes | None, int, int, int]], int]: ...
+    def digests(
+        self,
+        start: bytes,
+        end: bytes,
+        *,
+        cursor: bytes = b"",
+        revision: int = 0,
+        strip: int = 0,
+        content_only: bool = False,
+        rows: int = 4096,
+        limit: int = 1024,
+        max_rows: int = 200_000,
+    ) -> tuple[list[tuple[bytes, bytes, int, int]], bytes]: ...
     def recall(self, request_id: bytes) -> bytes | None: ...
     def leases(self) -> list[tuple[int, int]]: ...
     def used_bytes(self) -> int: ...

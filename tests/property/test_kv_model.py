@@ -43,6 +43,7 @@ from jobs.store import (
 
 SCALE = int(os.environ.get("JOBS_TEST_SCALE", "1"))
 Row: TypeAlias = tuple[bytes, bytes, int, int, int, int]
+Piece: TypeAlias = tuple[bytes, bytes, int, int]
 KEYS = st.sampled_from([b"a", b"a\x00", b"aa", b"b", b"b/1", b"b/2", b"\xff", b"\xff\xff", b"k" * 1024])
 VALUES = st.one_of(st.binary(max_size=8), st.integers(0, 3).map(lambda number: bytes([number]) * 5_000))
 LEASES = st.integers(1, 3)
@@ -197,6 +198,10 @@ class Machine(RuleBasedStateMachine):
         self.memory = MemoryStore(generation_requests=GENERATION_REQUESTS)
         self.boot = 0
         self.index = 0
+        self.digested: dict[tuple[object, ...], bytes] = {}
+        """The digest of each piece that has been seen, by its rows, """
+        self.rows_of: dict[bytes, tuple[object, ...]] = {}
+        """and the other way round."""
         self.store = self.reopen()
 
     def reopen(self) -> Store:
@@ -271,6 +276,63 @@ class Machine(RuleBasedStateMachine):
                     start, end = (start, rows[-1][0]) if reverse else (rows[-1][0] + b"\x00", end)
             assert found == expected
             assert store.count(*bounds, limit=100) == len([k for k in self.model.rows if bounds[0] <= k < bounds[1]])
+
+    @rule(
+        revision=revisions,
+        bounds=st.tuples(KEYS, st.one_of(KEYS, st.just(b"\xff" * 1024))),
+        strip=st.integers(0, 2),
+        content_only=st.booleans(),
+        rows=st.sampled_from([1, 2, 4]),
+        limit=st.integers(1, 3),
+        max_rows=st.integers(1, 4),
+    )
+    def digests(
+        self,
+        revision: int,
+        bounds: tuple[bytes, bytes],
+        strip: int,
+        content_only: bool,
+        rows: int,
+        limit: int,
+        max_rows: int,
+    ) -> None:
+        if 0 < revision < self.model.compacted:
+            return
+        state = self.model.states[revision] if revision else self.model.rows
+        expected = sorted(row for key, row in state.items() if bounds[0] <= key < bounds[1])
+        for store in (self.store, self.memory):
+
+            def all_pieces(size: int, limit: int, max_rows: int, store: Store | MemoryStore = store) -> list[Piece]:
+                found, cursor, first = list[Piece](), b"", True
+                while cursor or first:
+                    pieces, cursor = store.digests(
+                        *bounds,
+                        cursor=cursor,
+                        revision=revision,
+                        strip=strip,
+                        content_only=content_only,
+                        rows=size,
+                        limit=limit,
+                        max_rows=max_rows,
+                    )
+                    assert len(pieces) <= limit
+                    found, first = found + pieces, False
+                return found
+
+            pieces = all_pieces(rows, 1_000, 1_000)
+            assert all_pieces(rows, limit, max_rows) == pieces
+            larger = all_pieces(2 * rows, 1_000, 1_000)
+            assert {last for last, *_ in larger} <= {last for last, *_ in pieces}
+            left = list(expected)
+            for last, digest, count, size in pieces:
+                piece, left = left[:count], left[count:]
+                assert last == piece[-1][0]
+                assert size == sum(len(key[strip:]) + len(value) for key, value, *_ in piece)
+                counted = tuple((row[0][strip:], *(row[1:2] if content_only else row[1:])) for row in piece)
+                # The same for the same rows, another one for others
+                assert self.digested.setdefault(counted, digest) == digest
+                assert self.rows_of.setdefault(digest, counted) == counted
+            assert not left
 
     @rule(revision=revisions, prefix=st.sampled_from([b"", b"a", b"b/", b"\xff"]), limit=st.integers(1, 4))
     def events(self, revision: int, prefix: bytes, limit: int) -> None:

@@ -337,3 +337,50 @@ def test_memory_is_bounded_by_a_few_bytes_an_entry(directory: str) -> None:
     assert ended.returncode == 0, ended.stderr
     grown_kib = int(ended.stdout)
     assert grown_kib < 20 << 10
+
+
+def check_all(log: Log, max_bytes: int = 8 << 20) -> int:
+    """Verify everything that is on the disk; return how many bytes that was."""
+    index, total, read = log.first_index, 0, 1
+    while read:
+        index, read = log.check(index, max_bytes=max_bytes)
+        total += read
+    assert index == log.last_index + 1
+    return total
+
+
+def test_what_is_on_the_disk_is_verified_in_bounded_steps(directory: str) -> None:
+    # Given a log of several segments, cut at both ends
+    log = Log(directory, segment_bytes=SEGMENT_BYTES)
+    assert log.check(1) == (1, 0)
+    for index in range(1, 400):
+        log.append(index, 1, b"x" * 1000)
+    log.truncate_suffix(300)
+    log.truncate_prefix(50)
+    for index in range(300, 320):
+        log.append(index, 2, b"y" * 1000)
+    log.sync()
+    # When all of it is verified, whatever the size of the steps
+    total = check_all(log)
+    assert total == check_all(log, max_bytes=1) == check_all(log, max_bytes=5_000)
+    # Then entries behind a later cut were looked at too, as they are among the others
+    assert total > 270 * 1000
+    # And one that is not written yet is not
+    log.append(320, 2, b"z")
+    assert log.check(320) == (320, 0)
+
+
+def test_damage_on_the_disk_is_found_while_the_log_is_open(directory: str) -> None:
+    # Given a log in use, one of whose records the disk has changed
+    log = filled(directory, 100)
+    path = newest_segment(directory)
+    at = path.read_bytes().index(b"entry 57")
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"E")
+    # Then that record is named
+    with pytest.raises(CorruptError, match=rf"{path.name}: corrupt at byte {at - 40}"):
+        check_all(log)
+    assert log.check(58)[1] > 0
+    log.append(101, 40, b"goes on")
+    assert log.sync() == 101

@@ -18,6 +18,7 @@ from jobs._native import (
     CompactedError,
     CorruptError,
     DiskFullError,
+    FutureRevisionError,
     MemoryStore,
     NativeError,
     Store,
@@ -357,3 +358,133 @@ def test_other_threads_run_while_a_snapshot_is_written(tmp_path: Path) -> None:
     thread.join()
     assert steps > 3, "the snapshot held everything up"
     assert writer.store.revision == 2_000 + steps
+
+
+def test_digests_tell_where_two_stores_differ(tmp_path: Path) -> None:
+    # Given two stores with the same 3,000 keys, one of them under another prefix
+    here, there = Writer(tmp_path / "here"), Writer(tmp_path / "there")
+    for lot in range(3):
+        numbers = range(lot * 1000, lot * 1000 + 1000)
+        here.apply(*(Put(b"/data/%04d" % number, b"%d" % number) for number in numbers))
+        there.apply(*(Put(b"/data/copy/%04d" % number, b"%d" % number) for number in numbers))
+
+    def pieces(rows: int, start: bytes = b"", end: bytes = b"9") -> tuple[list[tuple[bytes, bytes]], ...]:
+        sides = ((here, b"/data/"), (there, b"/data/copy/"))
+        found = []
+        for writer, prefix in sides:
+            told, cursor = writer.store.digests(
+                prefix + start, prefix + end, strip=len(prefix), content_only=True, rows=rows
+            )
+            assert cursor == b""
+            found.append([(last.removeprefix(prefix), digest) for last, digest, *_ in told])
+        return tuple(found)
+
+    one, other = pieces(64)
+    assert one == other
+    assert len(one) > 10
+    # When one differs
+    there.apply(Put(b"/data/copy/1234", b"changed"))
+    # Then so does one piece, and within it a smaller one
+    one, other = pieces(64)
+    differing = [number for number, (left, right) in enumerate(zip(one, other, strict=True)) if left != right]
+    (number,) = differing
+    bounds = (one[number - 1][0] + b"\0", one[number][0] + b"\0")
+    assert bounds[0] <= b"1234" < bounds[1]
+    one, other = pieces(1, *bounds)
+    assert [left[0] for left, right in zip(one, other, strict=True) if left != right] == [b"1234"]
+
+
+def test_digests_of_an_older_revision_are_what_they_were(tmp_path: Path) -> None:
+    # Given keys, half of which are then changed, deleted, or added
+    writer = Writer(tmp_path)
+    for lot in range(2):
+        writer.apply(*(Put(b"k%05d" % number, b"old") for number in range(lot * 1000, lot * 1000 + 1000)))
+    revision, then = writer.store.revision, writer.store.digests(b"k", b"l", rows=32)
+    writer.apply(*(Put(b"k%05d" % number, b"new") for number in range(0, 900, 2)))
+    writer.apply(*(Delete(b"k%05d" % number) for number in range(900, 1_900)))
+    writer.apply(*(Put(b"k%05d/" % number, b"new") for number in range(0, 2_000, 3)))
+    assert writer.store.digests(b"k", b"l", rows=32) != then
+    # Then they are the same at the revision from before, also bit by bit
+    assert writer.store.digests(b"k", b"l", rows=32, revision=revision) == then
+    found, cursor = writer.store.digests(b"k", b"l", rows=32, revision=revision, max_rows=7)
+    while cursor:
+        more, cursor = writer.store.digests(b"k", b"l", cursor=cursor, rows=32, revision=revision, max_rows=7)
+        found += more
+    assert found == then[0]
+    # And they are refused of one that is gone, or still to come
+    writer.apply(Compact(writer.store.revision))
+    with pytest.raises(CompactedError):
+        writer.store.digests(b"k", b"l", revision=revision)
+    with pytest.raises(FutureRevisionError):
+        writer.store.digests(b"k", b"l", revision=writer.store.revision + 1)
+
+
+def test_what_makes_no_sense_to_compare_is_refused(tmp_path: Path) -> None:
+    for store in (Store(str(tmp_path)), MemoryStore()):
+        with pytest.raises(ValueError, match="a power of two"):
+            store.digests(b"a", b"b", rows=100)
+        with pytest.raises(ValueError, match="no cursor"):
+            store.digests(b"a", b"b", cursor=b"x")
+        assert store.digests(b"a", b"b") == ([], b"")
+        assert store.digests(b"b", b"a") == ([], b"")
+
+
+def test_every_row_is_checked_and_a_damaged_one_named(tmp_path: Path) -> None:
+    # Given a store, in whose file one value is changed
+    writer = Writer(tmp_path)
+    fill(writer, 300)
+    writer.apply(Put(b"marked", b"a value that is found"))
+    rows, size, cursor, damaged = writer.store.check_rows()
+    assert (cursor, damaged) == (b"", [])
+    assert rows >= 2 * 301
+    assert size > 300 * 100
+    data = (tmp_path / "data.mdb").read_bytes()
+    at = data.rindex(b"a value that is found")
+    with (tmp_path / "data.mdb").open("r+b") as file:
+        file.seek(at)
+        file.write(b"b")
+    # When the rows are looked at in bounded steps
+    seen, cursor, wrong = 0, b"", list[str]()
+    while not seen or cursor:
+        looked_at, _, cursor, damaged = writer.store.check_rows(cursor, max_rows=50)
+        assert looked_at <= 50
+        seen += looked_at
+        wrong += damaged
+    # Then it is found, and the rows behind it are looked at
+    assert seen == rows
+    assert len(wrong) == 1
+    assert "fails its checksum" in wrong[0]
+
+
+def test_a_snapshot_file_is_checked_whole(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "store")
+    fill(writer, 50)
+    writer.store.snapshot()
+    path = Path(writer.store.snapshot_path() or "")
+    rows, *_ = writer.store.check_rows()
+    assert Store.check_snapshot_file(str(path)) == rows
+    chance = random.Random(SEED)
+    print(f"replay with JOBS_TEST_SEED={SEED}")
+    damaged = tmp_path / "damaged"
+    for data in damages(path.read_bytes(), chance):
+        damaged.write_bytes(data)
+        with pytest.raises(CorruptError, match="damaged: corrupt at byte"):
+            Store.check_snapshot_file(str(damaged))
+    with pytest.raises(NativeError, match="cannot open"):
+        Store.check_snapshot_file(str(tmp_path / "none"))
+
+
+def test_the_data_file_tells_how_much_of_it_is_empty(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    for lot in range(5):
+        writer.apply(*(Put(b"k%06d" % (lot * 1000 + number), b"x" * 1_000) for number in range(1_000)))
+    size, empty = writer.store.file_bytes()
+    assert size == (tmp_path / "data.mdb").stat().st_size
+    assert 0 <= empty < size / 4
+    writer.apply(Delete(b"k", b"l"))
+    writer.apply(Compact(writer.store.revision))
+    for _ in range(200):
+        writer.apply(Get(b"k"))
+    larger, empty = writer.store.file_bytes()
+    assert larger >= size
+    assert empty > larger / 2

@@ -146,6 +146,15 @@ impl Log {
         self.with(py, |log| log.set_hard_state(term, voted_for))
     }
 
+    #[pyo3(signature = (index, *, max_bytes = 8 << 20))]
+    fn check(&self, py: Python<'_>, index: u64, max_bytes: usize) -> PyResult<(u64, u64)> {
+        match self.with(py, |log| log.check(index, max_bytes))? {
+            None => Ok((index, 0)),
+            // Without the lock: writes need not wait for the disk to be read.
+            Some(check) => py.detach(|| check.run()).map_err(log_error),
+        }
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }

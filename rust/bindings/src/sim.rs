@@ -58,6 +58,13 @@ impl File for AnyFile {
             Self::Sim(file) => file.size(),
         }
     }
+
+    fn forget_cached(&self, offset: u64, bytes: u64) {
+        match self {
+            Self::Real(file) => file.forget_cached(offset, bytes),
+            Self::Sim(file) => file.forget_cached(offset, bytes),
+        }
+    }
 }
 
 impl Disk for AnyDisk {

@@ -8,13 +8,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use jobs_kv::command::REQUEST_ID_BYTES;
 use jobs_kv::read::{self, Event, KeyValue, Page, RangeOptions};
 use jobs_kv::{GENERATION_REQUESTS, KvError, Memory, Meta, Tentative, machine};
-use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader};
+use jobs_store::digest::{self, Cursor, Piece, Pieces};
+use jobs_store::env::Checked;
+use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader, snapshot};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::errors::{memory_error, store_error};
 
+/// Where nothing has been looked at yet.
+const NO_CURSOR: &[u8] = &[];
+
 type PyKeyValue = (Py<PyBytes>, Py<PyBytes>, u64, u64, u64, u64);
+type PyPiece = (Py<PyBytes>, Py<PyBytes>, u64, u64);
 type PyEvent = (u64, Py<PyBytes>, Option<Py<PyBytes>>, u64, u64, u64);
 
 fn bytes(py: Python<'_>, data: &[u8]) -> Py<PyBytes> {
@@ -49,6 +56,37 @@ fn event(py: Python<'_>, event: &Event) -> PyEvent {
             kv.lease,
         ),
     }
+}
+
+fn pieces(py: Python<'_>, (found, cursor): &Pieces) -> (Vec<PyPiece>, Py<PyBytes>) {
+    let piece = |piece: &Piece| {
+        (
+            bytes(py, &piece.last_key),
+            bytes(py, &piece.digest),
+            piece.rows,
+            piece.bytes,
+        )
+    };
+    let cursor = cursor.as_ref().map(Cursor::encode).unwrap_or_default();
+    (found.iter().map(piece).collect(), bytes(py, &cursor))
+}
+
+fn cursor_in(data: &[u8]) -> PyResult<Option<Cursor>> {
+    if data.is_empty() {
+        return Ok(None);
+    }
+    Cursor::decode(data)
+        .map(Some)
+        .ok_or_else(|| PyValueError::new_err("these bytes are no cursor"))
+}
+
+fn check_piece_rows(rows: u64) -> PyResult<()> {
+    if rows.is_power_of_two() {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(format!(
+        "pieces of {rows} rows: a power of two is possible"
+    )))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -209,6 +247,39 @@ impl Store {
         Ok((events.iter().map(|item| event(py, item)).collect(), seen))
     }
 
+    #[pyo3(signature = (start, end, *, cursor = NO_CURSOR, revision = 0, strip = 0, content_only = false, rows = 4096, limit = 1024, max_rows = 200_000))]
+    #[allow(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "Python's keyword arguments"
+    )]
+    fn digests(
+        &self,
+        py: Python<'_>,
+        start: &[u8],
+        end: &[u8],
+        cursor: &[u8],
+        revision: u64,
+        strip: usize,
+        content_only: bool,
+        rows: u64,
+        limit: usize,
+        max_rows: usize,
+    ) -> PyResult<(Vec<PyPiece>, Py<PyBytes>)> {
+        check_piece_rows(rows)?;
+        let options = digest::Options {
+            revision,
+            strip,
+            content_only,
+            rows,
+            limit,
+            max_rows,
+        };
+        let cursor = cursor_in(cursor)?;
+        let found = self.with(py, |store| store.digests((start, end), cursor, &options))?;
+        Ok(pieces(py, &found))
+    }
+
     fn recall(&self, py: Python<'_>, request_id: [u8; REQUEST_ID_BYTES]) -> PyResult<Option<Py<PyBytes>>> {
         let found = self.with(py, |store| store.recall(&request_id))?;
         Ok(found.map(|results| bytes(py, &results)))
@@ -234,6 +305,31 @@ impl Store {
 
     fn used_bytes(&self, py: Python<'_>) -> PyResult<u64> {
         self.with(py, CoreStore::used_bytes)
+    }
+
+    fn file_bytes(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
+        self.with(py, CoreStore::file_bytes)
+    }
+
+    #[pyo3(signature = (cursor = NO_CURSOR, *, max_rows = 50_000))]
+    fn check_rows(
+        &self,
+        py: Python<'_>,
+        cursor: &[u8],
+        max_rows: usize,
+    ) -> PyResult<(u64, u64, Py<PyBytes>, Vec<String>)> {
+        let Checked {
+            rows,
+            bytes: looked_at,
+            cursor,
+            damaged,
+        } = self.with(py, |store| store.check_rows(cursor, max_rows))?;
+        Ok((rows, looked_at, bytes(py, &cursor.unwrap_or_default()), damaged))
+    }
+
+    #[staticmethod]
+    fn check_snapshot_file(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+        py.detach(|| snapshot::check(&path)).map_err(store_error)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -456,6 +552,39 @@ impl MemoryStore {
         let (events, seen) =
             self.read(|backend, meta| read::events(backend, meta, after_revision, &prefixes, limit, max_bytes))?;
         Ok((events.iter().map(|item| event(py, item)).collect(), seen))
+    }
+
+    #[pyo3(signature = (start, end, *, cursor = NO_CURSOR, revision = 0, strip = 0, content_only = false, rows = 4096, limit = 1024, max_rows = 200_000))]
+    #[allow(
+        clippy::too_many_arguments,
+        clippy::fn_params_excessive_bools,
+        reason = "Python's keyword arguments"
+    )]
+    fn digests(
+        &self,
+        py: Python<'_>,
+        start: &[u8],
+        end: &[u8],
+        cursor: &[u8],
+        revision: u64,
+        strip: usize,
+        content_only: bool,
+        rows: u64,
+        limit: usize,
+        max_rows: usize,
+    ) -> PyResult<(Vec<PyPiece>, Py<PyBytes>)> {
+        check_piece_rows(rows)?;
+        let options = digest::Options {
+            revision,
+            strip,
+            content_only,
+            rows,
+            limit,
+            max_rows,
+        };
+        let cursor = cursor_in(cursor)?;
+        let found = self.read(|backend, meta| digest::digests(backend, meta, (start, end), cursor, &options))?;
+        Ok(pieces(py, &found))
     }
 
     fn recall(&self, py: Python<'_>, request_id: [u8; REQUEST_ID_BYTES]) -> PyResult<Option<Py<PyBytes>>> {

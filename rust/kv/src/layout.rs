@@ -24,7 +24,8 @@ use crate::error::KvError;
 pub const FORMAT_VERSION: u8 = 3;
 const WITHOUT_REQUESTS: u8 = 2;
 
-pub(crate) const META: &[u8] = b"m";
+/// Key of the row that says where the machine stands.
+pub const META: &[u8] = b"m";
 pub(crate) const LATEST: u8 = b'k';
 pub(crate) const DELETED: u8 = b'd';
 pub(crate) const EVENTS: u8 = b'e';

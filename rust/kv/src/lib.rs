@@ -21,7 +21,7 @@ pub mod read;
 
 pub use backend::{Backend, Memory, Read, Tentative};
 pub use error::KvError;
-pub use layout::{Kind, Meta, kind_of};
+pub use layout::{Kind, META, Meta, kind_of};
 pub use machine::apply;
 pub use read::{Event, KeyValue, Page, RangeOptions};
 

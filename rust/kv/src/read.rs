@@ -32,6 +32,21 @@ pub struct KeyValue {
     pub lease: u64,
 }
 
+impl KeyValue {
+    /// The same as a row that borrows it.
+    #[must_use]
+    pub fn as_row(&self) -> Row<'_> {
+        Row {
+            key: &self.key,
+            value: &self.value,
+            version: self.version,
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            lease: self.lease,
+        }
+    }
+}
+
 /// A key at a revision, where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row<'a> {
@@ -164,14 +179,18 @@ fn at_revision<B: Read>(backend: &B, key: &[u8], revision: u64) -> Outcome<Optio
             None => Before::Nothing,
         },
     };
-    let mut state = newest;
+    undo(backend, key, newest, revision)
+}
+
+/// Undo changes of a key from a state of it backwards until the one that was in force at `revision`.
+fn undo<B: Read>(backend: &B, key: &[u8], mut state: Before, revision: u64) -> Outcome<Option<KeyValue>, B> {
     loop {
-        let made = match &state {
+        let made = match state {
             Before::Nothing => return Ok(None),
             Before::Deleted(at) if at.revision <= revision => return Ok(None),
-            Before::Deleted(at) => *at,
+            Before::Deleted(at) => at,
             Before::Live(version, _) if version.at.revision > revision => version.at,
-            Before::Live(version, value) => return Ok(Some(key_value(key, *version, value.clone()))),
+            Before::Live(version, value) => return Ok(Some(key_value(key, version, value))),
         };
         state = change_at(backend, made)?.before;
     }
@@ -212,48 +231,127 @@ pub fn range<B: Read>(backend: &B, meta: &Meta, start: &[u8], end: &[u8], option
 }
 
 /// Visit the keys in `[start, end)` in order as they were at a revision (0 for the newest), until the visitor breaks.
-/// Values of the newest revision are not copied.
+/// Values that have not changed since are not copied.
 ///
 /// # Errors
 /// [`KvError::Compacted`], and what the backend says.
 pub fn visit<B: Read>(
     backend: &B,
     meta: &Meta,
-    (start, end): (&[u8], &[u8]),
+    range: (&[u8], &[u8]),
     revision: u64,
     mut each: impl FnMut(Row<'_>) -> ControlFlow<()>,
+) -> Outcome<(), B> {
+    look(backend, meta, range, revision, |_, row| {
+        row.map_or(ControlFlow::Continue(()), &mut each)
+    })
+}
+
+/// As [`visit`], but told also of keys that were not there then: who bounds its work has to count them.
+///
+/// # Errors
+/// [`KvError::Compacted`], and what the backend says.
+pub fn look<B: Read>(
+    backend: &B,
+    meta: &Meta,
+    (start, end): (&[u8], &[u8]),
+    revision: u64,
+    mut each: impl FnMut(&[u8], Option<Row<'_>>) -> ControlFlow<()>,
 ) -> Outcome<(), B> {
     check_revision::<B>(meta, revision)?;
     if revision == 0 || revision >= meta.revision {
         return visit_now(backend, start, end, false, |key, version, value| {
-            each(row(key, version, value))
+            each(key, Some(row(key, version, value)))
         });
     }
     let mut start = start.to_vec();
     loop {
-        let (keys, last) = step(backend, &start, end, false)?;
-        for key in keys {
-            let Some(found) = at_revision(backend, &key, revision)? else {
-                continue;
-            };
-            let row = Row {
-                key: &found.key,
-                value: &found.value,
-                version: found.version,
-                create_revision: found.create_revision,
-                mod_revision: found.mod_revision,
-                lease: found.lease,
-            };
-            if each(row).is_break() {
-                return Ok(());
+        let deleted = deletes(backend, &start, end)?;
+        // Behind the last of them nothing can be told before the next ones are known.
+        let reach = (deleted.len() == STEP_ROWS).then(|| {
+            let mut after = deleted.last().expect("there are some").0.clone();
+            after.push(0);
+            after
+        });
+        let until = reach.as_deref().unwrap_or(end);
+        if look_then(backend, (&start, until), deleted, revision, &mut each)?.is_break() {
+            return Ok(());
+        }
+        match reach {
+            Some(reach) => start = reach,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// The first keys in a range that have been deleted and are still known, and when that was.
+fn deletes<B: Read>(backend: &B, start: &[u8], end: &[u8]) -> Outcome<Vec<(Vec<u8>, Point)>, B> {
+    let mut found = Vec::new();
+    let visit = |key: &[u8], data: &[u8]| {
+        found.push((key[1..].to_vec(), Point::decode::<B::Error>(data)));
+        if found.len() < STEP_ROWS {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    };
+    backend
+        .scan(&deleted_key(start), &deleted_key(end), false, visit)
+        .map_err(KvError::Backend)?;
+    found.into_iter().map(|(key, at)| Ok((key, at?))).collect()
+}
+
+/// Merge the keys that are there now with those that have been `deleted` since, and visit each as it was then.
+fn look_then<B: Read>(
+    backend: &B,
+    (start, end): (&[u8], &[u8]),
+    deleted: Vec<(Vec<u8>, Point)>,
+    revision: u64,
+    each: &mut impl FnMut(&[u8], Option<Row<'_>>) -> ControlFlow<()>,
+) -> Outcome<ControlFlow<()>, B> {
+    let mut deleted = deleted.into_iter().peekable();
+    let mut flow = Ok(ControlFlow::Continue(()));
+    let goes_on = |flow: &Outcome<ControlFlow<()>, B>| matches!(flow, Ok(ControlFlow::Continue(())));
+    visit_now(backend, start, end, false, |key, version, value| {
+        while let Some((gone, at)) = deleted.next_if(|(gone, _)| gone[..] < *key) {
+            flow = look_back(backend, &gone, at, revision, each);
+            if !goes_on(&flow) {
+                return ControlFlow::Break(());
             }
         }
-        let Some(mut key) = last else {
-            return Ok(());
+        flow = if version.at.revision <= revision {
+            Ok(each(key, Some(row(key, version, value))))
+        } else {
+            look_back(backend, key, version.at, revision, each)
         };
-        key.push(0);
-        start = key;
+        if goes_on(&flow) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    for (gone, at) in deleted {
+        if !goes_on(&flow) {
+            break;
+        }
+        flow = look_back(backend, &gone, at, revision, each);
     }
+    flow
+}
+
+/// Visit a key, which the change at `made` has made what it is now, as it was at a revision.
+fn look_back<B: Read>(
+    backend: &B,
+    key: &[u8],
+    made: Point,
+    revision: u64,
+    each: &mut impl FnMut(&[u8], Option<Row<'_>>) -> ControlFlow<()>,
+) -> Outcome<ControlFlow<()>, B> {
+    if made.revision <= revision {
+        return Ok(each(key, None));
+    }
+    let found = undo(backend, key, change_at(backend, made)?.before, revision)?;
+    Ok(each(key, found.as_ref().map(KeyValue::as_row)))
 }
 
 /// Visit the keys in `[start, end)` in order as they are in the newest revision, until the visitor breaks.

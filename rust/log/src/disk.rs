@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 use rustix::io::Errno;
 
 use crate::error::{LogError, Result};
 
 /// One open file. Offsets and lengths are bytes. Errors are whatever the system says.
 #[allow(clippy::missing_errors_doc, reason = "said once for all")]
-pub trait File: Send {
+pub trait File: Send + Sync {
     /// Read exactly `buffer.len()` bytes at `offset`; fails with `UnexpectedEof` past the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Write up to `data.len()` bytes at `offset`; returns how many were written.
@@ -23,6 +24,8 @@ pub trait File: Send {
     fn sync(&self) -> io::Result<()>;
     /// Length of the file.
     fn size(&self) -> io::Result<u64>;
+    /// Let the next read of a part come from the disk, as far as that can be asked for.
+    fn forget_cached(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// A directory of files. Errors are whatever the system says.
@@ -123,6 +126,11 @@ impl File for fs::File {
 
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn forget_cached(&self, offset: u64, bytes: u64) {
+        // It is advice: without it the read is of what is in memory, which is better than none.
+        let _ = fadvise(self, offset, NonZero::new(bytes), Advice::DontNeed);
     }
 }
 

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod check;
 pub mod disk;
 mod error;
 pub mod format;

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use jobs_failpoint::{Point, pass};
 
+use crate::check::Check;
 use crate::disk::{Disk, File};
 use crate::error::{LogError, Result};
 use crate::format::{
@@ -167,7 +169,7 @@ impl<D: Disk> Log<D> {
     /// [`LogError::Io`], after which the log is poisoned: the system may have dropped the data and would report a
     /// second sync as a success.
     pub fn sync(&mut self) -> Result<u64> {
-        self.check()?;
+        self.check_health()?;
         self.flush()?;
         if self.tail().written != self.synced {
             // An entry may be acknowledged only when a power cut can no longer take it.
@@ -188,7 +190,7 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// [`LogError::Corrupt`] when it fails its checksum, [`LogError::Io`], [`LogError::Poisoned`].
     pub fn get(&self, index: u64) -> Result<Option<Entry>> {
-        self.check()?;
+        self.check_health()?;
         self.state
             .index
             .place(index)
@@ -202,7 +204,7 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// As [`Log::get`].
     pub fn entries(&self, index: u64, max_count: usize, max_bytes: usize) -> Result<Vec<Entry>> {
-        self.check()?;
+        self.check_health()?;
         let mut block = Block::new(READ_MANY_BYTES);
         let mut found = Vec::new();
         let mut room = max_bytes;
@@ -220,12 +222,50 @@ impl<D: Disk> Log<D> {
         Ok(found)
     }
 
+    /// The records to verify next: those on the disk from an entry's on, of one segment, about `max_bytes` of them but one
+    /// at least; `None` when there are none. [`Check::run`] verifies them, without the log.
+    ///
+    /// # Errors
+    /// [`LogError::Poisoned`].
+    pub fn check(&self, index: u64, max_bytes: usize) -> Result<Option<Check<D::File>>> {
+        self.check_health()?;
+        let index = index.max(self.first_index());
+        let Some(first) = self.state.index.place(index) else {
+            return Ok(None);
+        };
+        let segment = self.segment(first);
+        let start = first.offset as usize;
+        if start >= segment.written {
+            return Ok(None);
+        }
+        let (mut next, mut end) = (index + 1, segment.written);
+        while let Some(place) = self.state.index.place(next) {
+            let offset = place.offset as usize;
+            if place.segment != first.segment || offset >= segment.written {
+                break;
+            }
+            if offset - start >= max_bytes {
+                end = offset;
+                break;
+            }
+            next += 1;
+        }
+        Ok(Some(Check {
+            file: Arc::clone(&segment.file),
+            path: self.disk.path(&segment.name),
+            seal: segment.seal,
+            start,
+            end,
+            next,
+        }))
+    }
+
     /// Drop `index` and every entry after it, durably. After a crash either all of them are gone or none.
     ///
     /// # Errors
     /// [`LogError::Invalid`] for an index before the first; as [`Log::append`] and [`Log::sync`].
     pub fn truncate_suffix(&mut self, index: u64) -> Result<()> {
-        self.check()?;
+        self.check_health()?;
         if index < self.first_index() {
             let problem = format!(
                 "entry {index} cannot be cut off: the log begins at {}",
@@ -245,7 +285,7 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// As [`Log::append`] and [`Log::sync`].
     pub fn truncate_prefix(&mut self, index: u64) -> Result<()> {
-        self.check()?;
+        self.check_health()?;
         if index == u64::MAX {
             return Err(LogError::Invalid(format!("the log cannot begin at entry {index}")));
         }
@@ -274,7 +314,11 @@ impl<D: Disk> Log<D> {
         self.segments.back().expect("there is a segment")
     }
 
-    fn check(&self) -> Result<()> {
+    fn segment(&self, place: Place) -> &Segment<D::File> {
+        &self.segments[(place.segment - self.segments[0].number) as usize]
+    }
+
+    fn check_health(&self) -> Result<()> {
         self.poisoned
             .as_ref()
             .map_or(Ok(()), |why| Err(LogError::Poisoned(why.clone())))
@@ -294,7 +338,7 @@ impl<D: Disk> Log<D> {
 
     /// See to it that the last segment has room for records of `bytes` bytes, and `margin` more.
     fn reserve(&mut self, bytes: usize, margin: usize) -> Result<()> {
-        self.check()?;
+        self.check_health()?;
         if self.tail().written + self.pending.len() + bytes + margin <= self.tail().capacity {
             return Ok(());
         }
@@ -377,8 +421,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn read(&self, place: Place, block: &mut Block) -> Result<Entry> {
-        let position = (place.segment - self.segments[0].number) as usize;
-        let segment = &self.segments[position];
+        let segment = self.segment(place);
         let offset = place.offset as usize;
         let bytes = if offset >= segment.written {
             &self.pending[offset - segment.written..]

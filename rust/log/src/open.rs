@@ -89,7 +89,7 @@ fn read_run<D: Disk>(disk: &D, run: &[u32], segment_bytes: usize) -> Result<Foun
     }
     let newest = segments.back().expect("a run has segments");
     let path = disk.path(&newest.name);
-    repair(&newest.file, &data, &tail).map_err(LogError::io(format!("repair the end of {}", path.display())))?;
+    repair(&*newest.file, &data, &tail).map_err(LogError::io(format!("repair the end of {}", path.display())))?;
     let recovered = (tail.dirty_end > tail.end).then(|| {
         format!(
             "{}: cut a torn tail of {} bytes at byte {}, after entry {}",

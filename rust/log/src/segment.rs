@@ -1,6 +1,7 @@
 //! One file of the log: created whole, written at its end, read in blocks.
 
 use std::io;
+use std::sync::Arc;
 
 use jobs_failpoint::{Point, pass};
 
@@ -20,7 +21,7 @@ pub(crate) struct Segment<F> {
     pub number: u32,
     pub name: String,
     pub seal: Seal,
-    pub file: F,
+    pub file: Arc<F>,
     pub capacity: usize,
     /// Offset after the last record written (not necessarily durable).
     pub written: usize,
@@ -36,7 +37,7 @@ impl<F: File> Segment<F> {
             number: header.number,
             name: segment_name(header.number),
             seal,
-            file,
+            file: Arc::new(file),
             capacity,
             written,
             zeroed: written,
@@ -93,10 +94,10 @@ impl<F: File> Segment<F> {
                 0
             };
             let to = (from + ahead).min(self.capacity);
-            write_zeros(&self.file, from, to)?;
+            write_zeros(&*self.file, from, to)?;
             self.zeroed = to;
         }
-        write_all(&self.file, records, self.written)?;
+        write_all(&*self.file, records, self.written)?;
         self.written = end;
         Ok(())
     }

@@ -20,6 +20,13 @@ pub const DATA_FILE: &str = "data.mdb";
 /// Readers, in all processes together.
 const MAX_READERS: u32 = 1024;
 
+/// Pages at a data file's beginning that name the others.
+const META_PAGES: u64 = 2;
+/// Bytes of rows that are checked in one go.
+const CHECK_BYTES: u64 = 64 << 20;
+/// Damaged rows that are told of in one go.
+const MAX_DAMAGED: usize = 100;
+
 pub(crate) type Lmdb = Env<WithoutTls>;
 type Table = Database<'static, Bytes, Bytes>;
 
@@ -225,6 +232,59 @@ pub(crate) fn verify(tables: Tables, txn: &RoTxn) -> heed::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a look at some rows has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Rows looked at.
+    pub rows: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Where to go on; `None` at the end.
+    pub cursor: Option<Vec<u8>>,
+    /// What is wrong with those that are not what was written.
+    pub damaged: Vec<String>,
+}
+
+/// Look at the next rows from a cursor on, an empty one for the beginning. A cursor is the number of a table and the key
+/// that was looked at last.
+pub(crate) fn check_rows(tables: Tables, txn: &RoTxn, cursor: &[u8], max_rows: usize) -> heed::Result<Checked> {
+    let (first, mut after) = match cursor.split_first() {
+        Some((&table, key)) => (usize::from(table), Bound::Excluded(key)),
+        None => (0, Bound::Unbounded),
+    };
+    let mut checked = Checked::default();
+    for (number, (table, name)) in (0..).zip(tables.all().into_iter().zip(NAMES)).skip(first) {
+        for row in table.range(txn, &(after, Bound::Unbounded))? {
+            let (key, sealed) = row?;
+            checked.rows += 1;
+            checked.bytes += (key.len() + sealed.len()) as u64;
+            if let Err(error) = unseal(key, sealed) {
+                checked.damaged.push(format!("table {name}: {error}"));
+            }
+            let full = checked.rows >= max_rows as u64 || checked.bytes >= CHECK_BYTES;
+            if full || checked.damaged.len() >= MAX_DAMAGED {
+                checked.cursor = Some([&[number], key].concat());
+                return Ok(checked);
+            }
+        }
+        after = Bound::Unbounded;
+    }
+    Ok(checked)
+}
+
+/// Bytes of the pages in use.
+pub(crate) fn in_use(env: &Lmdb, tables: Tables, txn: &RoTxn<WithoutTls>) -> heed::Result<u64> {
+    let names = env.unnamed_database_stat();
+    let page_bytes = u64::from(names.page_size);
+    let stats = tables.all().map(|table| table.stat(txn));
+    let mut pages = META_PAGES;
+    for stat in stats.into_iter().chain([Ok(names)]) {
+        let stat = stat?;
+        pages += (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
+    }
+    Ok(pages * page_bytes)
 }
 
 fn get(table: Table, txn: &RoTxn, key: &[u8]) -> heed::Result<Option<Vec<u8>>> {

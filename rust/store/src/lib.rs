@@ -10,8 +10,10 @@
 //! - [`snapshot`]: the snapshot file.
 //! - [`store`]: the writer.
 //! - [`reader`]: consistent reads for other processes.
+//! - [`digest`]: by what two sides compare a range.
 //! - [`view`]: one revision, read by several threads of another process.
 
+pub mod digest;
 pub mod env;
 mod error;
 pub mod marker;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
 use jobs_kv::machine::load;
-use jobs_kv::{Backend, Kind, Memory, Meta, kind_of};
+use jobs_kv::{Backend, Kind, META, Memory, Meta, kind_of};
 
 use crate::error::{Result, StoreError};
 
@@ -183,6 +183,23 @@ pub fn read_from(path: &Path, input: impl Read, row: TakeRow<'_>) -> Result<(u64
     Ok((index, term))
 }
 
+/// Read a snapshot file whole, and count its rows.
+///
+/// # Errors
+/// As [`read`], and [`StoreError::Corrupt`] where the machine in it does not stand where the file says.
+pub fn check(path: &Path) -> Result<u64> {
+    let (mut rows, mut position) = (0, Memory::default());
+    let told = read(path, &mut |key, value| {
+        rows += 1;
+        if key == META {
+            let Ok(()) = position.put(key, value);
+        }
+        Ok(())
+    })?;
+    check_position(path, told, &meta_of(path, &position)?)?;
+    Ok(rows)
+}
+
 /// A snapshot of a machine in memory, as bytes.
 ///
 /// # Errors
@@ -214,13 +231,18 @@ pub fn to_memory(data: &[u8], applied: u64) -> Result<(Memory, Meta)> {
         Ok(())
     })?;
     check_ahead(position.0, applied)?;
-    let meta = load(&memory).map_err(|error| StoreError::Corrupt {
+    let meta = meta_of(path, &memory)?;
+    check_position(path, position, &meta)?;
+    Ok((memory, meta))
+}
+
+/// Where the machine in a snapshot stands.
+fn meta_of(path: &Path, memory: &Memory) -> Result<Meta> {
+    load(memory).map_err(|error| StoreError::Corrupt {
         file: path.to_owned(),
         offset: 0,
         problem: error.to_string(),
-    })?;
-    check_position(path, position, &meta)?;
-    Ok((memory, meta))
+    })
 }
 
 /// Refuse a snapshot that would take the state back.

@@ -11,7 +11,8 @@ use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
 use jobs_kv::{GENERATION_REQUESTS, KeyValue, KvError, Meta, Read};
 
-use crate::env::{DATA_FILE, Lmdb, Reading, Tables, Writing, open, unseal, verify};
+use crate::digest::{self, Cursor, Pieces};
+use crate::env::{Checked, DATA_FILE, Lmdb, Reading, Tables, Writing, check_rows, in_use, open, unseal, verify};
 use crate::error::{Result, StoreError, no_room};
 use crate::marker::{self, LastRun, boot_id, replace, sync_directory, sync_file};
 use crate::snapshot;
@@ -288,6 +289,45 @@ impl Store {
         self.reading(|reading, meta| Ok(hash_state(reading, meta)?))
     }
 
+    /// Digests of the pieces of a range; see [`digest::digests`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn digests(&self, range: (&[u8], &[u8]), cursor: Option<Cursor>, options: &digest::Options) -> Result<Pieces> {
+        self.reading(|reading, meta| {
+            if options.revision > meta.revision {
+                return Err(StoreError::NotReached {
+                    asked: options.revision,
+                    reached: meta.revision,
+                });
+            }
+            Ok(digest::digests(reading, meta, range, cursor, options)?)
+        })
+    }
+
+    /// Look at the checksums of the next rows from a cursor on, an empty one for the beginning.
+    ///
+    /// # Errors
+    /// [`StoreError`], also where LMDB cannot find its way.
+    pub fn check_rows(&self, cursor: &[u8], max_rows: usize) -> Result<Checked> {
+        let Open { env, tables } = self.opened()?;
+        let txn = env.read_txn()?;
+        Ok(check_rows(*tables, &txn, cursor, max_rows)?)
+    }
+
+    /// Bytes of the data file, and of those in it that hold nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn file_bytes(&self) -> Result<(u64, u64)> {
+        let Open { env, tables } = self.opened()?;
+        let txn = env.read_txn()?;
+        let used = in_use(env, *tables, &txn)?;
+        drop(txn);
+        let file = env.real_disk_size()?;
+        Ok((file, file.saturating_sub(used)))
+    }
+
     /// Bytes of the pages in use; looked at every few commits.
     ///
     /// # Errors
@@ -297,13 +337,7 @@ impl Store {
         if used.0 >= MEASURE_EVERY {
             let Open { env, tables } = self.opened()?;
             let txn = env.read_txn()?;
-            let mut bytes = 0;
-            for table in tables.all() {
-                let stat = table.stat(&txn)?;
-                let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
-                bytes += pages as u64 * u64::from(stat.page_size);
-            }
-            *used = (0, bytes);
+            *used = (0, in_use(env, *tables, &txn)?);
         }
         Ok(used.1)
     }

@@ -98,6 +98,7 @@ class SimStore:
         self.range = memory.range
         self.count = memory.count
         self.events = memory.events
+        self.digests = memory.digests
         self.leases = memory.leases
         self.state_hash = memory.state_hash
         self.used_bytes = memory.used_bytes
