@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from jobs import keys, retention
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, array_id, task_index
-from jobs.protocol.model import JobState, JobSubmit, Reason, Retry
+from jobs.protocol.model import JobState, JobSubmit, MaintenanceJob, Reason, Retry, tag_of
+from jobs.protocol.model.maintenance import SOLE_KEY
 from jobs.protocol.wire import Outcome
 from jobs.records import DeadLetterRecord, Demand, EndedRecord, JobRecord, RunningRecord, UniqueRecord
 
@@ -62,8 +63,12 @@ Step: TypeAlias = JobRecord | Refusal
 def on_submit(job: JobSubmit, owner: int, now_ms: int, tasks: int = 0) -> JobRecord:
     """Return the first record of a job, or an array of `tasks`, before anything is said of what it depends on."""
     ready_ms = max(now_ms, job.not_before_ms or 0)
+    concurrency_key, concurrency_limit = job.concurrency_key, job.concurrency_limit
+    if isinstance(job, MaintenanceJob):
+        # One of a kind at a time, whoever wants it and whatever else it says.
+        concurrency_key, concurrency_limit = SOLE_KEY + tag_of(job.payload), 1
     return JobRecord(
-        type=type(job).__struct_config__.tag,  # type: ignore[arg-type]
+        type=tag_of(job),
         queue=job.queue,
         priority=job.priority,
         owner=owner,
@@ -78,8 +83,8 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int, tasks: int = 0) -> JobRec
         deadline_ms=job.deadline_ms,
         heartbeat_s=job.heartbeat_s,
         on_failure=job.on_failure,
-        concurrency_key=job.concurrency_key,
-        concurrency_limit=job.concurrency_limit,
+        concurrency_key=concurrency_key,
+        concurrency_limit=concurrency_limit,
         unique_key=None if job.unique_key is None else keys.unique(owner, job.unique_key),
         retention=job.retention,
         ref=job.ref,

@@ -254,6 +254,7 @@ def control_config(config: NodeConfig) -> ControlConfig:
         retention=retention_config(config),
         is_admin=Identities(config.api.admin_group).is_admin,
         blobs=blob_config(config),
+        built_in_schedules=config.maintenance.schedules,
     )
 
 

@@ -27,7 +27,10 @@ class NodeFailed(Exception):
 
 
 class EmbeddedNode:
-    """`jobs-node --embedded DIR` as a child process. With `with`, it is started and stopped."""
+    """`jobs-node --embedded DIR` as a child process. With `with`, it is started and stopped.
+
+    It makes no schedules by itself, unless `env` says JOBS_MAINTENANCE__SCHEDULES=true.
+    """
 
     def __init__(
         self,
@@ -43,8 +46,12 @@ class EmbeddedNode:
         self.directory = directory
         self.socket = directory / "api.sock"
         self.log_file = directory / "node.log"
-        started = json.dumps(list(types))
-        self._env = {**os.environ, "JOBS_LOGGING__FORMAT": "json", "JOBS_WORKERS__EMBEDDED": started, **(env or {})}
+        settings = {
+            "JOBS_LOGGING__FORMAT": "json",
+            "JOBS_WORKERS__EMBEDDED": json.dumps(list(types)),
+            "JOBS_MAINTENANCE__SCHEDULES": "false",
+        }
+        self._env = {**os.environ, **settings, **(env or {})}
         self._workers = len(types)
         self._prefix = prefix
         self._module = module

@@ -44,7 +44,9 @@ from jobs.protocol.model import (
     ShellPayload,
     SqlJob,
     SqlPayload,
+    tag_of,
 )
+from jobs.protocol.model.maintenance import SOLE_KEY
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
 """A job as submitted is one value of the store, less its version byte."""
@@ -90,6 +92,13 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
             f"the output is to be kept for {kept.logs_s:g} s, the job only for {kept.keep_s:g} s",
             field=f"{where}.retention.logs_s",
             expected="no more than keep_s: output goes with its job",
+        )
+    key = job.concurrency_key
+    if key is not None and key.startswith(SOLE_KEY) and not isinstance(job, MaintenanceJob):
+        raise InvalidRequest(
+            f"keys that begin with {SOLE_KEY} are those of jobs of type maintenance",
+            field=f"{where}.concurrency_key",
+            expected="another one",
         )
     if job.deadline_ms is not None and job.not_before_ms is not None and job.deadline_ms <= job.not_before_ms:
         raise InvalidRequest(
@@ -405,7 +414,7 @@ def check_allowed(job: JobSubmit, where: str, *, admin: bool) -> None:
     """Raise Forbidden for what only administrators may have done."""
     if not admin and isinstance(job, MaintenanceJob | ReplicationJob):
         raise Forbidden(
-            f"only administrators may submit jobs of type {job.__struct_config__.tag}",
+            f"only administrators may submit jobs of type {tag_of(job)}",
             field=f"{where}.type",
             expected="a member of the admin group",
         )

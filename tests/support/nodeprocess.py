@@ -23,7 +23,7 @@ class NodeProcess:
         self.socket = directory / "api.sock"
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         places = {"JOBS_NODE__DATA_DIR": str(directory / "data"), "JOBS_NODE__RUN_DIR": str(directory)}
-        self._env = {**kept, **places, **env}
+        self._env = {**kept, **places, "JOBS_MAINTENANCE__SCHEDULES": "false", **env}
         self.process: asyncio.subprocess.Process
 
     async def start(self) -> None:

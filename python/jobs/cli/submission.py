@@ -21,6 +21,7 @@ from jobs.protocol.model import (
     Retry,
     ShellJob,
     SqlJob,
+    tag_of,
 )
 from jobs.validate import MAX_SPEC_BYTES
 
@@ -260,7 +261,7 @@ def command_of(job: JobSubmit) -> str:
     if isinstance(job, ShellJob):
         return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
     about = getattr(job.payload, "hash", None) or getattr(job.payload, "name", None)
-    return f"{job.payload.__struct_config__.tag} {about}" if about else str(job.payload.__struct_config__.tag)
+    return f"{tag_of(job.payload)} {about}" if about else tag_of(job.payload)
 
 
 def _file(path: str) -> bytes | InputFile:

@@ -13,6 +13,7 @@ from jobs.control.arrays import Arrays
 from jobs.control.arrayservice import ArrayOperations
 from jobs.control.assignments import Assignments
 from jobs.control.blobs import BlobConfig, Blobs
+from jobs.control.builtin import BuiltInSchedules
 from jobs.control.cancels import Cancels
 from jobs.control.data import Data
 from jobs.control.deadletters import DeadLetters
@@ -90,6 +91,8 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Whether everything is shown to the queries of an owner."""
     blobs: BlobConfig = BlobConfig()
     moments: MomentsConfig = MomentsConfig()
+    built_in_schedules: bool = False
+    """Make the schedules for maintenance that were never made."""
 
 
 class Control(ReadOperations):
@@ -229,6 +232,8 @@ class Control(ReadOperations):
         self.blobs.start()
         self._mover.start()
         self._tasks.spawn(self._moments.run())
+        if self._config.built_in_schedules:
+            self._tasks.spawn(BuiltInSchedules(self._consensus, self._store, self._schedule_driver).make())
 
     def end(self) -> None:
         """Begin nothing more, and let those who wait for something of this know that it will not come."""

@@ -265,11 +265,6 @@ class _Running(Generic[P, R]):
         self._room.set()
 
 
-def operation_of(payload: Struct) -> str:
-    """Return the name of an operation whose payload is tagged by it."""
-    return str(payload.__struct_config__.tag)
-
-
 def _payload_of(kind: TaskKind[P, R], data: bytes) -> P:
     """Return what is to be done. Raises InvalidRequest for what cannot be: the node's checks are not relied on."""
     if len(data) > MAX_SPEC_BYTES:

@@ -23,6 +23,7 @@ from jobs.protocol.model.base import (
     Ref,
     Stream,
     TimeMs,
+    tag_of,
 )
 from jobs.protocol.model.blobs import (
     HASH_PATTERN,
@@ -460,4 +461,5 @@ __all__ = [
     "WorkerFit",
     "WorkerList",
     "WorkerView",
+    "tag_of",
 ]

@@ -66,5 +66,10 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     """Base of every public type: immutable, keyword-only, closed."""
 
 
+def tag_of(tagged: Struct) -> str:
+    """Return what tells it from the others of its union, such as the type of a job."""
+    return str(tagged.__struct_config__.tag)
+
+
 class Given(Model, frozen=True, omit_defaults=True):
     """Base of what clients give: carried, stored and shown without what they left as it is by default."""

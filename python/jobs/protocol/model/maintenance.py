@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, field
 
@@ -15,6 +15,8 @@ VerifyPart: TypeAlias = Literal["log", "store", "snapshots", "blobs", "replicas"
 FindingStatus: TypeAlias = Literal["ok", "warning", "failing"]
 COMPACT_PARTS: tuple[CompactPart, ...] = ("log", "history", "file")
 CLEANUP_PARTS: tuple[CleanupPart, ...] = ("jobs", "audit", "leases", "arrays", "blobs", "files")
+SOLE_KEY: Final = "jobs:maintenance:"
+"""Concurrency keys that begin so are those of jobs of maintenance, of whose kinds there is one each at a time."""
 VERIFY_PARTS: tuple[VerifyPart, ...] = ("log", "store", "snapshots", "blobs", "replicas")
 
 

@@ -10,11 +10,11 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.config import BlobWorker
-from jobs.protocol.model import BlobPayload, BlobResult, Reason
+from jobs.protocol.model import BlobPayload, BlobResult, Reason, tag_of
 from jobs.validate import check_blob
 from jobs.workers.blob.places import Places
 from jobs.workers.blob.work import Work
-from jobs.workers.task import TaskExecutor, TaskKind, operation_of
+from jobs.workers.task import TaskExecutor, TaskKind
 
 BlobExecutor: TypeAlias = TaskExecutor[BlobPayload, BlobResult]
 
@@ -35,4 +35,4 @@ def blob_executor(config: BlobWorker, node: str, api_socket: Path) -> BlobExecut
 
 def _called(payload: BlobPayload) -> str:
     blob = getattr(payload, "hash", None)
-    return f"{operation_of(payload)}{f' of {blob}' if blob else ''}"
+    return f"{tag_of(payload)}{f' of {blob}' if blob else ''}"

@@ -9,11 +9,11 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.config import NodeConfig
-from jobs.protocol.model import MaintenancePayload, MaintenanceResult, Reason
+from jobs.protocol.model import MaintenancePayload, MaintenanceResult, Reason, tag_of
 from jobs.validate import check_maintenance
 from jobs.workers.maintenance.leftovers import places
 from jobs.workers.maintenance.work import Work
-from jobs.workers.task import TaskExecutor, TaskKind, operation_of
+from jobs.workers.task import TaskExecutor, TaskKind
 
 MaintenanceExecutor: TypeAlias = TaskExecutor[MaintenancePayload, MaintenanceResult]
 
@@ -26,7 +26,7 @@ def maintenance_executor(config: NodeConfig) -> MaintenanceExecutor:
         failure=Reason.MAINTENANCE_ERROR,
         decode=msgspec.json.Decoder(MaintenancePayload).decode,
         check=check_maintenance,
-        called=operation_of,
+        called=tag_of,
         begin=partial(Work, places(config.workers), node),
         put=lambda outcome, result: replace(outcome, maintenance=result),
     )

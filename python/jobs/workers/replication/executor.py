@@ -10,11 +10,18 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.config import ReplicationWorker
-from jobs.protocol.model import Reason, ReplicationPayload, ReplicationResult, ReplicationSync, ReplicationVerify
+from jobs.protocol.model import (
+    Reason,
+    ReplicationPayload,
+    ReplicationResult,
+    ReplicationSync,
+    ReplicationVerify,
+    tag_of,
+)
 from jobs.validate import check_replication
 from jobs.workers.blob.places import Places
 from jobs.workers.replication.work import Work, is_endless
-from jobs.workers.task import TaskExecutor, TaskKind, operation_of
+from jobs.workers.task import TaskExecutor, TaskKind
 
 ReplicationExecutor: TypeAlias = TaskExecutor[ReplicationPayload, ReplicationResult]
 
@@ -41,4 +48,4 @@ def _called(payload: ReplicationPayload) -> str:
         case ReplicationVerify():
             return "verify"
         case _:
-            return f"{operation_of(payload)} of {payload.directory or payload.tag}"
+            return f"{tag_of(payload)} of {payload.directory or payload.tag}"
