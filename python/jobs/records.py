@@ -569,7 +569,7 @@ class CursorRecord(Struct, frozen=True, kw_only=True, array_like=True):
     target_prefix: str
     is_tags: bool
     upstream: tuple[str, ...] = ()
-    """Ids of the clusters from which what comes here may have come there, the source's own included."""
+    """Origins (see `replication.origins`) of what comes here, the source itself included."""
     position: int = 0
     """Revision of the source up to which everything is here; 0 before the first comparison has ended."""
     comparing: int = 0
@@ -587,6 +587,9 @@ class CursorRecord(Struct, frozen=True, kw_only=True, array_like=True):
     agreed: int = 0
     """`began` of the last comparison that came to its end: a row that is older is what the source had at the position,
     though history may not go back to who wrote it."""
+    alone_since: int = 0
+    """Since this revision of the target nobody else has changed anything in its range, up to `looked_up_to`."""
+    looked_up_to: int = 0
 
 
 class ConflictRecord(Struct, frozen=True, kw_only=True, array_like=True):

@@ -2,9 +2,9 @@
 
 Pure: reads a store and writes nothing. The transaction holds only while the rows that were looked at are as they were.
 
-A row is the sync's own if it was changed last together with the cursor, if it has the value that the source had at the
-position, or if it is older than the last comparison. Everything else that a change meets was put there, or deleted, by
-somebody else: a conflict.
+A row is the sync's own if it was changed last together with the cursor, or since others last changed anything there; if
+it has the value that the source had at the position; or if it is older than the last comparison. Everything else that a
+change meets was put there, or deleted, by somebody else: a conflict.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from jobs.errors import Forbidden, InvalidRequest, ReplicationConflict, Revision
 from jobs.protocol.model import ConflictPolicy
 from jobs.records import ConflictRecord, CursorRecord
 from jobs.replication.messages import ABSENT, MAX_CONFLICTS, UNKNOWN, Applied, Batch, Change, digest_of
-from jobs.store import EQ, MAX_KEY_BYTES, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn
+from jobs.store import EQ, MAX_KEY_BYTES, MAX_TXN_OPS, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn
 
 SAME_TIME_MS: Final = 10_000
 """Times of revisions are known to about this: within it neither side is the newer."""
 TRIMMED_AT_ONCE: Final = 1_000
+LOOKS: Final = 8
+"""At pages of the target's history, for what others have changed there since the last batch."""
 
 TimeOf: TypeAlias = Callable[[int], int]
 """When the store was at a revision, in ms; 0 where that is not known."""
@@ -73,7 +75,7 @@ class _Planner:
         self._compares: list[Compare] = [ModRevisionIs(self._cursor_key, EQ, batch.expected)]
         self._ops: list[Op] = []
         self._conflicts: list[ConflictRecord] = []
-        self._agreed = 0
+        self._agreed = self._alone_since = 0
         self._put = self._deleted = self._bytes = 0
 
     def plan(self) -> Plan:
@@ -83,7 +85,9 @@ class _Planner:
             raise moved(batch, found)
         if not self._prefix.startswith(keys.DATA):
             raise Forbidden(f"{batch.cursor.target_prefix!r} is the system's", expected="a prefix below /data/")
-        self._agreed = 0 if former is None else former.agreed
+        same = former if former is not None and _range_of(former) == _range_of(batch.cursor) else None
+        self._agreed = 0 if same is None else same.agreed
+        self._alone_since = self._find_alone_since(same)
         for at, change in enumerate(batch.changes):
             if not self._take(change):
                 if batch.policy == "fail":
@@ -91,13 +95,13 @@ class _Planner:
                 return Plan(txn=None, applied=Applied(0, fit=at))
         if batch.policy == "fail" and self._conflicts:
             return self._refused(former or structs.replace(batch.cursor, position=0, comparing=0, after=b""))
-        cursor = self._next(former)
+        cursor = self._next(same, 0 if former is None else former.conflicts)
         self._record(cursor.conflicts, self._conflicts)
         self._ops.append(Put(self._cursor_key, records.encode(cursor)))
         applied = Applied(0, put=self._put, deleted=self._deleted, conflicts=len(self._conflicts))
         return Plan(txn=Txn(tuple(self._compares), tuple(self._ops)), applied=applied, size_bytes=self._bytes)
 
-    def _next(self, former: CursorRecord | None) -> CursorRecord:
+    def _next(self, former: CursorRecord | None, recorded: int) -> CursorRecord:
         """Return the cursor as the batch wants it, with what the target knows better."""
         wanted = self._batch.cursor
         began = 0 if former is None else former.began
@@ -109,8 +113,31 @@ class _Planner:
         agreed = 0 if prevailed else self._agreed
         if not wanted.comparing and former is not None and former.comparing:
             began, agreed = 0, began
-        recorded = (0 if former is None else former.conflicts) + len(self._conflicts)
-        return structs.replace(wanted, conflicts=recorded, began=began, agreed=agreed)
+        return structs.replace(
+            wanted,
+            conflicts=recorded + len(self._conflicts),
+            began=began,
+            agreed=agreed,
+            alone_since=self._alone_since,
+            looked_up_to=self._store.revision,
+        )
+
+    def _find_alone_since(self, former: CursorRecord | None) -> int:
+        """Return since when nobody else has changed anything in the target's range; now, where that is not known."""
+        newest, expected = self._store.revision, self._batch.expected
+        if former is None:
+            return newest
+        seen = expected if expected == former.looked_up_to + 1 else former.looked_up_to
+        try:
+            for _ in range(LOOKS):
+                if seen >= newest:
+                    return former.alone_since
+                events, seen = self._store.events(seen, [self._prefix], limit=MAX_TXN_OPS)
+                if any(event[0] != expected for event in events):
+                    break
+        except CompactedError:
+            pass
+        return newest
 
     def _refused(self, former: CursorRecord) -> Plan:
         """Nothing is changed; what was met is recorded, unless it is what the last try met."""
@@ -201,7 +228,7 @@ class _Planner:
             return change.base in (UNKNOWN, ABSENT)
         modified = row[4]
         if modified not in self._own:
-            is_known = modified == self._batch.expected or modified <= self._agreed
+            is_known = self._alone_since < modified <= self._batch.expected or modified <= self._agreed
             self._own[modified] = is_known or self._moved_at(modified)
         return self._own[modified] or (len(change.base) > 1 and change.base == digest_of(row[1]))
 
@@ -233,6 +260,10 @@ class _Planner:
             else:
                 there = middle
         return gone
+
+
+def _range_of(cursor: CursorRecord) -> tuple[str, str, str]:
+    return cursor.source, cursor.prefix, cursor.target_prefix
 
 
 def _winner(

@@ -107,6 +107,8 @@ class Row(Message, frozen=True):
     value: _Value
     create_revision: _Count
     mod_revision: _Count
+    at_ms: _Count = 0
+    """When it was last changed, to about ten seconds; 0 where it is not known."""
 
 
 class Rows(Message, frozen=True):

@@ -49,15 +49,13 @@ class Side(Protocol):
 
     async def cursor(self, origin: str, name: str) -> m.Positioned | None: ...
 
-    async def upstream(self, prefix: bytes | None, tags: str | None) -> frozenset[str]:
-        """Ids of the clusters from which syncs bring here what overlaps this: the sources of cursors, and theirs."""
+    async def upstream(self, place: str) -> frozenset[str]:
+        """Origins (see `origins`) from which syncs bring here what overlaps a place: a prefix of keys, or "tags:" and
+        one of tags."""
 
     async def apply(self, batch: m.Batch) -> m.Applied:
         """Raises RevisionConflict where the cursor is not as expected, ReplicationConflict with the policy `fail`,
         StorageFull."""
-
-    async def forget(self, origin: str, name: str, expected: int) -> None:
-        """Take the cursor away, so that a sync begins anew. Raises RevisionConflict as `apply`."""
 
     # --- tags and blobs -----------------------------------------------------------------------------------------------
 

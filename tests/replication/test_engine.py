@@ -1,0 +1,189 @@
+"""Syncs of keys between two stores: what is at the target in the end, and what it took."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from jobs import records
+from jobs.errors import OperationUnderWay, ReplicationConflict, ReplicationLoop
+from jobs.protocol.model import Throttle
+from jobs.records import CursorRecord
+from jobs.store import Put
+from tests.support.loop import on_loop
+from tests.support.sides import FakeClock, MemoryCluster, sync, work
+
+
+def filled(cluster: str, count: int, prefix: str = "/data/a/", padding: int = 0) -> MemoryCluster:
+    made = MemoryCluster(cluster)
+    for number in range(count):
+        made.put(f"{prefix}{number:06d}", b"value %d" % number + b" " * padding)
+    return made
+
+
+@on_loop
+async def test_an_empty_target_gets_everything_below_the_prefix_and_nothing_else() -> None:
+    source, target = filled("one", 2_500), MemoryCluster("two")
+    source.put("/data/b/other", b"x")
+    source.put("/data/a/", b"the prefix itself")
+    done = await sync(source.side, target.side, work(target_prefix="/data/copy/")).run()
+    assert target.data("/data/copy/") == source.data("/data/a/")
+    assert target.data("/data/") == {b"copy/" + key: value for key, value in source.data("/data/a/").items()}
+    assert (done.rows, done.deleted, done.conflicts, done.snapshots) == (2_501, 0, 0, 1)
+    assert done.position == source.store.revision
+
+
+@on_loop
+async def test_an_empty_source_is_no_error() -> None:
+    source, target = MemoryCluster("one"), MemoryCluster("two")
+    source.put("/data/b/other", b"x")
+    assert (await sync(source.side, target.side, work()).run()).rows == 0
+
+
+@on_loop
+async def test_a_second_run_follows_the_changes_only() -> None:
+    source, target = filled("one", 3_000), MemoryCluster("two")
+    first = await sync(source.side, target.side, work()).run()
+    source.put("/data/a/000001", b"new")
+    source.put("/data/a/000001", b"newer")
+    source.delete("/data/a/000002")
+    second = await sync(source.side, target.side, work(holder="job/2")).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+    assert (second.rows, second.deleted, second.conflicts, second.snapshots) == (1, 1, 0, 0)
+    assert second.bytes < first.bytes / 100
+
+
+@on_loop
+async def test_what_history_no_longer_tells_is_found_by_digests_that_cost_little() -> None:
+    source, target = filled("one", 20_000, padding=100), MemoryCluster("two")
+    first = await sync(source.side, target.side, work()).run()
+    for number in range(0, 20_000, 2_000):
+        source.put(f"/data/a/{number:06d}", b"new")
+    source.delete("/data/a/000001")
+    source.compact()
+    second = await sync(source.side, target.side, work(holder="job/2")).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+    assert (second.rows, second.deleted, second.conflicts, second.snapshots) == (10, 1, 0, 1)
+    assert second.bytes < first.bytes / 20
+
+
+@on_loop
+async def test_keys_that_others_changed_at_the_target_are_conflicts_and_the_source_prevails() -> None:
+    source, target = filled("one", 100), MemoryCluster("two")
+    target.put("/data/a/000007", b"before the first comparison")
+    target.put("/data/a/only here", b"too")
+    target.put("/data/a/000008", b"value 8")
+    first = await sync(source.side, target.side, work()).run()
+    assert first.conflicts == 2
+    changed = target.put("/data/a/000001", b"theirs")
+    target.delete("/data/a/000002")
+    source.put("/data/a/000001", b"ours")
+    source.put("/data/a/000002", b"ours")
+    source.put("/data/a/000003", b"ours")
+    await sync(source.side, target.side, work(holder="job/2")).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+    found = [(one.key[8:], one.winner, one.deleted) for one in target.conflicts("origin", "s")]
+    assert found == [
+        (b"000007", "source", ""),
+        (b"only here", "source", "source"),
+        (b"000001", "source", ""),
+        (b"000002", "source", "target"),
+    ]
+    assert target.conflicts("origin", "s")[2].target_revision == changed
+
+
+@on_loop
+async def test_more_conflicts_than_a_batch_can_record_are_all_recorded() -> None:
+    source, target = filled("one", 1_000), MemoryCluster("two")
+    for number in range(500):
+        target.put(f"/data/a/{number:06d}", b"theirs")
+    done = await sync(source.side, target.side, work()).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+    assert done.conflicts == len(target.conflicts("origin", "s")) == 500
+    assert len({one.key for one in target.conflicts("origin", "s")}) == 500
+
+
+@on_loop
+async def test_no_more_conflicts_are_kept_than_configured() -> None:
+    source, target = filled("one", 300), MemoryCluster("two", max_conflicts=120)
+    for number in range(300):
+        target.put(f"/data/a/{number:06d}", b"theirs")
+    done = await sync(source.side, target.side, work()).run()
+    assert done.conflicts == 300
+    kept = target.conflicts("origin", "s")
+    assert [one.key for one in kept] == [b"/data/a/%06d" % number for number in range(180, 300)]
+
+
+@on_loop
+async def test_with_the_policy_fail_nothing_is_changed_and_the_conflict_recorded_once() -> None:
+    source, target = filled("one", 10), MemoryCluster("two")
+    await sync(source.side, target.side, work()).run()
+    target.put("/data/a/000005", b"theirs")
+    source.put("/data/a/000004", b"ours")
+    source.put("/data/a/000005", b"ours")
+    before = target.data("/data/a/")
+    for attempt in range(3):
+        with pytest.raises(ReplicationConflict, match="000005"):
+            await sync(source.side, target.side, work(holder=f"job/{attempt}", policy="fail")).run()
+    assert target.data("/data/a/") == before
+    assert [(one.key, one.winner) for one in target.conflicts("origin", "s")] == [(b"/data/a/000005", "none")]
+
+
+@on_loop
+async def test_the_sync_s_own_changes_are_no_conflicts_after_both_sides_forgot_their_history() -> None:
+    source, target = filled("one", 2_000), MemoryCluster("two")
+    await sync(source.side, target.side, work()).run()
+    for number in range(0, 2_000, 10):
+        source.put(f"/data/a/{number:06d}", b"new")
+    source.compact()
+    target.compact()
+    done = await sync(source.side, target.side, work(policy="fail", holder="job/2")).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+    assert (done.rows, done.conflicts, done.snapshots) == (200, 0, 1)
+
+
+@on_loop
+async def test_a_run_that_another_one_has_taken_over_from_stops() -> None:
+    source, target = filled("one", 3_000), MemoryCluster("two")
+    took_over = False
+
+    def meddle() -> None:
+        nonlocal took_over
+        if not took_over and len(target.data("/data/a/")) > 0:
+            took_over = True
+            other = target.store.get(b"/replication/cursors/origin/s")
+            assert other is not None
+            record = structs.replace(records.decode(CursorRecord, other[1]), holder="other/1")
+            target.write(Put(other[0], records.encode(record)))
+
+    target.before_propose = meddle
+    with pytest.raises(OperationUnderWay, match="other/1"):
+        await sync(source.side, target.side, work()).run()
+    assert len(target.data("/data/a/")) < 3_000
+    await sync(source.side, target.side, work(holder="job/2")).run()
+    assert target.data("/data/a/") == source.data("/data/a/")
+
+
+@on_loop
+async def test_a_circle_is_refused_before_anything_is_written() -> None:
+    one, two, three = filled("one", 10), MemoryCluster("two"), MemoryCluster("three")
+    await sync(one.side, two.side, work("first")).run()
+    await sync(two.side, three.side, work("second")).run()
+    revision = one.store.revision
+    for source in (two, three):
+        with pytest.raises(ReplicationLoop):
+            await sync(source.side, one.side, work("back")).run()
+    assert one.store.revision == revision
+    await sync(three.side, one.side, work("aside", target_prefix="/data/z/")).run()
+    assert one.data("/data/z/") == one.data("/data/a/")
+    with pytest.raises(ReplicationLoop):
+        await sync(one.side, one.side, work("within", prefix="/data/z/", target_prefix="/data/a/")).run()
+
+
+@on_loop
+async def test_a_throttle_is_kept_to() -> None:
+    source, target, clock = filled("one", 5_000), MemoryCluster("two"), FakeClock(step_s=0.0)
+    began_s = clock.at_s
+    done = await sync(source.side, target.side, work(), clock, Throttle(operations_per_s=1_000)).run()
+    assert done.rows == 5_000
+    assert 3.9 < clock.at_s - began_s < 5.1
