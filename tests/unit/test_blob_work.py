@@ -1,4 +1,4 @@
-"""A worker's way to its node with every break that a connection can have: a scripted node over a real socket."""
+"""A worker's way to its node with every break that a connection can have."""
 
 from __future__ import annotations
 
@@ -19,101 +19,18 @@ from jobs.protocol.model import (
     BlobExport,
     BlobGc,
     BlobResult,
-    OperationFailed,
     OperationLine,
-    Problem,
 )
 from jobs.workers import perform, transfers
 from jobs.workers.blob.places import Places
 from jobs.workers.blob.work import Work
-from jobs.workers.nodeapi import NodeApi
+from tests.support.scriptednode import Report, ScriptedNode, cut, failed, hangs_up, problem, says, tells
 
 HASH = "ab" * 32
 JOB = JobId("01890a5d-ac96-774b-bcce-b302099a8057")
 DONE = BlobDone(result=BlobResult(operation="gc", hash=None, bytes=1, blobs=1, peers=[], seconds=0.5))
 ADDED = BlobAdded(hash=HASH, size_bytes=3, kind="raw", created=True, nodes=["n1"], tag=None)
 _encode = msgspec.json.Encoder().encode
-
-Answering = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Report:
-    """What an operation has told."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.dropped = 0
-
-    def progress(self, done: int, total: int, message: str = "") -> None:
-        pass
-
-    async def write(self, data: bytes) -> None:
-        self.data += data
-
-    def drop(self, size_bytes: int) -> None:
-        self.dropped += size_bytes
-
-
-class Node:
-    """Answers each connection as the next of these says, and the last of them all further ones."""
-
-    def __init__(self, socket: Path, *answers: Answering) -> None:
-        self._socket = socket
-        self._answers = list(answers)
-        self.heads: list[bytes] = []
-        self.api = NodeApi(socket, 1001, admin=False)
-
-    async def __aenter__(self) -> Node:
-        self._server = await asyncio.start_unix_server(self._serve, str(self._socket))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        self.heads.append(head)
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        try:
-            await answer(head, reader, writer)
-        finally:
-            writer.close()
-
-
-def says(status: int, body: bytes, *, length: int | None = None, headers: str = "") -> Answering:
-    """Answer at once, with a body that may be shorter than is said; then hang up."""
-
-    async def answer(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        size = len(body) if length is None else length
-        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body)
-        await writer.drain()
-
-    return answer
-
-
-def tells(*events: msgspec.Struct | bytes) -> Answering:
-    """Tell of an operation on lines; then hang up."""
-    body = b"".join(event if isinstance(event, bytes) else _encode(event) + b"\n" for event in events)
-    return says(200, body)
-
-
-async def hangs_up(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    return
-
-
-async def cut(head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Tell something, and hang up without the mark of the end."""
-    text = _encode(OperationLine(text="1")) + b"\n"
-    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(text), text))
-    await writer.drain()
-
-
-def problem(code: str, status: int) -> Problem:
-    return Problem(type="", title="", status=status, code=code, detail=f"it is {code}")
-
-
-def failed(code: str) -> OperationFailed:
-    return OperationFailed(problem=problem(code, 503))
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -134,7 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers.Persistence, "may_help", no_pause)
 
 
-def made(node: Node, directory: Path) -> tuple[Work, Report]:
+def made(node: ScriptedNode, directory: Path) -> tuple[Work, Report]:
     report = Report()
     return Work(Places([directory]), node.api, report, JOB), report
 
@@ -144,7 +61,7 @@ def test_what_an_operation_says_is_told_once_however_often_it_was_broken_off(tmp
 
     async def scenario() -> None:
         stopped = tells(OperationLine(text="1"), failed("unavailable"))
-        async with Node(tmp_path / "s", hangs_up, cut, stopped, whole) as node:
+        async with ScriptedNode(tmp_path / "s", hangs_up, cut, stopped, whole) as node:
             task, report = made(node, tmp_path)
             assert await task.carry_out(BlobGc()) == DONE.result
             assert report.data == b"1\n2\n"
@@ -156,7 +73,7 @@ def test_what_an_operation_says_is_told_once_however_often_it_was_broken_off(tmp
 
 def test_an_operation_that_is_broken_off_again_and_again_is_given_up(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Node(tmp_path / "s", tells(OperationLine(text="1"), failed("unavailable"))) as node:
+        async with ScriptedNode(tmp_path / "s", tells(OperationLine(text="1"), failed("unavailable"))) as node:
             task, report = made(node, tmp_path)
             with pytest.raises(Unavailable):
                 await task.carry_out(BlobGc())
@@ -171,7 +88,7 @@ def test_an_endless_operation_outlives_any_number_of_nodes(tmp_path: Path, monke
     broken = [tells(OperationLine(text="1"), failed("unavailable")) for _ in range(count)]
 
     async def asked(*, endless: bool) -> int:
-        async with Node(tmp_path / "s", *broken, tells(DONE)) as node:
+        async with ScriptedNode(tmp_path / "s", *broken, tells(DONE)) as node:
             with suppress(Unavailable):
                 await perform.perform(node.api, "/v1/blobs:perform", JOB, BlobGc(), BlobDone, Report(), endless=endless)
             return len(node.heads)
@@ -198,7 +115,7 @@ def test_what_does_not_pass_ends_an_operation_at_once(
     tmp_path: Path, events: tuple[msgspec.Struct | bytes, ...], error: type[Exception]
 ) -> None:
     async def scenario() -> None:
-        async with Node(tmp_path / "s", tells(*events)) as node:
+        async with ScriptedNode(tmp_path / "s", tells(*events)) as node:
             with pytest.raises(error):
                 await made(node, tmp_path)[0].carry_out(BlobGc())
             assert len(node.heads) == 1
@@ -210,7 +127,7 @@ def test_more_than_an_operation_may_say_is_counted(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(perform, "MAX_LINES_BYTES", 8)
 
     async def scenario() -> None:
-        async with Node(tmp_path / "s", tells(*(OperationLine(text="abc") for _ in range(5)), DONE)) as node:
+        async with ScriptedNode(tmp_path / "s", tells(*(OperationLine(text="abc") for _ in range(5)), DONE)) as node:
             task, report = made(node, tmp_path)
             await task.carry_out(BlobGc())
             assert (report.data, report.dropped) == (b"abc\nabc\n", 12)
@@ -232,7 +149,7 @@ def test_a_download_goes_on_where_it_was(tmp_path: Path) -> None:
             says(206, b"456", length=6, headers="Content-Range: bytes 4-9/10\r\n"),
             says(206, b"789", headers="Content-Range: bytes 7-9/10\r\n"),
         )
-        async with Node(tmp_path / "s", *answers) as node:
+        async with ScriptedNode(tmp_path / "s", *answers) as node:
             task, _ = made(node, tmp_path)
             result = await task.carry_out(BlobExport(hash=HASH, file=f"{tmp_path}/out"))
             assert result.bytes == 10
@@ -254,7 +171,7 @@ def test_an_upload_is_told_why_it_is_refused_before_it_is_all_sent(tmp_path: Pat
 
     async def scenario() -> None:
         refused = says(413, _encode(problem("payload_too_large", 413)))
-        async with Node(tmp_path / "s", refused) as node:
+        async with ScriptedNode(tmp_path / "s", refused) as node:
             with pytest.raises(PayloadTooLarge, match="it is payload_too_large"):
                 await node.api.upload("/v1/blobs", BlobAdded, {}, endless())
         before = sent
@@ -278,7 +195,7 @@ def test_an_upload_whose_content_cannot_be_read_is_broken_off(tmp_path: Path) ->
         received.append(await reader.read())
 
     async def scenario() -> None:
-        async with Node(tmp_path / "s", takes_all) as node:
+        async with ScriptedNode(tmp_path / "s", takes_all) as node:
             with pytest.raises(Unreadable):
                 await node.api.upload("/v1/blobs", BlobAdded, {}, breaks())
             while not received:
@@ -298,7 +215,7 @@ def test_an_upload_is_sent_whole_and_in_chunks(tmp_path: Path) -> None:
         await says(201, _encode(ADDED))(head, reader, writer)
 
     async def scenario() -> None:
-        async with Node(tmp_path / "s", takes) as node:
+        async with ScriptedNode(tmp_path / "s", takes) as node:
             assert await node.api.upload("/v1/blobs", BlobAdded, {"tag": "a/b", "replicas": None}, content()) == ADDED
             assert node.heads[0].startswith(b"POST /v1/blobs?tag=a%2Fb HTTP/1.1\r\n")
 
