@@ -25,10 +25,12 @@ from jobs.blobs.host import BlobHost
 from jobs.blobs.output import HostedOutput
 from jobs.blobs.part import BlobPart
 from jobs.cluster import Cluster, ClusterConfig, ClusterFileError
+from jobs.cluster.peers import MAX_FOREIGN
 from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import ControlConfig, Site
 from jobs.control.blobs import BlobConfig
+from jobs.control.replication import ReplicationConfig
 from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.errors import Unavailable
@@ -37,6 +39,8 @@ from jobs.notify import VARIABLES, Notifier
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
 from jobs.recover import recover
+from jobs.replication.answers import Answers
+from jobs.replication.part import ReplicationPart
 from jobs.retention import Limits
 from jobs.service import BlobOperations
 from jobs.sockets import SocketError
@@ -71,6 +75,7 @@ class Node:
         self.blobs: BlobStore | None = None
         self.blob_part: BlobPart | None = None
         """There once the node is alone or in a cluster."""
+        self.replication_part: ReplicationPart | None = None
         self._output = HostedOutput()
         self.failed = asyncio.Event()
 
@@ -116,7 +121,9 @@ class Node:
             cluster.id, log, store, consensus_config(config), network=cluster.peers, alone=cluster.is_founder
         )
         consensus.on_failure = lambda error: self.failed.set()
-        self.site = site = Site(config.node.id, consensus, store, self._output, control_config(config))
+        answers = Answers()
+        settings = control_config(config, cluster.cluster_id, answers)
+        self.site = site = Site(config.node.id, consensus, store, self._output, settings)
         site.on_failure = lambda error: self.failed.set()
         cluster.attach(consensus, store)
         await consensus.start()
@@ -139,6 +146,7 @@ class Node:
             grace_s=config.blobs.grace_s,
         )
         self._output.give(self.blob_part.host)
+        self.replication_part = ReplicationPart(site, consensus, cluster.peers, passage.reach, answers)
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
@@ -242,7 +250,7 @@ def consensus_config(config: NodeConfig) -> ConsensusConfig:
     )
 
 
-def control_config(config: NodeConfig) -> ControlConfig:
+def control_config(config: NodeConfig, cluster: str, answers: Answers) -> ControlConfig:
     return ControlConfig(
         max_pending=config.queue.max_pending,
         worker_lease_s=config.workers.lease_s,
@@ -255,6 +263,14 @@ def control_config(config: NodeConfig) -> ControlConfig:
         is_admin=Identities(config.api.admin_group).is_admin,
         blobs=blob_config(config),
         built_in_schedules=config.maintenance.schedules,
+        replication=ReplicationConfig(
+            cluster=cluster,
+            max_links=config.replication.max_links,
+            max_peers=MAX_FOREIGN,
+            max_syncs=config.replication.max_syncs,
+            max_conflicts=config.replication.max_conflicts,
+            reached=answers.is_recent,
+        ),
     )
 
 

@@ -36,6 +36,7 @@ from jobs.protocol.model import (
     DeadLetterSelection,
     Explanation,
     Health,
+    Invitation,
     JobDetail,
     JobEvent,
     JobGraph,
@@ -326,6 +327,9 @@ class ReplicationOperations(Protocol):
 class ReplicationService(Protocol):
     """Links to other clusters, and how far syncs are; admins only."""
 
+    async def invitation(self, caller: Caller) -> Invitation:
+        """Say what another cluster needs to make a link to this one. Raises MembershipConflict for a node alone."""
+
     async def links(self, caller: Caller) -> LinkList: ...
 
     async def set_link(self, caller: Caller, name: str, wanted: LinkSet) -> LinkView:
@@ -450,6 +454,9 @@ class Service(Reads, Protocol):
 
     @property
     def blobs(self) -> BlobService: ...
+
+    @property
+    def replication(self) -> ReplicationService: ...
 
 
 class ClusterService(Protocol):

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from jobs import keys, records
 from jobs._native import MemoryStore
-from jobs.control.moments import Moments, MomentsConfig, Times, revision_at, time_of_revision
+from jobs.control.moments import Moments, MomentsConfig, revision_at, time_of_revision
 from jobs.protocol.model import Content, KvPut
 from jobs.records import MomentRecord
+from jobs.replication.times import KnownTimes
 from jobs.store import Put, Store, Txn, encode_command, prefix_end
 from tests.support.clock import Clock
 from tests.support.plane import ADMIN, Plane
@@ -50,7 +51,7 @@ def test_a_revision_is_of_the_first_moment_that_has_it(steps: list[tuple[int, in
         noted.append((at_ms, revision))
         op = Put(keys.moment(at_ms), records.encode(MomentRecord(revision=revision)))
         store.apply([(number, 1, encode_command([Txn(then=(op,))]))])
-    times = Times(store)
+    times = KnownTimes(store)
     for wanted in data.draw(st.lists(st.integers(1, 160), max_size=20)):
         expected = next((at for at, known in noted if known >= wanted), 9_999)
         assert time_of_revision(store, wanted, 9_999) == times.of(wanted, 9_999) == expected

@@ -11,10 +11,12 @@ from jobs.blobs.output import HostedOutput
 from jobs.blobs.part import BlobPart
 from jobs.consensus import Consensus, ConsensusConfig
 from jobs.control import Control, ControlConfig, Site
+from jobs.control.replication import ReplicationConfig
 from jobs.protocol.model import JobSubmit, ShellJob, ShellPayload
 from jobs.service import Caller
 from jobs.workerdoor import WorkerDoor
 
+CLUSTER = "c" * 32
 ADMIN = Caller(uid=0, gid=0, admin=True)
 ALICE = Caller(uid=1001, gid=1001, admin=False)
 BOB = Caller(uid=1002, gid=1002, admin=False)
@@ -37,7 +39,7 @@ class Plane:
         self._blobs: tuple[BlobStore, BlobPart] | None = None
         self.worker_socket = directory / "worker.sock"
         self._worker_uids = frozenset({os.getuid()}) if worker_uids is None else worker_uids
-        settings: dict[str, object] = {"worker_lease_s": 5.0}
+        settings: dict[str, object] = {"worker_lease_s": 5.0, "replication": ReplicationConfig(cluster=CLUSTER)}
         settings.update(changes)
         self.config = ControlConfig(**settings)  # type: ignore[arg-type]
 

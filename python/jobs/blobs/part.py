@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 from pathlib import Path
@@ -19,7 +18,6 @@ from jobs.blobs.tending import Tending
 from jobs.cluster import Peers
 from jobs.consensus import Consensus
 from jobs.control import Site
-from jobs.errors import Unavailable
 from jobs.forward.orders import OrderDesk
 from jobs.forward.questions import QuestionDesk
 from jobs.forward.reach import Reach
@@ -90,17 +88,7 @@ class _Snapshots:
         self._store = store
 
     async def reach(self, revision: int) -> None:
-        with self._site.waiter(b"") as waiter:
-            try:
-                async with asyncio.timeout(self._site.patience_s):
-                    while self._store.revision < revision:
-                        await waiter.wait(None)
-            except TimeoutError:
-                raise Unavailable(
-                    f"this node's store is at revision {self._store.revision}, and {revision} was written",
-                    expected="the same a little later",
-                    retry_after_s=1,
-                ) from None
+        await self._site.reach(revision)
 
     async def make(self) -> int:
         while True:

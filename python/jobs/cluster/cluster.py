@@ -163,6 +163,11 @@ class Cluster:
             await self.peers.close()
 
     @property
+    def cluster_id(self) -> str:
+        """Id of the cluster; the name of a node that is alone."""
+        return self._config.name if self._belonging is None else self._belonging.cluster
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Where others reach this node."""
         if self._config.advertise or self.peers is None:

@@ -48,6 +48,7 @@ class Asked(IntEnum):
     RELAY = 6
     BLOBS = 7
     FOREIGN = 8
+    REPLICATION = 9
 
 
 class Opened(IntEnum):

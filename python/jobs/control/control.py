@@ -35,6 +35,7 @@ from jobs.control.queries import Queries, check_admin
 from jobs.control.queues import Queues
 from jobs.control.queueservice import QueueOperations
 from jobs.control.reads import ReadOperations
+from jobs.control.replication import Replication, ReplicationConfig
 from jobs.control.retention import Retention, RetentionConfig
 from jobs.control.schedules import Schedules
 from jobs.control.scheduleservice import ScheduleOperations
@@ -93,6 +94,7 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     moments: MomentsConfig = MomentsConfig()
     built_in_schedules: bool = False
     """Make the schedules for maintenance that were never made."""
+    replication: ReplicationConfig = ReplicationConfig()
 
 
 class Control(ReadOperations):
@@ -138,6 +140,7 @@ class Control(ReadOperations):
             is_admin=config.is_admin,
             check_space=self._check_space,
         )
+        self.replication = Replication(consensus, store, self.blobs, config.replication, self._check_space)
         self._dispatcher = Dispatcher(
             consensus, store, transitions, self._fleet, self._queues, assignments, tasks.spawn
         )

@@ -92,25 +92,6 @@ class Moments:
         return written if written == revision + 1 else revision
 
 
-class Times:
-    """Tells when revisions of one store were written; cheap for many that are near each other."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._after = self._until = self._at_ms = 0
-        """What was found last: the revisions after the one and up to the other are of this time."""
-
-    def of(self, revision: int, now_ms: int) -> int:
-        """As `time_of_revision`."""
-        if not self._after < revision <= self._until:
-            first = _first_with(self._store, revision)
-            if first is None:
-                return now_ms
-            self._at_ms, self._until = first
-            self._after = revision - 1
-        return self._at_ms
-
-
 def revision_at(store: Store, at_ms: int) -> int:
     """Return the newest revision of which it is known that it was written by then; 0 for none."""
     if at_ms < 0:

@@ -65,6 +65,20 @@ class Site:
         """Yield what is rung at every change of a key with one of these prefixes in this node's store."""
         return self._hub.waiter(*prefixes)
 
+    async def reach(self, revision: int) -> None:
+        """Return once this node's own store is as far. Raises Unavailable where that takes longer than an election."""
+        with self._hub.waiter(b"") as waiter:
+            try:
+                async with asyncio.timeout(self.patience_s):
+                    while self._store.revision < revision:
+                        await waiter.wait(None)
+            except TimeoutError:
+                raise Unavailable(
+                    f"this node's store is at revision {self._store.revision}, and {revision} was written",
+                    expected="the same a little later",
+                    retry_after_s=1,
+                ) from None
+
     # --- life ---------------------------------------------------------------------------------------------------
 
     def on_stopping(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from jobs.blobs.catalogue import Entry, NewBlob
 from jobs.consensus import Consensus
@@ -16,7 +17,7 @@ from jobs.control.blobs.sharing import Sharing
 from jobs.control.blobs.tags import Tags
 from jobs.control.blobs.upkeep import Upkeep
 from jobs.control.blobs.views import Views
-from jobs.control.blobs.writer import Writer
+from jobs.control.blobs.writer import Decide, Writer
 from jobs.control.hub import Hub
 from jobs.control.queues import Queues
 from jobs.control.tasks import Spawn
@@ -34,6 +35,8 @@ from jobs.protocol.model import (
 )
 from jobs.service import Caller
 from jobs.store import Store
+
+T = TypeVar("T")
 
 
 class Blobs:
@@ -106,6 +109,10 @@ class Blobs:
 
     async def children(self, blob: str) -> tuple[str, ...]:
         return await self._entries.children(blob)
+
+    async def change(self, decide: Decide[T], request: RequestId) -> T:
+        """Change the catalogue, and what else is staged with it, as `Writer.change` does."""
+        return await self._writer.change(decide, request)
 
     # --- what the API asks ------------------------------------------------------------------------------------------
 

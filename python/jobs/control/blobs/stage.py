@@ -100,6 +100,10 @@ class Stage:
         if self.see(key) is not None:
             self._writes[key] = Delete(key)
 
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Delete all keys of a range, of which nothing else is staged."""
+        self._entries.append(Delete(start, end))
+
     def note(self, entry: Op) -> None:
         """Have an entry of the audit trail written with it."""
         self._entries.append(entry)

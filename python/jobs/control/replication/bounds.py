@@ -1,0 +1,21 @@
+"""What is configured of replication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+
+class ReplicationConfig(Struct, frozen=True, kw_only=True):
+    cluster: str = ""
+    """Id of this cluster."""
+    max_links: int = 8
+    max_peers: int = 32
+    """Nodes of all linked clusters."""
+    max_syncs: int = 256
+    """Syncs whose job is here, and as many whose target is."""
+    max_conflicts: int = 10_000
+    """Conflicts of one sync that are kept."""
+    reached: Callable[[str], bool] = lambda cluster: False
+    """Whether this node has had an answer of a cluster lately."""
