@@ -11,6 +11,6 @@
 from jobs.cluster.cluster import Cluster, ClusterConfig
 from jobs.cluster.file import ClusterFileError
 from jobs.cluster.inquiry import Inquiry
-from jobs.cluster.peers import Asked, Opened, Peers
+from jobs.cluster.peers import Asked, ForeignPeer, Opened, Peers
 
-__all__ = ["Asked", "Cluster", "ClusterConfig", "ClusterFileError", "Inquiry", "Opened", "Peers"]
+__all__ = ["Asked", "Cluster", "ClusterConfig", "ClusterFileError", "ForeignPeer", "Inquiry", "Opened", "Peers"]

@@ -25,8 +25,8 @@ from jobs.transfer import TransferFailed, read_offer, send_file
 
 logger = logging.getLogger(__name__)
 
-MAX_FOREIGN: Final = 32
-"""Foreign peers at most."""
+MAX_FOREIGN: Final = 256
+"""Foreign peers at most: 16 links of 16 nodes."""
 LIMITS: Final = {
     # A second thread of the transport is woken for the second of two messages: that costs more than it gains.
     "threads": 1,

@@ -207,7 +207,7 @@ class TagChange(Message, frozen=True):
     """None: it is to be gone."""
     revision: _Count
     at_ms: _Count = 0
-    base: Hash | None = None
+    base: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] | None = None
     """What the source had it name at the position; "" for nothing, None where that is not known."""
 
 
