@@ -18,8 +18,9 @@ from jobs.protocol.model import Throttle
 from jobs.records import ConflictRecord
 from jobs.replication import messages as m
 from jobs.replication.applying import plan
-from jobs.replication.engine import Clock, KeySync, Progress, Work
-from jobs.replication.local import LocalKeys
+from jobs.replication.keysync import KeySync
+from jobs.replication.localkeys import LocalKeys
+from jobs.replication.run import Clock, Progress, Work
 from jobs.replication.throttle import Limiter
 from jobs.store import Compact, Delete, Op, Put, Store, Txn, TxnResult, decode_results, encode_command, prefix_end
 

@@ -152,6 +152,11 @@ class BlobHost:
         new = NewBlob(hash=added.hash, size_bytes=added.size_bytes, replicas=wanted.replicas, tag=wanted.tag)
         return await self._register(caller, new, added)
 
+    async def take(self, caller: Caller, new: NewBlob, pieces: AsyncIterator[bytes]) -> BlobAdded:
+        """Add a blob that is known by its hash, a collection too, whose children are the caller's. Raises as `add`."""
+        added = await self._store(self._checked(pieces, new.hash))
+        return await self._register(caller, new, added)
+
     async def add_collection(
         self, caller: Caller, files: Mapping[str, str], *, tag: str | None = None, replicas: int | None = None
     ) -> BlobAdded:

@@ -189,6 +189,8 @@ class Tag(Message, frozen=True):
     hash: Hash
     revision: _Count
     """Of its last change."""
+    at_ms: _Count = 0
+    """When that was, to about ten seconds."""
 
 
 class Tags(Message, frozen=True):

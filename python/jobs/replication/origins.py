@@ -19,8 +19,8 @@ def origin(cluster: str, place: str) -> str:
     return f"{cluster} {place}"
 
 
-def place_of_tags(prefix: str) -> str:
-    return TAGS + prefix
+def place_of(prefix: str, *, is_tags: bool) -> str:
+    return TAGS + prefix if is_tags else prefix
 
 
 async def upstream_of(side: Side, cluster: str, place: str) -> tuple[str, ...]:
@@ -32,8 +32,7 @@ def brought(cursors: Iterable[CursorRecord], place: str) -> frozenset[str]:
     """Return the origins from which syncs bring what is at a place, by the cursors that are there."""
     found: set[str] = set()
     for cursor in cursors:
-        target = place_of_tags(cursor.target_prefix) if cursor.is_tags else cursor.target_prefix
-        if _overlap(target, place):
+        if _overlap(place_of(cursor.target_prefix, is_tags=cursor.is_tags), place):
             found.update(cursor.upstream)
     return frozenset(found)
 
