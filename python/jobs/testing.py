@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from jobs.client import Client
+from jobs.client.cluster import has_vote, is_founded
 from jobs.errors import JobsError
+from jobs.protocol.model import ClusterView
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -207,6 +210,7 @@ class EmbeddedCluster:
         with first.client() as client:
             client.cluster.init()
         first.wait_until_it_serves()
+        self._wait_for(first, is_founded, "told its address")
         for node in others:
             node.start(wait=False)
             self.join(node)
@@ -216,12 +220,26 @@ class EmbeddedCluster:
         """Let a node that runs and is in no cluster join, and wait until it has its vote."""
         with self.client(without=node) as client:
             ticket = client.cluster.ticket(timeout_s).ticket
+            with node.client() as joining:
+                joining.cluster.join(ticket)
+        self._wait_for(node, has_vote, "got its vote", timeout_s)
+
+    def _wait_for(
+        self,
+        node: EmbeddedNode,
+        holds: Callable[[ClusterView], bool],
+        what: str,
+        timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        """Return once something holds of the cluster as the node sees it. Raises NodeFailed."""
+        deadline = time.monotonic() + timeout_s
         with node.client() as client:
-            client.cluster.join(ticket)
-            deadline = time.monotonic() + timeout_s
-            while not _has_vote(client):
+            while True:
+                with suppress(JobsError):
+                    if holds(client.cluster.view()):
+                        return
                 if time.monotonic() > deadline:
-                    raise NodeFailed(f"the node got no vote within {timeout_s:.0f} s:\n{node.log_tail()}")
+                    raise NodeFailed(f"the node has not {what} within {timeout_s:.0f} s:\n{node.log_tail()}")
                 time.sleep(POLL_S)
 
     def leader(self, timeout_s: float = START_TIMEOUT_S) -> EmbeddedNode:
@@ -258,14 +276,6 @@ class EmbeddedCluster:
     ) -> None:
         for node in list(self.running()):
             node.kill()
-
-
-def _has_vote(client: Client) -> bool:
-    try:
-        view = client.cluster.view()
-    except JobsError:
-        return False
-    return any(member.id == view.id and member.role == "voter" for member in view.members)
 
 
 def free_port() -> int:

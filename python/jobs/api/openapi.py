@@ -28,6 +28,8 @@ _ID_PATTERNS: Final = {
     "leases": "^[0-9]{1,18}$",
     "members": "^[^/]+$",
     "tickets": "^[^/]+$",
+    "links": NAME_PATTERN,
+    "syncs": NAME_PATTERN,
 }
 """What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)

@@ -22,6 +22,7 @@ from jobs.api.handlers import jobs as job_calls
 from jobs.api.handlers import kv as kv_calls
 from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
+from jobs.api.handlers import replication as replication_calls
 from jobs.api.handlers import schedules as schedule_calls
 from jobs.api.handlers.base import Query, ReadQuery
 from jobs.api.streams import NDJSON
@@ -42,6 +43,7 @@ _SUBMIT: Final[Errors] = (*_WRITE, errors.IdempotencyConflict, errors.QueueClose
 _BLOB_READ: Final[Errors] = (errors.NotFound, errors.BlobUnavailable, errors.BlobDamaged, errors.StorageFull)
 _BLOB_WRITE: Final[Errors] = (*_WRITE, errors.BlobQuotaExceeded, errors.TagTaken)
 _POLL: Final[Errors] = (errors.TooManyRequests,)
+_LINK: Final[Errors] = (*_WRITE, errors.Forbidden, errors.TooManyRequests)
 _BLOB: Final[Errors] = (errors.NotFound, errors.TooManyRequests)
 _MADE: Final = "The job is known by its idempotency key, or else by the request id: the answer tells it."
 _SET: Final = "By the request id: it is not changed again, and the answer tells how it is now."
@@ -455,6 +457,40 @@ ROUTES: Final = (
         local=True, streams=(NDJSON,), errors=(errors.Forbidden, *_POLL),
         summary="Carry out an operation of a job of type blob, and tell how far it is: for workers only",
         repeat="Whatever it has brought about already stays.",
+    ),
+    # --- replication
+    Route(
+        method="GET", path="/v1/replication:invitation", handler=Handlers.get_invitation, answer=model.Invitation,
+        errors=(errors.Forbidden, errors.MembershipConflict),
+        summary="Read what another cluster is given to make a link to this one",
+    ),
+    Route(
+        method="GET", path="/v1/links", handler=Handlers.list_links, answer=model.LinkList, errors=_ADMIN,
+        summary="List the links to other clusters",
+    ),
+    Route(
+        method="PUT", path="/v1/links/{id}", handler=Handlers.set_link, body=model.LinkSet, answer=model.LinkView,
+        errors=_LINK, summary="Make a link to the cluster that an invitation is of, or replace it",
+        repeat=_SET,
+    ),
+    Route(
+        method="DELETE", path="/v1/links/{id}", handler=Handlers.delete_link, status=204, errors=(*_READ, *_LINK),
+        summary="Delete a link: the other cluster is cut off at once",
+        repeat="By the request id: one that somebody has made anew since is not deleted.",
+    ),
+    Route(
+        method="GET", path="/v1/syncs", handler=Handlers.list_syncs, answer=model.SyncList, errors=_ADMIN,
+        summary="List how far each sync is",
+    ),
+    Route(
+        method="DELETE", path="/v1/syncs/{id}", handler=Handlers.delete_sync, status=204,
+        errors=(*_READ, errors.OperationUnderWay), summary="Forget how far a sync is, and its conflicts",
+        repeat="By the request id: one that has begun anew since is not forgotten.",
+    ),
+    Route(
+        method="GET", path="/v1/syncs/{id}/conflicts", handler=Handlers.list_conflicts,
+        query=replication_calls.ConflictsQuery, answer=model.ConflictPage, errors=_READ,
+        summary="List the conflicts of a sync whose target is this cluster, newest first, page by page",
     ),
     # --- cluster
     Route(

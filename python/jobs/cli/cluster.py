@@ -14,6 +14,7 @@ from jobs.cli.command import Command, Parser
 from jobs.cli.output import note, print_fields, print_json, print_table
 from jobs.cli.submission import duration
 from jobs.client import Client
+from jobs.client.cluster import has_vote, is_founded
 from jobs.clock import rfc3339
 from jobs.errors import Unavailable
 from jobs.protocol.model import ClusterView, MemberView
@@ -31,7 +32,7 @@ def members(client: Client, options: argparse.Namespace) -> int:
 
 def init(client: Client, options: argparse.Namespace) -> int:
     client.cluster.init()
-    return _show_once(client, options.wait, _is_founded, options)
+    return _show_once(client, options.wait, is_founded, options)
 
 
 def ticket(client: Client, options: argparse.Namespace) -> int:
@@ -63,7 +64,7 @@ def tickets(client: Client, options: argparse.Namespace) -> int:
 def join(client: Client, options: argparse.Namespace) -> int:
     text = sys.stdin.readline() if options.ticket == "-" else options.ticket
     client.cluster.join(text.strip())
-    return _show_once(client, options.wait, _has_vote, options)
+    return _show_once(client, options.wait, has_vote, options)
 
 
 def remove(client: Client, options: argparse.Namespace) -> int:
@@ -85,14 +86,6 @@ def transfer_leader(client: Client, options: argparse.Namespace) -> int:
     else:
         print(f"{done.leader} leads")
     return exits.OK
-
-
-def _is_founded(view: ClusterView) -> bool:
-    return view.leader is not None and any(member.id == view.id and member.addresses for member in view.members)
-
-
-def _has_vote(view: ClusterView) -> bool:
-    return any(member.id == view.id and member.role == "voter" for member in view.members)
 
 
 def _show_once(

@@ -55,6 +55,19 @@ def remove_member(member: str) -> Call[ClusterView]:
     return write("DELETE", f"/v1/members/{segment(member)}", ClusterView)
 
 
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+def is_founded(view: ClusterView) -> bool:
+    """Tell whether somebody leads, and others are told where the node is."""
+    return view.leader is not None and any(member.id == view.id and member.addresses for member in view.members)
+
+
+def has_vote(view: ClusterView) -> bool:
+    """Tell whether the node has caught up with the cluster that it joined."""
+    return any(member.id == view.id and member.role == "voter" for member in view.members)
+
+
 # --- clients ---------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from jobs.api.handlers.kv import KvHandlers
 from jobs.api.handlers.node import NodeHandlers
 from jobs.api.handlers.operations import OperationCalls
 from jobs.api.handlers.queues import QueueHandlers
+from jobs.api.handlers.replication import ReplicationHandlers
 from jobs.api.handlers.schedules import ScheduleHandlers
 
 
@@ -28,6 +29,7 @@ class Handlers(
     DependencyHandlers,
     OperationCalls,
     QueueHandlers,
+    ReplicationHandlers,
     ScheduleHandlers,
     KvHandlers,
     NodeHandlers,
