@@ -35,6 +35,10 @@ from jobs.control.retention import RetentionConfig
 from jobs.embedded import Children
 from jobs.errors import Unavailable
 from jobs.forward.passage import Passage
+from jobs.maintenance.compact import Kept
+from jobs.maintenance.health import HealthLimits
+from jobs.maintenance.operations import MaintenanceConfig
+from jobs.maintenance.part import MaintenancePart
 from jobs.notify import VARIABLES, Notifier
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import Health
@@ -42,7 +46,7 @@ from jobs.recover import recover
 from jobs.replication.answers import Answers
 from jobs.replication.part import ReplicationPart
 from jobs.retention import Limits
-from jobs.service import BlobOperations
+from jobs.service import BlobOperations, MaintenanceOperations
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
 
@@ -76,6 +80,7 @@ class Node:
         self.blob_part: BlobPart | None = None
         """There once the node is alone or in a cluster."""
         self.replication_part: ReplicationPart | None = None
+        self._maintenance: MaintenancePart | None = None
         self._output = HostedOutput()
         self.failed = asyncio.Event()
 
@@ -147,6 +152,19 @@ class Node:
         )
         self._output.give(self.blob_part.host)
         self.replication_part = ReplicationPart(site, consensus, cluster.peers, passage.reach, answers)
+        self._maintenance = MaintenancePart(
+            site,
+            consensus,
+            store,
+            log,
+            self.blob_part,
+            cluster.peers,
+            passage.reach,
+            directories={"log": config.log_dir, "store": config.store_dir, "blobs": config.blobs_dir},
+            secrets=cluster.secrets,
+            max_store_bytes=config.store.max_bytes,
+            config=maintenance_config(config),
+        )
 
     # --- what the API asks: `service.Backend` -----------------------------------------------------------------------
 
@@ -163,6 +181,12 @@ class Node:
     @property
     def blob_host(self) -> BlobHost:
         return self._own_blobs().host
+
+    @property
+    def maintenance_operations(self) -> MaintenanceOperations:
+        if self._maintenance is None:
+            raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
+        return self._maintenance.operations
 
     def _own_blobs(self) -> BlobPart:
         if self.blob_part is None:
@@ -280,6 +304,19 @@ def blob_config(config: NodeConfig) -> BlobConfig:
         grace_ms=int(config.blobs.grace_s * 1_000),
         max_bytes_per_owner=config.blobs.max_bytes_per_owner,
         max_blob_bytes=config.blobs.max_blob_bytes,
+    )
+
+
+def maintenance_config(config: NodeConfig) -> MaintenanceConfig:
+    wanted = config.maintenance
+    return MaintenanceConfig(
+        kept=Kept(age_s=wanted.history_age_s, events=wanted.history_min_events),
+        limits=HealthLimits(
+            fsync_s=wanted.fsync_warning_s,
+            disk_percent=wanted.disk_warning_percent,
+            clock_s=wanted.clock_warning_s,
+            lag_entries=wanted.lag_warning_entries,
+        ),
     )
 
 

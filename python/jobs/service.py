@@ -553,6 +553,10 @@ class Backend(Protocol):
         """Raises Unavailable before the node is alone or in a cluster."""
 
     @property
+    def maintenance_operations(self) -> MaintenanceOperations:
+        """Raises Unavailable before the node is alone or in a cluster."""
+
+    @property
     def blob_host(self) -> BlobHost:
         """The content of blobs, here or brought here. Raises Unavailable before the node is alone or in a cluster."""
 

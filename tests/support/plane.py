@@ -67,6 +67,11 @@ class Plane:
         assert self.site.control is not None, "it does not lead"
         return self.site.control
 
+    @property
+    def blob_part(self) -> BlobPart | None:
+        """Of a plane with blobs, while it runs."""
+        return None if self._blobs is None else self._blobs[1]
+
     def _on_change(self) -> None:
         self.door.lead(None if self.site.control is None else self.site.control.gateway)
 

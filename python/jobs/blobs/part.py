@@ -72,6 +72,10 @@ class BlobPart:
         found["jobs_blob_copies_total"] = ("Copies that were made while this node led", self._repairer.repaired)
         return found
 
+    def quarantined(self) -> int:
+        """Return how many damaged blobs were put aside."""
+        return self._blobs.counted().get("quarantined", 0)
+
     async def stop(self) -> None:
         await self._repairer.stop()
         await self._reconciler.stop()

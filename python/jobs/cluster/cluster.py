@@ -133,6 +133,11 @@ class Cluster:
         """Id as a member."""
         return self._config.name if self.peers is None else self.peers.id
 
+    @property
+    def secrets(self) -> tuple[Path, ...]:
+        """Files that nobody but this node's user may read."""
+        return () if self.is_alone else (self._config.data_dir / KEY_FILE,)
+
     def open(self) -> None:
         """Open the endpoint of a node that belongs to a cluster. Raises NativeError."""
         if self._belonging is not None:

@@ -49,6 +49,7 @@ class Asked(IntEnum):
     BLOBS = 7
     FOREIGN = 8
     REPLICATION = 9
+    MAINTENANCE = 10
 
 
 class Opened(IntEnum):
@@ -60,6 +61,7 @@ class Opened(IntEnum):
     RELAY = 4
     BLOBS = 5
     FOREIGN = 6
+    MAINTENANCE = 7
 
 
 _ASKED_FOREIGN: Final = bytes((Asked.FOREIGN,))

@@ -46,6 +46,7 @@ INLINE_SYNC_BYTES: Final = 1 << 20
 STUCK_SYNC_S: Final = 10.0
 """A disk that takes longer for a sync may never be done: another leader, with another disk, is better then."""
 _SYNC_COST_WEIGHT: Final = 0.1
+_COMMIT_WEIGHT: Final = 0.2
 
 _SEND_POINTS: Final = {
     messages.Append: ("consensus.append.send.before", "consensus.append.send.after"),
@@ -107,6 +108,7 @@ class Consensus:
         self._scheduled = False
         self._syncing: asyncio.Future[int] | None = None
         self._sync_cost_s = 0.0
+        self._commit_s: float | None = None
         self._synced_bytes = log.size_bytes
         self._installing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -220,6 +222,12 @@ class Consensus:
     @property
     def snapshots_installed(self) -> int:
         return self._snapshots.taken_in
+
+    @property
+    def commit_s(self) -> float | None:
+        """About how long a command of this member took lately from its proposal to its result, if there was one; at a
+        follower, how long the disk takes for a sync."""
+        return self._commit_s if self.is_leader else self._sync_cost_s or None
 
     def progress(self, member: str) -> MemberProgress:
         """Return how this leader sees another member."""
@@ -397,7 +405,10 @@ class Consensus:
         failpoint("consensus.propose.before")
         try:
             self._member.propose(
-                clock.now_s(), command, partial(self._on_done, batch), changes_members=batch[0].changes_members
+                clock.now_s(),
+                command,
+                partial(self._on_done, batch, time.monotonic()),
+                changes_members=batch[0].changes_members,
             )
         except DiskFullError as error:
             # The log found no room before it changed anything: only this command is refused.
@@ -510,8 +521,12 @@ class Consensus:
 
     # --- results --------------------------------------------------------------------------------------------------
 
-    def _on_done(self, batch: list[Proposal], results: bytes | None, error: Exception | None) -> None:
+    def _on_done(self, batch: list[Proposal], began_s: float, results: bytes | None, error: Exception | None) -> None:
         self._proposals.settled(batch)
+        if results is not None:
+            took_s = time.monotonic() - began_s
+            former_s = took_s if self._commit_s is None else self._commit_s
+            self._commit_s = former_s + _COMMIT_WEIGHT * (took_s - former_s)
         if results is None:
             if isinstance(error, Discarded):
                 fail_all(batch, not_leader(self.leader))

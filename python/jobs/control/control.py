@@ -25,6 +25,7 @@ from jobs.control.gateway import Gateway
 from jobs.control.hub import Hub
 from jobs.control.jobreferences import JobReferences
 from jobs.control.leases import Leases
+from jobs.control.maintenance import Maintenance
 from jobs.control.moments import Moments, MomentsConfig
 from jobs.control.moving import OutputMover
 from jobs.control.newjobs import JobMaker
@@ -177,6 +178,7 @@ class Control(ReadOperations):
         self._mover = OutputMover(consensus, store, transitions, self.blobs.references, output_blobs, tasks.spawn)
         self._retention = Retention(consensus, store, transitions, references, tasks.spawn, config.retention)
         self._moments = Moments(consensus, store, config.moments)
+        self.maintenance = Maintenance(consensus, store, self._retention, self._leases, self._fleet, self._dispatcher)
         self.audit = Trail(consensus, store, transitions)
         self._data = Data(consensus, store, hub, self._leases)
         self.gateway = Gateway(

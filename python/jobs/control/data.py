@@ -87,6 +87,8 @@ class DataReads:
             found = self._store.get(name, revision)
         except CompactedError as error:
             raise Compacted(str(error)) from error
+        if revision:
+            self._hub.on_read(revision)
         return None if found is None else key_value(found)
 
     async def scan(
@@ -102,6 +104,8 @@ class DataReads:
         except CompactedError as error:
             raise Compacted(str(error)) from error
         next_cursor = encode_cursor(rows[-1][0]) if more and rows else None
+        if revision or next_cursor is not None:
+            self._hub.on_read(at)
         return KvPage(kvs=[key_value(row) for row in rows], next_cursor=next_cursor, revision=Revision(at))
 
     async def watch(

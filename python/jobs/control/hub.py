@@ -7,6 +7,8 @@ it that there is something under its prefix. A slow watcher therefore holds up n
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
@@ -18,6 +20,10 @@ from jobs.store import Store
 PAGE_EVENTS: Final = 512
 IDLE_S: Final = 15.0
 """After this long without a change a watcher is told how far it has seen."""
+READ_S: Final = 60.0
+"""Who has read an old revision may go on with it for so long."""
+MAX_READS: Final = 1_024
+"""Revisions that are remembered for that."""
 
 Event: TypeAlias = tuple[int, bytes, bytes | None, int, int, int]
 """(revision, key, value or None for a delete, version, create_revision, lease)"""
@@ -52,11 +58,23 @@ class Waiter:
         return True
 
 
+class Reader:
+    """Somebody who reads on from a revision: the history after it is needed."""
+
+    __slots__ = ("revision",)
+
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
+
+
 class Hub:
-    """Which prefixes are waited for, by whom."""
+    """Which prefixes are waited for, by whom, and from where on readers need history."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._readers: set[Reader] = set()
+        self._read: deque[tuple[float, int]] = deque()
+        """Revisions that were read lately, and when: oldest first."""
         self._waiters: dict[int, dict[bytes, set[Waiter]]] = {}
         self._seen = store.revision
 
@@ -81,6 +99,39 @@ class Hub:
             del by_prefix[prefix]
         if not by_prefix:
             del self._waiters[len(prefix)]
+
+    # --- history ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def history(self, revision: int) -> Iterator[Reader]:
+        """Yield a reader, who is to be moved on as it reads: what it may still want to see is not compacted because of
+        its age, though it may be because there is too much."""
+        reader = Reader(revision)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
+
+    def on_read(self, revision: int) -> None:
+        """Somebody has read the store as it was at a revision, and may go on with that page by page."""
+        self._forget_reads()
+        if len(self._read) < MAX_READS and (not self._read or self._read[-1][1] != revision):
+            self._read.append((time.monotonic(), revision))
+
+    @property
+    def oldest_needed(self) -> int | None:
+        """Revision after which the history is needed, or which itself is; None where nobody reads."""
+        self._forget_reads()
+        needed = [reader.revision for reader in self._readers]
+        needed += [revision for _, revision in self._read]
+        return min(needed, default=None)
+
+    def _forget_reads(self) -> None:
+        while self._read and self._read[0][0] < time.monotonic() - READ_S:
+            self._read.popleft()
+
+    # --- watching -----------------------------------------------------------------------------------------------------
 
     def on_applied(self) -> None:
         """Ring everyone whose prefix changed since the last call."""
@@ -117,7 +168,7 @@ class Hub:
                 expected=f"at most {self._store.revision}",
             )
         greeted = False
-        with self.waiter(prefix) as waiter:
+        with self.waiter(prefix) as waiter, self.history(cursor) as reader:
             while True:
                 try:
                     events, seen = self._store.events(cursor, [prefix], limit=PAGE_EVENTS)
@@ -126,6 +177,7 @@ class Hub:
                         str(error), expected=f"a revision from {self._store.compact_revision} on, or a fresh read"
                     ) from error
                 progressed, cursor = seen > cursor, max(seen, cursor)
+                reader.revision = cursor
                 if events:
                     yield events
                 elif not progressed and (not greeted or not await waiter.wait(IDLE_S)):

@@ -106,6 +106,24 @@ class Leases:
         check(done)
         return done.results[0] is not None
 
+    async def clean(self, *, dry_run: bool) -> int:
+        """End the leases that are in the store and whose time nobody keeps: ending them failed when they ran out.
+
+        Returns how many those are.
+        """
+        strays = self._strays()
+        if strays:
+            # Who has just been given one is told of it before this returns, and then its time is kept.
+            check(await self._consensus.propose(Txn()))
+            strays &= self._strays()
+        if not dry_run:
+            for lease in sorted(strays):
+                await (self.on_expired(lease) or self._expire(lease))
+        return len(strays)
+
+    def _strays(self) -> set[LeaseId]:
+        return {LeaseId(lease) for lease, _ in self._store.leases() if lease not in self._ttl_s}
+
     def _due_s(self, lease: LeaseId) -> float:
         return max(self._deadline[lease], self._began_s + self._ttl_s[lease])
 

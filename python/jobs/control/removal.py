@@ -37,6 +37,12 @@ class Removal:
         """Called with the record of every job that was deleted, and the revision at which it was."""
         self.jobs_total = 0
         self.outputs_total = 0
+        self.bytes_total = 0
+        """About what that has taken in the store."""
+
+    def tally(self) -> tuple[int, int, int]:
+        """Return how many jobs were deleted, how many only lost their output, and about how many bytes that was."""
+        return self.jobs_total, self.outputs_total, self.bytes_total
 
     async def is_needed(self, job: JobId, record: JobRecord) -> bool:
         """Tell whether a job that has not ended depends on this one, or on a task of it: it is given its result."""
@@ -74,6 +80,7 @@ class Removal:
                     lambda _: (Delete(prefix, prefix_end(prefix)),),
                 )
                 self.outputs_total += 1
+                self.bytes_total += stored.record.log_bytes
                 return
 
     async def remove(self, job: JobId) -> None:
@@ -101,6 +108,7 @@ class Removal:
             done = await self._try(job, stored, tuple(ops))
             if done.succeeded and not more:
                 self.jobs_total += 1
+                self.bytes_total += stored.record.stored_bytes
                 self.on_removed(stored.record, done.revision)
                 return
 

@@ -13,19 +13,20 @@ from typing import Final
 
 from msgspec import Struct
 
-from jobs import jobs, keys, records, retention
+from jobs import jobs, keys, retention
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus, ConsensusError
+from jobs.control import surveys
 from jobs.control.ended import EndedTotals
 from jobs.control.jobreferences import JobReferences
 from jobs.control.removal import Removal
+from jobs.control.surveys import LISTS, Found, Survey, read_entries
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check
 from jobs.control.trimming import AuditTrimmer, Trimmer
 from jobs.errors import InternalError, StorageFull, Unavailable
-from jobs.records import EndedRecord
-from jobs.retention import AgeClock, Entry, Kind, Limits, Step
-from jobs.store import EQ, Delete, Store, Txn, VersionIs, prefix_end
+from jobs.retention import AgeClock, Entry, Limits, Step
+from jobs.store import EQ, Delete, Store, Txn, VersionIs
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ CHECK_MS: Final = 60_000
 RETRY_MS: Final = 5_000
 BEHIND_MS: Final = 3_600_000
 """How far the clock by which jobs age has to be behind for a warning."""
-_PREFIXES: Final[dict[Kind, bytes]] = {"full": keys.ENDED_FULL, "bare": keys.ENDED_BARE, "own": keys.ENDED_OWN}
 
 
 class RetentionConfig(Struct, frozen=True, kw_only=True):
@@ -82,6 +82,8 @@ class Retention:
         self._running = False
         self._stopped = False
         self._warned = False
+        self._turn = asyncio.Lock()
+        """Of steps: what two of them do to the same jobs would be undone by whichever ends first."""
 
     @property
     def behind_ms(self) -> int:
@@ -139,14 +141,10 @@ class Retention:
         try:
             while True:
                 began = self._loop.time()
-                heads = self._heads()
-                now_ms = self._now_ms(heads)
-                plan = retention.plan(heads, self.totals.known, self._limits, now_ms)
-                busy = await self._carry_out(plan.steps, now_ms)
-                busy |= await self._audit.step(now_ms)
-                busy |= await self._gone.step(now_ms)
+                busy, wake_ms, now_ms = await self._step_jobs()
+                busy |= await self._step_lists(now_ms)
                 if not busy:
-                    moments = [moment for moment in (plan.wake_ms, self._audit.next_moment_ms()) if moment is not None]
+                    moments = [moment for moment in (wake_ms, self._audit.next_moment_ms()) if moment is not None]
                     delay_ms = max(SOON_MS, min(moments, default=now_ms + CHECK_MS) - now_ms)
                     return
                 pause = URGENT_PAUSE if retention.is_urgent(self.totals.known, self._limits) else PAUSE
@@ -156,6 +154,46 @@ class Retention:
         finally:
             self._running = False
             self._wake(delay_ms)
+
+    async def _step_jobs(self) -> tuple[bool, int | None, int]:
+        """Let some jobs go whose time is over; tell whether there may be more, when the next one's is, and the time."""
+        async with self._turn:
+            heads = self._heads()
+            now_ms = self._now_ms(heads)
+            plan = retention.plan(heads, self.totals.known, self._limits, now_ms)
+            return await self._carry_out(plan.steps, now_ms), plan.wake_ms, now_ms
+
+    async def _step_lists(self, now_ms: int) -> bool:
+        async with self._turn:
+            busy = await self._audit.step(now_ms)
+            return await self._gone.step(now_ms) or busy
+
+    # --- when somebody asks ---------------------------------------------------------------------------------------
+
+    async def clean_jobs(self) -> tuple[dict[str, int], int, bool]:
+        """Let some jobs go whose time is over: how many, about their bytes, and whether there may be more."""
+        before = self.removal.tally()
+        busy, _, _ = await self._step_jobs()
+        jobs_gone, outputs, size_bytes = (now - then for now, then in zip(self.removal.tally(), before, strict=True))
+        return {"jobs": jobs_gone, "outputs": outputs}, size_bytes, busy
+
+    async def clean_lists(self) -> tuple[dict[str, int], bool]:
+        """The same of the audit trail and the marks of jobs gone."""
+        before = self._audit.removed_total, self._gone.removed_total
+        busy = await self._step_lists(self._now_ms(self._heads()))
+        gone = {"audit": self._audit.removed_total - before[0], "marks": self._gone.removed_total - before[1]}
+        return gone, busy
+
+    async def survey_jobs(self, survey: Survey | None) -> Found:
+        """Return what of a page of jobs would go now; without a survey, of the first."""
+        survey = survey or surveys.begin(self.totals.known, self._limits)
+        now_ms = self._now_ms(self._heads())
+        return await surveys.look(self._store, self._transitions, self.removal, self._limits, now_ms, survey)
+
+    async def survey_lists(self) -> dict[str, int]:
+        """Return how many entries of the lists would go now."""
+        now_ms = self._now_ms(self._heads())
+        return {"audit": await self._audit.survey(now_ms), "marks": await self._gone.survey(now_ms)}
 
     def _now_ms(self, heads: list[Entry]) -> int:
         """Return the time by which things age."""
@@ -181,14 +219,11 @@ class Retention:
 
     def _heads(self) -> list[Entry]:
         """Read the jobs of each list that are next to go."""
-        found: list[Entry] = []
-        for kind, prefix in _PREFIXES.items():
-            rows, _ = self._store.range(prefix, prefix_end(prefix), limit=STEP_JOBS)
-            for key, value, *_ in rows:
-                record = records.decode(EndedRecord, value)
-                time_ms = keys.time_of(prefix, key)
-                found.append(Entry(kind, keys.job_of(key), time_ms, record.stored_bytes, record.held))
-        return found
+        return [
+            entry
+            for kind, prefix in LISTS.items()
+            for _, entry in read_entries(self._store, kind, prefix, STEP_JOBS)[0]
+        ]
 
     async def _carry_out(self, steps: list[Step], now_ms: int) -> bool:
         """Do the steps; tell whether there may be more to do. A job of which that fails does not keep the others."""
@@ -236,5 +271,5 @@ class Retention:
     async def _forget(self, entry: Entry) -> None:
         """Take an entry off its list that belongs to no job: nothing writes one, but it would stay at the head."""
         logger.error("an ended job is listed that is not there", extra={"job": entry.job})
-        key = keys.ended(_PREFIXES[entry.kind], entry.time_ms, entry.job)
+        key = keys.ended(LISTS[entry.kind], entry.time_ms, entry.job)
         check(await self._consensus.propose(Txn((VersionIs(keys.state(entry.job), EQ, 0),), (Delete(key),))))

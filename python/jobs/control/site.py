@@ -12,7 +12,7 @@ from typing import Final, Literal
 from jobs import _native
 from jobs.consensus import Consensus
 from jobs.control.control import Control, ControlConfig
-from jobs.control.hub import Hub, Waiter
+from jobs.control.hub import Hub, Reader, Waiter
 from jobs.control.output import OutputBlobs
 from jobs.control.reads import StaleReads
 from jobs.errors import JobsError, NoLeader, NotLeader, Unavailable
@@ -78,6 +78,15 @@ class Site:
                     expected="the same a little later",
                     retry_after_s=1,
                 ) from None
+
+    def history(self, revision: int) -> AbstractContextManager[Reader]:
+        """Yield a reader of this node's history from after a revision on, as `Hub.history`."""
+        return self._hub.history(revision)
+
+    @property
+    def oldest_needed(self) -> int | None:
+        """Of this node's readers, as `Hub.oldest_needed`."""
+        return self._hub.oldest_needed
 
     # --- life ---------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class Trimmer:
         self._excess = 0
         self._room_until = 0
         """Revision up to which the list cannot be too long."""
+        self.removed_total = 0
 
     async def step(self, now_ms: int) -> bool:
         """Delete a bounded number of entries that are no longer kept; tell whether there may be more."""
@@ -49,15 +50,26 @@ class Trimmer:
             *(op for row in over for op in self.other_ops(row[0], row[1])),
         ]
         check(await self._consensus.propose(Txn(then=tuple(ops)), 64 * len(ops)))
+        self.removed_total += len(over)
         self._excess = max(0, self._excess - len(over))
         return len(over) == BATCH
+
+    async def survey(self, now_ms: int) -> int:
+        """Return how many entries steps would delete now."""
+        await self._measure()
+        first = self.first_kept(now_ms)
+        old = 0 if first is None else await asyncio.to_thread(self._count, first)
+        return max(old, self._excess)
+
+    def _count(self, end: bytes) -> int:
+        return self._store.count(self._prefix, end, limit=COUNT_LIMIT)
 
     async def _measure(self) -> None:
         """Count the entries when they may have become too many. A part more than that goes, so that this is rare."""
         if self._excess or self._store.revision < self._room_until:
             return
-        at, end = self._store.revision, prefix_end(self._prefix)
-        count = await asyncio.to_thread(self._store.count, self._prefix, end, limit=COUNT_LIMIT)
+        at = self._store.revision
+        count = await asyncio.to_thread(self._count, prefix_end(self._prefix))
         if count > self._max_entries:
             self._excess = count - self._max_entries * 19 // 20
         else:
@@ -70,6 +82,10 @@ class Trimmer:
     def is_over(self, key: bytes, now_ms: int) -> bool:
         """Tell whether an entry is too old."""
         return False
+
+    def first_kept(self, now_ms: int) -> bytes | None:
+        """Return the first key that is not too old; None when that does not depend on time."""
+        return None
 
     def other_ops(self, key: bytes, value: bytes) -> list[Op]:
         """Return what goes with an entry."""
@@ -87,6 +103,9 @@ class AuditTrimmer(Trimmer):
 
     def is_over(self, key: bytes, now_ms: int) -> bool:
         return keys.time_of(keys.AUDIT, key) + self._keep_ms <= now_ms
+
+    def first_kept(self, now_ms: int) -> bytes | None:
+        return keys.audit(max(0, now_ms - self._keep_ms + 1), 0)
 
     def other_ops(self, key: bytes, value: bytes) -> list[Op]:
         record = records.decode(AuditRecord, value)

@@ -1,0 +1,292 @@
+"""Operations of maintenance on one node, whose control plane and store are real."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from jobs import keys, records
+from jobs.clock import wall_ms
+from jobs.control.retention import RetentionConfig
+from jobs.errors import Forbidden, OperationUnderWay
+from jobs.jobs import RUNNING
+from jobs.maintenance.compact import Kept
+from jobs.maintenance.messages import Token
+from jobs.maintenance.operations import MaintenanceConfig
+from jobs.protocol.ids import uuid7
+from jobs.records import ArrayRecord, MaintenanceRecord
+from jobs.retention import Limits
+from jobs.store import LeaseGrant, Put, Txn
+from tests.support.loop import on_loop
+from tests.support.maintenance import CONFIG, OTHER_JOB, findings, key_file, listen, operations, perform
+from tests.support.plane import ADMIN, ALICE, Plane, shell
+
+EAGER = MaintenanceConfig(kept=Kept(age_s=0, events=0), limits=CONFIG.limits)
+
+
+async def put(plane: Plane, count: int, *, same: bool = False, size: int = 10) -> None:
+    await asyncio.gather(
+        *(
+            plane.consensus.propose(Txn(then=(Put(b"/data/k%06d" % (0 if same else number), bytes(size)),)))
+            for number in range(count)
+        )
+    )
+
+
+@on_loop
+async def test_only_administrators_have_it_done(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        with pytest.raises(Forbidden):
+            await perform(operations(plane), "health", caller=ALICE)
+
+
+# --- compact ----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_old_revisions_go_and_a_dry_run_only_counts_them(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        # Given a key that was changed often
+        await put(plane, 3_000, same=True)
+        asked = operations(plane, config=EAGER)
+        revision, events = plane.store.revision, plane.store.history_events
+
+        # When it is said what would go
+        dry = await perform(asked, "compact", parts=["history"], dry_run=True)
+
+        # Then that is all, and nothing has
+        assert dry.counts["events"] >= events
+        assert (plane.store.compact_revision, plane.store.history_events) <= (0, plane.store.revision)
+        assert plane.store.get(b"/data/k000000", revision - 100) is not None
+
+        # When it goes, only the newest stays
+        done = await perform(asked, "compact", parts=["history"])
+        assert done.counts["events"] >= events - 100
+        assert plane.store.compact_revision >= revision
+        assert plane.store.history_events < 100
+        assert plane.store.get(b"/data/k000000") is not None
+
+
+@on_loop
+async def test_as_many_changes_stay_as_are_to(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        await put(plane, 2_000)
+        await perform(operations(plane), "compact", parts=["history"], history_age_s=0, history_events=500)
+        assert 400 <= plane.store.revision - plane.store.compact_revision <= 600
+
+
+@on_loop
+async def test_history_stays_for_who_watches_and_for_who_reads_page_by_page(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        await put(plane, 100)
+        asked = operations(plane, config=EAGER)
+        began = plane.store.revision
+
+        # Given a watcher that has not seen what came since
+        with plane.site.history(began):
+            await put(plane, 500)
+            done = await perform(asked, "compact", parts=["history"])
+
+            # Then it can go on
+            assert plane.store.compact_revision <= began
+            assert "a reader on" in done.nodes[0].outcome
+            assert plane.store.events(began, [b"/data/"], limit=10)[0]
+
+        # When it has gone, a reader of pages at one revision is waited for as well
+        page = await plane.control.kv_scan(ADMIN, "/data/", limit=10, cursor=None, revision=began + 10, keys_only=True)
+        await perform(asked, "compact", parts=["history"])
+        assert plane.store.compact_revision <= began + 10
+        assert page.next_cursor is not None
+        await plane.control.kv_scan(
+            ADMIN, "/data/", limit=10, cursor=page.next_cursor, revision=began + 10, keys_only=True
+        )
+
+
+@on_loop
+async def test_the_log_is_cut_behind_a_snapshot(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        for _ in range(5):
+            await put(plane, 200, size=2_000)
+        before = plane.log.size_bytes
+        asked = operations(plane)
+        dry = await perform(asked, "compact", parts=["log"], dry_run=True)
+        assert dry.dry_run
+        assert dry.freed_bytes > before / 2
+        assert plane.log.size_bytes >= before
+
+        done = await perform(asked, "compact", parts=["log"])
+        assert done.counts["log_bytes"] == done.freed_bytes > before / 2
+        assert plane.log.size_bytes < before / 2
+
+
+# --- whose an operation is --------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_an_operation_of_a_job_that_runs_is_not_done_for_another(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        # Given a job that has the operation, and runs as far as anybody knows
+        (job,) = await plane.control.submit(ADMIN, [shell("true")])
+        stored = plane.control._transitions.read(job.job.id)
+        assert stored is not None
+        running = replace(stored.record, state=RUNNING)
+        claim = MaintenanceRecord(job=job.job.id, began_ms=wall_ms())
+        await plane.consensus.propose(
+            Txn(
+                then=(
+                    Put(keys.state(job.job.id), records.encode(running)),
+                    Put(keys.maintenance("health"), records.encode(claim)),
+                )
+            )
+        )
+        with pytest.raises(OperationUnderWay, match=str(job.job.id)):
+            await perform(operations(plane), "health")
+
+        # When it runs no more, the next has it
+        await plane.consensus.propose(Txn(then=(Put(keys.state(job.job.id), records.encode(stored.record)),)))
+        assert (await perform(operations(plane), "health")).operation == "health"
+        assert plane.store.get(keys.maintenance("health")) is None
+
+
+@on_loop
+async def test_who_takes_an_operation_over_makes_the_former_stop(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        control = plane.control.maintenance
+        first = await control.claim("verify", OTHER_JOB)
+        again = await control.claim("verify", OTHER_JOB)
+        with pytest.raises(OperationUnderWay):
+            await control.keep(Token("verify", first.revision), b"far", {})
+        kept = await control.keep(Token("verify", again.revision), b"near", {"rows": 5})
+        # The same question again, whose answer was lost
+        assert await control.keep(Token("verify", again.revision), b"near", {"rows": 5}) == kept
+        await control.release(Token("verify", again.revision))
+        assert plane.store.get(keys.maintenance("verify")) is not None
+        third = await control.claim("verify", OTHER_JOB)
+        assert (third.cursor, third.done) == (b"near", {"rows": 5})
+        await control.release(Token("verify", third.revision))
+        assert plane.store.get(keys.maintenance("verify")) is None
+
+
+# --- cleanup ----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_leases_whose_time_nobody_keeps_are_ended(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        asked = operations(plane)
+        kept = await plane.control.lease_grant(ADMIN, 600)
+        # Given a lease that is in the store and has no time
+        await plane.consensus.propose(Txn(then=(LeaseGrant(77, 600_000), Put(b"/data/leased", b"x", 77))))
+        assert (await perform(asked, "cleanup", parts=["leases"], dry_run=True)).counts == {"leases": 1}
+        assert plane.store.get(b"/data/leased") is not None
+        assert (await perform(asked, "cleanup", parts=["leases"])).counts == {"leases": 1}
+        assert plane.store.get(b"/data/leased") is None
+        assert [lease for lease, _ in plane.store.leases()] == [kept.id]
+
+
+@on_loop
+async def test_what_is_left_of_arrays_that_are_gone_is_deleted(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        asked = operations(plane)
+        lost = uuid7(wall_ms(), secrets.randbits(74))
+        record = ArrayRecord(source="items", size=10)
+        await plane.consensus.propose(
+            Txn(
+                then=(
+                    Put(keys.array(lost), records.encode(record)),
+                    *(Put(keys.numbered(keys.ARRAY_ITEMS, lost, number), b"x") for number in range(10)),
+                )
+            )
+        )
+        dry = await perform(asked, "cleanup", parts=["arrays"], dry_run=True)
+        assert dry.counts["keys"] >= 11
+        done = await perform(asked, "cleanup", parts=["arrays"])
+        assert done.counts == {"arrays": 1, "keys": 11}
+        assert plane.store.count(b"/arrays/", b"/arrays0", limit=100) == 0
+
+
+@on_loop
+async def test_ended_jobs_and_audit_entries_are_counted_as_they_would_go(tmp_path: Path) -> None:
+    limits = RetentionConfig(jobs=Limits(keep_ms=0), audit_ms=10**12)
+    async with Plane(tmp_path, with_blobs=True, retention=RetentionConfig(jobs=Limits())) as plane:
+        jobs = await plane.control.submit(ADMIN, [shell("true") for _ in range(40)])
+        for job in jobs:
+            await plane.control.cancel(ADMIN, job.job.id)
+    async with Plane(tmp_path, with_blobs=True, retention=limits) as plane:
+        retention = plane.control._retention
+        retention.stop()
+        asked = operations(plane)
+        dry = await perform(asked, "cleanup", parts=["jobs", "audit"], dry_run=True)
+        assert dry.counts["jobs"] == 40
+        assert dry.freed_bytes > 0
+        assert plane.store.get(keys.state(jobs[0].job.id)) is not None
+
+        done = await perform(asked, "cleanup", parts=["jobs", "audit"])
+        assert done.counts["jobs"] == 40
+        assert plane.store.get(keys.state(jobs[0].job.id)) is None
+
+
+@on_loop
+async def test_blobs_that_nothing_refers_to_are_collected(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        told = await listen(operations(plane), "cleanup", parts=["blobs"], dry_run=True)
+        assert told.done.counts == {"blobs": 0}
+
+
+# --- health -----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_health_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        good, bad = key_file(tmp_path / "good.key", 0o600), key_file(tmp_path / "bad.key", 0o644)
+        done = await perform(operations(plane, secrets=(good, bad)), "health")
+        assert done.status == "failing"
+        assert ("failing", f"{bad}: others may read it: its mode is 0644") in findings(done, "keys")
+        assert done.findings[0].advice
+        for check in ("disk", "fsync", "clock", "store"):
+            assert findings(done, check), check
+
+        done = await perform(operations(plane, secrets=(good,)), "health")
+        # The machine of the tests may be busy with something else
+        assert [one for one in done.findings if one.status != "ok" and one.check != "pressure"] == []
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_a_whole_node_is_found_whole(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        await put(plane, 1_000)
+        await plane.consensus.snapshot()
+        done = await perform(operations(plane), "verify")
+        assert (done.status, done.findings) == ("ok", [])
+        assert done.counts["store"] >= 1_000
+        assert done.counts["snapshots"] >= 1_000
+        assert "nobody to compare with" in done.nodes[0].outcome
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@on_loop
+async def test_usage_is_told_by_owner_and_type(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        mine = await plane.control.submit(ALICE, [shell("true") for _ in range(3)])
+        theirs = await plane.control.submit(ADMIN, [shell("true")])
+        await plane.control.submit(ADMIN, [shell("true")])  # which has not ended
+        for job in (*mine, *theirs):
+            await plane.control.cancel(ADMIN, job.job.id)
+        told = await listen(operations(plane), "metrics", period="month")
+        assert [(line["owner"], line["type"], line["jobs"], line["failed"]) for line in told.lines] == [
+            (0, "shell", 1, 1),
+            (1001, "shell", 3, 3),
+        ]
+        assert told.done.counts == {"jobs": 4, "lines": 2}
+        earlier = await listen(operations(plane), "metrics", to_ms=1_000)
+        assert earlier.lines == []
