@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import uvloop
 
@@ -46,7 +46,7 @@ from jobs.recover import recover
 from jobs.replication.answers import Answers
 from jobs.replication.part import ReplicationPart
 from jobs.retention import Limits
-from jobs.service import BlobOperations, MaintenanceOperations
+from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
 from jobs.sockets import SocketError
 from jobs.workerdoor import WorkerDoor
 
@@ -151,7 +151,16 @@ class Node:
             grace_s=config.blobs.grace_s,
         )
         self._output.give(self.blob_part.host)
-        self.replication_part = ReplicationPart(site, consensus, cluster.peers, passage.reach, answers)
+        self.replication_part = ReplicationPart(
+            site,
+            consensus,
+            store,
+            cluster.peers,
+            passage.reach,
+            answers,
+            self.blob_part.host,
+            cluster.cluster_id,
+        )
         self._maintenance = MaintenancePart(
             site,
             consensus,
@@ -188,6 +197,12 @@ class Node:
             raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
         return self._maintenance.operations
 
+    @property
+    def replication_operations(self) -> ReplicationOperations:
+        if self.replication_part is None:
+            raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
+        return self.replication_part.operations
+
     def _own_blobs(self) -> BlobPart:
         if self.blob_part is None:
             raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
@@ -214,6 +229,9 @@ class Node:
             **({} if self.blob_part is None else self.blob_part.metrics()),
         }
 
+    def labelled_metrics(self) -> LabelledMetrics:
+        return {} if self.replication_part is None else self.replication_part.operations.metrics()
+
     # --- life, continued ----------------------------------------------------------------------------------------------
 
     def healthy(self) -> bool:
@@ -231,13 +249,10 @@ class Node:
             await self._api.stop(STOP_GRACE_S)
         if self._forming is not None:
             self._forming.cancel()
-        if self.blob_part is not None:
-            await self.blob_part.stop()
+        await _stop_each(self.replication_part, self.blob_part)
         if self._passage is not None:
             self._passage.stop()
-        for part in (self.site, self._door, self.consensus):
-            if part is not None:
-                await part.stop()
+        await _stop_each(self.site, self._door, self.consensus)
         await self.cluster.close()
         if self.blobs is not None:
             # After the endpoint: then no answer to a peer is under way any more.
@@ -252,6 +267,17 @@ class Node:
                 logger.warning("the store could not be marked as closed: %s", error)
         if self._log is not None:
             self._log.close()
+
+
+class _Part(Protocol):
+    async def stop(self) -> None: ...
+
+
+async def _stop_each(*parts: _Part | None) -> None:
+    """One after the other; those that are not there were never begun."""
+    for part in parts:
+        if part is not None:
+            await part.stop()
 
 
 def cluster_config(config: NodeConfig) -> ClusterConfig:

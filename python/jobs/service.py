@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -538,6 +538,10 @@ class Others(Protocol):
         """Return who answers and who does not, or that this node was removed; and what would help."""
 
 
+LabelledMetrics: TypeAlias = dict[str, tuple[str, str, dict[str, float]]]
+"""Prometheus metrics: name → (help, label, values by the label's value)."""
+
+
 class Backend(Protocol):
     """The node behind the API."""
 
@@ -562,5 +566,12 @@ class Backend(Protocol):
 
     def health(self) -> Health: ...
 
+    @property
+    def replication_operations(self) -> ReplicationOperations:
+        """Raises Unavailable before the node is alone or in a cluster."""
+
     def metrics(self) -> dict[str, tuple[str, float]]:
         """Prometheus metrics, on top of what the API counts itself: name → (help, value)."""
+
+    def labelled_metrics(self) -> LabelledMetrics:
+        """Those of which there is one for each of something."""

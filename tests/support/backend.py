@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.blobs.host import BlobHost
 from jobs.control import Site
 from jobs.protocol.model import Health
-from jobs.service import BlobOperations, ClusterService
+from jobs.service import BlobOperations, ClusterService, LabelledMetrics, ReplicationOperations
 
 
 class SiteBackend:
@@ -27,8 +27,15 @@ class SiteBackend:
     def blob_operations(self) -> BlobOperations:
         raise NotImplementedError("a site alone has no blobs")
 
+    @property
+    def replication_operations(self) -> ReplicationOperations:
+        raise NotImplementedError("a site alone does not replicate")
+
     def health(self) -> Health:
         return self.whereabouts.health()
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         return self.whereabouts.metrics()
+
+    def labelled_metrics(self) -> LabelledMetrics:
+        return {}

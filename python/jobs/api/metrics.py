@@ -64,6 +64,12 @@ class _NodeMetrics(Collector):
         for name, (help_text, value) in self._backend.metrics().items():
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield family(name, help_text, value=value)
+        for name, (help_text, label, values) in self._backend.labelled_metrics().items():
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            found = family(name, help_text, labels=(label,))
+            for which, value in values.items():
+                found.add_metric((which,), value)
+            yield found
 
     def describe(self) -> Iterator[Metric]:
         return iter(())

@@ -102,6 +102,12 @@ class Walk:
             yield Passed(answer.next)
             at = answer.next
 
+    async def first_of(self, span: Span) -> bytes:
+        """Return the first key there is in a span of which one side has nothing."""
+        at = self._source if span.source_rows else self._target
+        found = await at.side.rows(at.prefix, (span.start, span.end), revision=at.revision, limit=1, values=False)
+        return found.rows[0].key if found.rows else span.start
+
     async def _descend(self, spans: Sequence[Span], level: int) -> AsyncGenerator[Found]:
         """Tell of spans that have been compared at the level above."""
         for group in groups(spans):
