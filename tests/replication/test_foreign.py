@@ -180,6 +180,10 @@ def tag_batch(**changes: Any) -> m.TagBatch:
     return structs.replace(made, **changes)
 
 
+def framed(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
 async def failure(work: Awaitable[Any]) -> JobsError | None:
     try:
         await work
@@ -396,14 +400,17 @@ async def test_frames_that_are_none_are_refused_and_the_next_one_is_answered(tmp
         pair.book.answers["about"] = m.About("green", "north", 9, 2, 1)
         await pair.side.about()
         assert pair.desks[0].refused == len(bodies)
-        # As the header of a stream
-        for header in (b"", b"\x09" + f.openings.encode(f.ReadBlob("in-", HASH, 0))[1:], b"\x01\xc1"):
-            stream = await peers.open_foreign(other, header)
+        # As the beginning of a stream
+        opening = f.openings.encode(f.ReadBlob("in-", HASH, 0))
+        for said in (b"", framed(b"\x09" + opening[1:]), framed(b"\x01\xc1"), framed(opening)[:-1], b"\xff" * 4):
+            stream = await peers.open_foreign(other, b"")
+            await stream.write(said)
+            await stream.finish()
             size = int.from_bytes(await stream.read_exactly(4), "big")
             refused = f.told.decode(await stream.read_exactly(size))
             assert getattr(refused, "code", "") == "invalid_request"
             assert await stream.read() == b""
-            await stream.finish()
+        assert pair.book.asked == [("about", (), {})]
 
 
 @on_loop
@@ -533,7 +540,7 @@ async def test_content_is_read_and_added_whatever_its_size(tmp_path: Path) -> No
             assert await read(pair.side, 5) == whole
             assert pair.book.asked.pop() == ("read_blob", ("in-", HASH, 5), {})
             pair.book.added = b""
-            blob = m.Blob(HASH, len(whole))
+            blob = m.Blob(HASH, len(whole), "collection", (OTHER,) * f.MAX_BLOBS)
             await pair.side.add_blob("out-", blob, content(*parts))
             assert pair.book.asked.pop() == ("add_blob", ("out-", blob), {})
             assert pair.book.added == whole
@@ -600,14 +607,14 @@ async def test_content_ends_with_its_link(tmp_path: Path) -> None:
 @on_loop
 async def test_a_node_that_says_anything_in_place_of_content_is_left(tmp_path: Path) -> None:
     async with linked(tmp_path) as pair:
-        framed = f.told.framed(f.Piece(b"abc"))
+        piece = f.told.framed(f.Piece(b"abc"))
         for said, words in [
             (b"\xff\xff\xff\xff", "a message of 4294967295 bytes"),
             (b"\x00\x00\x00\x02\x09\xc0", "version 9"),
-            (framed + b"\x00\x00\x00\x02\x01\xc1", "cannot be read"),
-            (framed[:-1], "too soon"),
-            (framed, "too soon"),
-            (f.told.framed(f.End()) + framed, None),
+            (piece + framed(b"\x01\xc1"), "cannot be read"),
+            (piece[:-1], "too soon"),
+            (piece, "too soon"),
+            (f.told.framed(f.End()) + piece, None),
         ]:
 
             async def say(peer: str, header: bytes, stream: Any, said: bytes = said) -> None:
@@ -633,10 +640,10 @@ async def say_piece(peer: str, header: bytes, stream: Any) -> None:
 async def test_whoever_sends_content_of_any_kind_is_answered(tmp_path: Path) -> None:
     async with linked(tmp_path) as pair:
         pair.book.answers["add_blob"] = None
-        header = f.openings.encode(f.AddBlob("out-", m.Blob(HASH, 3)))
+        opening = f.openings.framed(f.AddBlob("out-", m.Blob(HASH, 3)))
         for said in (b"\xff\xff\xff\xff", b"\x00\x00\x00\x02\x01\xc1", f.told.framed(f.Piece(b"a"))):
-            stream = await pair.one.peers.open_foreign(pair.others[0].id, header)
-            await stream.write(said)
+            stream = await pair.one.peers.open_foreign(pair.others[0].id, b"")
+            await stream.write(opening + said)
             await stream.finish()
             told = b""
             while part := await stream.read():

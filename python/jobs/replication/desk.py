@@ -21,7 +21,7 @@ from jobs.records import LinkRecord
 from jobs.replication import frames as f
 from jobs.replication.scopes import check_question
 from jobs.replication.side import Side
-from jobs.replication.streams import read_told, write_pieces, write_told
+from jobs.replication.streams import read_opening, read_told, write_pieces, write_told
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ MAX_SERVED: Final = 64
 """Questions and streams of one cluster that are served at a time; one more is refused."""
 LONG_AT_ONCE: Final = 2
 """Of those for which many rows are read: they leave this node's threads to itself."""
+OPENING_S: Final = 10.0
 SILENT_S: Final = 60.0
 LINGER_S: Final = 10.0
 """For so long the end of a stream may take to be read."""
@@ -99,19 +100,23 @@ class ForeignDesk:
 
     async def _on_stream(self, peer: str, header: bytes, stream: Stream) -> None:
         try:
-            await self._serve(peer, header, stream)
+            await self._serve(peer, stream)
         except StreamBroken as broken:
             logger.debug("%s", broken)
             return
+        except (EOFError, TimeoutError):
+            error = InvalidRequest("the stream does not say what it is for", expected="one that does")
+            await write_told(stream, refusal(self._refuse(peer, error)))
         except MessageError as error:
             await write_told(stream, refusal(self._refuse(peer, InvalidRequest(str(error), expected=_SAME_RELEASE))))
         except JobsError as error:
             await write_told(stream, refusal(self._refuse(peer, error)))
         await _end(stream)
 
-    async def _serve(self, peer: str, header: bytes, stream: Stream) -> None:
-        opening = f.openings.decode(header)
+    async def _serve(self, peer: str, stream: Stream) -> None:
         with self._place(peer):
+            async with asyncio.timeout(OPENING_S):
+                opening = await read_opening(stream)
             await self._check(peer, opening)
             if isinstance(opening, f.ReadBlob):
                 await write_pieces(stream, self._side.read_blob(opening.tags, opening.blob, opening.start))

@@ -222,16 +222,16 @@ class ForeignSide:
     @contextlib.asynccontextmanager
     async def _opened(self, opening: f.AnyOpening) -> AsyncGenerator[tuple[Stream, f.Told]]:
         """Open a stream to one of the nodes; what comes first on it is no refusal."""
-        header = f.openings.encode(opening)
+        framed = f.openings.framed(opening)
         failures = _Failures(self._link)
         for peer in self._nodes():
             try:
-                stream = await self._way.open_foreign(peer, header)
+                stream = await self._way.open_foreign(peer, b"")
             except StreamBroken as broken:
                 failures.unreached(peer, f"{broken.kind}: {broken.detail}")
                 continue
             try:
-                first = await self._first(stream, peer, failures)
+                first = await self._first(stream, framed, peer, failures)
                 if first is not None:
                     yield stream, first
                     return
@@ -239,9 +239,10 @@ class ForeignSide:
                 stream.reset("it is over or given up")
         raise failures.error()
 
-    async def _first(self, stream: Stream, peer: str, failures: _Failures) -> f.Told | None:
+    async def _first(self, stream: Stream, framed: bytes, peer: str, failures: _Failures) -> f.Told | None:
         try:
             async with asyncio.timeout(ANSWER_S):
+                await stream.write(framed)
                 first = await read_told(stream)
         except (StreamBroken, EOFError, TimeoutError) as broken:
             failures.unreached(peer, str(broken) or f"it has said nothing for {ANSWER_S:g} s")

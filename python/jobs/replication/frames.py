@@ -12,6 +12,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct
 
+from jobs.blobs.collection import MAX_FILES
 from jobs.forward.questions import Answer
 from jobs.forward.speech import Codec, MessageError, Refused
 from jobs.protocol.model.base import Name
@@ -22,7 +23,7 @@ MAX_FRAME_BYTES: Final = 1 << 20
 """Of a stream; pieces of content are smaller."""
 MAX_PIECE_BYTES: Final = 256 << 10
 MAX_CURSOR_BYTES: Final = 16 << 10
-MAX_BLOBS: Final = 10_000
+MAX_BLOBS: Final = MAX_FILES + 1
 """Of one question, and children of one collection."""
 
 Cluster: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}\Z")]
@@ -138,7 +139,7 @@ AnyQuestion: TypeAlias = (
 )
 Reply: TypeAlias = Answer | Refused
 
-# --- streams: their header says what for ------------------------------------------------------------------------------
+# --- streams: what comes first says what for --------------------------------------------------------------------------
 
 
 class ReadBlob(Question, frozen=True, tag=1):

@@ -9,12 +9,20 @@ from jobs.net import Stream
 from jobs.replication import frames as f
 
 
+async def read_opening(stream: Stream) -> f.AnyOpening:
+    """Raises MessageError, EOFError, StreamBroken; as below."""
+    return f.openings.decode(await _read_frame(stream))
+
+
 async def read_told(stream: Stream) -> f.Told:
-    """Raises MessageError, EOFError, StreamBroken."""
+    return f.told.decode(await _read_frame(stream))
+
+
+async def _read_frame(stream: Stream) -> bytes:
     size = int.from_bytes(await stream.read_exactly(4), "big")
     if size > f.MAX_FRAME_BYTES:
         raise MessageError(f"a message of {size} bytes; at most {f.MAX_FRAME_BYTES} are taken")
-    return f.told.decode(await stream.read_exactly(size))
+    return await stream.read_exactly(size)
 
 
 async def write_told(stream: Stream, said: f.Told) -> None:

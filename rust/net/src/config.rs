@@ -102,8 +102,12 @@ limits! {
     max_foreign_requests = 64, 1, 65_536;
     /// Bytes of requests of a foreign peer that are being answered.
     foreign_requests_in_bytes = 20 * MIB, 1, 1 << 30;
+    /// And of all foreign peers together.
+    all_foreign_requests_in_bytes = 128 * MIB, 1, 1 << 30;
     /// Streams that one foreign peer has opened.
     max_foreign_streams = 16, 1, 65_536;
+    /// And all foreign peers together; fewer than there are of all peers, so that they leave some to the members.
+    all_foreign_streams = 256, 1, 65_536;
     /// Streams of all peers, whoever opened them.
     max_streams = 1_024, 1, 65_536;
     /// Longest header of a stream.
@@ -160,6 +164,12 @@ impl Limits {
                 self.max_request_bytes + EVENT_BYTES,
                 "foreign_requests_in_bytes",
                 self.foreign_requests_in_bytes,
+            ),
+            (
+                "max_request_bytes",
+                self.max_request_bytes + EVENT_BYTES,
+                "all_foreign_requests_in_bytes",
+                self.all_foreign_requests_in_bytes,
             ),
             (
                 "max_answer_bytes",

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use iroh::endpoint::{PortmapperConfig, presets};
 use iroh::{EndpointId, RelayMode};
 use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 
 use crate::config::{Config, Limits, MAX_URGENT_BYTES, size};
 use crate::counters::Counters;
@@ -114,6 +115,8 @@ impl Endpoint {
             calls: Mutex::default(),
             serving: Mutex::default(),
             streams: Mutex::default(),
+            foreign_streams: Arc::new(Semaphore::new(size(limits.all_foreign_streams))),
+            foreign_requests_in: Arc::new(Semaphore::new(size(limits.all_foreign_requests_in_bytes))),
             other: RwLock::default(),
             endpoint,
             config,

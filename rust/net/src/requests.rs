@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use iroh::endpoint::{RecvStream, SendStream};
 use jobs_failpoint::{Point, reach};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -214,11 +214,16 @@ pub(crate) async fn answer(
             return Ok(None);
         };
         let cost = u32::try_from(header.payload_bytes as u64 + EVENT_BYTES).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&peer.requests_in)
-            .acquire_many_owned(cost.min(budget(limits.requests_in_bytes)))
-            .await;
-        let permit = permit.map_err(|error| Broken::Gone(error.to_string()))?;
-        Ok::<_, Broken>(Some((reader.need().await?.payload, permit)))
+        let take = async |room: &Arc<Semaphore>| {
+            let permit = Arc::clone(room).acquire_many_owned(cost).await;
+            permit.map_err(|error| Broken::Gone(error.to_string()))
+        };
+        let own = take(&peer.requests_in).await?;
+        let among_foreign = match peer.cluster {
+            Some(_) => Some(take(&shared.foreign_requests_in).await?),
+            None => None,
+        };
+        Ok::<_, Broken>(Some((reader.need().await?.payload, (own, among_foreign))))
     };
     let stopped = writer.stopped();
     let read = tokio::select! {
@@ -260,10 +265,6 @@ pub(crate) async fn answer(
     // An answer that is not taken is given up; that is no violation.
     let _ = timeout(limits.stall(), write_reply(&mut writer, reply)).await;
     Ok(())
-}
-
-fn budget(bytes: u64) -> u32 {
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 /// A request of a peer as long as the application may answer it.

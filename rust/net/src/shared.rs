@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use iroh::endpoint::Connection;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::config::Config;
 use crate::counters::Counters;
@@ -40,6 +40,9 @@ pub(crate) struct Shared {
     /// Requests of peers that the application has not answered.
     pub(crate) serving: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
     pub(crate) streams: Mutex<HashMap<u64, Arc<Stream>>>,
+    /// What all foreign peers together may take: streams, and bytes of requests.
+    pub(crate) foreign_streams: Arc<Semaphore>,
+    pub(crate) foreign_requests_in: Arc<Semaphore>,
     /// What else is spoken at this address.
     pub(crate) other: RwLock<Option<OtherProtocol>>,
 }

@@ -313,7 +313,12 @@ pub(crate) async fn take(
     };
     let header = frame?.payload;
     let (first, mut incoming) = reader.into_raw();
-    let Some((number, stream)) = register(&shared) else {
+    let place = match peer.cluster {
+        Some(_) => Arc::clone(&shared.foreign_streams).try_acquire_owned().map(Some),
+        None => Ok(None),
+    };
+    let registered = place.ok().and_then(|place| Some((place, register(&shared)?)));
+    let Some((_place, (number, stream))) = registered else {
         let code = Refusal::Busy as u32;
         let _ = incoming.stop(code.into());
         writer.reset(code);

@@ -297,6 +297,58 @@ fn a_flood_of_theirs_is_held_up_sooner_than_that_of_members() {
 }
 
 #[test]
+fn all_of_them_together_leave_room_to_the_members() {
+    let limits = [
+        ("all_foreign_streams", 3),
+        ("max_streams", 4),
+        ("max_request_bytes", 1 << 20),
+        ("all_foreign_requests_in_bytes", (1 << 20) + 1_024),
+    ];
+    let (mut node, mut friend) = (Node::with("n1", "test", &limits), Node::start("n2"));
+    let theirs: Vec<_> = (0..3).map(|_| Raw::start()).collect();
+    let foreign = |raw: &Raw| Foreign {
+        id: raw.id(),
+        cluster: "other".into(),
+        addresses: Vec::new(),
+    };
+    let foreign: Vec<_> = theirs.iter().map(foreign).collect();
+    node.endpoint.set_peers(&[friend.entry()], &[], &foreign).unwrap();
+    friend.know(&[&node]);
+    let mut kept = Vec::new();
+    for raw in &theirs {
+        let streaming = raw.join_as(&node, &of_other(Channel::Streams));
+        for _ in 0..2 {
+            let (mut send, receive) = raw.open(&streaming);
+            raw.write(&mut send, &frame::encode(Kind::Open, b"theirs"));
+            kept.push((send, receive));
+        }
+    }
+    for _ in 0..3 {
+        node.wait(What::Stream);
+        assert_eq!(node.wait(What::Refused).text, "busy");
+    }
+    let request = frame::encode(
+        Kind::Request,
+        &[&60_000u32.to_le_bytes()[..], &vec![7; 900 << 10]].concat(),
+    );
+    for raw in &theirs {
+        let asking = raw.join_as(&node, &of_other(Channel::Requests));
+        let (mut send, receive) = raw.open(&asking);
+        let _ = raw
+            .runtime
+            .block_on(async { tokio::time::timeout(Duration::from_millis(300), send.write_all(&request)).await });
+        kept.push((send, receive));
+    }
+    node.wait(What::Request);
+    node.assert_answers(&mut friend);
+    let (here, there) = stream(&friend, &mut node, "a member's");
+    friend.endpoint.stream_write(here, text("comes")).unwrap();
+    friend.endpoint.stream_finish(here).unwrap();
+    assert_eq!(read_all(&mut node, there), b"comes");
+    assert_eq!(node.count("requests_received"), 2);
+}
+
+#[test]
 fn requests_of_theirs_that_are_not_answered_are_bounded_in_bytes() {
     let limits = [("max_request_bytes", 1 << 20), ("foreign_requests_in_bytes", 2 << 20)];
     let (mut node, mut friend, raw) = crowd(&limits);
