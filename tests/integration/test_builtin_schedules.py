@@ -185,3 +185,14 @@ def test_nobody_else_takes_their_keys(tmp_path: Path) -> None:
             assert failure.value.field == "$.concurrency_key"
 
     asyncio.run(scenario())
+
+
+def test_others_than_administrators_are_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Plane(tmp_path) as plane:
+            with pytest.raises(Forbidden, match="only administrators"):
+                await plane.control.submit(ALICE, [job(MaintenanceHealth())])
+            with pytest.raises(Forbidden, match="only administrators"):
+                await plane.control.schedules.put(ALICE, "s", Schedule(every_s=60, job=job(MaintenanceHealth())), None)
+
+    asyncio.run(scenario())

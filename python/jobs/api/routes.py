@@ -458,6 +458,13 @@ ROUTES: Final = (
         summary="Carry out an operation of a job of type blob, and tell how far it is: for workers only",
         repeat="Whatever it has brought about already stays.",
     ),
+    # --- maintenance: for workers
+    Route(
+        method="POST", path="/v1/maintenance:perform", handler=Handlers.perform_maintenance_operation,
+        body=model.MaintenancePerform, local=True, streams=(NDJSON,), errors=(errors.Forbidden, *_POLL),
+        summary="Carry out an operation of a job of type maintenance, and tell how far it is: for workers only",
+        repeat="It goes on where it is, for the same job.",
+    ),
     # --- replication
     Route(
         method="GET", path="/v1/replication:invitation", handler=Handlers.get_invitation, answer=model.Invitation,

@@ -486,7 +486,7 @@ class Workers(_Section):
     """The worker for maintenance."""
     replication: ReplicationWorker = ReplicationWorker()
     """The worker for syncs, backups and exports."""
-    embedded: tuple[WorkerType, ...] = ("shell", "sql", "blob")
+    embedded: tuple[WorkerType, ...] = ("shell", "sql", "blob", "maintenance")
     """Types of the workers that `jobs-node --embedded` starts, one of each."""
 
     def of(self, worker_type: str) -> WorkerSettings:
