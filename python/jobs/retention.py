@@ -25,6 +25,7 @@ MIN_HOLD_MS: Final = 60_000
 
 Kind: TypeAlias = Literal["full", "bare", "own"]
 What: TypeAlias = Literal["job", "logs"]
+Order: TypeAlias = tuple[int, JobId]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -84,17 +85,21 @@ class Plan(Struct, frozen=True):
     """When the time of the next job is over, as far as is known; None for no job."""
 
 
-def plan(heads: Sequence[Entry], totals: Totals | None, limits: Limits, now_ms: int) -> Plan:
+def plan(
+    heads: Sequence[Entry], totals: Totals | None, limits: Limits, now_ms: int, known: Order | None = None
+) -> Plan:
     """Return what is to be done now about the heads of the lists, those whose time is nearest first.
 
-    Without `totals`, as long as they are being counted, nothing goes for being too much.
+    Without `totals`, as long as they are being counted, nothing goes for being too much. Beyond `known` there may be
+    jobs that are not among the heads and have to go first: so none goes for being too much there.
     """
     jobs = 0 if totals is None else totals.jobs - limits.max_jobs
     size_bytes = 0 if totals is None else totals.bytes - limits.max_bytes
     steps: list[Step] = []
     wake_ms: int | None = None
-    for entry in sorted(heads, key=lambda entry: (end_of_life_ms(entry, limits), entry.job)):
-        if (jobs > 0 or size_bytes > 0) and not entry.held:
+    for entry in sorted(heads, key=lambda entry: order(entry, limits)):
+        is_next = known is None or order(entry, limits) <= known
+        if (jobs > 0 or size_bytes > 0) and is_next and not entry.held:
             steps.append(Step(entry, forced=True))
             jobs, size_bytes = jobs - 1, size_bytes - entry.bytes
             continue
@@ -109,6 +114,11 @@ def plan(heads: Sequence[Entry], totals: Totals | None, limits: Limits, now_ms: 
 def is_urgent(totals: Totals | None, limits: Limits) -> bool:
     """Tell whether jobs end faster than they go, so that there are a twentieth more than there should be."""
     return totals is not None and (totals.jobs > limits.max_jobs * 1.05 or totals.bytes > limits.max_bytes * 1.05)
+
+
+def order(entry: Entry, limits: Limits) -> Order:
+    """Return what jobs go by, whatever list they are in."""
+    return end_of_life_ms(entry, limits), entry.job
 
 
 def end_of_life_ms(entry: Entry, limits: Limits) -> int:

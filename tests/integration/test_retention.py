@@ -252,7 +252,7 @@ def test_nothing_comes_to_depend_on_what_is_about_to_go(tmp_path: Path) -> None:
             )
             await asyncio.sleep(0)
             made.control._retention._limits = Limits(keep_ms=0)
-            heads = made.control._retention._heads()
+            heads = made.control._retention._heads()[0]
             plan = decide(heads, None, Limits(keep_ms=0), wall_ms())
             await made.control._retention._carry_out(plan.steps, wall_ms())
             accepted = [one for one in await racing if not isinstance(one, BaseException)]

@@ -18,6 +18,7 @@ from jobs.maintenance.compact import Kept
 from jobs.maintenance.messages import Token
 from jobs.maintenance.operations import MaintenanceConfig
 from jobs.protocol.ids import uuid7
+from jobs.protocol.model import Retention
 from jobs.records import ArrayRecord, MaintenanceRecord
 from jobs.retention import Limits
 from jobs.store import LeaseGrant, Put, Txn
@@ -290,3 +291,38 @@ async def test_usage_is_told_by_owner_and_type(tmp_path: Path) -> None:
         assert told.done.counts == {"jobs": 4, "lines": 2}
         earlier = await listen(operations(plane), "metrics", to_ms=1_000)
         assert earlier.lines == []
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(max_jobs=50),
+        Limits(keep_ms=0),
+        Limits(keep_ms=0, logs_ms=0, max_bytes=10_000),
+        Limits(keep_ms=10**12, max_jobs=290),
+        Limits(max_bytes=50_000),
+    ],
+)
+@on_loop
+async def test_what_would_go_is_what_goes(tmp_path: Path, limits: Limits) -> None:
+    """More jobs than a page has, some of which have times of their own, and some of which others depend on."""
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        plane.control._retention.stop()
+        wanted = [shell("true", retention=Retention(keep_s=[None, 0.0, 10**8][n % 3])) for n in range(600)]
+        jobs = [job for n in range(0, 600, 200) for job in await plane.control.submit(ADMIN, wanted[n : n + 200])]
+        for job in jobs:
+            await plane.control.cancel(ADMIN, job.job.id)
+        await plane.control.submit(
+            ADMIN, [shell("true", depends_on=[job.job.id for job in jobs[:20]], on_failure="run", not_before_ms=10**14)]
+        )
+    async with Plane(tmp_path, with_blobs=True, retention=RetentionConfig(jobs=limits)) as plane:
+        retention = plane.control._retention
+        retention.stop()
+        while retention.totals.known is None:
+            await asyncio.sleep(0.01)
+        asked = operations(plane)
+        dry = await perform(asked, "cleanup", parts=["jobs"], dry_run=True)
+        done = await perform(asked, "cleanup", parts=["jobs"])
+        assert dry.counts["jobs"] == done.counts["jobs"] > 0
+        assert dry.freed_bytes == done.freed_bytes
+        assert (await perform(asked, "cleanup", parts=["jobs"], dry_run=True)).counts["jobs"] == 0

@@ -20,12 +20,12 @@ from jobs.control import surveys
 from jobs.control.ended import EndedTotals
 from jobs.control.jobreferences import JobReferences
 from jobs.control.removal import Removal
-from jobs.control.surveys import LISTS, Found, Survey, read_entries
+from jobs.control.surveys import LISTS, Found, Survey, read_heads
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check
 from jobs.control.trimming import AuditTrimmer, Trimmer
 from jobs.errors import InternalError, StorageFull, Unavailable
-from jobs.retention import AgeClock, Entry, Limits, Step
+from jobs.retention import AgeClock, Entry, Limits, Order, Step
 from jobs.store import EQ, Delete, Store, Txn, VersionIs
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Retention:
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock_at_s = self._loop.time()
-        self._now_ms(self._heads())
+        self._now_ms(self._heads()[0])
         self._spawn(self.totals.count())
         self._wake(SOON_MS)
 
@@ -158,9 +158,9 @@ class Retention:
     async def _step_jobs(self) -> tuple[bool, int | None, int]:
         """Let some jobs go whose time is over; tell whether there may be more, when the next one's is, and the time."""
         async with self._turn:
-            heads = self._heads()
+            heads, known = self._heads()
             now_ms = self._now_ms(heads)
-            plan = retention.plan(heads, self.totals.known, self._limits, now_ms)
+            plan = retention.plan(heads, self.totals.known, self._limits, now_ms, known)
             return await self._carry_out(plan.steps, now_ms), plan.wake_ms, now_ms
 
     async def _step_lists(self, now_ms: int) -> bool:
@@ -180,19 +180,19 @@ class Retention:
     async def clean_lists(self) -> tuple[dict[str, int], bool]:
         """The same of the audit trail and the marks of jobs gone."""
         before = self._audit.removed_total, self._gone.removed_total
-        busy = await self._step_lists(self._now_ms(self._heads()))
+        busy = await self._step_lists(self._now_ms(self._heads()[0]))
         gone = {"audit": self._audit.removed_total - before[0], "marks": self._gone.removed_total - before[1]}
         return gone, busy
 
     async def survey_jobs(self, survey: Survey | None) -> Found:
         """Return what of a page of jobs would go now; without a survey, of the first."""
         survey = survey or surveys.begin(self.totals.known, self._limits)
-        now_ms = self._now_ms(self._heads())
+        now_ms = self._now_ms(self._heads()[0])
         return await surveys.look(self._store, self._transitions, self.removal, self._limits, now_ms, survey)
 
     async def survey_lists(self) -> dict[str, int]:
         """Return how many entries of the lists would go now."""
-        now_ms = self._now_ms(self._heads())
+        now_ms = self._now_ms(self._heads()[0])
         return {"audit": await self._audit.survey(now_ms), "marks": await self._gone.survey(now_ms)}
 
     def _now_ms(self, heads: list[Entry]) -> int:
@@ -217,13 +217,9 @@ class Retention:
 
     # --- what -----------------------------------------------------------------------------------------------------
 
-    def _heads(self) -> list[Entry]:
-        """Read the jobs of each list that are next to go."""
-        return [
-            entry
-            for kind, prefix in LISTS.items()
-            for _, entry in read_entries(self._store, kind, prefix, STEP_JOBS)[0]
-        ]
+    def _heads(self) -> tuple[list[Entry], Order | None]:
+        """Read the jobs of each list that are next to go, as `read_heads`."""
+        return read_heads(self._store, self._limits, STEP_JOBS)
 
     async def _carry_out(self, steps: list[Step], now_ms: int) -> bool:
         """Do the steps; tell whether there may be more to do. A job of which that fails does not keep the others."""
