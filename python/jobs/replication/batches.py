@@ -11,7 +11,6 @@ from msgspec import structs
 
 from jobs.replication.messages import (
     MAX_BATCH_BYTES,
-    MAX_CHANGES,
     PRESENT,
     UNKNOWN,
     Change,
@@ -20,6 +19,8 @@ from jobs.replication.messages import (
 )
 
 T = TypeVar("T")
+BATCH_CHANGES: Final = 500
+"""What a leader plans and writes in a few milliseconds; the most that it takes is `MAX_CHANGES`."""
 CHANGE_BYTES: Final = 32
 """Of a change on its way, besides key and value."""
 
@@ -52,7 +53,7 @@ class _Gathered:
             former = self.by_key.get(change.key)
             new += former is None
             size += size_of(change) - (0 if former is None else size_of(former))
-        return len(self.by_key) + new <= MAX_CHANGES and size <= MAX_BATCH_BYTES
+        return len(self.by_key) + new <= BATCH_CHANGES and size <= MAX_BATCH_BYTES
 
     def add(self, change: Change) -> None:
         former = self.by_key.get(change.key)
@@ -101,7 +102,7 @@ def pieces(changes: Iterable[Change]) -> Iterator[tuple[Change, ...]]:
     part: list[Change] = []
     size = 0
     for change in changes:
-        if part and (len(part) == MAX_CHANGES or size + size_of(change) > MAX_BATCH_BYTES):
+        if part and (len(part) == BATCH_CHANGES or size + size_of(change) > MAX_BATCH_BYTES):
             yield tuple(part)
             part, size = [], 0
         part.append(change)

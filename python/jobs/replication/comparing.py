@@ -16,13 +16,13 @@ from msgspec import Struct
 from jobs.replication.messages import MAX_RANGES, Piece, Range
 from jobs.replication.side import Side
 
-LEVELS: Final = (65_536, 1_024, 16, 1)
+LEVELS: Final = (65_536, 1_024, 16, 4, 1)
 """Rows of a piece, on average."""
 PAGE_PIECES: Final = 4
 """Of the first level that are looked at before anything is told."""
 GROUP_ROWS: Final = 65_536
 """That are compared in small pieces at once."""
-PIECE_BYTES: Final = 40
+PIECE_BYTES: Final = 26
 """Of a piece in an answer, besides its key."""
 
 

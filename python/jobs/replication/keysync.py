@@ -32,6 +32,8 @@ IDLE_REVISIONS: Final = 1_000
 CATCH_UP_S: Final = 1.0
 """A source that is not yet where it said to be is given so long, again and again."""
 
+PAGE_ROWS: Final = 4 * batches.BATCH_CHANGES
+
 _Difference: TypeAlias = tuple[tuple[m.Change, ...], bytes | None]
 """Changes, and before which key everything has been told with them; None: all of it."""
 
@@ -132,7 +134,7 @@ class KeySync(Run[m.Change]):
             async for one in found:
                 if isinstance(one, Differing):
                     pending.append(one)
-                if pending and (len(pending) == m.MAX_CHANGES or _is_last(one) or isinstance(one, Span)):
+                if pending and (len(pending) == batches.BATCH_CHANGES or _is_last(one) or isinstance(one, Span)):
                     async for difference in self._changes_of(pending, revision):
                         yield difference
                     pending = []
@@ -164,17 +166,15 @@ class KeySync(Run[m.Change]):
         start: bytes | None = span.start
         while start is not None:
             if span.source_rows:
-                answer = await self._source.rows(
-                    self._prefix, (start, span.end), revision=revision, limit=m.MAX_CHANGES
-                )
-                changes = tuple(batches.change_of(row, self._cursor.position) for row in answer.rows)
+                answer = await self._source.rows(self._prefix, (start, span.end), revision=revision, limit=PAGE_ROWS)
+                changes = [batches.change_of(row, self._cursor.position) for row in answer.rows]
             else:
                 answer = await self._target.rows(
-                    self._target_prefix, (start, span.end), revision=0, limit=m.MAX_CHANGES, values=False
+                    self._target_prefix, (start, span.end), revision=0, limit=PAGE_ROWS, values=False
                 )
-                changes = tuple(m.Change(row.key, None, 0) for row in answer.rows)
-            if changes:
-                yield changes, changes[-1].key + b"\x00"
+                changes = [m.Change(row.key, None, 0) for row in answer.rows]
+            for part in batches.pieces(changes):
+                yield part, part[-1].key + b"\x00"
             start = answer.next
 
     # --- following ----------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from jobs.control.once import MAX_TRIES, try_id
 from jobs.control.replication.bounds import ReplicationConfig
 from jobs.control.replication.syncs import too_many_syncs
 from jobs.control.transitions import check
-from jobs.errors import ReplicationLoop, Unavailable
+from jobs.errors import Unavailable
 from jobs.protocol.ids import NO_REQUEST, RequestId
 from jobs.replication.applying import Plan, plan
 from jobs.replication.messages import Applied, Batch, TagBatch
+from jobs.replication.origins import check_no_loop, place_of
 from jobs.replication.times import KnownTimes
 from jobs.store import Store, decode_results, prefix_end
 
@@ -71,11 +72,7 @@ class Applier:
         if writes:
             self._check_space()
         own, cursor = self._config.cluster, batch.cursor
-        if cursor.source != own and own in cursor.upstream:
-            raise ReplicationLoop(
-                f"what comes from cluster {cursor.source} has come there from this cluster, {own}",
-                expected="a prefix that is not copied in a circle",
-            )
+        check_no_loop(cursor.upstream, own, place_of(cursor.target_prefix, is_tags=cursor.is_tags))
         if batch.expected == 0:
             count = self._store.count(keys.SYNC_CURSORS, prefix_end(keys.SYNC_CURSORS), limit=self._config.max_syncs)
             if count >= self._config.max_syncs:
