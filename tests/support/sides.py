@@ -82,6 +82,9 @@ class MemoryCluster:
     def waiter(self, *prefixes: bytes) -> AbstractContextManager[Waiter]:
         return self.hub.waiter(*prefixes)
 
+    def on_read(self, revision: int) -> None:
+        self.hub.on_read(revision)
+
     async def apply(self, batch: m.Batch) -> m.Applied:
         await asyncio.sleep(0)
         while True:

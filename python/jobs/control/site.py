@@ -83,6 +83,10 @@ class Site:
         """Yield a reader of this node's history from after a revision on, as `Hub.history`."""
         return self._hub.history(revision)
 
+    def on_read(self, revision: int) -> None:
+        """Somebody reads this node's history from a revision on, as `Hub.on_read`."""
+        self._hub.on_read(revision)
+
     @property
     def oldest_needed(self) -> int | None:
         """Of this node's readers, as `Hub.oldest_needed`."""

@@ -49,6 +49,9 @@ class OwnStore(Protocol):
     def waiter(self, *prefixes: bytes) -> AbstractContextManager[Waiter]:
         """Yield what is rung at every change of a key with one of these prefixes."""
 
+    def on_read(self, revision: int) -> None:
+        """Somebody reads the store as it was at a revision, or what came after it, and is going to read on."""
+
 
 class ReadsStore:
     """Whatever reads this node's own store, and sees all that was acknowledged before."""
@@ -61,7 +64,9 @@ class ReadsStore:
 
     async def _catch_up(self, revision: int | None = None) -> None:
         """Have the store at a revision; None or 0: at what was acknowledged by now."""
-        if not revision:
+        if revision:
+            self._own.on_read(revision)
+        else:
             revision = await self._leader.reached()
         if self._store.revision < revision:
             await self._own.reach(revision)
@@ -173,6 +178,7 @@ class LocalKeys(ReadsStore):
                 left_s = until_s - asyncio.get_running_loop().time()
                 # What lies behind a stretch without changes for this prefix is told by the next answer.
                 if found.changes or found.up_to < found.newest or left_s <= 0 or not await waiter.wait(left_s):
+                    self._own.on_read(found.up_to)
                     return found
 
     def _changes(self, prefix: bytes, after_revision: int, limit: int) -> m.Changes:
