@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from jobs import records
+from jobs import keys, records
 from jobs.errors import OperationUnderWay, ReplicationConflict, ReplicationLoop
 from jobs.protocol.model import Throttle
-from jobs.records import CursorRecord
+from jobs.records import CursorRecord, MomentRecord
 from jobs.store import Put
 from tests.support.loop import on_loop
 from tests.support.sides import FakeClock, MemoryCluster, sync, work
@@ -127,6 +127,67 @@ async def test_with_the_policy_fail_nothing_is_changed_and_the_conflict_recorded
             await sync(source.side, target.side, work(holder=f"job/{attempt}", policy="fail")).run()
     assert target.data("/data/a/") == before
     assert [(one.key, one.winner) for one in target.conflicts("origin", "s")] == [(b"/data/a/000005", "none")]
+
+
+def note(cluster: MemoryCluster, at_ms: int) -> None:
+    """Note that it has its revision at this time."""
+    cluster.write(Put(keys.moment(at_ms), records.encode(MomentRecord(revision=cluster.store.revision))))
+
+
+@on_loop
+async def test_with_the_policy_newer_the_later_change_prevails_and_the_source_where_that_is_not_known() -> None:
+    source, target = filled("one", 5), MemoryCluster("two")
+    await sync(source.side, target.side, work()).run()
+    note(source, 100_000)
+    note(target, 100_000)
+    for number in (0, 1, 2):
+        source.put(f"/data/a/{number:06d}", b"ours")
+    target.put("/data/a/000003", b"theirs")
+    note(source, 200_000)
+    note(target, 200_000)
+    source.put("/data/a/000003", b"ours")
+    target.put("/data/a/000000", b"theirs")
+    target.delete("/data/a/000001")
+    note(source, 300_000)
+    note(target, 300_000)
+    target.put("/data/a/000002", b"theirs")
+    note(target, 209_000 + 100_000)
+    changed = source.data("/data/a/")
+    await sync(source.side, target.side, work(policy="newer", holder="job/2")).run()
+    found = {one.key[8:]: (one.winner, one.deleted) for one in target.conflicts("origin", "s")}
+    assert found == {
+        b"000000": ("target", ""),
+        b"000001": ("target", "target"),
+        b"000002": ("target", ""),
+        b"000003": ("source", ""),
+    }
+    assert target.data("/data/a/") == {
+        b"000000": b"theirs",
+        b"000002": b"theirs",
+        b"000003": b"ours",
+        b"000004": changed[b"000004"],
+    }
+    # What prevailed there stays, also when nobody knows any more who changed it.
+    source.compact()
+    target.compact()
+    source.put("/data/a/000005", b"new")
+    source.compact()
+    await sync(source.side, target.side, work(policy="newer", holder="job/3")).run()
+    assert target.data("/data/a/")[b"000000"] == b"theirs"
+    assert target.data("/data/a/")[b"000005"] == b"new"
+
+
+@on_loop
+async def test_a_change_of_the_same_ten_seconds_is_the_source_s() -> None:
+    source, target = filled("one", 1), MemoryCluster("two")
+    await sync(source.side, target.side, work()).run()
+    source.put("/data/a/000000", b"ours")
+    note(source, 200_000)
+    target.put("/data/a/000000", b"theirs")
+    note(target, 210_000)
+    await sync(source.side, target.side, work(policy="newer", holder="job/2")).run()
+    assert target.data("/data/a/") == {b"000000": b"ours"}
+    assert [one.winner for one in target.conflicts("origin", "s")] == ["source"]
 
 
 @on_loop
