@@ -65,8 +65,6 @@ async def test_a_member_that_does_not_lead_has_everything_done(tmp_path: Path) -
         await link.set_sync("s", record)
         assert made.leader.site.control is not None
         assert [one.name for one in (await made.leader.site.control.replication.syncs(ADMIN)).syncs] == ["s"]
-        await link.forget(CLUSTER, "s", done.mod_revision)
-        assert read_cursor(made.leader.store, CLUSTER, "s") == (None, 0)
 
 
 @on_loop

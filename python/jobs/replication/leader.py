@@ -37,22 +37,16 @@ class ApplyTags(_Question, frozen=True, tag=2):
     request: _Request
 
 
-class Forget(_Question, frozen=True, tag=3):
-    origin: _Name
-    name: _Name
-    expected: int
-
-
-class SetSync(_Question, frozen=True, tag=4):
+class SetSync(_Question, frozen=True, tag=3):
     name: _Name
     record: SyncRecord
 
 
-class Reached(_Question, frozen=True, tag=5):
+class Reached(_Question, frozen=True, tag=4):
     """Which revision the store has, as the leader knows it."""
 
 
-Question: TypeAlias = Apply | ApplyTags | Forget | SetSync | Reached
+Question: TypeAlias = Apply | ApplyTags | SetSync | Reached
 
 
 class Leading(Protocol):
@@ -61,8 +55,6 @@ class Leading(Protocol):
     async def apply(self, batch: Batch, request: RequestId) -> Applied: ...
 
     async def apply_tags(self, batch: TagBatch, request: RequestId) -> Applied: ...
-
-    async def forget(self, origin: str, name: str, expected: int) -> None: ...
 
     async def set_sync(self, name: str, record: SyncRecord) -> None: ...
 
@@ -80,7 +72,6 @@ async def _apply_tags(leading: Leading, member: str, asked: ApplyTags) -> Applie
 _ANSWERING: Final[Mapping[type, Answering]] = {
     Apply: _apply,
     ApplyTags: _apply_tags,
-    Forget: lambda leading, member, asked: leading.forget(asked.origin, asked.name, asked.expected),
     SetSync: lambda leading, member, asked: leading.set_sync(asked.name, asked.record),
     Reached: lambda leading, member, asked: leading.reached(),
 }
@@ -102,9 +93,6 @@ class LeaderLink:
 
     async def apply_tags(self, batch: TagBatch) -> Applied:
         return await self._ask(ApplyTags(batch, secrets.token_bytes(REQUEST_BYTES)), Applied)
-
-    async def forget(self, origin: str, name: str, expected: int) -> None:
-        await self._ask(Forget(origin, name, expected), type(None))
 
     async def set_sync(self, name: str, record: SyncRecord) -> None:
         await self._ask(SetSync(name, record), type(None))

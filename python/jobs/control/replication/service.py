@@ -68,9 +68,6 @@ class Replication:
     async def apply_tags(self, batch: TagBatch, request: RequestId) -> Applied:
         return await self._tags.apply(batch, request)
 
-    async def forget(self, origin: str, name: str, expected: int) -> None:
-        await self._syncs.forget(origin, name, expected)
-
     async def set_sync(self, name: str, record: SyncRecord) -> None:
         await self._syncs.set(name, record)
 

@@ -12,7 +12,7 @@ from jobs.control.queries import check_admin, decode_cursor, encode_cursor
 from jobs.control.replication.bounds import ReplicationConfig
 from jobs.control.replication.changing import Decided, change, unchanged
 from jobs.control.transitions import check, read_job, scan
-from jobs.errors import NotFound, OperationUnderWay, RevisionConflict, TooManyRequests
+from jobs.errors import NotFound, OperationUnderWay, TooManyRequests
 from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import Conflict, ConflictPage, JobState, Reason, SyncList, SyncView
 from jobs.records import ConflictRecord, SyncRecord
@@ -92,18 +92,6 @@ class Syncs:
                 raise too_many_syncs(count)
         check(await self._consensus.propose(Txn(then=(Put(key, records.encode(record)),)), SYNC_BYTES))
 
-    async def forget(self, origin: str, name: str, expected: int) -> None:
-        """As `Side.forget`."""
-        key, conflicts = keys.sync_cursor(origin, name), keys.sync_conflicts_prefix(origin, name)
-        compare = unchanged(self._store, key)
-        if compare.number not in (0, expected):
-            raise cursor_moved(name, compare.number, expected)
-        await self._drop_old_conflicts(conflicts)
-        done = await self._consensus.propose(Txn((compare,), (Delete(key), Delete(conflicts, prefix_end(conflicts)))))
-        check(done)
-        if not done.succeeded:
-            raise cursor_moved(name, unchanged(self._store, key).number, expected)
-
     # --- parts ------------------------------------------------------------------------------------------------------
 
     async def _drop_old_conflicts(self, prefix: bytes) -> None:
@@ -178,10 +166,6 @@ def too_many_syncs(count: int) -> TooManyRequests:
         f"there are {count} syncs already",
         expected="fewer (jobctl replication forget), or a larger replication.max_syncs",
     )
-
-
-def cursor_moved(name: str, now: int, expected: int) -> RevisionConflict:
-    return RevisionConflict(f"the cursor of sync {name!r} was changed at revision {now}, not at {expected}")
 
 
 def _conflict(record: ConflictRecord) -> Conflict:
