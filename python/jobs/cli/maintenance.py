@@ -83,20 +83,33 @@ def _code(done: MaintenanceResult) -> int:
 
 
 def _show(done: MaintenanceResult) -> None:
+    gives_back = done.operation in ("compact", "cleanup")
     if done.findings:
         found = ((one.node, one.check, one.status, one.value, one.advice) for one in done.findings)
         print_table(("NODE", "CHECK", "STATUS", "FOUND", "WHAT TO DO"), found)
-    if done.operation in ("compact", "cleanup", "verify") and done.nodes:
+        print()
+    if gives_back and done.nodes:
         nodes = ((one.node, size_text(one.freed_bytes), f"{one.examined:,}", one.outcome) for one in done.nodes)
         print_table(("NODE", "WOULD FREE" if done.dry_run else "FREED", "LOOKED AT", "LEFT UNDONE"), nodes)
+        print()
+    if done.operation == "verify" and done.nodes:
+        looked = ((one.node, f"{one.examined:,}", one.outcome) for one in done.nodes)
+        print_table(("NODE", "LOOKED AT", "LEFT UNDONE"), looked)
+        print()
+    if done.operation == "metrics" and done.counts.get("lines"):
+        print()  # behind the lines
     print_fields(
         [
-            ("status", done.status),
-            *((name, f"{count:,}") for name, count in done.counts.items()),
-            ("would free" if done.dry_run else "freed", size_text(done.freed_bytes) if done.freed_bytes else None),
+            ("status", done.status if done.findings or done.operation in ("health", "verify") else None),
+            *((name.replace("_", " "), _count(name, count)) for name, count in done.counts.items() if count),
+            ("would free" if done.dry_run else "freed", size_text(done.freed_bytes) if gives_back else None),
             ("took", f"{done.seconds:.3f} s"),
         ]
     )
+
+
+def _count(name: str, count: int) -> str:
+    return size_text(count) if name.endswith("_bytes") else f"{count:,}"
 
 
 def _usage(line: dict[str, Any]) -> str:
