@@ -92,6 +92,7 @@ async def test_a_sync_tells_how_far_it_is_and_leaves_written_how_it_ended() -> N
     assert play.here.data("/data/a/") == play.there.data("/data/a/")
     record = play.written[-1]
     assert (record.phase, record.rows, record.job, record.last_error) == ("stopped", 2_000, JOB, "")
+    assert record.behind_since_ms is None
     assert record.position == record.source_revision == play.there.store.revision
     again = await play.done(pull(), OTHER_JOB)
     assert (again.rows, play.written[-1].rows) == (0, 2_000)

@@ -33,6 +33,8 @@ CATCH_UP_S: Final = 1.0
 """A source that is not yet where it said to be is given so long, again and again."""
 
 PAGE_ROWS: Final = 4 * batches.BATCH_CHANGES
+PAGE_EVENTS: Final = 2 * batches.BATCH_CHANGES
+"""At once: whoever is asked does not hold up what else it does for longer than some milliseconds."""
 
 _Difference: TypeAlias = tuple[tuple[m.Change, ...], bytes | None]
 """Changes, and before which key everything has been told with them; None: all of it."""
@@ -109,7 +111,7 @@ class KeySync(Run[m.Change]):
         newest: int | None = None
         at, after = self._cursor.comparing, self._cursor.after
         while newest is None or at < newest:
-            page = await self._source.changes(self._prefix, at)
+            page = await self._source.changes(self._prefix, at, limit=PAGE_EVENTS)
             newest = page.newest if newest is None else newest
             wanted = [change for change in page.changes if change.key < after]
             for changes, revision in batches.cut(wanted, at, page.up_to):
@@ -183,6 +185,7 @@ class KeySync(Run[m.Change]):
         """Raises Compacted."""
         self.progress.phase, self._seen = "following", self._cursor.position
         if self._is_done():
+            self._saw(self._seen, self._goal)
             return
         async with aclosing(batches.ahead(self._pages())) as pages:
             async for page in pages:
@@ -197,7 +200,7 @@ class KeySync(Run[m.Change]):
         at, newest = self._seen, self._goal
         while True:
             wait_s = 0.0 if at < newest else POLL_S if self._work.continuous else CATCH_UP_S
-            page = await self._source.changes(self._prefix, at, wait_s=wait_s)
+            page = await self._source.changes(self._prefix, at, limit=PAGE_EVENTS, wait_s=wait_s)
             newest = page.newest if page.up_to > at else 0
             at = max(at, page.up_to)
             yield page

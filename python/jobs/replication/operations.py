@@ -16,7 +16,7 @@ from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.control.queries import check_admin
 from jobs.control.transitions import read_job
-from jobs.errors import JobsError, OperationUnderWay, TooManyRequests, Unavailable
+from jobs.errors import OperationUnderWay, TooManyRequests, Unavailable
 from jobs.operations import News, told
 from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import (
@@ -113,7 +113,7 @@ class Operations:
             await status.begin()
             await self._keep_on(source, target, work, payload, status, news)
             return _result(payload, status.total)
-        except JobsError as failed:
+        except Exception as failed:
             phase, error = "failed", str(failed)
             raise
         finally:

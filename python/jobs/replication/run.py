@@ -113,6 +113,7 @@ class Run(ABC, Generic[C]):
         work = self._work
         about, there = await asyncio.gather(self._source.about(), self._target.about())
         self._goal = about.revision
+        self.progress.behind_since_ms = self._clock.now_ms()
         self.progress.source_revision, self.progress.target_revision = about.revision, there.revision
         found = await self._target.cursor(work.origin, work.name)
         wanted = CursorRecord(

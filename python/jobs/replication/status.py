@@ -63,12 +63,15 @@ class Status:
     def update(self, progress: Progress) -> None:
         self._now = progress
         total, first = self.total, self._first
+        behind_since_ms = progress.behind_since_ms
+        if behind_since_ms is not None and self.record.behind_since_ms is not None:
+            behind_since_ms = min(behind_since_ms, self.record.behind_since_ms)
         self.record = structs.replace(
             self.record,
             phase=progress.phase,
             position=progress.position,
             source_revision=progress.source_revision,
-            behind_since_ms=progress.behind_since_ms,
+            behind_since_ms=behind_since_ms,
             rows=first.rows + total.rows,
             deleted=first.deleted + total.deleted,
             conflicts=progress.cursor_conflicts or first.conflicts,
