@@ -10,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from jobs.content import content_bytes
+from jobs.destinations import parse_destination
 from jobs.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from jobs.protocol.ids import MAX_TASKS, is_job_id
 from jobs.protocol.model import (
@@ -240,9 +241,26 @@ def check_shell(payload: ShellPayload, where: str) -> None:
             raise InvalidRequest("the directory holds ..", field=f"{where}.cwd", expected="a path without ..")
     if payload.stdin is not None:
         content_bytes(payload.stdin, f"{where}.stdin")
+    _check_connect(payload, where)
     _check_files(payload, where)
     for index, pattern in enumerate(payload.outputs):
         _check_output(pattern, f"{where}.outputs[{index}]")
+
+
+def _check_connect(payload: ShellPayload, where: str) -> None:
+    if payload.connect and payload.network == "host":
+        raise InvalidRequest(
+            "the network of the host reaches everything", field=f"{where}.connect", expected="none beside network: host"
+        )
+    seen = set()
+    for index, text in enumerate(payload.connect):
+        try:
+            destination = parse_destination(text)
+        except ValueError as error:
+            raise InvalidRequest(str(error), field=f"{where}.connect[{index}]", expected="ADDRESS:PORT") from error
+        if destination in seen:
+            raise InvalidRequest(f"{text} is there twice", field=f"{where}.connect[{index}]", expected="each once")
+        seen.add(destination)
 
 
 def _check_file(file: InputFile, field: str) -> None:

@@ -198,7 +198,12 @@ def _add_attempts(parser: Parser) -> None:
     how.add_argument("--pids", type=int, metavar="N", help="limit: processes and threads")
     how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
     how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
-    how.add_argument("--network", choices=("none", "host"), default="none", help="host only where a worker allows it")
+    how.add_argument(
+        "--network", choices=("none", "loopback", "host"), default="none", help="host only where a worker allows it"
+    )
+    how.add_argument(
+        "--connect", action="append", default=[], metavar="ADDRESS:PORT", help="may be reached by TCP, where allowed"
+    )
 
 
 def job_of(options: argparse.Namespace) -> ShellJob:
@@ -219,6 +224,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
             memory_bytes=options.memory, pids=options.pids, tmp_bytes=options.tmp, output_bytes=options.output
         ),
         network=options.network,
+        connect=options.connect,
         grace_s=options.grace,
         queue=options.queue,
         priority=options.priority,

@@ -61,7 +61,8 @@ class ShellOptions(JobOptions, total=False):
     env: dict[str, str]
     cwd: str | None
     limits: Limits
-    network: Literal["none", "host"]
+    network: Literal["none", "loopback", "host"]
+    connect: list[str]
     grace_s: float | None
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.destinations import parse_allowed
+
 ENV_PREFIX: Final = "JOBS_"
 ENV_DELIMITER: Final = "__"
 
@@ -39,6 +41,11 @@ def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def _destinations(text: str) -> str:
+    parse_allowed(text)
+    return text
+
+
 def _socket_address(value: str) -> str:
     host, colon, port = value.rpartition(":")
     if colon and port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535 and (":" not in host or host[0] == "["):
@@ -52,6 +59,7 @@ def _socket_address(value: str) -> str:
 
 
 SocketAddress: TypeAlias = Annotated[str, AfterValidator(_socket_address)]
+Destinations: TypeAlias = Annotated[str, AfterValidator(_destinations)]
 Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
 """A number of bytes, or text such as "64MiB"."""
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
@@ -346,6 +354,9 @@ class ShellWorker(InputSettings):
     """Weakest isolation that is accepted; where it is missing, jobs fail as `sandbox_unavailable`."""
     allow_host_network: bool = False
     """Let jobs ask for the network of the host, with the weaker isolation that this means."""
+    allow_connect: tuple[Destinations, ...] = ()
+    """What jobs may ask to reach by TCP: networks and ports, such as `10.0.0.0/8:443`, `[fd00::/8]:8000-8999`, or
+    `192.0.2.7:*`. By default nothing; 127.0.0.1 here is this machine's, where services may trust whoever comes."""
     read_only_paths: tuple[Path, ...] = ()
     """Paths of the host that jobs see, read-only, besides the system's own."""
     cgroup: Path | None = None

@@ -22,7 +22,7 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
 from jobs.workers.framing import take_frames
 
-LAUNCHER_PROTOCOL: Final = 3
+LAUNCHER_PROTOCOL: Final = 4
 MAX_FRAME_BYTES: Final = 16 << 20
 RECEIVE_BYTES: Final = 256 << 10
 Level: TypeAlias = Literal["strict", "standard", "none"]
@@ -91,7 +91,9 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     """Path in the job's directory → entry of `Configure.inputs`: a file or a directory, shown there read-only."""
     keep: bool = False
     """The worker is given what the job leaves in /work, /tmp and /dev/shm: see `Launcher.take`."""
-    host_network: bool = False
+    network: Literal["none", "loopback", "listed", "host"] = "none"
+    connect: list[str] = []
+    """With `listed`: addresses and ports that the job may reach by TCP, such as `192.0.2.7:443`."""
     timeout_s: float | None = None
     heartbeat_s: float | None = None
     """Longest time without a line of notes; then the job is ended as `timeout`."""

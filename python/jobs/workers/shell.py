@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from jobs.clock import wall_ms
 from jobs.config import ShellCaps, ShellWorker
 from jobs.content import content_bytes
-from jobs.errors import InvalidRequest
+from jobs.destinations import parse_allowed, parse_destination
+from jobs.errors import Forbidden, InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
@@ -118,7 +119,7 @@ class ShellExecutor:
                     try:
                         payload = payload_of(assignment)
                         spawn = spawn_of(assignment, payload, self._config, self._limits)
-                    except InvalidRequest as error:
+                    except (InvalidRequest, Forbidden) as error:
                         refused.append(self._refusal(assignment, error))
                         continue
                     if spawn.keep or any(file.blob is not None for file in payload.files.values()):
@@ -149,8 +150,9 @@ class ShellExecutor:
         self._launcher.close()
         shutil.rmtree(self._inputs.parent, ignore_errors=True)
 
-    def _refusal(self, assignment: Assignment, error: Exception) -> Ended:
-        outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=self.sandbox)
+    def _refusal(self, assignment: Assignment, error: InvalidRequest | Forbidden) -> Ended:
+        reason = Reason.SANDBOX_UNAVAILABLE if isinstance(error, Forbidden) else Reason.INVALID_PAYLOAD
+        outcome = never_ran(reason, str(error), at_ms=wall_ms(), sandbox=self.sandbox)
         return Ended(job=assignment.job, attempt=assignment.attempt, outcome=outcome, segments=[])
 
     def _on_readable(self) -> None:
@@ -224,7 +226,11 @@ def launcher_config(config: ShellWorker, inputs: Path | None = None) -> Configur
 
 
 def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker, defaults: JobLimits) -> Spawn:
-    """Return what the launcher is to start for an assignment, apart from its inputs. Raises InvalidRequest."""
+    """Return what the launcher is to start for an assignment, apart from its inputs.
+
+    Raises InvalidRequest, and Forbidden for what the operator does not allow.
+    """
+    check_destinations(payload.connect, config.allow_connect)
     given = {path: file for path, file in payload.files.items() if file.blob is None}
     return Spawn(
         job=assignment.job,
@@ -237,12 +243,22 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
         files={path: content_bytes(content, f"$.files[{path!r}]") for path, content in given.items()}
         | {str(NODE_DIR / path): content for path, content in assignment.files.items()},
         keep=bool(payload.outputs),
-        host_network=payload.network == "host",
+        network="listed" if payload.connect else payload.network,
+        connect=payload.connect,
         timeout_s=assignment.timeout_s,
         heartbeat_s=assignment.heartbeat_s,
         grace_s=config.grace_s if payload.grace_s is None else payload.grace_s,
         limits=_limits(payload.limits, config.max_limits, defaults),
     )
+
+
+def check_destinations(wanted: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise Forbidden for a destination that the operator of this worker does not allow."""
+    rules = [parse_allowed(text) for text in allowed]
+    for text in wanted:
+        address, port = parse_destination(text)
+        if not any(rule.holds(address, port) for rule in rules):
+            raise Forbidden(f"connect {text}: the operator of this worker does not allow it")
 
 
 def progress_of(job: JobId, attempt: Attempt, lines: bytes) -> list[Event]:

@@ -13,6 +13,7 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
     unmount,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{
     DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit, setsid,
@@ -140,6 +141,8 @@ pub struct Prepared<'a> {
     pub launcher: BorrowedFd<'a>,
     /// Network namespace to enter; none means the launcher's.
     pub network: Option<BorrowedFd<'a>>,
+    /// Whether the loopback of that is to be up.
+    pub has_loopback: bool,
     /// Where the report goes.
     pub report: BorrowedFd<'a>,
     /// What the job has under the numbers from 0 on: stdin, stdout, stderr, its notes.
@@ -240,6 +243,9 @@ fn wait_for(main: Pid) -> Report {
 fn set_up(prepared: &Prepared<'_>) -> Outcome {
     if let Some(network) = prepared.network {
         move_into_link_name_space(network, Some(LinkNameSpaceType::Network)).during(Step::Network)?;
+        if prepared.has_loopback {
+            raise_loopback().during(Step::Network)?;
+        }
     }
     sethostname(HOST_NAME).during(Step::HostName)?;
     mount_views(prepared)?;
@@ -256,6 +262,11 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
         syscall::exit_now(1);
     }
     syscall::set_seccomp_filter(prepared.seccomp).during(Step::Seccomp)
+}
+
+fn raise_loopback() -> Result<(), Errno> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    syscall::raise_loopback(socket.as_fd())
 }
 
 fn mount_views(prepared: &Prepared<'_>) -> Outcome {
@@ -381,7 +392,11 @@ fn become_unprivileged(prepared: &Prepared<'_>) -> Outcome {
     drop_capabilities().during(Step::Privileges)
 }
 
-fn drop_capabilities() -> Result<(), Errno> {
+/// Gives up every capability, for good.
+///
+/// # Errors
+/// What the kernel says.
+pub fn drop_capabilities() -> Result<(), Errno> {
     for bit in 0..u64::BITS {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             Ok(()) => {}

@@ -16,7 +16,7 @@ use crate::syscall;
 
 const REQUEST: &[u8] = b"n";
 
-/// A bounded stock of network namespaces with nothing but a loopback interface, which is up.
+/// A bounded stock of network namespaces with nothing but a loopback interface, which is down.
 pub struct NetworkPool {
     maker: OwnedFd,
     process: OwnedFd,
@@ -111,6 +111,5 @@ fn make(orders: BorrowedFd<'_>) -> Result<(), Errno> {
 fn make_one() -> Result<OwnedFd, Errno> {
     syscall::unshare(UnshareFlags::NEWNET)?;
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    syscall::raise_loopback(socket.as_fd())?;
     syscall::network_namespace(socket.as_fd())
 }

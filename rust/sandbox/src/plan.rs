@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::net::SocketAddr;
 
-use crate::protocol::{Level, Limits, Reason, Spawn};
+use crate::protocol::{Level, Limits, NetworkKind, Reason, Spawn};
+use crate::relay::MAX_TARGETS;
 
 /// Where the job's own directory is, in its view.
 pub const WORK_DIRECTORY: &str = "/work";
@@ -98,8 +100,10 @@ pub enum ProcessLimit {
 pub struct Plan {
     /// Isolation that the job will have.
     pub level: Level,
-    /// Whether it shares the host's network.
-    pub host_network: bool,
+    /// What network it has.
+    pub network: NetworkKind,
+    /// Addresses and ports that it may reach, by TCP.
+    pub connect: Vec<SocketAddr>,
     /// Arguments, program name first.
     pub argv: Vec<CString>,
     /// `NAME=value`.
@@ -134,7 +138,8 @@ pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
     let scratch_bytes = spawn.limits.tmp_bytes;
     Ok(Plan {
         level,
-        host_network: spawn.host_network,
+        network: spawn.network,
+        connect: connect(spawn)?,
         argv,
         environment: environment(spawn)?,
         candidates,
@@ -160,10 +165,11 @@ fn level_of(spawn: &Spawn, means: Means) -> Result<Level, Refusal> {
             message,
         })
     };
-    if spawn.host_network && !means.allow_host_network {
+    let is_host = spawn.network == NetworkKind::Host;
+    if is_host && !means.allow_host_network {
         return refuse("network `host`: the operator of this worker does not allow it".into());
     }
-    let level = if spawn.host_network {
+    let level = if is_host {
         means.level.min(Level::Standard)
     } else {
         means.level
@@ -177,6 +183,31 @@ fn level_of(spawn: &Spawn, means: Means) -> Result<Level, Refusal> {
         ));
     }
     Ok(level)
+}
+
+fn connect(spawn: &Spawn) -> Result<Vec<SocketAddr>, Refusal> {
+    if (spawn.network == NetworkKind::Listed) == spawn.connect.is_empty() {
+        return Err(invalid(
+            "connect: there are addresses exactly where the network is `listed`",
+        ));
+    }
+    if spawn.connect.len() > MAX_TARGETS {
+        let count = spawn.connect.len();
+        return Err(invalid(format!("connect: {count} addresses, at most {MAX_TARGETS}")));
+    }
+    let mut targets: Vec<SocketAddr> = Vec::new();
+    for text in &spawn.connect {
+        let refuse = |what: &str| invalid(format!("connect: {text:?} {what}"));
+        let target: SocketAddr = text.parse().map_err(|_| refuse("is no address and port"))?;
+        if target.port() == 0 || target.ip().is_unspecified() || target.ip().is_multicast() {
+            return Err(refuse("is no address of one service"));
+        }
+        if targets.contains(&target) {
+            return Err(refuse("is there twice"));
+        }
+        targets.push(target);
+    }
+    Ok(targets)
 }
 
 fn c_string(what: &str, text: String) -> Result<CString, Refusal> {
@@ -346,7 +377,8 @@ mod tests {
             files: BTreeMap::new(),
             inputs: BTreeMap::new(),
             keep: false,
-            host_network: false,
+            network: NetworkKind::None,
+            connect: Vec::new(),
             timeout_s: None,
             heartbeat_s: None,
             grace_s: 5.0,
@@ -364,6 +396,32 @@ mod tests {
 
     fn reason(spawn: &Spawn, means: Means) -> Reason {
         plan(spawn, means).unwrap_err().reason
+    }
+
+    #[test]
+    fn what_a_job_may_reach_is_named_one_by_one() {
+        let asks = |addresses: &[&str]| {
+            let mut job = spawn();
+            job.network = NetworkKind::Listed;
+            job.connect = addresses.iter().map(|text| (*text).to_owned()).collect();
+            plan(&job, MEANS)
+        };
+        let planned = asks(&["192.0.2.7:443", "[2001:db8::1]:80", "127.0.0.1:5432"]).unwrap();
+        assert_eq!(planned.connect.len(), 3);
+        assert_eq!(planned.level, Level::Strict);
+        for wrong in [
+            "192.0.2.7",
+            "192.0.2.7:0",
+            "0.0.0.0:80",
+            "224.0.0.1:80",
+            "example.org:80",
+            "",
+            "[::]:1",
+        ] {
+            assert_eq!(asks(&[wrong]).unwrap_err().reason, Reason::InvalidPayload, "{wrong}");
+        }
+        assert!(asks(&["192.0.2.7:443", "192.0.2.7:443"]).is_err());
+        assert!(asks(&[]).is_err());
     }
 
     #[test]
@@ -440,7 +498,7 @@ mod tests {
     #[test]
     fn weaker_isolation_than_accepted_is_refused_and_a_weaker_one_is_recorded() {
         let mut job = spawn();
-        job.host_network = true;
+        job.network = NetworkKind::Host;
         assert_eq!(reason(&job, MEANS), Reason::SandboxUnavailable);
         let allowed = Means {
             allow_host_network: true,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
 /// Version of the frames; the first one carries it.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Largest frame either side sends.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
 
@@ -48,6 +48,20 @@ impl Level {
             Self::Strict => "strict",
         }
     }
+}
+
+/// What network a job has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkKind {
+    /// Its own, without any interface that is up.
+    None,
+    /// Its own, with a loopback.
+    Loopback,
+    /// Its own, with a loopback at which some addresses lie.
+    Listed,
+    /// The host's.
+    Host,
 }
 
 /// What holds for every job.
@@ -103,7 +117,9 @@ pub struct Spawn {
     pub inputs: BTreeMap<String, String>,
     /// Whether the worker is given what the job leaves in its directories.
     pub keep: bool,
-    pub host_network: bool,
+    pub network: NetworkKind,
+    /// Addresses and ports that it may reach by TCP, with a network of kind `listed`.
+    pub connect: Vec<String>,
     pub timeout_s: Option<f64>,
     pub heartbeat_s: Option<f64>,
     pub grace_s: f64,
@@ -125,7 +141,8 @@ impl Spawn {
             files: BTreeMap::from([("directory/file".into(), ByteBuf::from(b"content"))]),
             inputs: BTreeMap::new(),
             keep: true,
-            host_network: false,
+            network: NetworkKind::Loopback,
+            connect: Vec::new(),
             timeout_s: None,
             heartbeat_s: None,
             grace_s: 0.0,

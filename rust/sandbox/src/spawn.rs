@@ -16,7 +16,8 @@ use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
 use crate::plan::{Plan, PlannedFile, ProcessLimit};
-use crate::protocol::Spawn;
+use crate::protocol::{NetworkKind, Spawn};
+use crate::relay::Relay;
 use crate::seccomp;
 use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
 
@@ -34,6 +35,8 @@ pub struct Process {
     pub cgroup: Option<JobCgroup>,
     /// Its memory file system, where the worker is to be given what is left in it.
     pub kept: Option<OwnedFd>,
+    /// What passes on for it; it ends with the job.
+    pub _relay: Option<Relay>,
 }
 
 impl Process {
@@ -134,6 +137,9 @@ impl Spawner {
     pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: usize, mode: Mode) -> Result<Process, SpawnError> {
         let identity = self.identities.of(slot);
         let network = self.take_network(plan)?;
+        let relay = self
+            .relay(plan, network.as_ref())
+            .map_err(failed("the way to the addresses that it may reach"))?;
         let stdin = match &spawn.stdin {
             Some(content) => Some(sealed_file(content).map_err(failed("stdin"))?),
             None => None,
@@ -155,6 +161,7 @@ impl Spawner {
         let prepared = Prepared {
             launcher: self.launcher.as_fd(),
             network: network.as_ref().map(AsFd::as_fd),
+            has_loopback: plan.network == NetworkKind::Loopback,
             report: report_theirs.as_fd(),
             descriptors: [
                 stdin.as_ref().unwrap_or(&self.null).as_fd(),
@@ -196,13 +203,26 @@ impl Spawner {
             pipes: [Some(stdout), Some(stderr), Some(notes)],
             cgroup,
             kept,
+            _relay: relay,
         })
     }
 
     fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
         match &mut self.network {
-            Some(pool) if !plan.host_network => pool.take().map(Some).map_err(failed("network namespace")),
+            Some(pool) if plan.network != NetworkKind::Host => {
+                pool.take().map(Some).map_err(failed("network namespace"))
+            }
             _ => Ok(None),
+        }
+    }
+
+    /// Starts to listen for the job where it may reach anything.
+    fn relay(&self, plan: &Plan, network: Option<&OwnedFd>) -> Result<Option<Relay>, Errno> {
+        match network {
+            _ if plan.connect.is_empty() => Ok(None),
+            // Without a network of its own it would reach everything.
+            None => Err(Errno::OPNOTSUPP),
+            Some(network) => Relay::start(network.as_fd(), &plan.connect, &self.seccomp).map(Some),
         }
     }
 

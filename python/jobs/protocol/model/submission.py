@@ -61,6 +61,11 @@ class Limits(Given, frozen=True):
     cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
 
 
+Destination = Annotated[
+    str, Meta(max_length=64, description="An address and a port, such as `192.0.2.7:443` or `[2001:db8::1]:443`.")
+]
+
+
 class ShellPayload(Given, frozen=True):
     """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
 
@@ -73,8 +78,11 @@ class ShellPayload(Given, frozen=True):
     files: Annotated[dict[str, InputFile], Meta(max_length=256)] = field(default_factory=dict)
     """Relative path → content, placed in the job's directory before it starts."""
     limits: Limits = field(default_factory=Limits)
-    network: Literal["none", "host"] = "none"
-    """`host` runs only on a worker whose operator allows it."""
+    network: Literal["none", "loopback", "host"] = "none"
+    """`none`: no interface is up; `loopback`: its own, and nothing else; `host`: that of the machine, only on a worker
+    whose operator allows it."""
+    connect: Annotated[list[Destination], Meta(max_length=32)] = field(default_factory=list)
+    """Addresses and ports that it may reach by TCP, besides its loopback: those that the worker's operator allows."""
     grace_s: Annotated[float, Meta(ge=0, le=3600)] | None = None
     """Seconds between SIGTERM and SIGKILL when the job is ended; default of the worker otherwise."""
     outputs: Annotated[list[OutputPattern], Meta(max_length=64)] = field(default_factory=list)

@@ -1,0 +1,154 @@
+"""What network a job has: none, a loopback, a few addresses and nothing else, or the host's."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from errno import ECONNREFUSED, ENETUNREACH
+from pathlib import Path
+
+import pytest
+
+from jobs.protocol.ids import Attempt
+from jobs.protocol.model import Reason
+from jobs.workers.sandbox import End
+
+from .conftest import Sandbox, children_of, wait_gone
+
+CONNECT = """
+import socket, sys
+def reach(address):
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as one:
+            one.sendall(b"hello")
+            one.shutdown(socket.SHUT_WR)
+            return one.makefile("rb").read().decode()
+    except OSError as error:
+        return error.errno
+"""
+
+
+@contextlib.contextmanager
+def echo(host: str = "127.0.0.1") -> Iterator[tuple[str, list[bytes]]]:
+    """A server on the host that answers with what it was told, in capitals; its address, and what it was told."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    heard: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            data = b"".join(iter(lambda: connection.recv(65536), b""))
+            heard.append(data)
+            connection.sendall(data.upper())
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                answer(server.accept()[0])
+
+    with socket.create_server((host, 0), family=family) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        port = server.getsockname()[1]
+        yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}", heard
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_without_a_network_not_even_the_loopback_answers(sandbox: Sandbox) -> None:
+    program = CONNECT + "print(reach('127.0.0.1:9'), reach('192.0.2.1:80'), reach('[::1]:9'))"
+    assert sandbox.python(program).stdout == f"{ENETUNREACH} {ENETUNREACH} 99\n"
+
+
+def test_a_loopback_is_the_job_s_own(sandbox: Sandbox) -> None:
+    with echo() as (address, heard):
+        program = (
+            CONNECT
+            + f"""
+import threading
+with socket.create_server(("127.0.0.1", 0)) as server:
+    threading.Thread(target=lambda: server.accept()[0].sendall(b"mine"), daemon=True).start()
+    with socket.create_connection(server.getsockname()) as one:
+        print(one.recv(9).decode())
+print([name for _, name in socket.if_nameindex()], reach({address!r}), reach("192.0.2.1:80"))
+"""
+        )
+        told = sandbox.python(program, network="loopback").stdout
+    assert told == f"mine\n['lo'] {ECONNREFUSED} {ENETUNREACH}\n"
+    assert not heard
+
+
+def test_what_is_listed_is_reached_and_nothing_else(sandbox: Sandbox) -> None:
+    with echo() as (listed, heard), echo() as (other, unheard), echo("127.0.0.2") as (elsewhere, _):
+        program = CONNECT + f"print(reach({listed!r}), reach({other!r}), reach({elsewhere!r}), reach('192.0.2.1:80'))"
+        told = sandbox.python(program, network="listed", connect=[listed]).stdout
+    assert told == f"HELLO {ECONNREFUSED} {ECONNREFUSED} {ENETUNREACH}\n"
+    assert (heard, unheard) == ([b"hello"], [])
+
+
+def test_an_address_of_another_host_is_one_of_the_job_s_loopback(sandbox: Sandbox) -> None:
+    # Nothing is there: the relay is told so by the host, and the job by the relay.
+    program = CONNECT + "print(reach('192.0.2.7:443'), reach('192.0.2.7:80'), reach('192.0.2.8:443'))"
+    told = sandbox.python(program, network="listed", connect=["192.0.2.7:443"]).stdout.split()
+    assert told[0] != str(ECONNREFUSED)
+    assert told[1:] == [str(ECONNREFUSED), str(ENETUNREACH)]
+
+
+def test_several_addresses_and_privileged_ports_are_listened_at(sandbox: Sandbox) -> None:
+    with echo() as (first, _), echo("::1") as (second, _):
+        program = CONNECT + f"print(reach({first!r}), reach({second!r}))"
+        told = sandbox.python(program, network="listed", connect=[first, second, "192.0.2.7:22", "192.0.2.7:80"]).stdout
+    assert told == "HELLO HELLO\n"
+
+
+def test_much_goes_both_ways_at_once_and_a_slow_reader_holds_up_only_itself(sandbox: Sandbox) -> None:
+    with echo() as (address, heard):
+        host, _, port = address.rpartition(":")
+        program = f"""
+import socket, threading
+def pour():
+    with socket.create_connection(({host!r}, {port})) as one:
+        one.sendall(bytes(range(256)) * 40960)
+        one.shutdown(socket.SHUT_WR)
+        return sum(len(piece) for piece in iter(lambda: one.recv(1 << 16), b""))
+idle = [socket.create_connection(({host!r}, {port})) for _ in range(8)]
+for one in idle:
+    one.sendall(b"x" * 1000)
+    one.close()
+print(pour(), pour())
+"""
+        assert sandbox.python(program, network="listed", connect=[address]).stdout == "10485760 10485760\n"
+    assert sorted(map(len, heard))[-2:] == [10485760, 10485760]
+
+
+def test_the_way_out_ends_with_the_job(sandbox: Sandbox) -> None:
+    before = children_of(sandbox.launcher.pid)
+    with echo() as (address, _):
+        job = sandbox.start("sleep", "600", network="listed", connect=[address])
+        sandbox.wait_started(job)
+        assert len(children_of(sandbox.launcher.pid) - before) == 2  # the job's first process, and its relay
+        sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True)])
+        assert sandbox.wait(job).outcome.reason is Reason.CANCELLED
+    wait_gone(children_of(sandbox.launcher.pid) - before)
+
+
+def test_the_way_out_can_do_nothing_more_than_that(sandbox: Sandbox) -> None:
+    before = children_of(sandbox.launcher.pid)
+    with echo() as (address, _):
+        job = sandbox.start("sleep", "600", network="listed", connect=[address])
+        first = sandbox.wait_started(job)
+        relay = (children_of(sandbox.launcher.pid) - before - {first}).pop()
+        # It was ready before the job was started.
+        lines = Path(f"/proc/{relay}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert [int(status[f"Cap{which}"], 16) for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == [0] * 5
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True)])
+        sandbox.wait(job)
+
+
+@pytest.mark.parametrize("wrong", ["192.0.2.7", "0.0.0.0:80", "example.org:80", "224.0.0.1:80", "192.0.2.7:0"])
+def test_what_is_no_address_of_a_service_is_refused(sandbox: Sandbox, wrong: str) -> None:
+    outcome = sandbox.run("true", network="listed", connect=[wrong]).outcome
+    assert outcome.reason is Reason.INVALID_PAYLOAD
+    assert wrong in (outcome.message or "")
