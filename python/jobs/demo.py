@@ -40,7 +40,9 @@ def main() -> int:
 
 
 def demonstrate(directory: Path) -> None:
-    node = EmbeddedNode(directory, types=("shell", "sql", "blob"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
+    node = EmbeddedNode(
+        directory, types=("shell", "sql", "blob", "replication"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)}
+    )
     title("1. A node with its workers, in one directory, without database or broker")
     with node, node.client() as client:
         show_workers(client)
@@ -85,7 +87,14 @@ def demonstrate(directory: Path) -> None:
         print(f"   {added.hash}, {added.bytes} bytes on {', '.join(peer.node for peer in added.peers)}")
         expect(client.blobs.get(added.hash) == told, "the blob is what the job wrote")
         expect(client.blobs.verify(added.hash).damaged == 0, "it is sound where it is")
-        title("9. SIGKILL of the node in the middle of a job")
+        title("9. A range of keys in step with another, compared by digests")
+        for step in told.decode().split():
+            client.kv.put(f"/data/demo/{step}", step)
+        copied = client.replication.sync("demo", prefix="/data/demo/", target_prefix="/data/copy/")
+        print(f"   {copied.rows} keys, {copied.bytes} bytes, up to revision {copied.source_revision}")
+        compared = client.replication.verify(prefix="/data/demo/", target_prefix="/data/copy/")
+        expect(compared.differences == [], "both sides are equal")
+        title("10. SIGKILL of the node in the middle of a job")
         victim = client.shell(["sleep", "60"]).job.id
         wait_for(client, victim, JobState.RUNNING)
         before = {job.id: job.state for job in client.list()}

@@ -92,8 +92,9 @@ def test_a_continuous_sync_goes_on_until_it_is_cancelled(node: EmbeddedNode) -> 
     until(lambda: values(node, "/data/f/") == {"1": "first"})
     put(node, {"/data/e/2": "second"})
     until(lambda: values(node, "/data/f/") == {"1": "first", "2": "second"})
+    until(lambda: told(node, "status", "live")[0]["phase"] == "following")
     (status,) = told(node, "status", "live")
-    assert (status["phase"], status["job"]) == ("following", job)
+    assert (status["job"], status["conflicts"]) == (job, 0)
     assert jobctl(node, "replication", "forget", "live").returncode == 1, "a job is at it"
     assert jobctl(node, "cancel", job).returncode == 0
     until(lambda: told(node, "status", "live")[0]["phase"] == "stopped")

@@ -499,6 +499,13 @@ ROUTES: Final = (
         query=replication_calls.ConflictsQuery, answer=model.ConflictPage, errors=_READ,
         summary="List the conflicts of a sync whose target is this cluster, newest first, page by page",
     ),
+    # --- replication: for workers
+    Route(
+        method="POST", path="/v1/replication:perform", handler=Handlers.perform_replication_operation,
+        body=model.ReplicationPerform, local=True, streams=(NDJSON,), errors=(errors.Forbidden, *_POLL),
+        summary="Carry out an operation of a job of type replication, and tell how far it is: for workers only",
+        repeat="It goes on where it was.",
+    ),
     # --- cluster
     Route(
         method="GET", path="/v1/cluster", handler=Handlers.get_cluster, answer=model.ClusterView, local=True,

@@ -497,7 +497,7 @@ class Workers(_Section):
     """The worker for maintenance."""
     replication: ReplicationWorker = ReplicationWorker()
     """The worker for syncs, backups and exports."""
-    embedded: tuple[WorkerType, ...] = ("shell", "sql", "blob", "maintenance")
+    embedded: tuple[WorkerType, ...] = ("shell", "sql", "blob", "maintenance", "replication")
     """Types of the workers that `jobs-node --embedded` starts, one of each."""
 
     def of(self, worker_type: str) -> WorkerSettings:

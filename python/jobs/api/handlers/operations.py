@@ -24,6 +24,10 @@ class OperationCalls(Base):
         check_worker(call, "maintenance")
         return await self._tell(call, self._backend.maintenance_operations.perform(call.caller, call.body))
 
+    async def perform_replication_operation(self, call: Call) -> Answer:
+        check_worker(call, "replication")
+        return await self._tell(call, self._backend.replication_operations.perform(call.caller, call.body))
+
     async def _tell(self, call: Call, events: AsyncGenerator[Any]) -> Answer:
         """Send the events of an operation, which is given up when there is nobody to tell of it any more."""
         with self._transfer(call) as place:
