@@ -20,10 +20,8 @@ from jobs.store import Store
 PAGE_EVENTS: Final = 512
 IDLE_S: Final = 15.0
 """After this long without a change a watcher is told how far it has seen."""
-READ_S: Final = 60.0
+READ_S: Final = 60
 """Who has read an old revision may go on with it for so long."""
-MAX_READS: Final = 1_024
-"""Revisions that are remembered for that."""
 
 Event: TypeAlias = tuple[int, bytes, bytes | None, int, int, int]
 """(revision, key, value or None for a delete, version, create_revision, lease)"""
@@ -73,8 +71,8 @@ class Hub:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._readers: set[Reader] = set()
-        self._read: deque[tuple[float, int]] = deque()
-        """Revisions that were read lately, and when: oldest first."""
+        self._read: deque[tuple[int, int]] = deque()
+        """Of each of the last seconds the oldest revision that was read, earliest first."""
         self._waiters: dict[int, dict[bytes, set[Waiter]]] = {}
         self._seen = store.revision
 
@@ -115,9 +113,10 @@ class Hub:
 
     def on_read(self, revision: int) -> None:
         """Somebody has read the store as it was at a revision, and may go on with that page by page."""
-        self._forget_reads()
-        if len(self._read) < MAX_READS and (not self._read or self._read[-1][1] != revision):
-            self._read.append((time.monotonic(), revision))
+        second = self._forget_reads()
+        if self._read and self._read[-1][0] == second:
+            revision = min(revision, self._read.pop()[1])
+        self._read.append((second, revision))
 
     @property
     def oldest_needed(self) -> int | None:
@@ -127,9 +126,12 @@ class Hub:
         needed += [revision for _, revision in self._read]
         return min(needed, default=None)
 
-    def _forget_reads(self) -> None:
-        while self._read and self._read[0][0] < time.monotonic() - READ_S:
+    def _forget_reads(self) -> int:
+        """Leave only what was read lately; return which second it is."""
+        second = int(time.monotonic())
+        while self._read and self._read[0][0] < second - READ_S:
             self._read.popleft()
+        return second
 
     # --- watching -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from jobs import keys, records
 from jobs._native import CompactedError
 from jobs.clock import wall_ms
 from jobs.control.moments import revision_at
+from jobs.control.transitions import read_job
 from jobs.errors import JobsError
 from jobs.forward.orders import Unreached
 from jobs.maintenance import messages as m
@@ -107,9 +108,14 @@ class Compaction:
         found = []
         for key, value, *_ in rows:
             record = records.decode(SyncRecord, value)
-            if record.phase in ("comparing", "following") and not record.source and record.position:
+            if not record.source and record.position and self._runs(record):
                 found.append((key[len(keys.SYNCS) :].decode(), record.position))
         return found
+
+    def _runs(self, record: SyncRecord) -> bool:
+        """Tell whether the job of a sync has not ended; one that begins anew later compares what it then has not."""
+        job = None if record.job is None else read_job(self._store, record.job)
+        return job is not None and not job.record.state.is_final
 
     async def _count(self, revision: int) -> int:
         """Return how many changes there are in the history that would go."""
