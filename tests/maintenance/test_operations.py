@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ from jobs.maintenance.compact import Kept
 from jobs.maintenance.messages import Token
 from jobs.maintenance.operations import MaintenanceConfig
 from jobs.protocol.ids import uuid7
-from jobs.protocol.model import Retention
+from jobs.protocol.model import MaintenancePerform, MaintenanceVerify, OperationAdvance, Retention
 from jobs.records import ArrayRecord, MaintenanceRecord
 from jobs.retention import Limits
 from jobs.store import LeaseGrant, Put, Txn
 from tests.support.loop import on_loop
-from tests.support.maintenance import CONFIG, OTHER_JOB, findings, key_file, listen, operations, perform
+from tests.support.maintenance import CONFIG, JOB, OTHER_JOB, findings, key_file, listen, operations, perform
 from tests.support.plane import ADMIN, ALICE, Plane, shell
 
 EAGER = MaintenanceConfig(kept=Kept(age_s=0, events=0), limits=CONFIG.limits)
@@ -170,6 +171,38 @@ async def test_who_takes_an_operation_over_makes_the_former_stop(tmp_path: Path)
         assert (third.cursor, third.done) == (b"near", {"rows": 5})
         await control.release(Token("verify", third.revision))
         assert plane.store.get(keys.maintenance("verify")) is None
+
+
+@on_loop
+async def test_what_is_taken_over_goes_on_where_it_was_left_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.maintenance.claim.KEEP_S", 0.0)
+    monkeypatch.setattr("jobs.maintenance.attending.ROWS", 500)
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        await put(plane, 10_000)
+        # Given a job that was cancelled in the middle
+        asked = operations(plane)
+        wanted = MaintenancePerform(job=JOB, payload=MaintenanceVerify(parts=["store"]))
+        async with aclosing(asked.perform(ADMIN, wanted)) as events:
+            async for event in events:
+                if isinstance(event, OperationAdvance) and event.done > 300_000:
+                    break
+        left = plane.store.get(keys.maintenance("verify"))
+        assert left is not None
+        before = records.decode(MaintenanceRecord, left[1]).done["store"]
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        # When another does the same, and the node has started again meanwhile
+        told = await listen(operations(plane), "verify", job=OTHER_JOB, parts=["store"])
+        # Then it goes on there, and what came of both is told
+        assert told.advances[0].done < 200_000
+        total = told.done.counts["store"]
+        assert before < total
+        whole = await perform(operations(plane), "verify", parts=["store"])
+        assert abs(whole.counts["store"] - total) < 200
+        # And another operation than that is not taken for the same
+        await plane.control.maintenance.claim("verify", OTHER_JOB)
+        assert (await perform(operations(plane), "verify", parts=["log"])).counts.get("store") is None
 
 
 # --- cleanup ----------------------------------------------------------------------------------------------------------
