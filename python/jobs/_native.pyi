@@ -238,6 +238,9 @@ class Store:
     @staticmethod
     def check_snapshot_file(path: str) -> int:
         """Read a snapshot file whole and return its number of rows. Raises CorruptError."""
+    @staticmethod
+    def snapshot_revision(path: str) -> int:
+        """Read a snapshot file whole and return the revision that it is of. Raises CorruptError."""
     def close(self) -> None: ...
 
 class StoreReader:

@@ -20,6 +20,7 @@ from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
+from jobs.backups.source import BackupSource
 from jobs.blobs import BlobStore
 from jobs.blobs.host import BlobHost
 from jobs.blobs.output import HostedOutput
@@ -45,6 +46,7 @@ from jobs.protocol.model import Health
 from jobs.recover import recover
 from jobs.replication.answers import Answers
 from jobs.replication.part import ReplicationPart
+from jobs.restore import Wanted, moment_of, restore, unfinished
 from jobs.retention import Limits
 from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
 from jobs.sockets import SocketError
@@ -202,6 +204,12 @@ class Node:
         if self.replication_part is None:
             raise Unavailable(_UNFORMED, expected=_FORM, retry_after_s=1)
         return self.replication_part.operations
+
+    @property
+    def backup_source(self) -> BackupSource:
+        part, store = self._own_blobs(), self._store
+        assert store is not None, "blobs come after the store"
+        return BackupSource(store, part.snapshots, part.catalogue.reached, lambda: self.cluster.belongs_to)
 
     def _own_blobs(self) -> BlobPart:
         if self.blob_part is None:
@@ -477,6 +485,13 @@ def parser() -> argparse.ArgumentParser:
         "recover", help="make a stopped node a cluster of its own, when a majority of the disks is lost for good"
     )
     alone.add_argument("--yes", action="store_true", help="do it, and do not only say what that would lose")
+    restored = commands.add_parser("restore", help="make a new cluster of a backup, on a node that has nothing yet")
+    restored.add_argument("--from", type=Path, required=True, dest="source", metavar="DIR", help="series of backups")
+    until = restored.add_mutually_exclusive_group()
+    until.add_argument("--revision", type=int, metavar="N", help="as of this one (default: the newest)")
+    until.add_argument("--at", type=moment_of, metavar="TIME", help="as of this moment, such as 2026-01-31T14:00:00Z")
+    restored.add_argument("--identity", type=Path, metavar="FILE", help="secret key of age, for one that is encrypted")
+    restored.add_argument("--yes", action="store_true", help="do it, and do not only say what would be done")
     return made
 
 
@@ -493,6 +508,17 @@ def main() -> int:
     logs.setup(config.logging)
     if arguments.command == "recover":
         return recover(config, confirmed=arguments.yes)
+    if arguments.command == "restore":
+        wanted = Wanted(
+            directory=arguments.source,
+            revision=arguments.revision,
+            at_ms=arguments.at,
+            identity_file=arguments.identity,
+        )
+        return restore(config, wanted, confirmed=arguments.yes)
+    if problem := unfinished(config.node.data_dir):
+        print(problem, file=sys.stderr)
+        return EXIT_CONFIG
     try:
         if armed := arm_failpoints():
             logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)

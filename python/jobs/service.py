@@ -90,6 +90,7 @@ from jobs.protocol.model import (
 )
 
 if TYPE_CHECKING:
+    from jobs.backups.source import BackupSource
     from jobs.blobs.host import BlobHost
 
 
@@ -563,6 +564,10 @@ class Backend(Protocol):
     @property
     def blob_host(self) -> BlobHost:
         """The content of blobs, here or brought here. Raises Unavailable before the node is alone or in a cluster."""
+
+    @property
+    def backup_source(self) -> BackupSource:
+        """The store, for backups and exports. Raises Unavailable before the node is alone or in a cluster."""
 
     def health(self) -> Health: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.backups.source import BackupSource
 from jobs.blobs.host import BlobHost
 from jobs.control import Site
 from jobs.protocol.model import Health
@@ -30,6 +31,10 @@ class SiteBackend:
     @property
     def replication_operations(self) -> ReplicationOperations:
         raise NotImplementedError("a site alone does not replicate")
+
+    @property
+    def backup_source(self) -> BackupSource:
+        raise NotImplementedError("a site alone gives nothing for backups")
 
     def health(self) -> Health:
         return self.whereabouts.health()

@@ -14,6 +14,7 @@ from jobs.api.answer import Answer
 from jobs.api.call import Call, list_fields
 from jobs.api.handlers import Handlers
 from jobs.api.handlers import audit as audit_calls
+from jobs.api.handlers import backups as backup_calls
 from jobs.api.handlers import blobs as blob_calls
 from jobs.api.handlers import content as content_calls
 from jobs.api.handlers import deadletters as dead_letter_calls
@@ -505,6 +506,26 @@ ROUTES: Final = (
         body=model.ReplicationPerform, local=True, streams=(NDJSON,), errors=(errors.Forbidden, *_POLL),
         summary="Carry out an operation of a job of type replication, and tell how far it is: for workers only",
         repeat="It goes on where it was.",
+    ),
+    # --- backups and exports: for workers
+    Route(
+        method="GET", path="/v1/replication/snapshot", handler=Handlers.read_snapshot, local=True,
+        streams=(backup_calls.OCTETS,), errors=(*_ADMIN, *_WRITE, *_POLL), summary="Read the whole store as it is now",
+    ),
+    Route(
+        method="GET", path="/v1/replication/changes", handler=Handlers.read_changes, query=backup_calls.ChangesQuery,
+        local=True, streams=(backup_calls.FRAMES,), errors=(*_ADMIN, errors.Compacted, *_POLL),
+        summary="Read all changes of the store after a revision",
+    ),
+    Route(
+        method="GET", path="/v1/replication/rows", handler=Handlers.read_rows, query=backup_calls.RowsQuery,
+        local=True, streams=(backup_calls.FRAMES,), errors=(*_ADMIN, errors.Compacted, *_POLL),
+        summary="Read all keys with a prefix at a revision",
+    ),
+    Route(
+        method="GET", path="/v1/replication/state", handler=Handlers.read_state, query=backup_calls.StateQuery,
+        answer=model.StoreState, local=True, errors=(*_ADMIN, errors.Compacted, *_POLL),
+        summary="Read what all keys of the store come to at a revision, as a digest",
     ),
     # --- cluster
     Route(

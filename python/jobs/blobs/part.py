@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-from pathlib import Path
 
 from jobs._native import Store
 from jobs.blobs.host import BlobHost
@@ -13,6 +11,7 @@ from jobs.blobs.members import KIND, Members
 from jobs.blobs.operations import Operations
 from jobs.blobs.repair import Reconciler, Repairer
 from jobs.blobs.replication import Replicator
+from jobs.blobs.snapshots import Snapshots
 from jobs.blobs.store import BlobStore
 from jobs.blobs.tending import Tending
 from jobs.cluster import Peers
@@ -24,7 +23,7 @@ from jobs.forward.reach import Reach
 
 
 class BlobPart:
-    """Of a member, or of a node that is alone. `catalogue` and `replicator` are what others here ask."""
+    """Of a member, or of a node that is alone. `catalogue`, `replicator` and `snapshots` are what others here ask."""
 
     def __init__(
         self,
@@ -45,7 +44,8 @@ class BlobPart:
         members = Members(peers, consensus, tending)
         self.replicator = Replicator(members, link)
         self.host = BlobHost(blobs, link, self.replicator, tending, member, max_blob_bytes)
-        self.operations = Operations(blobs, link, members, self.replicator, _Snapshots(site, consensus, store))
+        self.snapshots = Snapshots(site, consensus, store)
+        self.operations = Operations(blobs, link, members, self.replicator, self.snapshots)
         chance = random.random
         self._repairer = Repairer(site, link, self.replicator, chance)
         self._reconciler = Reconciler(blobs, link, tending, member, chance)
@@ -81,25 +81,3 @@ class BlobPart:
         await self._reconciler.stop()
         self.replicator.stop()
         self.catalogue.stop()
-
-
-class _Snapshots:
-    """Implements `operations.Snapshots` with the snapshots that cut the log."""
-
-    def __init__(self, site: Site, consensus: Consensus, store: Store) -> None:
-        self._site = site
-        self._consensus = consensus
-        self._store = store
-
-    async def reach(self, revision: int) -> None:
-        await self._site.reach(revision)
-
-    async def make(self) -> int:
-        while True:
-            await self._consensus.snapshot()
-            path = self._store.snapshot_path()
-            assert path is not None
-            try:
-                return os.open(Path(path), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue  # a newer one has taken its place

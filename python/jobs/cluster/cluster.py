@@ -129,6 +129,12 @@ class Cluster:
         return self.is_alone or (self._belonging is not None and self._belonging.founder)
 
     @property
+    def belongs_to(self) -> str:
+        """Id of the cluster; "" for a node that is in none, and was made none of its own."""
+        belonging = self._belonging or load(self._config.data_dir)
+        return "" if belonging is None else belonging.cluster
+
+    @property
     def id(self) -> str:
         """Id as a member."""
         return self._config.name if self.peers is None else self.peers.id

@@ -467,6 +467,9 @@ class ReplicationWorker(WorkerSettings):
     """Directories below which jobs may write and read backups and exports."""
     identity_file: Path | None = None
     """Secret keys of age, for reading backups that are encrypted."""
+    scratch_dir: Path | None = None
+    """Where backups are restored aside to prove them, and those for blobs are put together. By default among the
+    system's temporary files."""
     timeout_s: Seconds | None = None
     """Longest time of an operation whose job has no `timeout_s`."""
 
@@ -474,8 +477,10 @@ class ReplicationWorker(WorkerSettings):
     def _absolute(self) -> ReplicationWorker:
         if any(not path.is_absolute() for path in self.allow_files):
             raise ValueError("allow_files must be absolute")
-        if self.identity_file is not None and not self.identity_file.is_absolute():
-            raise ValueError("identity_file must be absolute")
+        for name in ("identity_file", "scratch_dir"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{name} must be absolute")
         return self
 
 
@@ -604,5 +609,6 @@ def embedded_defaults(directory: Path) -> dict[str, Any]:
         "workers": {
             "shell": {"inputs_dir": directory / "inputs"},
             "sql": {"inputs_dir": directory / "inputs", "spill_dir": directory / "spill"},
+            "replication": {"scratch_dir": directory / "scratch"},
         },
     }

@@ -24,6 +24,8 @@ REQUEST_ID_HEADER: Final = "Jobs-Request-Id"
 """Carries a UUID, of which a `RequestId` is made."""
 ACT_FOR_HEADER: Final = "Jobs-Act-For"
 """Names the user for whom a worker asks: UID, or UID;admin."""
+CLUSTER_HEADER: Final = "Jobs-Cluster"
+"""Id of the cluster that a snapshot of the store is of."""
 
 MAX_TASKS: Final = 1_000_000
 """Of one array."""

@@ -77,6 +77,14 @@ class NodeApi:
         async with self.exchange("POST", path, body=encode(body)) as got:
             return decode(answer, await got.body())
 
+    async def put(self, path: str, answer: type[T], body: Any) -> T:
+        async with self.exchange("PUT", path, body=encode(body)) as got:
+            return decode(answer, await got.body())
+
+    async def delete(self, path: str) -> None:
+        async with self.exchange("DELETE", path) as got:
+            await got.body()
+
     async def upload(self, path: str, answer: type[T], query: Mapping[str, Any], pieces: AsyncGenerator[bytes]) -> T:
         """Send what comes, piece by piece; raises what the pieces raise, and then the node keeps nothing of it."""
         async with self.exchange("POST", path, query, body=pieces) as got:

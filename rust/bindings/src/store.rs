@@ -329,7 +329,14 @@ impl Store {
 
     #[staticmethod]
     fn check_snapshot_file(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
-        py.detach(|| snapshot::check(&path)).map_err(store_error)
+        let (rows, _) = py.detach(|| snapshot::check(&path)).map_err(store_error)?;
+        Ok(rows)
+    }
+
+    #[staticmethod]
+    fn snapshot_revision(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+        let (_, meta) = py.detach(|| snapshot::check(&path)).map_err(store_error)?;
+        Ok(meta.revision)
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -183,11 +183,11 @@ pub fn read_from(path: &Path, input: impl Read, row: TakeRow<'_>) -> Result<(u64
     Ok((index, term))
 }
 
-/// Read a snapshot file whole, and count its rows.
+/// Read a snapshot file whole, count its rows, and tell where the machine in it stands.
 ///
 /// # Errors
 /// As [`read`], and [`StoreError::Corrupt`] where the machine in it does not stand where the file says.
-pub fn check(path: &Path) -> Result<u64> {
+pub fn check(path: &Path) -> Result<(u64, Meta)> {
     let (mut rows, mut position) = (0, Memory::default());
     let told = read(path, &mut |key, value| {
         rows += 1;
@@ -196,8 +196,9 @@ pub fn check(path: &Path) -> Result<u64> {
         }
         Ok(())
     })?;
-    check_position(path, told, &meta_of(path, &position)?)?;
-    Ok(rows)
+    let meta = meta_of(path, &position)?;
+    check_position(path, told, &meta)?;
+    Ok((rows, meta))
 }
 
 /// A snapshot of a machine in memory, as bytes.

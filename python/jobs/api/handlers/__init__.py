@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.api.handlers.arrays import ArrayHandlers
 from jobs.api.handlers.audit import AuditHandlers
+from jobs.api.handlers.backups import BackupCalls
 from jobs.api.handlers.blobs import BlobCatalogueCalls
 from jobs.api.handlers.cluster import ClusterHandlers
 from jobs.api.handlers.content import BlobContentCalls
@@ -21,6 +22,7 @@ from jobs.api.handlers.schedules import ScheduleHandlers
 class Handlers(
     ArrayHandlers,
     AuditHandlers,
+    BackupCalls,
     BlobCatalogueCalls,
     BlobContentCalls,
     ClusterHandlers,

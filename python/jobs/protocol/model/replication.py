@@ -188,6 +188,16 @@ class ReplicationDone(Model, frozen=True, tag_field="event", tag="done"):
     result: ReplicationResult
 
 
+class StoreState(Model, frozen=True):
+    """What all keys of the store come to at a revision."""
+
+    revision: Revision
+    digest: str
+    """The same wherever the keys, their values, revisions and leases are the same."""
+    rows: int
+    bytes: int
+
+
 # --- links to other clusters, and how far what goes over them is ------------------------------------------------------
 
 LinkPeers = Annotated[dict[str, Annotated[list[str], Meta(max_length=8)]], Meta(min_length=1, max_length=16)]

@@ -136,7 +136,9 @@ class Place:
 class Places:
     """The directories that are allowed."""
 
-    def __init__(self, allowed: Sequence[Path]) -> None:
+    def __init__(self, allowed: Sequence[Path], setting: str = "workers.blob.allow_files") -> None:
+        """`setting` is where they are configured."""
+        self._setting = setting
         by_depth = sorted(allowed, key=lambda path: len(path.parts), reverse=True)
         self._allowed = [PurePosixPath(path) for path in by_depth]
 
@@ -148,6 +150,20 @@ class Places:
                 return Place(path, os.dup(top), os.fstat(top))
             with _reached(top, parts) as at:
                 return _find(*at, path)
+
+    def directory(self, path: str, *, make: bool = False) -> int:
+        """Return a descriptor of the directory at a path, which is made if that is wanted. Raises PlaceError."""
+        root, parts = self._below(path)
+        with (
+            _said(f"cannot {'write' if make else 'read'} {path}"),
+            _root(root) as top,
+            _reached(top, parts or (".",)) as (directory, last),
+        ):
+            if make and parts:
+                with suppress(FileExistsError):
+                    os.mkdir(last, 0o700, dir_fd=directory)
+                    _sync(directory)
+            return os.open(last, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
 
     def target(self, path: str, draft: str) -> Target:
         """Return a place to write a file or a directory to, which has its name only once it is whole and on the disk;
@@ -163,7 +179,7 @@ class Places:
         wanted = PurePosixPath(path)
         root = next((root for root in self._allowed if wanted.is_relative_to(root)), None)
         if root is None or ".." in wanted.parts:
-            raise PlaceError(f"{path} is in no directory that jobs may use (workers.blob.allow_files)")
+            raise PlaceError(f"{path} is in no directory that jobs may use ({self._setting})")
         return root, wanted.relative_to(root).parts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from jobs.workers.blob.places import Places
 from jobs.workers.replication.work import Work, is_endless
 from jobs.workers.task import TaskExecutor, TaskKind
 
+SETTING: Final = "workers.replication.allow_files"
 ReplicationExecutor: TypeAlias = TaskExecutor[ReplicationPayload, ReplicationResult]
 
 
@@ -34,7 +35,7 @@ def replication_executor(config: ReplicationWorker, node: str, api_socket: Path)
         decode=msgspec.json.Decoder(ReplicationPayload).decode,
         check=check_replication,
         called=_called,
-        begin=partial(Work, Places(config.allow_files), config.identity_file),
+        begin=partial(Work, Places(config.allow_files, SETTING), config.identity_file, config.scratch_dir),
         put=lambda outcome, result: replace(outcome, replication=result),
         endless=is_endless,
     )

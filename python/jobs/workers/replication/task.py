@@ -23,3 +23,5 @@ class Task(Struct, frozen=True, kw_only=True):
     job: JobId
     identity_file: Path | None
     """Secret keys of age, if there are any."""
+    scratch_dir: Path | None
+    """Where something can be put together; None: among the system's temporary files."""

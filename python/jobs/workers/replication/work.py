@@ -43,8 +43,18 @@ _OWN: Final[dict[type, tuple[str, str]]] = {
 class Work:
     """Carries out operations for the owner of one job."""
 
-    def __init__(self, places: Places, identity_file: Path | None, node: NodeApi, report: Report, job: JobId) -> None:
-        self._task = Task(node=node, places=places, report=report, job=job, identity_file=identity_file)
+    def __init__(
+        self,
+        places: Places,
+        identity_file: Path | None,
+        scratch_dir: Path | None,
+        node: NodeApi,
+        report: Report,
+        job: JobId,
+    ) -> None:
+        self._task = Task(
+            node=node, places=places, report=report, job=job, identity_file=identity_file, scratch_dir=scratch_dir
+        )
 
     async def carry_out(self, payload: ReplicationPayload) -> ReplicationResult:
         """Return what it came to. Raises errors of `jobs.errors`, and TaskError. It may be begun again at any time."""
