@@ -72,6 +72,10 @@ class Book:
                     await asyncio.Event().wait()
                 finally:
                     self.given_up.set()
+            if isinstance(given, asyncio.Event):
+                self.waits.set()
+                await given.wait()
+                return self.answers["after"]
             if isinstance(given, Exception):
                 raise given
             return given
@@ -494,6 +498,42 @@ async def test_a_question_that_came_before_the_store_knew_of_the_cut_is_not_answ
         with pytest.raises(Unavailable, match="there is no link here any more"):
             await pair.side.apply(batch())
         assert node.book.asked == []
+
+
+@on_loop
+async def test_what_is_under_way_when_a_scope_is_taken_away_brings_nothing_more(tmp_path: Path) -> None:
+    async with linked(tmp_path) as pair:
+        node = pair.others[0]
+        # A question that waits, and is answered with what came after the change
+        pair.book.answers["changes"] = written = asyncio.Event()
+        waiting = asyncio.ensure_future(pair.side.changes(b"/data/r/", 0, wait_s=30))
+        await asyncio.wait_for(pair.book.waits.wait(), PATIENCE_S)
+        node.link_to(pair.one, scopes=LinkScopes(write_tags=["out-"], read_tags=["in-"]))
+        pair.book.answers["after"] = m.Changes((m.Change(b"secret", b"v", 1),), 1, 1)
+        written.set()
+        with pytest.raises(Forbidden, match="'/data/r/'"):
+            await waiting
+        # Content that is read, or written
+        going_on = asyncio.Event()
+
+        async def slow() -> AsyncIterator[bytes]:
+            yield b"ab"
+            await going_on.wait()
+            yield b"c"
+
+        pair.book.waits.clear()
+        pair.book.answers |= {"read_blob": [bytes(1 << 20)] * 64, "add_blob": None}
+        reading = aiter(pair.side.read_blob("in-", HASH))
+        await anext(reading)
+        adding = asyncio.ensure_future(pair.side.add_blob("out-", m.Blob(HASH, 3), slow()))
+        await asyncio.wait_for(pair.book.waits.wait(), PATIENCE_S)
+        node.link_to(pair.one, scopes=LinkScopes())
+        going_on.set()
+        with pytest.raises(Forbidden, match="write tags"):
+            await adding
+        with pytest.raises(Forbidden, match="read tags"):
+            [part async for part in reading]
+        assert pair.book.added == b"ab"
 
 
 @on_loop

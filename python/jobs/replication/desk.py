@@ -21,7 +21,7 @@ from jobs.records import LinkRecord
 from jobs.replication import frames as f
 from jobs.replication.scopes import check_question
 from jobs.replication.side import Side
-from jobs.replication.streams import read_opening, read_told, write_pieces, write_told
+from jobs.replication.streams import closing, read_opening, read_told, write_pieces, write_told
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +87,12 @@ class ForeignDesk:
         try:
             question = f.questions.decode(body)
             with self._place(peer):
-                await self._check(peer, question)
+                await self._reached()
+                self._check(peer, question)
                 async with self._turns if isinstance(question, _LONG) else contextlib.nullcontext():
                     answer = await _ANSWERING[type(question)](self._side, question)
+                # A question may have waited for what has been written since the link was changed.
+                self._check(peer, question)
         except MessageError as error:
             # Of another version, it can at least read of which one this is.
             return f.replies.encode(refusal(self._refuse(peer, InvalidRequest(str(error), expected=_SAME_RELEASE))))
@@ -117,17 +120,26 @@ class ForeignDesk:
         with self._place(peer):
             async with asyncio.timeout(OPENING_S):
                 opening = await read_opening(stream)
-            await self._check(peer, opening)
+            await self._reached()
+            self._check(peer, opening)
             if isinstance(opening, f.ReadBlob):
-                await write_pieces(stream, self._side.read_blob(opening.tags, opening.blob, opening.start))
+                content = self._side.read_blob(opening.tags, opening.blob, opening.start)
+                await write_pieces(stream, self._allowed(peer, opening, content))
             else:
                 await write_told(stream, f.End())
-                await self._side.add_blob(opening.tags, opening.blob, _pieces(stream, opening.blob.size_bytes))
+                content = _pieces(stream, opening.blob.size_bytes)
+                await self._side.add_blob(opening.tags, opening.blob, self._allowed(peer, opening, content))
                 await write_told(stream, f.End())
         self.answered += 1
 
-    async def _check(self, peer: str, question: f.AnyQuestion | f.AnyOpening) -> None:
-        await self._reached()
+    async def _allowed(self, peer: str, opening: f.AnyOpening, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Pass content on for as long as the link allows it."""
+        async with closing(pieces):
+            async for piece in pieces:
+                self._check(peer, opening)
+                yield piece
+
+    def _check(self, peer: str, question: f.AnyQuestion | f.AnyOpening) -> None:
         link = self._find(peer)
         if link is None:
             raise Unavailable("there is no link here any more to the cluster that asks")

@@ -6,20 +6,18 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Protocol
 
 from jobs import keys, records
 from jobs._native import NativeError
 from jobs.cluster import ForeignPeer, Peers
 from jobs.control.hub import Waiter
+from jobs.control.replication.links import read_links
 from jobs.errors import NotFound
 from jobs.records import LinkRecord
-from jobs.store import Store, prefix_end
+from jobs.store import Store
 
 logger = logging.getLogger(__name__)
-
-MAX_LINKS: Final = 64
-"""More than may be configured."""
 
 
 class _Site(Protocol):
@@ -42,25 +40,20 @@ class Linked:
         """Raises NotFound."""
         row = self._store.get(keys.link(name))
         if row is None:
-            names = ", ".join(sorted(self.all())) or "none"
+            names = ", ".join(sorted(read_links(self._store))) or "none"
             raise NotFound(f"there is no link {name!r:.200}", expected=f"one of: {names} (jobctl replication links)")
         return records.decode(LinkRecord, row[1])
 
     def of(self, peer: str) -> LinkRecord | None:
         """Return the link to a node's cluster."""
-        return next((link for link in self.all().values() if peer in link.peers), None)
-
-    def all(self) -> dict[str, LinkRecord]:
-        """Return the links by name; they are few."""
-        rows, _ = self._store.range(keys.LINKS, prefix_end(keys.LINKS), limit=MAX_LINKS)
-        return {key[len(keys.LINKS) :].decode(): records.decode(LinkRecord, value) for key, value, *_ in rows}
+        return next((link for link in read_links(self._store).values() if peer in link.peers), None)
 
     async def _follow(self, site: _Site) -> None:
         if self._peers is None:
             return
         with site.waiter(keys.LINKS) as bell:
             while True:
-                allow(self._peers, self.all())
+                allow(self._peers, read_links(self._store))
                 await bell.wait(None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
 from jobs.forward.speech import MessageError
 from jobs.net import Stream
@@ -32,12 +33,18 @@ async def write_told(stream: Stream, said: f.Told) -> None:
 
 async def write_pieces(stream: Stream, pieces: AsyncIterator[bytes]) -> None:
     """Write content and its end. Raises StreamBroken, and what reading the content raises."""
-    try:
+    async with closing(pieces):
         async for part in pieces:
             for start in range(0, len(part), f.MAX_PIECE_BYTES):
                 await write_told(stream, f.Piece(part[start : start + f.MAX_PIECE_BYTES]))
         await write_told(stream, f.End())
+
+
+@asynccontextmanager
+async def closing(pieces: AsyncIterator[bytes]) -> AsyncGenerator[None]:
+    """Have content closed in the end: a generator holds it open until then."""
+    try:
+        yield
     finally:
-        # A generator holds the content open until it is closed.
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
