@@ -235,6 +235,7 @@ class Node:
             **self.cluster.metrics(),
             **({} if self.site is None else self.site.metrics()),
             **({} if self.blob_part is None else self.blob_part.metrics()),
+            **({} if self.replication_part is None else self.replication_part.metrics()),
         }
 
     def labelled_metrics(self) -> LabelledMetrics:

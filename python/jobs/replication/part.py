@@ -40,9 +40,10 @@ class ReplicationPart:
         self.side = LocalSide(store, site, self.link, host, cluster=cluster, name=site.node)
         self.operations = Operations(store, self.side, cluster, self.link, self._find)
         self._peers = peers
+        self._desk: ForeignDesk | None = None
         if peers is not None:
             QuestionDesk(SUBJECT, site, peers, lambda member: consensus.members.get(member) is not None)
-            ForeignDesk(peers, self.side, self.linked.of, self._reached)
+            self._desk = ForeignDesk(peers, self.side, self.linked.of, self._reached)
 
     def _find(self, link: str) -> Side:
         """Return a linked cluster. Raises NotFound."""
@@ -52,6 +53,15 @@ class ReplicationPart:
                 "this node has no address at which others reach it", expected="cluster.listen in its configuration"
             )
         return ForeignSide(self._peers, link, self.linked.named, self.answers.note)
+
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        """Prometheus metrics: name → (help, value)."""
+        if self._desk is None:
+            return {}
+        return {
+            "jobs_links_answered_total": ("Questions of linked clusters that were answered here", self._desk.answered),
+            "jobs_links_refused_total": ("Questions of linked clusters that were refused here", self._desk.refused),
+        }
 
     async def _reached(self) -> None:
         """Have this node's store at what was acknowledged before."""
