@@ -105,7 +105,14 @@ class BackupSource:
     async def rows(self, caller: Caller, prefix: bytes, revision: int, *, keys_only: bool) -> AsyncGenerator[bytes]:
         """Yield the keys with a prefix at a revision, by default the newest, as frames. Raises Compacted."""
         await self._catch_up(caller)
-        revision = revision or self._store.revision
+        newest = self._store.revision
+        if revision > newest:
+            raise InvalidRequest(
+                f"the store is at revision {newest}, and keys at {revision} are asked for",
+                field="revision",
+                expected="a revision of this cluster",
+            )
+        revision = revision or newest
         encoder = FrameEncoder(m.ROWS)
         yield encoder.head() + encoder.frame(m.encode(m.RowsHead(cluster=self._cluster(), revision=revision)))
         start, more = prefix, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from jobs.cli import exits
 from jobs.cli.carrying import carry_out, job_options
@@ -28,7 +28,14 @@ def perform(
     code: Callable[[ReplicationResult], int] = lambda done: exits.OK,
 ) -> int:
     """Have a job do it, and show what came of it."""
-    return carry_out(client, options, replication_job(payload, **job_options(options)), succeeded, show, code=code)
+    return carry_out(
+        client, options, replication_job(payload, **job_options(options)), succeeded, show, told=_in_words, code=code
+    )
+
+
+def _in_words(line: dict[str, Any]) -> str:
+    """Return what was told on one line: a remark, or values with their names."""
+    return ", ".join(clean(value) if name == "note" else f"{name} {clean(value)}" for name, value in line.items())
 
 
 def show(done: ReplicationResult) -> None:

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from jobs.backups import messages as m
 from jobs.backups.crypt import IdentityError, read_identities
 from jobs.backups.frames import FrameDecoder, FrameError
@@ -112,6 +114,11 @@ async def rows_of(
                     raise InternalError(f"what the node said cannot be read: {error}") from error
                 has_head = True
         frames.finish()
+
+
+def line(**fields: object) -> bytes:
+    """Return a line of a job's standard output: an object, as with all operations."""
+    return msgspec.json.encode(fields) + b"\n"
 
 
 def free_path(scratch: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ from jobs.errors import BackupInvalid, BlobUnavailable, Compacted, InternalError
 from jobs.protocol.ids import CLUSTER_HEADER, Revision
 from jobs.protocol.model import ReplicationBackup, ReplicationResult, StoreState
 from jobs.records import MomentRecord
-from jobs.workers.replication.archive import FrameStream, identities_of, reading, series_in, told
+from jobs.workers.replication.archive import FrameStream, identities_of, line, reading, series_in, told
 from jobs.workers.replication.blobs import Copied, Copying, find_blobs, write_listing
 from jobs.workers.replication.gauge import Gauge
 from jobs.workers.replication.scratch import scratch
@@ -144,8 +144,8 @@ class Making:
             kind=made.kind,
         )
 
-    async def say(self, line: str) -> None:
-        await self._task.report.write(line.encode() + b"\n")
+    async def say(self, note: str) -> None:
+        await self._task.report.write(line(note=note))
 
     # --- what there is already --------------------------------------------------------------------------------------
 

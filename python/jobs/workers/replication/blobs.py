@@ -21,7 +21,7 @@ from jobs.errors import BlobDamaged, BlobUnavailable, Compacted, NotFound
 from jobs.protocol.model import BlobView
 from jobs.records import BlobRecord
 from jobs.workers.nodeapi import NodeApi
-from jobs.workers.replication.archive import rows_of
+from jobs.workers.replication.archive import line, rows_of
 from jobs.workers.replication.gauge import Gauge
 from jobs.workers.replication.task import Task
 from jobs.workers.transfers import again, download, in_thread
@@ -115,7 +115,7 @@ class Copying:
             del copied.sizes[blob]
             if await self._is_there(blob):
                 copied.lost.append(blob)
-                await self._report.write(f"lacks blob {blob}: {error.detail}\n".encode())
+                await self._report.write(line(note=f"lacks blob {blob}: {error.detail}"))
         else:
             copied.blobs += 1
 

@@ -16,7 +16,7 @@ from jobs.content import content_bytes, content_of
 from jobs.errors import NotFound, ReplicationConflict
 from jobs.protocol.model import KeyValue, KvCompare, KvOp, KvPut, KvTxn, KvTxnResult
 from jobs.workers.nodeapi import NodeApi
-from jobs.workers.replication.archive import rows_of
+from jobs.workers.replication.archive import line, rows_of
 from jobs.workers.replication.gauge import Gauge
 from jobs.workers.transfers import again
 
@@ -39,6 +39,11 @@ class Came(Struct):
     """That were there already with their values."""
     kept: int = 0
     """That were there with other values, and stayed."""
+
+    def line(self, *, dry_run: bool) -> bytes:
+        """Return it for the job's standard output."""
+        put = {"would_put" if dry_run else "put": self.rows}
+        return line(**put, same=self.same, kept=self.kept)
 
 
 class _Step(Struct, frozen=True):

@@ -17,7 +17,7 @@ from jobs.errors import BackupInvalid, BlobUnavailable
 from jobs.protocol.ids import Revision
 from jobs.protocol.model import ReplicationProve, ReplicationRestore, ReplicationResult, Throttle
 from jobs.store import prefix_end
-from jobs.workers.replication.archive import identities_of, series_in, told
+from jobs.workers.replication.archive import identities_of, line, series_in, told
 from jobs.workers.replication.gauge import Gauge
 from jobs.workers.replication.putting import put_rows
 from jobs.workers.replication.scratch import scratch
@@ -84,10 +84,7 @@ async def restore(task: Task, wanted: ReplicationRestore) -> ReplicationResult:
                     gauge,
                     dry_run=wanted.dry_run,
                 )
-                await task.report.write(
-                    f"{came.rows} keys {'would be ' if wanted.dry_run else ''}put, {came.same} were there, "
-                    f"{came.kept} kept\n".encode()
-                )
+                await task.report.write(came.line(dry_run=wanted.dry_run))
                 return ReplicationResult(
                     operation="restore",
                     rows=came.rows,
@@ -143,8 +140,7 @@ async def prove(task: Task, wanted: ReplicationProve) -> ReplicationResult:
                 await there.bring(chain)
                 gauge.say(f"{chain[0].directory} to {chain[-1].directory}")
                 proving = _Proving(series, aside / STORE, identities, gauge)
-                for line in await gauge.run(proving.prove, chain):
-                    await task.report.write(line.encode() + b"\n")
+                await task.report.write(await gauge.run(proving.prove, chain))
                 rows = proving.rows
             blobs = await _prove_blobs(there, chains, identities, gauge)
             last = chains[-1][-1]
@@ -167,10 +163,10 @@ class _Proving:
         self._directory = directory
         self._identities = identities
         self._gauge = gauge
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self.rows = 0
 
-    def prove(self, chain: list[Manifest]) -> list[str]:
+    def prove(self, chain: list[Manifest]) -> bytes:
         """Return what is to be told."""
         self._series.verify(chain, self._gauge.step)
         try:
@@ -185,14 +181,14 @@ class _Proving:
                 store.close()
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
-        return self._lines
+        return b"".join(self._lines)
 
     def _compare(self, store: Store, part: Part) -> None:
         one = part.manifest
         found = rebuild.check_state(store, one, part.shelf.path, self._gauge.look)
         self.rows = found.rows
         how = "as the cluster had it" if one.state is not None else "not compared: the cluster had forgotten it"
-        self._lines.append(f"{one.directory}: revision {one.to_revision}, {found.rows} keys, {how}")
+        self._lines.append(line(backup=one.directory, revision=one.to_revision, keys=found.rows, state=how))
 
 
 async def _prove_blobs(there: _Open, chains: list[list[Manifest]], identities: list[Identity], gauge: Gauge) -> int:

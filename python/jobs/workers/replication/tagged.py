@@ -28,6 +28,7 @@ from jobs.protocol.model import (
     ReplicationBackup,
     ReplicationResult,
 )
+from jobs.workers.nodeapi import NodeApi
 from jobs.workers.replication.backup import Making
 from jobs.workers.replication.blobs import Copied, find_blobs
 from jobs.workers.replication.task import Task
@@ -81,7 +82,7 @@ class Tagged:
             with below:
                 for entry in one.files:
                     if await in_thread(below.size_of, entry.name) is None:
-                        await self._bring(below, self._blobs[one.directory], entry.name)
+                        await bring(self._node, below, self._blobs[one.directory], entry.name)
 
     async def missing(self, one: Manifest) -> list[str]:
         """Return the blobs of a backup that its collection lacks."""
@@ -102,7 +103,7 @@ class Tagged:
                 )
 
             async def add(name: str) -> tuple[str, str]:
-                return name, (await upload(self._node, lambda: _content(below, name))).hash
+                return name, (await upload(self._node, lambda: content_of(below, name))).hash
 
             files = dict(await each(names, AT_ONCE, add))
         files |= {f"{m.BLOBS}/{blob[:2]}/{blob}": blob for blob in blobs}
@@ -155,15 +156,6 @@ class Tagged:
 
         await in_thread(write)
 
-    async def _bring(self, below: Shelf, blob: str, name: str) -> None:
-        draft = await in_thread(below.create, name)
-        try:
-            async for piece in download(self._node, blob, name):
-                await in_thread(draft.write, piece)
-            await in_thread(draft.finish)
-        finally:
-            await in_thread(draft.abandon)
-
 
 async def backup(
     task: Task, wanted: ReplicationBackup, tag: str, recipients: Sequence[str], aside: Path
@@ -185,7 +177,19 @@ async def backup(
         return making.result(made, copied, place)
 
 
-async def _content(below: Shelf, name: str) -> AsyncGenerator[bytes]:
+async def bring(node: NodeApi, below: Shelf, blob: str, name: str) -> None:
+    """Have a file of a collection in a directory of ours. Raises NotFound, and as `download`."""
+    draft = await in_thread(below.create, name)
+    try:
+        async for piece in download(node, blob, name):
+            await in_thread(draft.write, piece)
+        await in_thread(draft.finish)
+    finally:
+        await in_thread(draft.abandon)
+
+
+async def content_of(below: Shelf, name: str) -> AsyncGenerator[bytes]:
+    """Yield a file, piece by piece."""
     pieces = below.pieces(name, lambda size_bytes: None)
     while (piece := await in_thread(next, pieces, None)) is not None:
         yield piece

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
@@ -26,18 +23,12 @@ from jobs.protocol.model import (
 from jobs.workers.blob.places import Places
 from jobs.workers.nodeapi import NodeApi
 from jobs.workers.perform import perform
+from jobs.workers.replication.backup import backup
+from jobs.workers.replication.export import export
+from jobs.workers.replication.importing import bring_in
+from jobs.workers.replication.restore import prove, restore
 from jobs.workers.replication.task import Task
 from jobs.workers.task import Report
-
-Operation: TypeAlias = Callable[[Task, Any], Awaitable[ReplicationResult]]
-_OWN: Final[dict[type, tuple[str, str]]] = {
-    ReplicationBackup: ("backup", "backup"),
-    ReplicationExport: ("export", "export"),
-    ReplicationImport: ("importing", "bring_in"),
-    ReplicationProve: ("restore", "prove"),
-    ReplicationRestore: ("restore", "restore"),
-}
-"""What the worker does itself, with its files: module and function, loaded when the first job needs them."""
 
 
 class Work:
@@ -59,10 +50,19 @@ class Work:
     async def carry_out(self, payload: ReplicationPayload) -> ReplicationResult:
         """Return what it came to. Raises errors of `jobs.errors`, and TaskError. It may be begun again at any time."""
         began_s = time.monotonic()
-        if isinstance(payload, ReplicationSync | ReplicationVerify):
-            result = await self._perform(payload)
-        else:
-            result = await _operation(payload)(self._task, payload)
+        match payload:
+            case ReplicationSync() | ReplicationVerify():
+                result = await self._perform(payload)
+            case ReplicationBackup():
+                result = await backup(self._task, payload)
+            case ReplicationProve():
+                result = await prove(self._task, payload)
+            case ReplicationRestore():
+                result = await restore(self._task, payload)
+            case ReplicationExport():
+                result = await export(self._task, payload)
+            case ReplicationImport():
+                result = await bring_in(self._task, payload)
         return replace(result, seconds=time.monotonic() - began_s)
 
     async def _perform(self, payload: ReplicationSync | ReplicationVerify) -> ReplicationResult:
@@ -81,9 +81,3 @@ class Work:
 
 def is_endless(payload: ReplicationPayload) -> bool:
     return isinstance(payload, ReplicationSync) and payload.continuous
-
-
-def _operation(payload: ReplicationPayload) -> Operation:
-    module, name = _OWN[type(payload)]
-    found: Operation = getattr(import_module(f"jobs.workers.replication.{module}"), name)
-    return found
