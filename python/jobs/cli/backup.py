@@ -1,16 +1,23 @@
-"""Commands on backups: backup create, prove, restore."""
+"""Commands on backups: backup create, list, prove, restore."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+from jobs.cli import exits
 from jobs.cli.carrying import add_job_options
 from jobs.cli.command import Command, Parser, UsageError, at_least
+from jobs.cli.output import moment, print_json, print_table, size
 from jobs.cli.replication.common import add_existing, add_place, add_throttle, perform, place, throttle
 from jobs.cli.submission import past_ms
 from jobs.client import Client
+from jobs.client.failures import SourceFailed
 from jobs.protocol.model import ReplicationBackup, ReplicationProve, ReplicationRestore
+
+if TYPE_CHECKING:
+    from jobs.backups.manifest import Manifest
 
 
 def create(client: Client, options: argparse.Namespace) -> int:
@@ -25,6 +32,66 @@ def create(client: Client, options: argparse.Namespace) -> int:
         throttle=throttle(options),
     )
     return perform(client, options, wanted)
+
+
+def list_backups(client: Client, options: argparse.Namespace) -> int:
+    where = place(options)
+    found = _of_directory(where["directory"]) if where["directory"] is not None else _of_tag(client, options.tag)
+    if options.json:
+        for one in found:
+            print_json(_summary(one))
+        return exits.OK
+    print_table(
+        ("NAME", "REVISION", "MADE", "KEYS", "SIZE", "BLOBS", "ENCRYPTED FOR"),
+        (
+            (
+                one.directory,
+                f"{one.from_revision} → {one.to_revision}" if one.from_revision else one.to_revision,
+                moment(one.created_ms),
+                "-" if one.state is None else f"{one.state.rows:,}",
+                size(sum(entry.size_bytes for entry in one.files)),
+                f"{one.blobs:,}" if one.has_blobs else "-",
+                ", ".join(one.recipients) or "nobody",
+            )
+            for one in found
+        ),
+    )
+    return exits.OK
+
+
+def _of_directory(directory: str) -> list[Manifest]:
+    """Read the manifests of a directory of this machine."""
+    from jobs.backups.series import Series
+    from jobs.backups.shelf import Shelf, ShelfError
+
+    try:
+        with Shelf.open(Path(directory)) as shelf:
+            return Series(shelf).all()
+    except ShelfError as error:
+        raise SourceFailed(str(error), expected="a directory of this machine; or --tag") from error
+
+
+def _of_tag(client: Client, tag: str) -> list[Manifest]:
+    from jobs.backups import manifest
+
+    found = [one for one in client.blobs.tags(f"{tag}/") if one.name.removeprefix(f"{tag}/").isdigit()]
+    return [manifest.decode(client.blobs.get(one.hash, path=manifest.FILE), one.name) for one in found]
+
+
+def _summary(one: Manifest) -> dict[str, Any]:
+    return {
+        "name": one.directory,
+        "kind": one.kind,
+        "cluster": one.cluster,
+        "from_revision": one.from_revision,
+        "to_revision": one.to_revision,
+        "created_ms": one.created_ms,
+        "rows": None if one.state is None else one.state.rows,
+        "bytes": sum(entry.size_bytes for entry in one.files),
+        "blobs": one.blobs if one.has_blobs else None,
+        "lost": one.lost,
+        "recipients": one.recipients,
+    }
 
 
 def prove(client: Client, options: argparse.Namespace) -> int:
@@ -75,6 +142,11 @@ def _configure_create(parser: Parser) -> None:
     add_job_options(parser)
 
 
+def _configure_list(parser: Parser) -> None:
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="the series, in a directory of this machine")
+    parser.add_argument("--tag", metavar="NAME", help="or as blobs of the cluster, by this name")
+
+
 def _configure_prove(parser: Parser) -> None:
     add_place(parser, "where the series of backups is")
     add_job_options(parser)
@@ -93,6 +165,7 @@ def _configure_restore(parser: Parser) -> None:
 
 _ACTIONS: Final = (
     Command("create", create, "Back the whole cluster up: all, or what has changed since.", _configure_create),
+    Command("list", list_backups, "List the backups of a series.", _configure_list),
     Command("prove", prove, "Restore a series aside, and compare it with what it says of itself.", _configure_prove),
     Command("restore", restore, "Put the keys of a backup below a prefix of this cluster.", _configure_restore),
 )
