@@ -174,8 +174,9 @@ def test_a_sync_outlives_kills_of_either_side_and_of_history(tmp_path: Path) -> 
         with here.client() as client, there.client() as other:
             wanted = values(other, "/data/a/")
             until(lambda: values(client, "/data/a/") == wanted, 60.0, "the target never had what the source has")
+            until(lambda: client.replication.syncs()[0].lag_s == 0, 10.0, "it says that it lags")
             (status,) = client.replication.syncs()
-            assert (status.phase, status.conflicts) == ("following", 0)
+            assert (status.phase, status.lag_revisions, status.conflicts) == ("following", 0, 0)
             assert status.snapshots > 1, "history was forgotten"
             client.cancel(job)
             until(lambda: client.replication.syncs()[0].phase == "stopped")

@@ -206,6 +206,7 @@ class KeySync(Run[m.Change]):
             yield page
 
     async def _take(self, page: m.Changes) -> None:
+        self.progress.source_revision = max(self.progress.source_revision, page.newest)
         for changes, revision in batches.cut(page.changes, self._seen, max(self._seen, page.up_to)):
             if changes or self._is_idle(revision):
                 await self._put(structs.replace(self._cursor, position=revision), changes)
