@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs import keys, records
 from jobs._native import MemoryStore
-from jobs.control.moments import Moments, MomentsConfig, revision_at, time_of_revision
+from jobs.control.moments import Moments, MomentsConfig, revision_at
 from jobs.protocol.model import Content, KvPut
 from jobs.records import MomentRecord
 from jobs.replication.times import KnownTimes
@@ -54,7 +54,7 @@ def test_a_revision_is_of_the_first_moment_that_has_it(steps: list[tuple[int, in
     times = KnownTimes(store)
     for wanted in data.draw(st.lists(st.integers(1, 160), max_size=20)):
         expected = next((at for at, known in noted if known >= wanted), 9_999)
-        assert time_of_revision(store, wanted, 9_999) == times.of(wanted, 9_999) == expected
+        assert times.of(wanted, 9_999) == expected
     for when in data.draw(st.lists(st.integers(-5, 1_300), max_size=20)):
         assert revision_at(store, when) == max((known for at, known in noted if at <= when), default=0)
 
@@ -74,15 +74,16 @@ def test_the_leader_notes_what_changes_and_nothing_while_nothing_does(tmp_path: 
                 before < after for one, other in pairwise(found) for before, after in zip(one, other, strict=True)
             )
             (at_ms, _) = found[-1]
-            assert time_of_revision(plane.store, second, at_ms + 5) == at_ms
+            assert KnownTimes(plane.store).of(second, at_ms + 5) == at_ms
             assert revision_at(plane.store, at_ms) >= second > revision_at(plane.store, found[0][0]) >= first
 
     play(run)
 
 
 async def until_noted(plane: Plane, revision: int) -> None:
+    times = KnownTimes(plane.store)
     with plane.site.waiter(keys.MOMENTS) as waiter:
-        while time_of_revision(plane.store, revision, -1) < 0:
+        while times.of(revision, -1) < 0:
             await waiter.wait(20)
 
 
@@ -116,7 +117,7 @@ def test_moments_of_a_clock_that_was_ahead_go_when_it_is_right_again(tmp_path: P
             await moments.note(2_000)
             found = all_of(plane.store)
             assert [at_ms for at_ms, _ in found] == [1_000, 2_000]
-            assert time_of_revision(plane.store, mistaken, 0) == 2_000
+            assert KnownTimes(plane.store).of(mistaken, 0) == 2_000
 
     play(run)
 

@@ -2,7 +2,7 @@
 
 A moment says that everything up to its revision was written by then, and everything after it not before. Nothing is
 noted while nothing changes, so between two moments a revision's time is known to no more than their distance; it is
-then taken for the later of the two, which is no more than a period after the change.
+then taken for the later of the two, which is no more than a period after the change (`replication.times`).
 """
 
 from __future__ import annotations
@@ -98,33 +98,6 @@ def revision_at(store: Store, at_ms: int) -> int:
         return 0
     rows, _ = store.range(keys.MOMENTS, keys.moment(at_ms) + b"\x00", limit=1, reverse=True)
     return _revision(rows[0][1]) if rows else 0
-
-
-def time_of_revision(store: Store, revision: int, now_ms: int) -> int:
-    """Return a time in ms by which a revision had been written: the first moment at which it was there, `now_ms` where
-    that has not been noted yet. Of one that is older than all moments, no more is known than the first of them."""
-    first = _first_with(store, revision)
-    return now_ms if first is None else first[0]
-
-
-def _first_with(store: Store, revision: int) -> tuple[int, int] | None:
-    """Return the first moment that has a revision, as its time and its own revision; both grow together."""
-    rows, _ = store.range(keys.MOMENTS, _END, limit=1, reverse=True)
-    if not rows or _revision(rows[0][1]) < revision:
-        return None
-    (oldest, *_), _ = store.range(keys.MOMENTS, _END, limit=1, keys_only=True)
-    found = keys.time_of(keys.MOMENTS, rows[0][0]), _revision(rows[0][1])
-    low_ms, high_ms = keys.time_of(keys.MOMENTS, oldest[0]), found[0]
-    while low_ms < high_ms:  # it is from the one to the other
-        middle_ms = (low_ms + high_ms) // 2
-        (row, *_), _ = store.range(keys.moment(middle_ms), _END, limit=1)
-        at_ms, there = keys.time_of(keys.MOMENTS, row[0]), _revision(row[1])
-        if there >= revision:
-            found = at_ms, there
-            high_ms = middle_ms
-        else:
-            low_ms = at_ms + 1
-    return found
 
 
 def _revision(value: bytes) -> int:

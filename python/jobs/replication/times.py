@@ -27,7 +27,8 @@ class KnownTimes:
         """Revision of the store when they were read last."""
 
     def of(self, revision: int, now_ms: int) -> int:
-        """Return the time of the first moment that has the revision, as `control.moments.time_of_revision` does."""
+        """Return a time in ms by which the revision had been written: the first moment that has it, `now_ms` where that
+        has not been noted yet. Of one that is older than all moments, no more is known than the first of them."""
         with self._lock:
             if (not self._revisions or self._revisions[-1] < revision) and self._read < self._store.revision:
                 self._refresh()
