@@ -85,12 +85,7 @@ class BackupSource:
         await self._catch_up(caller)
         # Both of one moment: what is applied is applied on this thread.
         until, leases = self._store.revision, self._store.leases()
-        if after > until:
-            raise InvalidRequest(
-                f"the store is at revision {until}, and changes after {after} are asked for",
-                field="after",
-                expected="a revision of this cluster",
-            )
+        _check_there(after, until, "after")
         encoder = FrameEncoder(m.CHANGES)
         head = m.ChangesHead(cluster=self._cluster(), from_revision=after, to_revision=until, leases=leases)
         yield encoder.head() + encoder.frame(m.encode(head))
@@ -106,12 +101,7 @@ class BackupSource:
         """Yield the keys with a prefix at a revision, by default the newest, as frames. Raises Compacted."""
         await self._catch_up(caller)
         newest = self._store.revision
-        if revision > newest:
-            raise InvalidRequest(
-                f"the store is at revision {newest}, and keys at {revision} are asked for",
-                field="revision",
-                expected="a revision of this cluster",
-            )
+        _check_there(revision, newest, "revision")
         revision = revision or newest
         encoder = FrameEncoder(m.ROWS)
         yield encoder.head() + encoder.frame(m.encode(m.RowsHead(cluster=self._cluster(), revision=revision)))
@@ -133,8 +123,8 @@ class BackupSource:
 
     async def state(self, caller: Caller, revision: int) -> StoreState:
         """Return what all keys come to at a revision. Raises Compacted."""
-        check_admin(caller, "read the whole store")
-        await self._snapshots.reach(revision)
+        await self._catch_up(caller)
+        _check_there(revision, self._store.revision, "revision")
         found = await self._read(state_of, self._store, revision)
         return StoreState(revision=Revision(revision), digest=found.digest, rows=found.rows, bytes=found.size_bytes)
 
@@ -150,3 +140,13 @@ class BackupSource:
             raise Compacted(str(error), expected="a later revision, or a full backup") from error
         except FutureRevisionError as error:
             raise InvalidRequest(str(error), field="revision", expected="a revision of this cluster") from error
+
+
+def _check_there(revision: int, newest: int, field: str) -> None:
+    """Raise InvalidRequest for a revision that the cluster has not come to."""
+    if revision > newest:
+        raise InvalidRequest(
+            f"the store is at revision {newest}, and {revision} is asked for",
+            field=field,
+            expected="a revision of this cluster",
+        )
