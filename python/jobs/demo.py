@@ -40,9 +40,8 @@ def main() -> int:
 
 
 def demonstrate(directory: Path) -> None:
-    node = EmbeddedNode(
-        directory, types=("shell", "sql", "blob", "replication"), env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)}
-    )
+    types = ("shell", "sql", "blob", "maintenance", "replication")
+    node = EmbeddedNode(directory, types=types, env={"JOBS_WORKERS__SHELL__SLOTS": str(SLOTS)})
     title("1. A node with its workers, in one directory, without database or broker")
     with node, node.client() as client:
         show_workers(client)
@@ -94,7 +93,14 @@ def demonstrate(directory: Path) -> None:
         print(f"   {copied.rows} keys, {copied.bytes} bytes, up to revision {copied.source_revision}")
         compared = client.replication.verify(prefix="/data/demo/", target_prefix="/data/copy/")
         expect(compared.differences == [], "both sides are equal")
-        title("10. SIGKILL of the node in the middle of a job")
+        title("10. The node examined: checksums of its log, store and blobs, and how it is")
+        verified = client.maintenance.verify()
+        examined = client.maintenance.health()
+        print_table(
+            ("   CHECK", "STATUS", "VALUE"), ((f"   {one.check}", one.status, one.value) for one in examined.findings)
+        )
+        expect(verified.status == "ok", "all checksums are right")
+        title("11. SIGKILL of the node in the middle of a job")
         victim = client.shell(["sleep", "60"]).job.id
         wait_for(client, victim, JobState.RUNNING)
         before = {job.id: job.state for job in client.list()}
