@@ -1,5 +1,6 @@
 """Types of the Rust extension. Every call that touches a disk or a process releases the GIL."""
 
+from collections.abc import Callable
 from typing import Any, Final, Literal, TypeAlias
 
 __version__: Final[str]
@@ -235,6 +236,13 @@ class Store:
         """Verify the checksums of the next rows, of every kind: how many there were, their bytes, the cursor to go on
         with (b"" at the end), and in words what is wrong with those that are not what was written. A call looks at
         64 MiB at most and tells of 100 damaged rows at most. What is written meanwhile may be seen or not."""
+    def begin_compaction(self, on_bytes: Callable[[int], object] | None = None) -> Compaction:
+        """Copy what the store holds now, into full pages, to a file beside its own; `apply` may go on meanwhile on
+        another thread. `on_bytes` is called now and then with how many bytes of rows are copied; what it raises ends
+        the copy.
+
+        Raises DiskFullError unless there is ample room, CorruptError for a damaged row, NativeError when there is a
+        copy already. Nothing is left of the copy then."""
     @staticmethod
     def check_snapshot_file(path: str) -> int:
         """Read a snapshot file whole and return its number of rows. Raises CorruptError."""
@@ -242,6 +250,21 @@ class Store:
     def snapshot_revision(path: str) -> int:
         """Read a snapshot file whole and return the revision that it is of. Raises CorruptError."""
     def close(self) -> None: ...
+
+class Compaction:
+    """A compact copy of a store, which is to follow it and take its place."""
+
+    @property
+    def applied_index(self) -> int:
+        """Entry that the copy stands at."""
+    def apply(self, entries: list[tuple[int, int, bytes]]) -> None:
+        """Apply (index, term, command) in order: what the store has applied, from after `applied_index` on."""
+    def finish(self) -> bool:
+        """Let the copy be the store's data file, unless it stands elsewhere than the store: then nothing has changed,
+        and the answer is False; for good once a snapshot was taken in. Takes moments. Who reads the former file goes on
+        with it, and in another process looks at the new one with the next snapshot."""
+    def close(self) -> None:
+        """Remove what is not the store's data file: the copy, or the file whose place it has taken."""
 
 class StoreReader:
     """Read-only view for other processes, of the directory of a live or closed Store."""

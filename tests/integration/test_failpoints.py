@@ -178,10 +178,12 @@ TRIALS: Final[dict[str, dict[str, list[str]]]] = {
         "consensus.snapshot.send.after": ["kill"],
     },
 }
+ELSEWHERE: Final = {
+    "blobs.": "tried on a store of blobs alone, by tests/blobs/test_faults.py",
+    "store.compact.": "tried on a store alone, by tests/integration/test_compaction.py",
+}
 NOT_REACHED: Final[dict[str, str]] = {
-    name: "tried on a store of blobs alone, by tests/blobs/test_faults.py"
-    for name, _ in failpoints()
-    if name.startswith("blobs.")
+    name: reason for name, _ in failpoints() for prefix, reason in ELSEWHERE.items() if name.startswith(prefix)
 }
 """Points that no trial reaches, with the reason."""
 IN_CLUSTER: Final = (

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 from msgspec.structs import replace
 
 from jobs._native import CompactedError, MemoryStore, Store
@@ -213,6 +213,9 @@ class Machine(RuleBasedStateMachine):
         )
 
     @rule(target=revisions, txns=st.lists(transactions(), min_size=1, max_size=3))
+    def commands(self, txns: list[Txn]) -> object:
+        return self.command(txns)
+
     def command(self, txns: list[Txn]) -> object:
         before = self.model.revision
         expected = self.model.command(txns)
@@ -356,12 +359,25 @@ class Machine(RuleBasedStateMachine):
         self.store = self.reopen()
         assert self.store.recovered is None, "a clean end was not trusted"
 
+    @precondition(lambda self: self.index % 4 == 0)
+    @rule(txns=st.lists(transactions(), max_size=2))
+    def compact_file(self, txns: list[Txn]) -> None:
+        """A compact copy takes the place of the data file, when it has applied what the store has."""
+        copy = self.store.begin_compaction()
+        if txns:
+            self.command(txns)
+            assert not copy.finish()
+            copy.apply([(self.index, 1, encode_command(txns))])
+        assert copy.finish()
+        copy.close()
+
     @rule()
     def restore_after_a_power_cut(self) -> None:
         """The data file goes, as after a power cut; the snapshot brings everything back."""
         self.store.snapshot()
         self.store.close()
-        (self.directory / "data.mdb").unlink()
+        for file in self.directory.rglob("data.mdb"):
+            file.unlink()
         self.store = self.reopen()
         assert self.index == 0 or self.store.recovered
 

@@ -4,7 +4,7 @@
 - `journal`: the log as PySyncObj wants it. `raft`: PySyncObj and what it lacks; nobody else knows it. Its parts:
   `elections`, `follower`, `flow` (of entries to one member), `rounds` (of signs of life).
 - `member`: one member, stepped by whoever drives it; a simulation does, too.
-- `driver`: on the event loop. Its parts: `proposals`, `readers`, `leadership`, `snapshots`.
+- `driver`: on the event loop. Its parts: `proposals`, `readers`, `leadership`, `snapshots`, `compaction`.
 """
 
 from jobs.consensus.driver import Consensus, ConsensusConfig

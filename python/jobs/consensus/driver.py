@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from jobs._native import DiskFullError, Log, Store, failpoint
 from jobs.consensus import clock, messages
+from jobs.consensus.compaction import Compactions, OnCopied
 from jobs.consensus.leadership import Leadership, MemberProgress
 from jobs.consensus.member import ConsensusError, Discarded, LeadershipLost, Member
 from jobs.consensus.membership import Members
@@ -45,6 +46,7 @@ INLINE_SYNC_BYTES: Final = 1 << 20
 """More than that is synced on a thread, however fast the disk has been."""
 STUCK_SYNC_S: Final = 10.0
 """A disk that takes longer for a sync may never be done: another leader, with another disk, is better then."""
+COMPACTING_LOG_FACTOR: Final = 4
 _SYNC_COST_WEIGHT: Final = 0.1
 _COMMIT_WEIGHT: Final = 0.2
 
@@ -97,13 +99,14 @@ class Consensus:
         self._member = Member(node, log, store, timing, rng or SystemRandom(), clock.now_s(), alone=alone, sole=sole)
         self._member.on_applied = self._on_applied
         self._member.on_members = self._on_members
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="consensus")
+        self._threads = ThreadPoolExecutor(max_workers=3, thread_name_prefix="consensus")
         self._proposals = Proposals()
         self._readers = Readers(self._member)
         self._leadership = Leadership(self, self._member, log, self._config.election_max_s)
         self._snapshots = Snapshots(
             self._member, log, store, self._network, self._threads, answers=self._leadership.answers, fail=self._fail
         )
+        self._compactions = Compactions(log, store, self._threads, installing=lambda: self._installing)
         self._inbox: list[tuple[str, messages.Message]] = []
         self._scheduled = False
         self._syncing: asyncio.Future[int] | None = None
@@ -164,6 +167,7 @@ class Consensus:
         unknown = OutcomeUnknown("the node stopped while the others had not confirmed the write", retry_after_s=1)
         self._fail_waiting(refused, unknown)
         await self._synced()
+        await self._compactions.end()
         await self._snapshots.finish_taking()
         self._failure = self._failure or ConsensusError("stopped")
         # What came while the last write was finished.
@@ -264,6 +268,18 @@ class Consensus:
     async def snapshot(self) -> int:
         """Write a snapshot of the store, cut the log behind it, and return the snapshot's index."""
         return await self._snapshots.take()
+
+    async def compact_file(self, on_copied: OnCopied = lambda copied, total: None) -> tuple[int, int]:
+        """Give back the room in the store's data file that nothing needs any more, and return its size in bytes before
+        and after. Everything goes on meanwhile; a copy of what the store holds needs room beside it. `on_copied` is
+        told how many bytes are copied, of about how many. Who is cancelled leaves the file as it is.
+
+        Raises StorageFull without room for the copy, Unavailable when it has to be tried again later, NativeError for
+        a store that is damaged.
+        """
+        if self._failure is not None:
+            raise Unavailable(f"the node cannot write: {self._failure}")
+        return await self._compactions.run(on_copied)
 
     async def change_members(self, txn: Txn) -> None:
         """Carry out a change that `membership` has made of the present `members`. Only a leader can.
@@ -461,8 +477,13 @@ class Consensus:
         self._synced_bytes = self._log.size_bytes
         self._sync_cost_s += _SYNC_COST_WEIGHT * (cost_s - self._sync_cost_s)
         self._finish()
-        if self._log.size_bytes > self._config.snapshot_log_bytes and not self._snapshots.is_taking:
+        if self._log.size_bytes > self._snapshot_log_bytes and not self._snapshots.is_taking:
             self._spawn(self._snapshots.take_in_background())
+
+    @property
+    def _snapshot_log_bytes(self) -> int:
+        """How large the log may grow: larger while a compaction needs it, which a snapshot would also slow down."""
+        return self._config.snapshot_log_bytes * (COMPACTING_LOG_FACTOR if self._compactions.is_running else 1)
 
     def _finish(self) -> None:
         """The log is durable: answer, commit, apply; then tell what has changed."""

@@ -272,7 +272,7 @@ class Member:
         if not entries:
             raise ConsensusError(f"committed entry {first} is not in the log")
         failpoint("consensus.apply.before")
-        commands = [(index, term, _command_of(payload, index)) for payload, index, term in entries]
+        commands = [(index, term, command_of(payload, index)) for payload, index, term in entries]
         try:
             results = self._store.apply(commands)
         except DiskFullError as error:
@@ -302,7 +302,7 @@ def _peer_of(message: tuple[str, Message]) -> str:
     return message[0]
 
 
-def _command_of(payload: bytes, index: int) -> bytes:
+def command_of(payload: bytes, index: int) -> bytes:
     """Return the store's command in a log entry; b"" for Raft's own entries.
 
     Raises ConsensusError for the kinds that PySyncObj would unpickle: nothing here ever writes them.

@@ -86,7 +86,7 @@ class Attending:
                 )
             if dry_run:
                 return m.Freed(size_bytes, size_bytes - free_bytes, 0)
-            before_bytes, after_bytes = await self._consensus.compact_file(  # type: ignore[attr-defined]
+            before_bytes, after_bytes = await self._consensus.compact_file(
                 lambda done, total: on_advance(m.Advance(done, total))
             )
             return m.Freed(before_bytes, after_bytes, 0)

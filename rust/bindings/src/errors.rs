@@ -103,9 +103,7 @@ pub(crate) fn store_error(error: StoreError) -> PyErr {
     let text = error.to_string();
     match error {
         full if full.is_full() => DiskFullError::new_err(text),
-        StoreError::Corrupt { .. } | StoreError::Machine(KvError::Damaged(_) | KvError::Malformed { .. }) => {
-            CorruptError::new_err(text)
-        }
+        corrupt if corrupt.is_corrupt() => CorruptError::new_err(text),
         StoreError::Machine(KvError::Compacted { .. }) => CompactedError::new_err(text),
         StoreError::NotReached { .. } => FutureRevisionError::new_err(text),
         _ => NativeError::new_err(text),

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -10,7 +11,9 @@ use jobs_kv::read::{self, Event, KeyValue, Page, RangeOptions};
 use jobs_kv::{GENERATION_REQUESTS, KvError, Memory, Meta, Tentative, machine};
 use jobs_store::digest::{self, Cursor, Piece, Pieces};
 use jobs_store::env::Checked;
-use jobs_store::{Options, Store as CoreStore, StoreReader as CoreReader, snapshot};
+use jobs_store::{
+    Compaction as CoreCompaction, Options, Store as CoreStore, StoreError, StoreReader as CoreReader, snapshot,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -327,6 +330,33 @@ impl Store {
         Ok((rows, looked_at, bytes(py, &cursor.unwrap_or_default()), damaged))
     }
 
+    #[pyo3(signature = (on_bytes = None))]
+    fn begin_compaction(slf: &Bound<'_, Self>, on_bytes: Option<Py<PyAny>>) -> PyResult<Compaction> {
+        let (py, store) = (slf.py(), slf.get());
+        let mut raised = None;
+        let begun = py.detach(|| {
+            store.read().begin_compaction(|copied| {
+                let Some(on_bytes) = &on_bytes else {
+                    return ControlFlow::Continue(());
+                };
+                match Python::attach(|py| on_bytes.call1(py, (copied,)).map(drop)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        raised = Some(error);
+                        ControlFlow::Break(())
+                    }
+                }
+            })
+        });
+        match (begun, raised) {
+            (_, Some(error)) => Err(error),
+            (begun, None) => Ok(Compaction {
+                store: slf.clone().unbind(),
+                inner: Mutex::new(Some(begun.map_err(store_error)?)),
+            }),
+        }
+    }
+
     #[staticmethod]
     fn check_snapshot_file(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
         let (rows, _) = py.detach(|| snapshot::check(&path)).map_err(store_error)?;
@@ -342,6 +372,50 @@ impl Store {
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.write().unwrap_or_else(PoisonError::into_inner).close())
             .map_err(store_error)
+    }
+}
+
+/// A compact copy of a store that follows it.
+#[pyclass(module = "jobs._native", frozen)]
+struct Compaction {
+    store: Py<Store>,
+    inner: Mutex<Option<CoreCompaction>>,
+}
+
+impl Compaction {
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Store, &mut CoreCompaction) -> jobs_store::Result<T> + Send,
+    ) -> PyResult<T> {
+        let store = self.store.get();
+        py.detach(|| match lock(&self.inner).as_mut() {
+            Some(compaction) => work(store, compaction),
+            None => Err(StoreError::Closed),
+        })
+        .map_err(store_error)
+    }
+}
+
+#[pymethods]
+impl Compaction {
+    #[getter]
+    fn applied_index(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |_, compaction| Ok(compaction.meta().index))
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "extracted from Python")]
+    fn apply(&self, py: Python<'_>, entries: Vec<(u64, u64, Vec<u8>)>) -> PyResult<()> {
+        let borrowed: Vec<(u64, u64, &[u8])> = entries.iter().map(|entry| (entry.0, entry.1, &entry.2[..])).collect();
+        self.with(py, |_, compaction| compaction.apply(&borrowed))
+    }
+
+    fn finish(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |store, compaction| store.read().finish_compaction(compaction))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(lock(&self.inner).take()));
     }
 }
 
@@ -621,6 +695,7 @@ impl MemoryStore {
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Store>()?;
+    module.add_class::<Compaction>()?;
     module.add_class::<StoreReader>()?;
     module.add_class::<MemoryStore>()
 }

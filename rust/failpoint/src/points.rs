@@ -50,6 +50,10 @@ points! {
     StoreRestoreSyncBefore = "store.restore.sync.before" fails,
     StoreRestoreRenameBefore = "store.restore.rename.before" fails,
     StoreRestoreRenameAfter = "store.restore.rename.after" fails,
+    StoreCompactCopyBefore = "store.compact.copy.before" fails,
+    StoreCompactSwitchBefore = "store.compact.switch.before" fails,
+    StoreCompactSwitchAfter = "store.compact.switch.after" plain,
+    StoreCompactRemoveAfter = "store.compact.remove.after" plain,
     StoreCloseSyncBefore = "store.close.sync.before" fails,
     StoreCloseSyncAfter = "store.close.sync.after" plain,
 

@@ -65,19 +65,20 @@ impl Default for Piece {
 }
 
 impl Piece {
-    fn add(&mut self, key: &[u8], row: &Row<'_>, content_only: bool) {
-        let mut hash = blake3::Hasher::new();
-        hash.update(&self.digest);
+    /// Add a row; `scratch` is used over and over: of short rows, most of the time would go into making a hasher.
+    fn add(&mut self, key: &[u8], row: &Row<'_>, content_only: bool, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        scratch.extend_from_slice(&self.digest);
         for part in [key, row.value] {
-            hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part);
+            scratch.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            scratch.extend_from_slice(part);
         }
         if !content_only {
             for number in [row.version, row.create_revision, row.mod_revision, row.lease] {
-                hash.update(&number.to_le_bytes());
+                scratch.extend_from_slice(&number.to_le_bytes());
             }
         }
-        self.digest = *hash.finalize().as_bytes();
+        self.digest = *blake3::hash(scratch).as_bytes();
         self.rows += 1;
         self.bytes += (key.len() + row.value.len()) as u64;
         self.last_key.clear();
@@ -144,13 +145,13 @@ pub fn digests<B: Read>(
     let from = cursor.as_ref().map(|cursor| [&cursor.key[..], &[0]].concat());
     let from = from.as_deref().map_or(start, |from| from.max(start));
     let mut cursor = cursor.unwrap_or_default();
-    let mut pieces = Vec::new();
+    let (mut pieces, mut scratch) = (Vec::new(), Vec::new());
     let (mut looked_at, mut looked_bytes, mut broken_off) = (0, 0, false);
     read::look(backend, meta, (from, end), options.revision, |key, row| {
         looked_at += 1;
         if let Some(row) = row {
             let counted = key.get(options.strip..).unwrap_or_default();
-            cursor.piece.add(counted, &row, options.content_only);
+            cursor.piece.add(counted, &row, options.content_only, &mut scratch);
             looked_bytes += (key.len() + row.value.len()) as u64;
             if ends_piece(counted, options.rows) {
                 pieces.push(std::mem::take(&mut cursor.piece));

@@ -5,18 +5,19 @@
 #![allow(unsafe_code, reason = "opening LMDB maps a file, which Rust cannot check")]
 
 use std::ops::{Bound, ControlFlow};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use heed::types::Bytes;
 use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, RwTxn, WithoutTls};
 use jobs_kv::backend::Visit;
 use jobs_kv::{Backend, Kind, Read, kind_of};
 
-use crate::error::{Result, StoreError};
+use crate::error::Result;
 use crate::seal::{SEAL_BYTES, seal};
 
-/// File of the data in a store's directory.
-pub const DATA_FILE: &str = "data.mdb";
+/// File of the data, and the one in which LMDB keeps who reads what of it.
+pub(crate) const DATA_FILE: &str = "data.mdb";
+pub(crate) const LOCK_FILE: &str = "lock.mdb";
 /// Readers, in all processes together.
 const MAX_READERS: u32 = 1024;
 
@@ -60,15 +61,30 @@ impl Tables {
     }
 }
 
-/// Open for writing. Commits are not synced.
-pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Tables)> {
+/// A data file that is open.
+pub(crate) struct Opened {
+    /// Directory that it lies in.
+    pub place: PathBuf,
+    pub env: Lmdb,
+    pub tables: Tables,
+}
+
+impl Opened {
+    /// Close it; nobody else may have it.
+    pub fn close(self) {
+        self.env.prepare_for_closing().wait();
+    }
+}
+
+/// Open for writing the data file in a directory. Commits are not synced.
+pub(crate) fn open(place: &Path, max_bytes: usize) -> Result<Opened> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     options.map_size(max_bytes).max_readers(MAX_READERS).max_dbs(MAX_TABLES);
     // SAFETY: the flags only weaken durability, which the Raft log provides (see the crate's first lines). The file is
     // written by this process alone: the log beside it is locked, and heed refuses to open a path twice in a process.
     let env = unsafe {
         options.flags(EnvFlags::NO_SYNC | EnvFlags::NO_READ_AHEAD);
-        options.open(directory)?
+        options.open(place)?
     };
     env.clear_stale_readers()?;
     let txn = env.write_txn()?;
@@ -79,24 +95,22 @@ pub(crate) fn open(directory: &Path, max_bytes: usize) -> Result<(Lmdb, Tables)>
             Ok(CommitOrAbort::<_, ()>::Commit([state?, history?, even?, odd?]))
         })?
         .unwrap_commit();
-    Ok((env, Tables(tables)))
+    Ok(Opened {
+        place: place.to_owned(),
+        env,
+        tables: Tables(tables),
+    })
 }
 
-/// Open for reading; `None` when there is nothing yet.
-pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Tables)>> {
-    let data = directory.join(DATA_FILE);
-    match std::fs::metadata(&data) {
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(StoreError::io("look at", &data)(error)),
-    }
+/// Open for reading the data file in a directory; `None` when there is nothing yet.
+pub(crate) fn open_read_only(place: &Path) -> Result<Option<Opened>> {
     let mut options = EnvOpenOptions::new().read_txn_without_tls();
     // LMDB takes the map's size from the file: it is the writer's, up to which the file may grow while this is open.
     options.max_readers(MAX_READERS).max_dbs(MAX_TABLES);
     // SAFETY: read-only, through LMDB's own lock file, so the writer keeps the pages that this reader sees.
     let env = unsafe {
         options.flags(EnvFlags::READ_ONLY);
-        options.open(directory)?
+        options.open(place)?
     };
     let txn = env.read_txn()?;
     let [state, history, even, odd] = env
@@ -108,7 +122,11 @@ pub(crate) fn open_read_only(directory: &Path) -> Result<Option<(Lmdb, Tables)>>
     let (Some(state), Some(history), Some(even), Some(odd)) = (state, history, even, odd) else {
         return Ok(None);
     };
-    Ok(Some((env, Tables([state, history, even, odd]))))
+    Ok(Some(Opened {
+        place: place.to_owned(),
+        env,
+        tables: Tables([state, history, even, odd]),
+    }))
 }
 
 /// A read transaction.
@@ -275,7 +293,7 @@ pub(crate) fn check_rows(tables: Tables, txn: &RoTxn, cursor: &[u8], max_rows: u
 }
 
 /// Bytes of the pages in use.
-pub(crate) fn in_use(env: &Lmdb, tables: Tables, txn: &RoTxn<WithoutTls>) -> heed::Result<u64> {
+pub(crate) fn in_use(Opened { env, tables, .. }: &Opened, txn: &RoTxn<WithoutTls>) -> heed::Result<u64> {
     let names = env.unnamed_database_stat();
     let page_bytes = u64::from(names.page_size);
     let stats = tables.all().map(|table| table.stat(txn));

@@ -51,6 +51,25 @@ pub enum StoreError {
     /// The disk was full in the middle of a write.
     #[error("store: no room for all of a write in {}", .0.display())]
     Full(PathBuf),
+    /// A compact copy would leave the disk full.
+    #[error(
+        "store: no room to compact it: a copy takes up to {needed} bytes, and {free} are free in {}",
+        .directory.display()
+    )]
+    NoRoomToCompact {
+        /// Where it lies.
+        directory: PathBuf,
+        /// Bytes that have to be free.
+        needed: u64,
+        /// Bytes that are.
+        free: u64,
+    },
+    /// There is one compact copy at a time.
+    #[error("store: it is being compacted already")]
+    Compacting,
+    /// Who was told how far it is has ended it.
+    #[error("store: broken off")]
+    BrokenOff,
     /// A revision that this replica has not reached.
     #[error("store: revision {asked} has not been reached; this replica is at {reached}")]
     NotReached {
@@ -88,11 +107,24 @@ impl StoreError {
         matches!(self, Self::Lmdb(heed::Error::Io(source)) if source.raw_os_error() == Some(EIO))
     }
 
+    /// Whether the cause is that something is not what was written.
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        matches!(
+            self,
+            Self::Corrupt { .. }
+                | Self::Lmdb(heed::Error::Decoding(_) | heed::Error::Mdb(heed::MdbError::Corrupted))
+                | Self::Machine(KvError::Damaged(_) | KvError::Malformed { .. })
+        )
+    }
+
     /// Whether the cause is that there is no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Full(_) | Self::Lmdb(heed::Error::Mdb(heed::MdbError::MapFull)) => true,
+            Self::Full(_) | Self::NoRoomToCompact { .. } | Self::Lmdb(heed::Error::Mdb(heed::MdbError::MapFull)) => {
+                true
+            }
             Self::Lmdb(heed::Error::Io(source)) | Self::Io { source, .. } => no_room(source),
             _ => false,
         }

@@ -7,22 +7,27 @@
 //! - [`env`]: LMDB as a backend of the machine; `unsafe` is here and in `seal` alone.
 //! - `seal`: the checksum of a row.
 //! - [`marker`]: how the last run ended.
+//! - `place`: where the data file lies.
+//! - [`compaction`]: a compact copy that takes the store's place.
 //! - [`snapshot`]: the snapshot file.
 //! - [`store`]: the writer.
 //! - [`reader`]: consistent reads for other processes.
 //! - [`digest`]: by what two sides compare a range.
 //! - [`view`]: one revision, read by several threads of another process.
 
+pub mod compaction;
 pub mod digest;
 pub mod env;
 mod error;
 pub mod marker;
+mod place;
 pub mod reader;
 mod seal;
 pub mod snapshot;
 pub mod store;
 pub mod view;
 
+pub use compaction::Compaction;
 pub use error::{Result, StoreError};
 pub use reader::StoreReader;
 pub use store::{Options, Store};

@@ -74,18 +74,38 @@ pub(crate) fn replace(
     name: &str,
     write: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
 ) -> Result<()> {
-    let (path, unfinished): (PathBuf, PathBuf) = (directory.join(name), directory.join(format!("{name}.new")));
+    write_beside(directory, name, write)?;
+    put_in_place(directory, name)?;
+    sync_directory(directory)
+}
+
+/// The name under which a file is written.
+pub(crate) fn unfinished(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.new"))
+}
+
+/// Write a file under another name, durably.
+pub(crate) fn write_beside(
+    directory: &Path,
+    name: &str,
+    write: impl FnOnce(&mut fs::File) -> std::io::Result<()>,
+) -> Result<()> {
+    let unfinished = unfinished(directory, name);
     let mut file = fs::File::create(&unfinished).map_err(StoreError::io("create", &unfinished))?;
     write(&mut file).map_err(StoreError::io("write", &unfinished))?;
     // The content before the name: a crash leaves the former file or this one, whole.
     pass(Point::StoreReplaceSyncBefore)
         .and_then(|()| file.sync_all())
-        .map_err(StoreError::io("sync", &unfinished))?;
+        .map_err(StoreError::io("sync", &unfinished))
+}
+
+/// Put a file that was written under another name in its place.
+pub(crate) fn put_in_place(directory: &Path, name: &str) -> Result<()> {
+    let unfinished = unfinished(directory, name);
     pass(Point::StoreReplaceRenameBefore)
-        .and_then(|()| fs::rename(&unfinished, &path))
+        .and_then(|()| fs::rename(&unfinished, directory.join(name)))
         .and_then(|()| pass(Point::StoreReplaceRenameAfter))
-        .map_err(StoreError::io("rename", &unfinished))?;
-    sync_directory(directory)
+        .map_err(StoreError::io("rename", &unfinished))
 }
 
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {

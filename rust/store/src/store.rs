@@ -1,8 +1,10 @@
 //! The writer: opens, recovers, applies, reads, takes snapshots.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use heed::RwTxn;
 use jobs_failpoint::{Point, pass, reach};
@@ -11,13 +13,13 @@ use jobs_kv::machine::{self, load, visit_state};
 use jobs_kv::read::{self, Event, Page, RangeOptions};
 use jobs_kv::{GENERATION_REQUESTS, KeyValue, KvError, Meta, Read};
 
+use crate::compaction::{Compaction, Source};
 use crate::digest::{self, Cursor, Pieces};
-use crate::env::{Checked, DATA_FILE, Lmdb, Reading, Tables, Writing, check_rows, in_use, open, unseal, verify};
+use crate::env::{Checked, DATA_FILE, Opened, Reading, Tables, Writing, check_rows, in_use, open, unseal, verify};
 use crate::error::{Result, StoreError, no_room};
 use crate::marker::{self, LastRun, boot_id, replace, sync_directory, sync_file};
-use crate::snapshot;
+use crate::{place, snapshot};
 
-const LOCK_FILE: &str = "lock.mdb";
 const RESTORE_DIRECTORY: &str = "restore";
 /// There while the data file is looked at, a byte for each look that has begun: LMDB follows pointers into nowhere, so
 /// damage can end the process. A later one then knows.
@@ -54,23 +56,26 @@ impl Default for Options {
     }
 }
 
-struct Open {
-    env: Lmdb,
-    tables: Tables,
-}
+/// Raft index, term and command.
+pub type Entry<'a> = (u64, u64, &'a [u8]);
 
 /// The state machine on disk. Reads may run beside [`Store::apply`] on other threads.
 pub struct Store {
     directory: PathBuf,
     boot_id: String,
+    max_bytes: usize,
     generation_requests: u64,
     recovered: Option<String>,
-    open: Option<Open>,
+    /// The data file. A read that has begun goes on with the one it has, should another take its place.
+    open: Mutex<Option<Arc<Opened>>>,
     meta: Mutex<Meta>,
     writing: Mutex<()>,
     /// Raft index and term of the newest durable snapshot.
     snapshot: Mutex<(u64, u64)>,
     used: Mutex<(u32, u64)>,
+    compacting: Arc<AtomicBool>,
+    /// Snapshots of others that were taken in: a copy from before cannot follow.
+    installed: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,36 +94,46 @@ impl Store {
         let max_bytes = options.max_bytes.next_multiple_of(PAGE_BYTES);
         let mut recovered = Self::recover(directory, &boot_id, max_bytes)?;
         marker::write(directory, &boot_id, false)?;
-        let (env, tables) = open(directory, max_bytes)?;
+        let place = place::current(directory)?;
+        place::clear_others(directory, &place)?;
+        let opened = open(&place, max_bytes)?;
         if recovered.is_none() {
-            recovered = finish_install(directory, &env, tables)?;
+            recovered = finish_install(directory, &opened)?;
         }
-        let meta = load_meta(&env, tables)?;
+        let meta = load_meta(&opened)?;
         let store = Self {
             directory: directory.to_owned(),
             boot_id,
+            max_bytes,
             generation_requests: options.generation_requests,
             recovered,
-            open: Some(Open { env, tables }),
+            open: Mutex::new(Some(Arc::new(opened))),
             meta: Mutex::new(meta),
             writing: Mutex::new(()),
             snapshot: Mutex::new(snapshot::newest(directory, meta.index)?),
             used: Mutex::new((MEASURE_EVERY, 0)),
+            compacting: Arc::default(),
+            installed: AtomicU64::new(0),
         };
         Ok(store)
     }
 
     fn recover(directory: &Path, boot_id: &str, max_bytes: usize) -> Result<Option<String>> {
-        let there = directory.join(DATA_FILE).exists();
         let snapshots = snapshot::list(directory)?;
-        let why = match marker::read(directory, boot_id)? {
-            _ if !there && snapshots.is_empty() => return Ok(None),
-            _ if !there => "the data file is gone".to_owned(),
-            LastRun::Trusted => match damage(directory, max_bytes)? {
+        let last_run = marker::read(directory, boot_id)?;
+        let place = match place::current(directory) {
+            Err(error @ StoreError::Corrupt { .. }) => Err(error.to_string()),
+            other => Ok(other?),
+        };
+        let why = match place {
+            Ok(place) if place == directory && snapshots.is_empty() && !place.join(DATA_FILE).exists() => {
+                return Ok(None);
+            }
+            Ok(place) => match untrusted(directory, &place, last_run, max_bytes)? {
                 None => return Ok(None),
-                Some(damage) => format!("the data file is damaged: {damage}"),
+                Some(why) => why,
             },
-            LastRun::None | LastRun::Untrusted => "the operating system went down with the store open".to_owned(),
+            Err(damage) => damage,
         };
         let mut refused = String::new();
         for (index, path) in snapshots {
@@ -174,7 +189,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`], also when there is no room; nothing of the entries was applied then.
-    pub fn apply(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
+    pub fn apply(&self, entries: &[Entry<'_>]) -> Result<Vec<Vec<u8>>> {
         let _alone = lock(&self.writing);
         fail_at(Point::StoreApplyBefore, "apply to", &self.directory)?;
         self.apply_all(entries).map_err(|error| self.explain(error))
@@ -189,28 +204,10 @@ impl Store {
         }
     }
 
-    fn apply_all(&self, entries: &[(u64, u64, &[u8])]) -> Result<Vec<Vec<u8>>> {
-        let Open { env, tables } = self.opened()?;
-        let mut meta = self.meta();
-        let mut txn = env.write_txn()?;
-        let mut writing = Writing {
-            tables: *tables,
-            txn: &mut txn,
-        };
-        let mut results = Vec::with_capacity(entries.len());
-        for &(index, term, command) in entries {
-            if index <= meta.index {
-                results.push(Vec::new());
-                continue;
-            }
-            let entry = (index, term, command);
-            results.push(machine::apply(
-                &mut writing,
-                &mut meta,
-                entry,
-                self.generation_requests,
-            )?);
-        }
+    fn apply_all(&self, entries: &[Entry<'_>]) -> Result<Vec<Vec<u8>>> {
+        let opened = self.opened()?;
+        let mut txn = opened.env.write_txn()?;
+        let (results, meta) = apply_entries(&mut txn, opened.tables, self.meta(), self.generation_requests, entries)?;
         fail_at(Point::StoreApplyCommitBefore, "commit to", &self.directory)?;
         txn.commit()?;
         reach(Point::StoreApplyCommitAfter);
@@ -310,9 +307,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`], also where LMDB cannot find its way.
     pub fn check_rows(&self, cursor: &[u8], max_rows: usize) -> Result<Checked> {
-        let Open { env, tables } = self.opened()?;
-        let txn = env.read_txn()?;
-        Ok(check_rows(*tables, &txn, cursor, max_rows)?)
+        let opened = self.opened()?;
+        let txn = opened.env.read_txn()?;
+        Ok(check_rows(opened.tables, &txn, cursor, max_rows)?)
     }
 
     /// Bytes of the data file, and of those in it that hold nothing.
@@ -320,11 +317,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn file_bytes(&self) -> Result<(u64, u64)> {
-        let Open { env, tables } = self.opened()?;
-        let txn = env.read_txn()?;
-        let used = in_use(env, *tables, &txn)?;
-        drop(txn);
-        let file = env.real_disk_size()?;
+        let opened = self.opened()?;
+        let used = in_use(&opened, &opened.env.read_txn()?)?;
+        let file = opened.env.real_disk_size()?;
         Ok((file, file.saturating_sub(used)))
     }
 
@@ -335,9 +330,8 @@ impl Store {
     pub fn used_bytes(&self) -> Result<u64> {
         let mut used = lock(&self.used);
         if used.0 >= MEASURE_EVERY {
-            let Open { env, tables } = self.opened()?;
-            let txn = env.read_txn()?;
-            *used = (0, in_use(env, *tables, &txn)?);
+            let opened = self.opened()?;
+            *used = (0, in_use(&opened, &opened.env.read_txn()?)?);
         }
         Ok(used.1)
     }
@@ -348,7 +342,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; the former snapshots are still there then.
     pub fn snapshot(&self) -> Result<u64> {
-        let Open { env, tables } = self.opened()?;
+        let Opened { env, tables, .. } = &*self.opened()?;
         // What a process saw that was killed as it read would be kept for good.
         env.clear_stale_readers()?;
         let txn = env.read_txn()?;
@@ -395,11 +389,11 @@ impl Store {
     /// [`StoreError`]. Nothing is changed then, and the file is where it was.
     pub fn install(&self, path: &Path) -> Result<()> {
         let _alone = lock(&self.writing);
-        let Open { env, tables } = self.opened()?;
+        let opened = self.opened()?;
         let (index, term) = snapshot::read(path, &mut |_, _| Ok(()))?;
         snapshot::check_ahead(index, self.meta().index)?;
         fail_at(Point::StoreInstallBefore, "install", path)?;
-        let (txn, meta) = replace_rows(env, *tables, path).map_err(|error| self.explain(error))?;
+        let (txn, meta) = replace_rows(&opened, path).map_err(|error| self.explain(error))?;
         let place = self.directory.join(snapshot::file_name(index));
         // The moment from which on the new state counts: opening finishes what a crash interrupts after it. So the
         // content has to be durable before the name, and the name before anybody is told.
@@ -418,6 +412,7 @@ impl Store {
             return Err(self.explain(error));
         }
         reach(Point::StoreInstallCommitAfter);
+        self.installed.fetch_add(1, Ordering::Relaxed);
         *lock(&self.meta) = meta;
         lock(&self.used).0 = MEASURE_EVERY;
         self.on_snapshot((index, term))
@@ -441,27 +436,72 @@ impl Store {
         Ok(())
     }
 
+    /// Copy what the store holds now into a file beside its own, in full pages and no others. [`Store::apply`] may go on
+    /// meanwhile. `on_bytes` is told now and then how many bytes of rows are copied, and can break it off. The copy is to
+    /// apply what the store applies after it, and takes the store's place by [`Store::finish_compaction`].
+    ///
+    /// # Errors
+    /// [`StoreError::Compacting`] when there is a copy already, [`StoreError::NoRoomToCompact`],
+    /// [`StoreError::BrokenOff`], and any other [`StoreError`]; nothing is left of it then.
+    pub fn begin_compaction(&self, on_bytes: impl FnMut(u64) -> ControlFlow<()>) -> Result<Compaction> {
+        // Known before anything is copied: what is taken in after that counts.
+        let installed = self.installed.load(Ordering::Relaxed);
+        let opened = self.opened()?;
+        let source = Source {
+            directory: &self.directory,
+            opened: &opened,
+            max_bytes: self.max_bytes,
+            generation_requests: self.generation_requests,
+            running: &self.compacting,
+            installed,
+        };
+        Compaction::begin(&source, on_bytes)
+    }
+
+    /// Put a compact copy in the place of the data file, unless it has yet to apply something: then nothing changes, and
+    /// the answer is no. Reads that have begun go on with the former file, here and in other processes; so does who has
+    /// it open there until it looks for the next time. After the death of this process the next opener finds the one
+    /// file or the other, which are equal.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing has changed then.
+    pub fn finish_compaction(&self, compaction: &mut Compaction) -> Result<bool> {
+        let _alone = lock(&self.writing);
+        let mut open = lock(&self.open);
+        let current = open.as_mut().ok_or(StoreError::Closed)?;
+        let stands_here = compaction.meta() == self.meta();
+        if !stands_here || compaction.installed() != self.installed.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        // Not synced here: should the operating system die before the store is closed, neither file is trusted.
+        let former = std::mem::replace(current, Arc::new(compaction.take_place()?));
+        compaction.keep(former);
+        reach(Point::StoreCompactSwitchAfter);
+        lock(&self.used).0 = MEASURE_EVERY;
+        Ok(true)
+    }
+
     /// Sync and close. Later calls fail with [`StoreError::Closed`].
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn close(&mut self) -> Result<()> {
-        let Some(Open { env, .. }) = self.open.take() else {
+        let Some(opened) = lock(&self.open).take() else {
             return Ok(());
         };
         fail_at(Point::StoreCloseSyncBefore, "sync", &self.directory)?;
-        env.force_sync()?;
+        opened.env.force_sync()?;
         reach(Point::StoreCloseSyncAfter);
-        env.prepare_for_closing().wait();
+        Arc::into_inner(opened).expect("nobody reads any more").close();
         marker::write(&self.directory, &self.boot_id, true)
     }
 
-    fn opened(&self) -> Result<&Open> {
-        self.open.as_ref().ok_or(StoreError::Closed)
+    fn opened(&self) -> Result<Arc<Opened>> {
+        lock(&self.open).clone().ok_or(StoreError::Closed)
     }
 
     fn reading<T>(&self, work: impl FnOnce(&Reading<'_>, &Meta) -> Result<T>) -> Result<T> {
-        let Open { env, tables } = self.opened()?;
+        let Opened { env, tables, .. } = &*self.opened()?;
         let txn = env.read_txn()?;
         let reading = Reading {
             tables: *tables,
@@ -471,6 +511,27 @@ impl Store {
         let meta = load(&reading)?;
         work(&reading, &meta)
     }
+}
+
+/// Apply entries in order in a transaction, passing over those at or below the index of `meta`; return their results and
+/// where the machine stands then.
+pub(crate) fn apply_entries(
+    txn: &mut RwTxn<'_>,
+    tables: Tables,
+    mut meta: Meta,
+    generation_requests: u64,
+    entries: &[Entry<'_>],
+) -> Result<(Vec<Vec<u8>>, Meta)> {
+    let mut writing = Writing { tables, txn };
+    let mut results = Vec::with_capacity(entries.len());
+    for &entry in entries {
+        results.push(if entry.0 <= meta.index {
+            Vec::new()
+        } else {
+            machine::apply(&mut writing, &mut meta, entry, generation_requests)?
+        });
+    }
+    Ok((results, meta))
 }
 
 /// Try whether a directory's disk takes anything more.
@@ -501,15 +562,8 @@ pub fn hash_state<B: Read>(backend: &B, meta: &Meta) -> std::result::Result<[u8;
 }
 
 fn discard(directory: &Path) -> Result<()> {
-    for name in [DATA_FILE, LOCK_FILE, LOOKING_FILE] {
-        let path = directory.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StoreError::io("remove", &path)(error));
-            }
-            _ => {}
-        }
-    }
+    place::clear_all(directory)?;
+    place::remove_file(&directory.join(LOOKING_FILE))?;
     sync_directory(directory)
 }
 
@@ -518,12 +572,12 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     let beside = directory.join(RESTORE_DIRECTORY);
     let _ = fs::remove_dir_all(&beside);
     fs::create_dir(&beside).map_err(StoreError::io("create", &beside))?;
-    let (env, tables) = open(&beside, max_bytes)?;
-    let loaded = load_rows(&env, tables, path);
+    let opened = open(&beside, max_bytes)?;
+    let loaded = load_rows(&opened, path);
     let synced = loaded
         .and_then(|()| fail_at(Point::StoreRestoreSyncBefore, "sync", &beside))
-        .and_then(|()| Ok(env.force_sync()?));
-    env.prepare_for_closing().wait();
+        .and_then(|()| Ok(opened.env.force_sync()?));
+    opened.close();
     if let Err(error) = synced {
         let _ = fs::remove_dir_all(&beside);
         return Err(error);
@@ -538,8 +592,22 @@ fn restore_file(directory: &Path, path: &Path, max_bytes: usize) -> Result<()> {
     sync_directory(directory)
 }
 
+/// Why the data file at a place cannot be trusted, if so.
+fn untrusted(directory: &Path, place: &Path, last_run: LastRun, max_bytes: usize) -> Result<Option<String>> {
+    if !place.join(DATA_FILE).exists() {
+        return Ok(Some("the data file is gone".into()));
+    }
+    match last_run {
+        LastRun::Trusted => {
+            let found = damage(directory, place, max_bytes)?;
+            Ok(found.map(|damage| format!("the data file is damaged: {damage}")))
+        }
+        LastRun::None | LastRun::Untrusted => Ok(Some("the operating system went down with the store open".into())),
+    }
+}
+
 /// What is wrong with a data file that ought to be whole.
-fn damage(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
+fn damage(directory: &Path, place: &Path, max_bytes: usize) -> Result<Option<String>> {
     let looking = directory.join(LOOKING_FILE);
     let mut begun = fs::read(&looking).unwrap_or_default();
     if begun.len() >= MAX_LOOKS {
@@ -548,20 +616,20 @@ fn damage(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
     begun.push(b'x');
     // Without room for it there is only less help after the next crash.
     let _ = fs::write(&looking, &begun);
-    let found = look_at(directory, max_bytes);
+    let found = look_at(place, max_bytes);
     let _ = fs::remove_file(&looking);
     found
 }
 
-fn look_at(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
-    let (env, tables) = match open(directory, max_bytes) {
+fn look_at(place: &Path, max_bytes: usize) -> Result<Option<String>> {
+    let opened = match open(place, max_bytes) {
         Err(StoreError::Lmdb(heed::Error::Mdb(error))) => return Ok(Some(error.to_string())),
         other => other?,
     };
-    let txn = env.read_txn()?;
-    let found = verify(tables, &txn);
+    let txn = opened.env.read_txn()?;
+    let found = verify(opened.tables, &txn);
     drop(txn);
-    env.prepare_for_closing().wait();
+    opened.close();
     match found {
         Ok(()) => Ok(None),
         Err(error @ (heed::Error::Mdb(_) | heed::Error::Decoding(_))) => Ok(Some(error.to_string())),
@@ -570,14 +638,14 @@ fn look_at(directory: &Path, max_bytes: usize) -> Result<Option<String>> {
 }
 
 /// Take the newest good snapshot that is ahead of what is applied: its installation was interrupted.
-fn finish_install(directory: &Path, env: &Lmdb, tables: Tables) -> Result<Option<String>> {
-    let applied = load_meta(env, tables)?.index;
+fn finish_install(directory: &Path, opened: &Opened) -> Result<Option<String>> {
+    let applied = load_meta(opened)?.index;
     let mut refused = String::new();
     for (index, path) in snapshot::list(directory)? {
         if index <= applied {
             break;
         }
-        match replace_rows(env, tables, &path) {
+        match replace_rows(opened, &path) {
             Ok((txn, _)) => {
                 fail_at(Point::StoreInstallFinishBefore, "commit", &path)?;
                 txn.commit()?;
@@ -596,30 +664,41 @@ fn fail_at(point: Point, operation: &'static str, file: &Path) -> Result<()> {
     pass(point).map_err(|source| StoreError::io(operation, file)(source))
 }
 
-fn load_meta(env: &Lmdb, tables: Tables) -> Result<Meta> {
+pub(crate) fn load_meta(Opened { env, tables, .. }: &Opened) -> Result<Meta> {
     let txn = env.read_txn()?;
-    Ok(load(&Reading { tables, txn: &txn })?)
+    Ok(load(&Reading {
+        tables: *tables,
+        txn: &txn,
+    })?)
 }
 
 /// Begin a transaction in which a snapshot's rows take the place of all others.
-fn replace_rows<'e>(env: &'e Lmdb, tables: Tables, path: &Path) -> Result<(RwTxn<'e>, Meta)> {
-    let mut txn = env.write_txn()?;
-    for table in tables.all() {
+fn replace_rows<'e>(opened: &'e Opened, path: &Path) -> Result<(RwTxn<'e>, Meta)> {
+    let mut txn = opened.env.write_txn()?;
+    for table in opened.tables.all() {
         table.clear(&mut txn)?;
     }
-    let mut writing = Writing { tables, txn: &mut txn };
+    let mut writing = Writing {
+        tables: opened.tables,
+        txn: &mut txn,
+    };
     let position = snapshot::read(path, &mut |key, value| Ok(writing.append(key, value)?))?;
     let meta = load(&writing)?;
     snapshot::check_position(path, position, &meta)?;
     Ok((txn, meta))
 }
 
-fn load_rows(env: &Lmdb, tables: Tables, path: &Path) -> Result<()> {
+fn load_rows(opened: &Opened, path: &Path) -> Result<()> {
+    let Opened { env, tables, .. } = opened;
     let mut txn = Some(env.write_txn()?);
     let mut rows = 0;
     snapshot::read(path, &mut |key, value| {
         let open = txn.as_mut().expect("there is always one");
-        Writing { tables, txn: open }.append(key, value)?;
+        let mut writing = Writing {
+            tables: *tables,
+            txn: open,
+        };
+        writing.append(key, value)?;
         rows += 1;
         if rows % RESTORE_ROWS == 0 {
             txn.take().expect("there is always one").commit()?;

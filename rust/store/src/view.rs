@@ -4,7 +4,6 @@
 //! the pages that the view may see: a file under heavy writes grows for as long. So views are for work of bounded length.
 
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -14,8 +13,9 @@ use jobs_kv::machine::load;
 use jobs_kv::read::{self, RangeOptions, Row};
 use jobs_kv::{KeyValue, Meta};
 
-use crate::env::{DATA_FILE, Lmdb, Reading, Tables, open_read_only};
+use crate::env::{Opened, Reading, Tables, open_read_only};
 use crate::error::{Result, StoreError};
+use crate::place::{self, Identity};
 
 /// How often transactions are begun anew to see one revision, while another process commits between them.
 const TRIES: usize = 1_000;
@@ -26,11 +26,8 @@ type Txn = RoTxn<'static, WithoutTls>;
 
 /// The files of a store as they are open in this process; LMDB allows that once.
 struct Shared {
-    directory: PathBuf,
-    /// Device and inode of the data: a store that was put back from a snapshot is another file.
-    identity: (u64, u64),
-    env: Lmdb,
-    tables: Tables,
+    identity: Identity,
+    opened: Opened,
 }
 
 /// What is open, and where; what no view has any more is about to be closed.
@@ -72,7 +69,7 @@ impl StoreView {
     pub fn open(directory: &Path, revision: u64, readers: usize) -> Result<Self> {
         let shared = share(directory)?;
         // Of processes that were killed: what they saw would be kept for good.
-        shared.env.clear_stale_readers()?;
+        shared.opened.env.clear_stale_readers()?;
         let (readers, meta) = begin(&shared, readers.max(1))?;
         if revision > meta.revision {
             return Err(StoreError::NotReached {
@@ -85,7 +82,7 @@ impl StoreView {
             _shared: Arc::clone(&shared),
         };
         let view = Self {
-            tables: shared.tables,
+            tables: shared.opened.tables,
             readers: readers.into_iter().map(|txn| Mutex::new(Some(reader(txn)))).collect(),
             meta,
             revision: if revision == 0 { meta.revision } else { revision },
@@ -222,50 +219,45 @@ fn share(directory: &Path) -> Result<Arc<Shared>> {
     let directory = directory
         .canonicalize()
         .map_err(StoreError::io("open the store in", directory))?;
-    let data = directory.join(DATA_FILE);
-    let found = std::fs::metadata(&data).map_err(StoreError::io("open the store in", &directory))?;
-    let identity = (found.dev(), found.ino());
     let mut registry = lock(&REGISTRY);
-    let known = registry.iter().find_map(|(_, shared)| {
-        shared
-            .upgrade()
-            .filter(|shared| shared.directory == directory && shared.identity == identity)
-    });
-    if let Some(shared) = known {
-        return Ok(shared);
+    let (_, shared) = place::open_with(&directory, |found| share_found(&mut registry, found))?;
+    Ok(shared)
+}
+
+fn share_found(registry: &mut Vec<(PathBuf, Weak<Shared>)>, found: &Identity) -> Result<Option<Arc<Shared>>> {
+    let mut known = registry.iter().filter_map(|(_, shared)| shared.upgrade());
+    if let Some(shared) = known.find(|shared| shared.identity == *found) {
+        return Ok(Some(shared));
     }
-    let ours = registry.iter().any(|(of, _)| *of == directory);
-    let opened = match open_read_only(&directory) {
+    let ours = registry.iter().any(|(of, _)| *of == found.place);
+    let opened = match open_read_only(&found.place) {
         // The last view of it is just going, or of a file that has been replaced.
         Err(StoreError::Lmdb(Error::EnvAlreadyOpened)) if ours => {
-            if let Some(closing) = env_closing_event(&directory) {
+            if let Some(closing) = env_closing_event(&found.place) {
                 closing.wait_timeout(CLOSING);
             }
-            open_read_only(&directory)
+            open_read_only(&found.place)
         }
         opened => opened,
     };
-    let Some((env, tables)) = opened? else {
-        let source = std::io::ErrorKind::NotFound.into();
-        return Err(StoreError::io("open the store in", &directory)(source));
+    let Some(opened) = opened? else {
+        return Ok(None);
     };
     let shared = Arc::new(Shared {
-        directory,
-        identity,
-        env,
-        tables,
+        identity: found.clone(),
+        opened,
     });
     registry.retain(|(_, known)| known.strong_count() > 0);
-    registry.push((shared.directory.clone(), Arc::downgrade(&shared)));
-    Ok(shared)
+    registry.push((found.place.clone(), Arc::downgrade(&shared)));
+    Ok(Some(shared))
 }
 
 /// Begin transactions that all see the same.
 fn begin(shared: &Shared, wanted: usize) -> Result<(Vec<Txn>, Meta)> {
     let begin_one = || -> Result<(Txn, Meta)> {
-        let txn = shared.env.clone().static_read_txn()?;
+        let txn = shared.opened.env.clone().static_read_txn()?;
         let meta = load(&Reading {
-            tables: shared.tables,
+            tables: shared.opened.tables,
             txn: &txn,
         })?;
         Ok((txn, meta))
