@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
 # Every test that does more at a larger scale.
-CAMPAIGNS := tests/property tests/cluster tests/blobs $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
+CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_endurance.py $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py)
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
