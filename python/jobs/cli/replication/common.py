@@ -7,6 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+from msgspec import structs
+
 from jobs.cli import exits
 from jobs.cli.carrying import carry_out, job_options
 from jobs.cli.command import Parser, UsageError, at_least
@@ -34,13 +37,16 @@ def perform(
 
 
 def _in_words(line: dict[str, Any]) -> str:
-    """Return what was told on one line: a remark, or values with their names."""
+    """Return what was told on one line: a remark, a range that differs, or values with their names."""
+    if "source_rows" in line:
+        return f"differs: {_difference(msgspec.convert(line, RangeDifference))}"
     return ", ".join(clean(value) if name == "note" else f"{name} {clean(value)}" for name, value in line.items())
 
 
 def show(done: ReplicationResult) -> None:
-    """Print what an operation came to."""
-    print_fields([*result_fields(done), ("took", f"{done.seconds:.3f} s")])
+    """Print what an operation came to, but for what it has told already."""
+    told = structs.replace(done, differences=[])
+    print_fields([*result_fields(told), ("took", f"{done.seconds:.3f} s")])
 
 
 def result_fields(done: ReplicationResult) -> list[tuple[str, object]]:

@@ -35,7 +35,7 @@ def link(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         print_json(made)
     else:
-        print(f"{clean(made.name)}: cluster {made.cluster}, {len(made.peers)} nodes; {_allowed(made.scopes)}")
+        print(f"{clean(made.name)}: cluster {made.cluster}; here it may {_allowed(made.scopes)}")
     return exits.OK
 
 
@@ -52,7 +52,7 @@ def links(client: Client, options: argparse.Namespace) -> int:
         for one in found:
             print_json(one)
     else:
-        print_table(("NAME", "CLUSTER", "STATE", "NODES", "IT MAY", "MADE"), map(_row, found))
+        print_table(("NAME", "CLUSTER", "STATE", "NODES", "HERE IT MAY", "MADE"), map(_row, found))
     return exits.OK
 
 
@@ -70,7 +70,7 @@ def _allowed(scopes: LinkScopes) -> str:
         ("write tags", scopes.write_tags),
     )
     told = [f"{what} {' '.join(prefix or '(all)' for prefix in prefixes)}" for what, prefixes in parts if prefixes]
-    return ", ".join(told) or "nothing"
+    return ", ".join(told) or "do nothing"
 
 
 def _configure_link(parser: Parser) -> None:
