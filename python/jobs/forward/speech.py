@@ -67,5 +67,5 @@ class Codec(Generic[T]):
             )
         try:
             return cast("T", self._decoder.decode(memoryview(data)[1:]))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise MessageError(f"a message about {self._subject} cannot be read: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from jobs.cluster import Peers
-from jobs.errors import BlobDamaged, InvalidRequest, JobsError, TooManyRequests, Unavailable
+from jobs.errors import BlobDamaged, InternalError, InvalidRequest, JobsError, TooManyRequests, Unavailable
 from jobs.forward.questions import Answer
 from jobs.forward.speech import MessageError, refusal
 from jobs.logs import Seldom
@@ -98,6 +98,8 @@ class ForeignDesk:
             return f.replies.encode(refusal(self._refuse(peer, InvalidRequest(str(error), expected=_SAME_RELEASE))))
         except JobsError as error:
             return f.replies.encode(refusal(self._refuse(peer, error)))
+        except Exception as error:
+            return f.replies.encode(refusal(self._refuse(peer, self._fault(peer, error))))
         self.answered += 1
         return f.replies.encode(Answer(msgspec.msgpack.encode(answer)))
 
@@ -114,6 +116,8 @@ class ForeignDesk:
             await write_told(stream, refusal(self._refuse(peer, InvalidRequest(str(error), expected=_SAME_RELEASE))))
         except JobsError as error:
             await write_told(stream, refusal(self._refuse(peer, error)))
+        except Exception as error:
+            await write_told(stream, refusal(self._refuse(peer, self._fault(peer, error))))
         await _end(stream)
 
     async def _serve(self, peer: str, stream: Stream) -> None:
@@ -158,6 +162,12 @@ class ForeignDesk:
         finally:
             self._serving[cluster] -= 1
             self._serving = +self._serving
+
+    def _fault(self, peer: str, error: Exception) -> InternalError:
+        """Take note of a fault of this node, without letting whoever asks fill its log with it."""
+        if (left_out := self._seldom.left_out(f"{peer} fault")) is not None:
+            logger.error("a question of another cluster failed", exc_info=error, extra={"left_out": left_out})
+        return InternalError("internal error")
 
     def _refuse(self, peer: str, error: JobsError) -> JobsError:
         self.refused += 1

@@ -8,8 +8,6 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final, Protocol, TypeVar, cast
 
-import msgspec
-
 from jobs.errors import (
     BlobDamaged,
     BlobUnavailable,
@@ -208,13 +206,15 @@ class ForeignSide:
             except RequestFailed as failed:
                 failures.unreached(peer, f"{failed.kind}: {failed.detail}")
                 continue
-            self._answered(peer)
+            self._note(self._cluster)
             try:
                 reply = f.replies.decode(replied)
                 if isinstance(reply, Answer):
-                    answered = msgspec.msgpack.decode(reply.body, type=answer)
-                    return answered if check is None else check(question, answered)
-            except (MessageError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    answered = f.decode_answer(reply, answer)
+                    answered = answered if check is None else check(question, answered)
+                    self._last = peer
+                    return answered
+            except MessageError as error:
                 raise self._unreadable(error) from error
             failures.refused(self._passing(reply))
         raise failures.error()
@@ -249,8 +249,9 @@ class ForeignSide:
             return None
         except MessageError as error:
             raise self._unreadable(error) from error
-        self._answered(peer)
+        self._note(self._cluster)
         if not isinstance(first, Refused):
+            self._last = peer
             return first
         failures.refused(self._passing(first))
         return None
@@ -289,10 +290,6 @@ class ForeignSide:
                 f"link {self._link} leads to another cluster now", expected="a job that begins after that change"
             )
         return sorted(record.peers, key=lambda peer: peer != self._last)
-
-    def _answered(self, peer: str) -> None:
-        self._last = peer
-        self._note(self._cluster)
 
     def _passing(self, refused: Refused) -> Unavailable:
         """Return a refusal that another node may not give. Raises any other."""

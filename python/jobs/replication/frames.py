@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Final, TypeAlias, TypeVar
 
+import msgspec
 from msgspec import Meta, Struct
 
 from jobs.blobs.collection import MAX_FILES
@@ -180,8 +181,16 @@ told: Final[Codec[Told]] = Codec(Told, m.VERSION, SUBJECT)
 T = TypeVar("T")
 
 
+def decode_answer(answer: Answer, kind: type[T]) -> T:
+    """Raises MessageError; as those below."""
+    try:
+        return msgspec.msgpack.decode(answer.body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"it answers with what cannot be read: {error}") from error
+
+
 def check_digests(question: Digests, answer: m.Digests) -> m.Digests:
-    """Return the answer. Raises MessageError unless it is one, and goes on where it does not end; as those below."""
+    """Return the answer, if it is one, and goes on where it does not end."""
     _check(1 <= len(answer.ranges) <= len(question.ranges), "pieces of other ranges than were asked for")
     for span, pieces in zip(question.ranges, answer.ranges, strict=False):
         _check_keys(span, [piece.last for piece in pieces])

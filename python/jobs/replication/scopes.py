@@ -30,6 +30,12 @@ def _compare_keys(link: LinkRecord, prefix: bytes) -> None:
     _check_keys(prefix, "compare", scopes, "--allow-read or --allow-write")
 
 
+def _digests(link: LinkRecord, question: f.Digests) -> None:
+    _compare_keys(link, question.prefix)
+    if question.rows & (question.rows - 1):
+        raise InvalidRequest(f"pieces of {question.rows} rows", expected="a power of two")
+
+
 def _read_keys(link: LinkRecord, prefix: bytes) -> None:
     _check_keys(prefix, "read", link.scopes.read, "--allow-read")
 
@@ -120,7 +126,7 @@ def _write_tags(link: LinkRecord, question: f.Lacking | f.AddBlob) -> None:
 
 _CHECKS: Final[dict[type, Callable[[LinkRecord, Any], None]]] = {
     f.About: lambda link, question: None,
-    f.Digests: lambda link, question: _compare_keys(link, question.prefix),
+    f.Digests: _digests,
     f.Rows: _rows,
     f.Pick: lambda link, question: _read_keys(link, question.prefix),
     f.Changes: lambda link, question: _read_keys(link, question.prefix),
