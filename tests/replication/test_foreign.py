@@ -325,7 +325,9 @@ async def test_what_the_scopes_do_not_allow_is_refused_by_name_and_nothing_is_do
         await pair.side.about()
         with pytest.raises(Forbidden, match="keys that begin with '/data/r/'") as denied:
             await pair.side.rows(b"/data/r/", (b"", None), revision=0)
-        assert denied.value.expected == "what it lets it: nothing (jobctl replication link --allow-read)"
+        assert denied.value.expected == (
+            "what its link allows: nothing (in that cluster: jobctl replication link --allow-read)"
+        )
 
 
 MISFITS: list[tuple[str, tuple[Any, ...], dict[str, Any], Any]] = [

@@ -362,11 +362,11 @@ def test_a_scope_that_is_not_given_is_denied_by_name_and_the_target_stays_as_it_
         client.kv.put("/data/private/1", "mine")
         client.kv.put("/data/inbox/1", "mail")
         for ends in ({"source": "many"}, {"target": "many"}):
-            with pytest.raises(OperationFailed, match=r"does not let the other one .* '/data/private/'"):
+            with pytest.raises(OperationFailed, match=r"does not let cluster .* '/data/private/'"):
                 client.replication.sync("private", prefix="/data/private/", **ends)
         assert client.kv.get("/data/private/1").value.text == "mine"
         assert there.kv.get("/data/private/1").value.text == "value of 1"
-        with pytest.raises(OperationFailed, match=r"does not let the other one .* tags that begin with 'v'"):
+        with pytest.raises(OperationFailed, match=r"does not let cluster .* tags that begin with 'v'"):
             client.replication.sync("tags", source="many", tags="v")
         # What may only be written is written all the same, and is not to be read
         done = client.replication.sync("inbox", target="many", prefix="/data/inbox/")

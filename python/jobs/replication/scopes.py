@@ -27,7 +27,7 @@ def check_question(link: LinkRecord, question: f.AnyQuestion | f.AnyOpening) -> 
 
 def _compare_keys(link: LinkRecord, prefix: bytes) -> None:
     scopes = (*link.scopes.read, *link.scopes.write)
-    _check_keys(prefix, "compare", scopes, "--allow-read or --allow-write")
+    _check_keys(link, prefix, "compare", scopes, "--allow-read or --allow-write")
 
 
 def _digests(link: LinkRecord, question: f.Digests) -> None:
@@ -37,7 +37,7 @@ def _digests(link: LinkRecord, question: f.Digests) -> None:
 
 
 def _read_keys(link: LinkRecord, prefix: bytes) -> None:
-    _check_keys(prefix, "read", link.scopes.read, "--allow-read")
+    _check_keys(link, prefix, "read", link.scopes.read, "--allow-read")
 
 
 def _rows(link: LinkRecord, question: f.Rows) -> None:
@@ -46,7 +46,7 @@ def _rows(link: LinkRecord, question: f.Rows) -> None:
 
 def _compare_tags(link: LinkRecord, prefix: str) -> None:
     scopes = (*link.scopes.read_tags, *link.scopes.write_tags)
-    _check_tags(prefix, "compare", scopes, "--allow-read-tags or --allow-write-tags")
+    _check_tags(link, prefix, "compare", scopes, "--allow-read-tags or --allow-write-tags")
 
 
 def _upstream(link: LinkRecord, question: f.Upstream) -> None:
@@ -59,7 +59,7 @@ def _upstream(link: LinkRecord, question: f.Upstream) -> None:
 def _check_batch(link: LinkRecord, batch: m.Batch) -> None:
     _check_sync(link, batch)
     _check_cursor(batch.cursor, is_tags=False)
-    _check_keys(batch.cursor.target_prefix.encode(), "write", link.scopes.write, "--allow-write")
+    _check_keys(link, batch.cursor.target_prefix.encode(), "write", link.scopes.write, "--allow-write")
     size = sum(len(change.key) + len(change.value or b"") for change in batch.changes)
     if size > m.MAX_BATCH_BYTES and len(batch.changes) > 1:
         raise InvalidRequest(
@@ -70,7 +70,7 @@ def _check_batch(link: LinkRecord, batch: m.Batch) -> None:
 def _check_tag_batch(link: LinkRecord, batch: m.TagBatch) -> None:
     _check_sync(link, batch)
     _check_cursor(batch.cursor, is_tags=True)
-    _check_tags(batch.cursor.target_prefix, "write", link.scopes.write_tags, "--allow-write-tags")
+    _check_tags(link, batch.cursor.target_prefix, "write", link.scopes.write_tags, "--allow-write-tags")
     for change in batch.changes:
         if not change.name.startswith(batch.cursor.target_prefix):
             raise Forbidden(
@@ -98,30 +98,30 @@ def _check_own(link: LinkRecord, origin: str) -> None:
         raise Forbidden(f"cluster {link.cluster} may not touch the syncs of cluster {origin}")
 
 
-def _check_keys(prefix: bytes, what: str, scopes: Sequence[str], option: str) -> None:
+def _check_keys(link: LinkRecord, prefix: bytes, what: str, scopes: Sequence[str], option: str) -> None:
     if not any(prefix.startswith(scope.encode()) for scope in scopes):
-        raise _forbidden(what, f"keys that begin with {prefix.decode(errors='replace')!r}", scopes, option)
+        raise _forbidden(link, what, f"keys that begin with {prefix.decode(errors='replace')!r}", scopes, option)
 
 
-def _check_tags(prefix: str, what: str, scopes: Sequence[str], option: str) -> None:
+def _check_tags(link: LinkRecord, prefix: str, what: str, scopes: Sequence[str], option: str) -> None:
     if not any(prefix.startswith(scope) for scope in scopes):
-        raise _forbidden(what, f"tags that begin with {prefix!r}", scopes, option)
+        raise _forbidden(link, what, f"tags that begin with {prefix!r}", scopes, option)
 
 
-def _forbidden(what: str, which: str, scopes: Sequence[str], option: str) -> Forbidden:
+def _forbidden(link: LinkRecord, what: str, which: str, scopes: Sequence[str], option: str) -> Forbidden:
     allowed = ", ".join(map(repr, scopes)) or "nothing"
     return Forbidden(
-        f"the link from this cluster does not let the other one {what} {which}",
-        expected=f"what it lets it: {allowed} (jobctl replication link {option})",
+        f"the cluster that is asked does not let cluster {link.cluster} {what} {which}",
+        expected=f"what its link allows: {allowed} (in that cluster: jobctl replication link {option})",
     )
 
 
 def _read_tags(link: LinkRecord, question: f.Blob | f.ReadBlob) -> None:
-    _check_tags(question.tags, "read", link.scopes.read_tags, "--allow-read-tags")
+    _check_tags(link, question.tags, "read", link.scopes.read_tags, "--allow-read-tags")
 
 
 def _write_tags(link: LinkRecord, question: f.Lacking | f.AddBlob) -> None:
-    _check_tags(question.tags, "write", link.scopes.write_tags, "--allow-write-tags")
+    _check_tags(link, question.tags, "write", link.scopes.write_tags, "--allow-write-tags")
 
 
 _CHECKS: Final[dict[type, Callable[[LinkRecord, Any], None]]] = {
