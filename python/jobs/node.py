@@ -507,6 +507,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.setup(config.logging)
+    try:
+        if armed := arm_failpoints():
+            logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
     if arguments.command == "recover":
         return recover(config, confirmed=arguments.yes)
     if arguments.command == "restore":
@@ -519,12 +525,6 @@ def main() -> int:
         return restore(config, wanted, confirmed=arguments.yes)
     if problem := unfinished(config.node.data_dir):
         print(problem, file=sys.stderr)
-        return EXIT_CONFIG
-    try:
-        if armed := arm_failpoints():
-            logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)
-    except ValueError as error:
-        print(error, file=sys.stderr)
         return EXIT_CONFIG
     settle_memory()
     return uvloop.run(run(config, arguments))

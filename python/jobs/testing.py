@@ -54,7 +54,8 @@ class EmbeddedNode:
             "JOBS_WORKERS__EMBEDDED": json.dumps(list(types)),
             "JOBS_MAINTENANCE__SCHEDULES": "false",
         }
-        self._env = {**os.environ, **settings, **(env or {})}
+        self.environment = {**os.environ, **settings, **(env or {})}
+        """Of its process, and for other commands of the same node."""
         self._workers = len(types)
         self._prefix = prefix
         self._module = module
@@ -83,7 +84,7 @@ class EmbeddedNode:
         command = [*self._prefix, sys.executable, "-m", self._module, "--embedded", str(self.directory)]
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self._env, **(env or {})}
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**self.environment, **(env or {})}
             )
         try:
             self._wait_until(self._serves if wait else self._answers)

@@ -16,6 +16,7 @@ from jobs.backups import manifest as m
 from jobs.backups.crypt import Encryption, IdentityError, check_recipients, decrypt, mark_of, read_identities
 from jobs.backups.frames import FrameDecoder, FrameEncoder, FrameError
 from jobs.errors import BackupInvalid, InvalidRequest
+from jobs.sealed import seal
 
 KIND = b"TEST"
 HASH = "ab" * 32
@@ -92,7 +93,7 @@ def test_frames_of_another_kind_are_refused() -> None:
 
 
 def test_a_manifest_comes_back() -> None:
-    assert m.decode(m.encode(FULL), "f") == m.sealed(FULL)
+    assert m.decode(m.encode(FULL), "f") == seal(FULL)
 
 
 def test_a_manifest_that_is_cut_off_or_changed_is_refused_by_name() -> None:
@@ -135,7 +136,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(fields: dict[str, object]
 def test_a_manifest_of_another_version_says_so() -> None:
     with pytest.raises(BackupInvalid, match="version 2; this build knows 1"):
         m.decode(m.encode(replace(FULL, version=2)), "f")
-    with pytest.raises(BackupInvalid, match="not the manifest"):
+    with pytest.raises(BackupInvalid, match="no backup's manifest"):
         m.decode(msgspec.json.encode({"format": "tar"}), "f")
 
 

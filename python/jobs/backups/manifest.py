@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-import msgspec
-from msgspec import Meta, Struct
-from msgspec.structs import replace
+from msgspec import Meta, Struct, field
 
-from jobs._native import Blake3
+from jobs import sealed
 from jobs.errors import BackupInvalid
+from jobs.sealed import Sealed
 
 FILE: Final = "manifest.json"
 SNAPSHOT: Final = "snapshot"
@@ -20,11 +19,11 @@ BLOBS: Final = "blobs"
 """Of a series, the folder that has their content; of a backup that was a collection of blobs as well."""
 AGE: Final = ".age"
 """What the names of encrypted files end with."""
-VERSION: Final = 1
 MAX_BYTES: Final = 16 << 20
 MAX_MOMENTS: Final = 10_000
 MAX_LOST: Final = 10_000
-_KIND: Final = "jobs-backup"
+FORMAT: Final = "jobs-backup"
+NOUN: Final = "backup"
 
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -53,11 +52,10 @@ class State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     size_bytes: Count
 
 
-class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(Sealed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A backup."""
 
-    format: Literal["jobs-backup"] = _KIND
-    version: int = VERSION
+    format: str = FORMAT
     cluster: str
     """Id of the cluster; "" for a node that is in none."""
     number: Annotated[int, Meta(ge=1, le=999_999)]
@@ -68,9 +66,9 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     to_revision: Count
     created_ms: Count
     release: str
-    moments: Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_MOMENTS)] = []
+    moments: Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_MOMENTS)] = field(default_factory=list)
     """Which revision the store had at a time in ms, oldest first."""
-    leases: list[tuple[Count, Count]] = []
+    leases: list[tuple[Count, Count]] = field(default_factory=list)
     """Id and time to live in ms of each lease at the end of an incremental one."""
     files: Annotated[list[FileEntry], Meta(min_length=1, max_length=8)]
     state: State | None
@@ -79,12 +77,10 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many belong to it, by its list."""
     has_blobs: bool = False
     """Whether blobs were asked for."""
-    lost: Annotated[list[Hash], Meta(max_length=MAX_LOST)] = []
+    lost: Annotated[list[Hash], Meta(max_length=MAX_LOST)] = field(default_factory=list)
     """Blobs that something refers to and no node could give."""
-    recipients: list[str] = []
+    recipients: list[str] = field(default_factory=list)
     """For whom it is encrypted; for nobody where there are none."""
-    checksum: str = ""
-    """BLAKE3 of all of the above."""
 
     @property
     def directory(self) -> str:
@@ -98,49 +94,20 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def encode(manifest: Manifest) -> bytes:
     """Return the file, with its checksum."""
-    return msgspec.json.format(msgspec.json.encode(sealed(manifest)), indent=1) + b"\n"
-
-
-def sealed(manifest: Manifest) -> Manifest:
-    """Return the manifest with its checksum."""
-    return replace(manifest, checksum=_checksum(manifest))
+    return sealed.encode(manifest)
 
 
 def decode(data: bytes, where: str) -> Manifest:
     """Return what a file says. Raises BackupInvalid, which names the file."""
-    try:
-        head = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise damaged(where, f"it is cut short or damaged: {error}") from error
-    if not isinstance(head, dict) or head.get("format") != _KIND:
-        raise damaged(where, "it is not the manifest of a backup")
-    if head.get("version") != VERSION:
-        version = f"{head.get('version')!r:.40}"
-        raise BackupInvalid(
-            f"{where}: it is of format version {version}; this build knows {VERSION}",
-            expected="a release of Jobs that knows it",
-        )
-    try:
-        found = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise damaged(where, f"it is damaged: {error}") from error
-    if found.checksum != _checksum(found):
-        raise damaged(where, "it fails its checksum")
-    problem = _contradiction(found)
-    if problem is not None:
+    found = sealed.decode(data, where, Manifest, FORMAT, NOUN)
+    if (problem := _contradiction(found)) is not None:
         raise damaged(where, problem)
     return found
 
 
 def damaged(where: str, problem: str) -> BackupInvalid:
     """Return what is to be raised for a file that is not as it was written."""
-    return BackupInvalid(f"{where}: {problem}", expected="another copy of the backup, or an older backup")
-
-
-def _checksum(manifest: Manifest) -> str:
-    hashing = Blake3()
-    hashing.update(msgspec.json.encode(replace(manifest, checksum="")))
-    return hashing.digest().hex()
+    return sealed.damaged(where, problem, NOUN)
 
 
 def _contradiction(found: Manifest) -> str | None:

@@ -27,6 +27,7 @@ from jobs.errors import BackupInvalid, BlobUnavailable, Compacted, InternalError
 from jobs.protocol.ids import CLUSTER_HEADER, Revision
 from jobs.protocol.model import ReplicationBackup, ReplicationResult, StoreState
 from jobs.records import MomentRecord
+from jobs.sealed import seal
 from jobs.workers.replication.archive import FrameStream, identities_of, line, reading, series_in, told
 from jobs.workers.replication.blobs import Copied, Copying, find_blobs, write_listing
 from jobs.workers.replication.gauge import Gauge
@@ -112,7 +113,7 @@ class Making:
             copied = Copied()
             if self._wanted.blobs:
                 one, copied = await add_blobs(one, draft)
-            one = m.sealed(one)
+            one = seal(one)
             await self.gauge.run(self._seal, one, draft)
         return one, copied
 

@@ -143,7 +143,7 @@ class Tagged:
     async def _bring_manifest(self, tag: BlobTag) -> None:
         try:
             data = b"".join([piece async for piece in download(self._node, tag.hash, m.FILE)])
-        except NotFound as error:
+        except (NotFound, InvalidRequest) as error:
             raise BackupInvalid(
                 f"{tag.name}: it is no backup: {error.detail}", expected="tags of backups alone"
             ) from error
