@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from pyarrow import ipc, parquet
 
-from jobs import Client
+from jobs import Client, Reason, ReplicationExport, Retry, Throttle, replication_job
 from jobs.client.failures import OperationFailed
 from jobs.exports import manifest as m
 from jobs.testing import EmbeddedNode
+from tests.support import processes
+from tests.support.waiting import until
 
 FORMATS = ("parquet", "arrow", "native")
 ROWS = {f"k/{number:04d}": bytes([number % 256]) * (number % 50) for number in range(1_500)} | {"é": b"\xff\x00"}
@@ -144,14 +149,10 @@ def test_what_is_damaged_is_refused_before_anything_is_written(
 
 
 def _with(found: m.Manifest, **changes: object) -> m.Manifest:
-    from msgspec.structs import replace
-
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
 def _reseal(manifest: Path, **changes: object) -> None:
-    from msgspec.structs import replace
-
     found = m.decode(manifest.read_bytes(), "here")
     manifest.write_bytes(m.encode(_with(found, files=[replace(found.files[0], **changes)])))  # type: ignore[arg-type]
 
@@ -174,3 +175,38 @@ def test_places_that_are_not_allowed_or_taken_are_refused(client: Client, place:
     with pytest.raises(OperationFailed, match=r"no export|no collection"):
         client.replication.import_keys(tag="no-export")
     assert list(tmp_path.iterdir()) == []
+
+
+def slowly(client: Client, place: Path, name: str, retry: Retry) -> str:
+    """Begin an export that takes long; return its job once it writes."""
+    for number in range(40):
+        client.kv.put(f"/data/large/{number:02d}", bytes(100_000))
+    wanted = ReplicationExport(
+        directory=str(place / name), prefix="/data/large/", format="native", throttle=Throttle(bytes_per_s=1_024)
+    )
+    job = client.submit(replication_job(wanted, retry=retry)).job.id
+    until(lambda: any(place.glob(".jobs-*/rows-*")))
+    return job
+
+
+def test_an_export_that_is_cancelled_leaves_nothing(client: Client, place: Path) -> None:
+    job = slowly(client, place, "cancelled", Retry())
+    client.cancel(job)
+    assert client.wait(job, timeout_s=20).reason is Reason.CANCELLED
+    until(lambda: not any(place.glob(".jobs-*")))
+    assert not (place / "cancelled").exists()
+
+
+def test_what_a_killed_worker_has_left_of_an_export_goes_with_the_next_attempt(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    env = {"JOBS_WORKERS__REPLICATION__ALLOW_FILES": f'["{place}"]'}
+    with EmbeddedNode(tmp_path / "node", types=("replication",), env=env) as node, node.client() as client:
+        job = slowly(client, place, "killed", Retry(max_attempts=2, backoff="none"))
+        (worker,) = processes.children_of(node.pid)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: client.attempts(job)[0].reason is Reason.WORKER_LOST)
+        assert not (place / "killed").exists()
+        until(lambda: client.get(job).job.attempt == 2 and any(place.glob(".jobs-*/rows-*")))
+        client.cancel(job)
+        until(lambda: list(place.iterdir()) == [])
