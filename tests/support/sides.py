@@ -12,7 +12,6 @@ from msgspec import structs
 from jobs import keys, records
 from jobs._native import MemoryStore
 from jobs.control.hub import Hub, Waiter
-from jobs.control.moments import time_of_revision
 from jobs.errors import Unavailable
 from jobs.protocol.model import Throttle
 from jobs.records import ConflictRecord
@@ -22,6 +21,7 @@ from jobs.replication.keysync import KeySync
 from jobs.replication.localkeys import LocalKeys
 from jobs.replication.run import Clock, Progress, Work
 from jobs.replication.throttle import Limiter
+from jobs.replication.times import KnownTimes
 from jobs.store import Compact, Delete, Op, Put, Store, Txn, TxnResult, decode_results, encode_command, prefix_end
 
 
@@ -35,6 +35,7 @@ class MemoryCluster:
         self.max_conflicts = max_conflicts
         self.now_ms = 1_000_000
         self.side = LocalKeys(self.store, self, self, cluster, cluster)
+        self._times = KnownTimes(self.store)
         self.before_propose: Callable[[], None] = lambda: None
         """Called between plan and transaction."""
 
@@ -101,7 +102,7 @@ class MemoryCluster:
             return structs.replace(planned.applied, mod_revision=done.revision)
 
     def _time_of(self, revision: int) -> int:
-        return time_of_revision(self.store, revision, self.now_ms)
+        return self._times.of(revision, self.now_ms)
 
     async def apply_tags(self, batch: m.TagBatch) -> m.Applied:
         raise NotImplementedError
