@@ -66,17 +66,19 @@ class Model:
         self.kept: list[int] = []
         """Revision of each event that has not been given back."""
         self.max_events = 0
+        self.asked = False
+        """The present command compacts."""
         self.remembered: list[dict[bytes, TxnResult]] = [{}, {}]
         """The older generation of request ids, and the younger one."""
 
     def command(self, txns: list[Txn]) -> list[TxnResult]:
         """Apply transactions; then history is given back in a bounded step."""
-        before = len(self.events)
+        before, self.asked = len(self.events), False
         results = [self.once(txn) for txn in txns]
         written = [event[0] for event in self.events[before:]]
         self.kept += written
         surplus = max(0, len(self.kept) - self.max_events) if self.max_events else 0
-        for done in range(64 + 2 * len(written)):
+        for done in range(64 + 2 * len(written) + 512 * self.asked):
             if not self.kept or (self.kept[0] > self.compacted and done >= surplus):
                 break
             self.compacted = max(self.compacted, self.kept.pop(0))
@@ -150,6 +152,7 @@ class Model:
             self.max_events = op.events
         else:
             self.compacted = max(self.compacted, min(op.revision, self.revision))
+            self.asked = True
         return None
 
     def remove(self, keys: list[bytes]) -> int:

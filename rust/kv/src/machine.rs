@@ -18,6 +18,8 @@ use crate::{MAX_DELETE_KEYS, MAX_REMEMBERED_BYTES, MAX_TXN_OPS};
 
 /// Events that a command forgets at least, while there are any to forget.
 const FORGET_MIN: usize = 64;
+/// And so many more where it is asked to compact: that is written for nothing else, and again until all is given back.
+const FORGET_ASKED: usize = 512;
 
 /// Read where the machine stands; a new one stands at zero.
 ///
@@ -48,6 +50,7 @@ pub fn apply<B: Backend>(
         generation_requests,
         events: 0,
         number: 0,
+        asked: false,
     };
     let results = if command.is_empty() {
         Vec::new()
@@ -59,8 +62,9 @@ pub fn apply<B: Backend>(
         }
         results.finish()
     };
+    let asked = if machine.asked { FORGET_ASKED } else { 0 };
     let events = machine.events;
-    machine.forget(FORGET_MIN + 2 * events)?;
+    machine.forget(FORGET_MIN + 2 * events + asked)?;
     machine.meta.index = index;
     machine.meta.term = term;
     let now = machine.meta;
@@ -77,6 +81,8 @@ struct Machine<'a, B> {
     events: usize,
     /// Number of the next change within the revision.
     number: u32,
+    /// This command compacts.
+    asked: bool,
 }
 
 type Outcome<T, B> = Result<T, KvError<<B as Read>::Error>>;
@@ -258,6 +264,7 @@ impl<B: Backend> Machine<'_, B> {
             }
             Op::Compact { revision } => {
                 self.meta.compact_revision = self.meta.compact_revision.max(revision.min(self.meta.revision));
+                self.asked = true;
                 Ok(OpResult::Nothing)
             }
             Op::Keep { events } => {
