@@ -22,7 +22,7 @@ from jobs.protocol.ids import uuid7
 from jobs.protocol.model import MaintenancePerform, MaintenanceVerify, OperationAdvance, Retention
 from jobs.records import ArrayRecord, MaintenanceRecord
 from jobs.retention import Limits
-from jobs.store import LeaseGrant, Put, Txn
+from jobs.store import Delete, LeaseGrant, Put, Txn
 from tests.support.loop import on_loop
 from tests.support.maintenance import CONFIG, JOB, OTHER_JOB, findings, key_file, listen, operations, perform
 from tests.support.plane import ADMIN, ALICE, Plane, shell
@@ -123,6 +123,50 @@ async def test_the_log_is_cut_behind_a_snapshot(tmp_path: Path) -> None:
         done = await perform(asked, "compact", parts=["log"])
         assert done.counts["log_bytes"] == done.freed_bytes > before / 2
         assert plane.log.size_bytes < before / 2
+
+
+@on_loop
+async def test_room_in_the_file_is_given_back_while_the_node_writes_on(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        # Given a store most of which was deleted
+        for first in range(0, 20_000, 500):
+            puts = tuple(Put(b"/data/k%06d" % number, bytes(1_000)) for number in range(first, first + 500))
+            await plane.consensus.propose(Txn(then=puts), 1 << 19)
+        for first in range(0, 18_000, 500):
+            await plane.consensus.propose(Txn(then=(Delete(b"/data/k%06d" % first, b"/data/k%06d" % (first + 500)),)))
+        asked = operations(plane, config=EAGER)
+        before, _ = plane.store.file_bytes()
+        await perform(asked, "compact", parts=["history"])
+        dry = await perform(asked, "compact", parts=["file"], dry_run=True)
+        assert plane.store.file_bytes()[0] == before
+        assert dry.freed_bytes > before / 2
+
+        # When it is compacted while somebody writes
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            while True:
+                await put(plane, 10)
+                written += 10
+
+        writing = asyncio.create_task(write())
+        done = await perform(asked, "compact", parts=["file"])
+        writing.cancel()
+
+        # Then the file is not much larger than what is in it
+        after, free = plane.store.file_bytes()
+        assert done.freed_bytes >= dry.freed_bytes * 0.8
+        assert after - free >= after / 1.2
+        assert after < before / 3
+        assert written > 0
+        # and there is nothing to be gained by doing it again
+        again = await perform(asked, "compact", parts=["file"])
+        assert again.freed_bytes == 0
+        assert "hold nothing" in again.nodes[0].outcome
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        assert plane.store.count(b"/data/k018000", b"/data/l", limit=10_000) == 2_000
+        assert (await perform(operations(plane), "verify", parts=["store", "log"])).status == "ok"
 
 
 # --- whose an operation is --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Final
 from jobs._native import CompactedError, CorruptError, Log, Store
 from jobs.consensus import Consensus
 from jobs.control import Site
-from jobs.errors import Compacted, Unavailable
+from jobs.errors import Compacted
 from jobs.maintenance import messages as m
 from jobs.maintenance.examination import Machine
 from jobs.maintenance.pacing import Pacing
@@ -25,8 +25,6 @@ MAX_TEXT: Final = 2_000
 
 
 class Attending:
-    """The only one who compacts the file; another order to does not begin meanwhile."""
-
     def __init__(
         self, site: Site, consensus: Consensus, store: Store, log: Log, machine: Machine, pacing: Pacing
     ) -> None:
@@ -36,7 +34,6 @@ class Attending:
         self._log = log
         self._machine = machine
         self._pacing = pacing
-        self._compacting = asyncio.Lock()
 
     async def carry_out(self, order: m.Order, on_advance: Callable[[m.Advance], None]) -> m.End:
         """Raises errors of `jobs.errors` and of the extension."""
@@ -76,20 +73,16 @@ class Attending:
         return m.Freed(before_bytes, log.size_bytes, log.first_index - first, outcome)
 
     async def _compact_file(self, on_advance: Callable[[m.Advance], None], *, dry_run: bool) -> m.Freed:
-        if self._compacting.locked():
-            raise Unavailable("its file is being compacted already", retry_after_s=5)
-        async with self._compacting:
-            size_bytes, free_bytes = await asyncio.to_thread(self._store.file_bytes)
-            if free_bytes < WORTH * size_bytes:
-                return m.Freed(
-                    size_bytes, size_bytes, 0, f"its file of {size_bytes} bytes has only {free_bytes} that hold nothing"
-                )
-            if dry_run:
-                return m.Freed(size_bytes, size_bytes - free_bytes, 0)
-            before_bytes, after_bytes = await self._consensus.compact_file(
-                lambda done, total: on_advance(m.Advance(done, total))
-            )
-            return m.Freed(before_bytes, after_bytes, 0)
+        size_bytes, free_bytes = await asyncio.to_thread(self._store.file_bytes)
+        if free_bytes < WORTH * size_bytes:
+            outcome = f"its file of {size_bytes} bytes has only {free_bytes} that hold nothing"
+            return m.Freed(size_bytes, size_bytes, 0, outcome)
+        if dry_run:
+            return m.Freed(size_bytes, size_bytes - free_bytes, 0)
+        before_bytes, after_bytes = await self._consensus.compact_file(
+            lambda done, total: on_advance(m.Advance(done, total))
+        )
+        return m.Freed(before_bytes, after_bytes, 0)
 
     # --- reading anew -------------------------------------------------------------------------------------------------
 
