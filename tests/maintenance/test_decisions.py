@@ -208,7 +208,7 @@ class Replicas:
         for name, count in counts.items():
             self.counts[name] = self.counts.get(name, 0) + count
 
-    def find(self, member: str, check: str, status: str, value: str, advice: str = "") -> None:
+    async def tell(self, member: str, check: str, status: str, value: str, advice: str) -> None:
         self.found.append((member, value))
 
 

@@ -403,3 +403,39 @@ async def test_what_would_go_is_what_goes(tmp_path: Path, limits: Limits) -> Non
         assert dry.counts["jobs"] == done.counts["jobs"] > 0
         assert dry.freed_bytes == done.freed_bytes
         assert (await perform(asked, "cleanup", parts=["jobs"], dry_run=True)).counts["jobs"] == 0
+
+
+@on_loop
+async def test_what_is_damaged_on_the_disk_is_found_and_said_where(tmp_path: Path) -> None:
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        value = b"bring me back as I was " * 20
+        await put(plane, 500)  # before it, as every command looks at the oldest change
+        await plane.consensus.propose(Txn(then=(Put(b"/data/good", value),)))
+        await plane.consensus.snapshot()
+        await plane.consensus.propose(Txn(then=(Put(b"/data/last", value),)))
+        snapshot = plane.store.snapshot_path()
+        assert snapshot is not None
+        # Given a bit that is another one, in each file
+        data = tmp_path / "store" / "data.mdb"
+        assert flip(data, value, 10) > 0
+        assert flip(Path(snapshot), value, 10) > 0
+        assert sum(flip(path, value, 10) for path in (tmp_path / "log").iterdir() if path.is_file()) > 0
+
+        told = await listen(operations(plane), "verify", parts=["log", "store", "snapshots"])
+        assert told.done.status == "failing"
+        assert told.done.counts["damaged"] >= 3
+        for check, where in (("log", "log"), ("store", "/data/"), ("snapshots", Path(snapshot).name)):
+            assert any(where in text for _, text in findings(told.done, check)), (check, told.done.findings)
+        assert {line["check"] for line in told.lines} == {"log", "store", "snapshots"}
+        assert all(one.advice for one in told.done.findings)
+
+
+def flip(path: Path, value: bytes, offset: int) -> int:
+    """Change a bit of each copy of a value in a file; return how many there are."""
+    content, at, found = path.read_bytes(), -1, 0
+    with path.open("r+b") as file:
+        while (at := content.find(value, at + 1)) >= 0:
+            file.seek(at + offset)
+            file.write(bytes((content[at + offset] ^ 1,)))
+            found += 1
+    return found

@@ -146,10 +146,11 @@ class Maintenance:
         return m.Cleaned(counts, found.size_bytes, None if found.rest is None else msgspec.msgpack.encode(found.rest))
 
     async def compact(self, token: m.Token, revision: int) -> m.History:
-        """Make the history up to a revision unreadable; `forget` gives it back."""
+        """Make the history up to a revision unreadable; `forget` gives it back. Its events are those before."""
         self._check(token)
+        events = self._store.history_events
         check(await self._consensus.propose(Txn((_guard(token),), (CompactOp(revision),))))
-        return m.History(self._store.compact_revision, self._store.history_events, more=True)
+        return m.History(self._store.compact_revision, events, more=True)
 
     async def forget(self, token: m.Token) -> m.History:
         """Let the stores give back some of what is unreadable: each command does that with a little of it."""

@@ -115,7 +115,7 @@ class Comparison:
         others = [_in_words(one) for one in shown]
         odd = [member for member, one in found.items() if 2 * others.count(_in_words(one)) <= len(others)]
         for member in odd or self._members:
-            run.find(member, PART, "failing", value, ADVICE)
+            await run.tell(member, PART, "failing", value, ADVICE)
         run.claim.count(differing=1)
 
     async def _show(self, member: str, key: bytes) -> m.Shown:

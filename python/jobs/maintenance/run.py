@@ -30,6 +30,12 @@ class Run(Struct, frozen=True, kw_only=True):
         text = self.members.named_in(value)
         self.claim.find(Finding(node=name, check=check, status=status, value=text, advice=advice))
 
+    async def tell(self, member: str, check: str, status: FindingStatus, value: str, advice: str) -> None:
+        """The same, and say it on a line: of findings there is room for some only."""
+        self.find(member, check, status, value, advice)
+        name, text = self.members.name(member), self.members.named_in(value)
+        await self.news.line(node=name, check=check, status=status, found=text)
+
     def give_up(self, member: str, check: str, error: Unreached | JobsError) -> None:
         """A member has not done what it was asked for, which does not keep others from it.
 

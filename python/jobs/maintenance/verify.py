@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from jobs.blobs import messages as bm
 from jobs.blobs.members import Members as BlobMembers
@@ -14,7 +13,7 @@ from jobs.forward.orders import Unreached
 from jobs.maintenance import messages as m
 from jobs.maintenance.replicas import Comparison
 from jobs.maintenance.run import Run
-from jobs.protocol.model import MaintenanceVerify, VerifyPart
+from jobs.protocol.model import FindingStatus, MaintenanceVerify, VerifyPart
 
 REJOIN: Final = (
     "stop the node, remove it from the cluster, empty its node.data_dir, and let it join anew (docs/cluster.md); a "
@@ -26,10 +25,6 @@ ADVICE: Final[dict[VerifyPart, str]] = {
     "snapshots": "run compact with part log: it writes a new snapshot in place of this one",
     "blobs": "look at the node's disk (smartctl -a); what no node has whole is lost: add it again",
 }
-
-
-class _BlobPosition(Struct, array_like=True):
-    after: str = ""
 
 
 class Verification:
@@ -81,7 +76,7 @@ class Verification:
             claim.count(**{part: checked.examined, f"{part}_bytes": checked.size_bytes})
             for problem in checked.problems:
                 claim.count(damaged=1)
-                run.find(member, part, "failing", problem, ADVICE[part])
+                await run.tell(member, part, "failing", problem, ADVICE[part])
             run.news.advance(size_bytes, 0, f"{part} of {name}: {size_bytes} bytes read anew")
             if checked.cursor is None:
                 return
@@ -107,7 +102,8 @@ class Verification:
             for damage in verified.damages:
                 claim.count(damaged=1, mended=int(damage.mended))
                 value = f"blob {damage.hash}: {damage.found}; {damage.outcome}"
-                run.find(member, "blobs", "warning" if damage.mended else "failing", value, ADVICE["blobs"])
+                status: FindingStatus = "warning" if damage.mended else "failing"
+                await run.tell(member, "blobs", status, value, ADVICE["blobs"])
             after = verified.after
             if after is not None:
                 await claim.moved(step, msgspec.msgpack.encode(after))
