@@ -238,8 +238,16 @@ async def test_what_is_asked_is_asked_of_the_other_side_and_its_answer_comes_bac
         for name, args, kwargs, answer in ASKED:
             pair.book.answers[name] = answer
             assert await getattr(pair.side, name)(*args, **kwargs) == answer, name
-            assert pair.book.asked.pop() == (name, args, kwargs)
-        assert pair.desks[0].answered == len(ASKED)
+            # For changes is waited only where there are none
+            passed_on = {key: value for key, value in kwargs.items() if (name, key) != ("changes", "wait_s")}
+            assert pair.book.asked.pop() == (name, args, passed_on)
+        nothing = m.Changes((), 3, 3)
+        pair.book.answers["changes"] = nothing
+        pair.book.asked.clear()
+        assert await pair.side.changes(b"/data/r/", 3, limit=5, wait_s=0.5) == nothing
+        waits = [kwargs for _, _, kwargs in pair.book.asked]
+        assert waits == [{"limit": 5}, {"limit": 1, "wait_s": 0.5}, {"limit": 5}]
+        assert pair.desks[0].answered == len(ASKED) + 1
         assert set(pair.noted) == {"green"}
         assert pair.side.title == "cluster north"
 
@@ -546,9 +554,9 @@ async def test_what_is_under_way_when_a_scope_is_taken_away_brings_nothing_more(
 async def test_one_cluster_takes_a_bounded_part_of_a_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "MAX_SERVED", 4)
     async with linked(tmp_path) as pair:
-        pair.book.answers["changes"] = ...
+        pair.book.answers["tags_changed"] = ...
         pair.book.answers["about"] = m.About("green", "north", 9, 2, 1)
-        waiting = [asyncio.ensure_future(pair.side.changes(b"/data/r/", 0, wait_s=30)) for _ in range(4)]
+        waiting = [asyncio.ensure_future(pair.side.tags_changed("in-", 0, wait_s=30)) for _ in range(4)]
         async with asyncio.timeout(PATIENCE_S):
             while len(pair.book.asked) < 4:
                 await asyncio.sleep(0.01)

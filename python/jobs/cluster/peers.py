@@ -31,6 +31,8 @@ LIMITS: Final = {
     # A second thread of the transport is woken for the second of two messages: that costs more than it gains.
     "threads": 1,
     "max_peers": 2 * (MAX_MEMBERS + MAX_GUESTS) + MAX_FOREIGN,
+    # Each sync that follows another cluster has one that waits.
+    "max_foreign_requests": 128,
     "max_message_bytes": MAX_MESSAGE_BYTES,
     "outbox_bytes": 2 * MAX_MESSAGE_BYTES,
     "inbox_bytes": 2 * MAX_MESSAGE_BYTES,

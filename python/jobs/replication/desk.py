@@ -19,22 +19,23 @@ from jobs.logs import Seldom
 from jobs.net import Stream, StreamBroken
 from jobs.records import LinkRecord
 from jobs.replication import frames as f
+from jobs.replication import messages as m
 from jobs.replication.scopes import check_question
 from jobs.replication.side import Side
 from jobs.replication.streams import closing, read_opening, read_told, write_pieces, write_told
 
 logger = logging.getLogger(__name__)
 
-MAX_SERVED: Final = 64
+MAX_SERVED: Final = 128
 """Questions and streams of one cluster that are served at a time; one more is refused."""
 LONG_AT_ONCE: Final = 2
-"""Of those for which many rows are read: they leave this node's threads to itself."""
+"""Of those for which many rows are read, of all clusters: they leave this node's threads and memory to itself."""
 OPENING_S: Final = 10.0
 SILENT_S: Final = 60.0
 LINGER_S: Final = 10.0
 """For so long the end of a stream may take to be read."""
 
-_LONG: Final = (f.Digests, f.Rows, f.Pick)
+_LONG: Final = (f.Digests, f.Rows, f.Pick, f.Changes)
 _Answering: TypeAlias = Callable[[Side, Any], Awaitable[Any]]
 
 _ANSWERING: Final[dict[type, _Answering]] = {
@@ -46,9 +47,7 @@ _ANSWERING: Final[dict[type, _Answering]] = {
         asked.prefix, asked.span, revision=asked.revision, limit=asked.limit, values=asked.values
     ),
     f.Pick: lambda side, asked: side.pick(asked.prefix, asked.names, revision=asked.revision),
-    f.Changes: lambda side, asked: side.changes(
-        asked.prefix, asked.after_revision, limit=asked.limit, wait_s=asked.wait_s
-    ),
+    f.Changes: lambda side, asked: side.changes(asked.prefix, asked.after_revision, limit=asked.limit),
     f.Cursor: lambda side, asked: side.cursor(asked.origin, asked.name),
     f.Upstream: lambda side, asked: side.upstream(asked.place),
     f.Apply: lambda side, asked: side.apply(asked.batch),
@@ -89,8 +88,7 @@ class ForeignDesk:
             with self._place(peer):
                 await self._reached()
                 self._check(peer, question)
-                async with self._turns if isinstance(question, _LONG) else contextlib.nullcontext():
-                    answer = await _ANSWERING[type(question)](self._side, question)
+                answer = await self._answer(question)
                 # A question may have waited for what has been written since the link was changed.
                 self._check(peer, question)
         except MessageError as error:
@@ -102,6 +100,18 @@ class ForeignDesk:
             return f.replies.encode(refusal(self._refuse(peer, self._fault(peer, error))))
         self.answered += 1
         return f.replies.encode(Answer(msgspec.msgpack.encode(answer)))
+
+    async def _answer(self, question: f.AnyQuestion) -> object:
+        answer = await self._answer_now(question)
+        if isinstance(question, f.Changes) and question.wait_s and _has_nothing(answer):
+            # Whoever waits has no turn, and is told no more than that there is something.
+            await self._side.changes(question.prefix, question.after_revision, limit=1, wait_s=question.wait_s)
+            answer = await self._answer_now(question)
+        return answer
+
+    async def _answer_now(self, question: f.AnyQuestion) -> object:
+        async with self._turns if isinstance(question, _LONG) else contextlib.nullcontext():
+            return await _ANSWERING[type(question)](self._side, question)
 
     async def _on_stream(self, peer: str, header: bytes, stream: Stream) -> None:
         try:
@@ -174,6 +184,10 @@ class ForeignDesk:
         if (left_out := self._seldom.left_out(f"{peer} {error.code}")) is not None:
             logger.warning("refused a node of another cluster: %s", error, extra={"peer": peer, "left_out": left_out})
         return error
+
+
+def _has_nothing(answer: object) -> bool:
+    return isinstance(answer, m.Changes) and not answer.changes and answer.up_to >= answer.newest
 
 
 _SAME_RELEASE: Final = "nodes of the same release in both clusters"

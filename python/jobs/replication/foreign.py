@@ -289,7 +289,8 @@ class ForeignSide:
             raise NotFound(
                 f"link {self._link} leads to another cluster now", expected="a job that begins after that change"
             )
-        return sorted(record.peers, key=lambda peer: peer != self._last)
+        # Not all jobs ask the same node first.
+        return sorted(record.peers, key=lambda peer: (peer != self._last, hash((id(self), peer))))
 
     def _passing(self, refused: Refused) -> Unavailable:
         """Return a refusal that another node may not give. Raises any other."""
