@@ -88,7 +88,7 @@ class _Planner:
 
     def _is_own(self, row: tuple[bytes, bytes, int, int, int, int] | None, change: Change) -> bool:
         if row is None:
-            return change.base in (UNKNOWN, ABSENT)
+            return change.base in (UNKNOWN, ABSENT) or self._judge.has_deleted(self._prefix + change.key)
         return self._judge.is_own(row[4]) or (len(change.base) > 1 and change.base == digest_of(row[1]))
 
 

@@ -72,6 +72,17 @@ class Judge:
             self._own[modified] = is_known or self._moved_at(modified)
         return self._own[modified]
 
+    def has_deleted(self, key: bytes) -> bool:
+        """Tell whether a key that is not there is known to have been deleted by the sync: part of a revision, before
+        its run was killed."""
+        revision = self._deleted_at(key)
+        if revision:
+            return self.is_own(revision)
+        former, in_step = self._same, self._agreed
+        if former is not None and former.position == 0:
+            in_step = former.began  # of what has been compared since: of nothing else a base is known
+        return 0 < in_step >= self._alone_since
+
     def _find_alone_since(self, prefix: bytes) -> int:
         """Return since when nobody else has changed anything in the target's range; now, where that is not known."""
         newest, expected, former = self._store.revision, self._batch.expected, self._same
@@ -133,20 +144,20 @@ class Judge:
         return "source"
 
     def _deleted_at(self, key: bytes) -> int:
-        """Return at which revision a key that is not there was deleted; 0 where history does not tell."""
+        """Return at which revision a key that is not there was deleted last; 0 where history does not tell."""
         newest, oldest = self._store.revision, max(1, self._store.compact_revision)
-        gone, back = newest, 1
-        while (there := max(newest - back, oldest)) < gone and self._store.get(key, there) is None:
-            gone, back = there, back * 2
-        if there >= gone:
-            return 0
-        while gone - there > 1:
-            middle = (there + gone) // 2
-            if self._store.get(key, middle) is None:
-                gone = middle
-            else:
-                there = middle
-        return gone
+        back = 1
+        while self._store.get(key, seen := max(newest - back, oldest)) is None:
+            if seen == oldest:
+                return 0
+            back *= 2
+        found = 0
+        for _ in range(LOOKS):
+            events, seen = self._store.events(seen, [key], limit=MAX_TXN_OPS)
+            found = max((event[0] for event in events if event[1] == key), default=found)
+            if seen >= newest:
+                return found
+        return 0
 
     @property
     def refusal(self) -> ReplicationConflict | None:
