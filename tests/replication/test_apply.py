@@ -71,6 +71,23 @@ async def test_changes_come_in_one_transaction_with_the_cursor(tmp_path: Path) -
 
 
 @on_loop
+async def test_who_asks_again_is_told_of_the_conflicts_that_were_met_the_first_time(tmp_path: Path) -> None:
+    async with Plane(tmp_path) as plane:
+        first = await apply(plane, batch(0, change("a", "1", ABSENT)))
+        await put(plane, "a", "local")
+        wanted, request = batch(first.mod_revision, change("a", "2"), position=6), RequestId(random.randbytes(16))
+        done = await plane.control.replication.apply(wanted, request)
+        assert (done.put, done.conflicts) == (1, 1)
+        # What was done is counted once, and so are conflicts: in the cursor, which who asks does not know
+        again = await plane.control.replication.apply(wanted, request)
+        assert again == Applied(done.mod_revision, conflicts=1)
+        later = await apply(plane, batch(done.mod_revision, change("a", "3"), position=7, conflicts=1))
+        assert (later.put, later.conflicts) == (1, 0)
+        assert (await plane.control.replication.apply(wanted, request)).conflicts == 0, "the cursor has moved on"
+        assert len(await met(plane)) == 1
+
+
+@on_loop
 async def test_the_older_side_gives_way_where_the_newer_is_to_win(tmp_path: Path) -> None:
     async with Plane(tmp_path) as plane:
         done = await apply(plane, batch(0, change("a", "1", ABSENT), change("b", "1", ABSENT)))

@@ -226,6 +226,17 @@ async def test_a_run_that_another_one_has_taken_over_from_stops() -> None:
 
 
 @on_loop
+async def test_one_that_begins_anew_goes_on_counting_conflicts() -> None:
+    source, target = filled("one", 10), MemoryCluster("two")
+    target.put("/data/a/000001", b"theirs")
+    await sync(source.side, target.side, work()).run()
+    target.put("/data/a/000002", b"theirs")
+    again = await sync(source.side, target.side, work(holder="other/1", restart=True)).run()
+    assert again.conflicts == 1
+    assert again.cursor_conflicts == len(target.conflicts("origin", "s")) == 2
+
+
+@on_loop
 async def test_a_circle_is_refused_before_anything_is_written() -> None:
     one, two, three = filled("one", 10), MemoryCluster("two"), MemoryCluster("three")
     await sync(one.side, two.side, work("first")).run()

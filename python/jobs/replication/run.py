@@ -129,7 +129,9 @@ class Run(ABC, Generic[C]):
             return
         former, self._expected = found.record, found.mod_revision
         if work.restart and not _same_job(former.holder, work.holder):
-            await self._begin_comparison(structs.replace(wanted, snapshots=former.snapshots))
+            await self._begin_comparison(
+                structs.replace(wanted, snapshots=former.snapshots, conflicts=former.conflicts)
+            )
             return
         _check_same(work.name, former, wanted)
         self._cursor = former

@@ -16,7 +16,7 @@ from jobs.control.replication.syncs import too_many_syncs
 from jobs.control.transitions import check
 from jobs.errors import Unavailable
 from jobs.protocol.ids import NO_REQUEST, RequestId
-from jobs.replication.applying import Plan, plan
+from jobs.replication.applying import Plan, plan, read_cursor
 from jobs.replication.messages import Applied, Batch, TagBatch
 from jobs.replication.origins import check_no_loop, place_of
 from jobs.replication.times import KnownTimes
@@ -45,8 +45,8 @@ class Applier:
         """As `Side.apply`, once for a request: asked again, it does not count again what it came to. Raises
         ReplicationLoop and TooManyRequests as well."""
         await self.ready()
-        if (revision := revision_of(self._store, request)) is not None:
-            return Applied(revision)
+        if (done := self.done_before(batch, request)) is not None:
+            return done
         self.check(batch, writes=any(change.value is not None for change in batch.changes))
         for number in range(MAX_TRIES):
             planned = self._plan(batch)
@@ -66,6 +66,17 @@ class Applier:
     async def ready(self) -> None:
         """Return once what was written before is seen."""
         await self._consensus.barrier()
+
+    def done_before(self, batch: Batch | TagBatch, request: RequestId) -> Applied | None:
+        """Return the answer to a request that was carried out before. What it did is counted no more, but conflicts
+        are, which whoever asks adds to those of the cursor; unless that has moved on since."""
+        revision = revision_of(self._store, request)
+        if revision is None:
+            return None
+        cursor, changed = read_cursor(self._store, batch.origin, batch.name)
+        if cursor is None or changed != revision:
+            return Applied(revision)
+        return Applied(revision, conflicts=max(0, cursor.conflicts - batch.cursor.conflicts))
 
     def check(self, batch: Batch | TagBatch, *, writes: bool) -> None:
         """Raise for a sync that may not be, or for which there is no room."""

@@ -47,8 +47,8 @@ class TagApplier:
         """As `Side.apply_tags`, once for a request: asked again, it does not count again what it came to. Raises what
         `Applier.apply` raises."""
         await self._applier.ready()
-        if (revision := revision_of(self._store, request)) is not None:
-            return Applied(revision)
+        if (before := self._applier.done_before(batch, request)) is not None:
+            return before
         self._applier.check(batch, writes=any(change.hash is not None for change in batch.changes))
         if len(batch.changes) > TAGS_A_STEP:
             return Applied(0, fit=TAGS_A_STEP)
