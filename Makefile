@@ -17,7 +17,8 @@ PYTEST := $(BIN)/python -m pytest
 SCALE ?= 10
 # Every test that does more at a larger scale.
 CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_endurance.py $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
-	node_kill.py schedules_node.py array_node.py net.py failpoints.py)
+	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
+	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
 .PHONY: help setup demo test lint rust-test bench test-faults lock clean
 

@@ -31,7 +31,7 @@ Sockets: TypeAlias = Callable[[], Sequence[Path]]
 """Those of the nodes that are members just now."""
 
 
-class _Worker(threading.Thread):
+class Repeater(threading.Thread):
     """Repeats one thing until told to end, with the nodes by turns; an unexpected exception is kept for the test."""
 
     def __init__(self, name: str, sockets: Sockets, chance: random.Random, pace_s: float) -> None:
@@ -73,7 +73,7 @@ class _Worker(threading.Thread):
         self._enough.set()
 
 
-class KeyClient(_Worker):
+class KeyClient(Repeater):
     """Reads and writes a few keys, and keeps what it was answered."""
 
     def __init__(self, number: int, sockets: Sockets, chance: random.Random, keys: int, ids: Iterator[int]) -> None:
@@ -167,7 +167,7 @@ _CALLS: Final[dict[Kind, Callable[[Client, Operation], Operation]]] = {
 }
 
 
-class OnceClient(_Worker):
+class OnceClient(Repeater):
     """Writes keys once each; keeps what was acknowledged. The client library sends a write again, under its request id,
     when no answer came, so a key with a second version was written twice."""
 
@@ -184,7 +184,7 @@ class OnceClient(_Worker):
         self.acknowledged[key] = client.kv.put(key, once_value(key)).revision
 
 
-class JobClient(_Worker):
+class JobClient(Repeater):
     """Submits jobs that each print a token of their own; keeps which were accepted, and how it saw them end."""
 
     def __init__(self, number: int, sockets: Sockets, chance: random.Random, marker: str) -> None:
@@ -236,7 +236,7 @@ class Load:
         self.once = [OnceClient(number, sockets, made[clients + 2 + number]) for number in range(2)]
 
     @property
-    def all(self) -> Sequence[_Worker]:
+    def all(self) -> Sequence[Repeater]:
         return [*self.keys, *self.jobs, *self.once]
 
     @property

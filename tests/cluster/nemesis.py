@@ -72,7 +72,7 @@ def plan(seed: int, size: int, count: int, without: frozenset[str] = frozenset()
     again, on members by chance, the leader as often as not."""
     chance = random.Random(seed)
     groups = [[kind for kind in group if kind not in without] for group in (ALONE if size == 1 else TOGETHER)]
-    kinds = _by_turns([group for group in groups if group], chance)
+    kinds = by_turns([group for group in groups if group], chance)
     meanwhile = [kind for kind in MEANWHILE if kind not in without]
     return [
         Fault(
@@ -88,7 +88,8 @@ def plan(seed: int, size: int, count: int, without: frozenset[str] = frozenset()
     ]
 
 
-def _by_turns(groups: Sequence[Sequence[str]], chance: random.Random) -> Iterator[str]:
+def by_turns(groups: Sequence[Sequence[str]], chance: random.Random) -> Iterator[str]:
+    """Yield kinds without end: of each group one before any has another, all of a group before any comes again."""
     left: list[list[str]] = [[] for _ in groups]
     while True:
         for number in chance.sample(range(len(groups)), len(groups)):
