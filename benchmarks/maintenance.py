@@ -156,11 +156,10 @@ def _add(sums: Latencies, latencies: Latencies) -> None:
 def sizes(directory: Path) -> tuple[int, int]:
     """Return the bytes of a stopped node's store on disk, and of its log."""
     data = directory / "data"
-    return _bytes(data / "store" / "data.mdb"), sum(_bytes(path) for path in (data / "log").iterdir())
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_blocks * 512
+    store = Store(str(data / "store"))
+    file_bytes, _ = store.file_bytes()
+    store.close()
+    return file_bytes, sum(path.stat().st_blocks * 512 for path in (data / "log").iterdir())
 
 
 def live_bytes(directory: Path) -> int:

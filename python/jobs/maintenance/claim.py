@@ -17,6 +17,8 @@ from jobs.protocol.model import Finding, FindingStatus, MaintenanceNode, Mainten
 
 KEEP_S: Final = 2.0
 """How far it is is written no more often, but at the end of a part."""
+CHECK_S: Final = 0.2
+"""Whose it is is asked no more often. Steps that change something are refused by the leader once it is another's."""
 RESUME_MS: Final = 6 * 3_600_000
 """What was left off longer ago begins anew: what it had looked at has changed since."""
 MAX_FINDINGS: Final = 200
@@ -56,7 +58,7 @@ class Claim:
         self.token = m.Token(operation, claimed.revision)
         self._standing = _resumed(claimed.cursor, _digest(payload))
         self.counts = dict(claimed.done) if self._standing.at_ms else {}
-        self._kept_s = time.monotonic()
+        self._kept_s = self._checked_s = time.monotonic()
 
     @classmethod
     async def take(cls, link: LeaderLink, job: JobId, payload: MaintenancePayload) -> Claim:
@@ -78,10 +80,12 @@ class Claim:
     async def moved(self, part: str, position: bytes) -> None:
         """A step is done, and the part goes on there."""
         self._standing.positions[part] = position
-        if time.monotonic() - self._kept_s >= KEEP_S:
+        now_s = time.monotonic()
+        if now_s - self._kept_s >= KEEP_S:
             await self._keep()
-        else:
+        elif now_s - self._checked_s >= CHECK_S:
             await self._link.check(self.token)
+            self._checked_s = now_s
 
     async def ended(self, part: str) -> None:
         self._standing.positions.pop(part, None)
@@ -92,7 +96,7 @@ class Claim:
         self._standing.at_ms = wall_ms()
         cursor = msgspec.msgpack.encode(self._standing)
         self.token = await self._link.keep(self.token, cursor, self.counts)
-        self._kept_s = time.monotonic()
+        self._kept_s = self._checked_s = time.monotonic()
 
     async def release(self) -> None:
         await self._link.release(self.token)

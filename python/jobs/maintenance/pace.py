@@ -11,7 +11,7 @@ from typing import Final
 
 LEAST: Final = 0.25
 """Pauses, in lengths of a step, on an idle node."""
-MOST: Final = 16.0
+MOST: Final = 8.0
 SHRINK: Final = 0.85
 MAX_PAUSE_S: Final = 2.0
 LAG_S: Final = 0.015

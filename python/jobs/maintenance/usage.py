@@ -17,7 +17,8 @@ from jobs.protocol.model import JobState, MaintenanceMetrics, UsageLine
 from jobs.records import JobRecord, ResultRecord
 from jobs.store import Store, prefix_end
 
-PAGE: Final = 512
+PAGE: Final = 64
+"""Read and added up in one go: others wait for so long."""
 HOUR_MS: Final = 3_600_000
 Period: TypeAlias = Literal["hour", "day", "month"]
 Group: TypeAlias = tuple[int, int, str]
