@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 from jobs.client import Client, replication_job
 from jobs.content import content_of
 from jobs.errors import JobsError
-from jobs.protocol.model import JobState, KvDelete, KvOp, KvPut, LinkScopes, ReplicationSync
+from jobs.protocol.model import JobState, KvDelete, KvOp, KvPut, LinkScopes, ReplicationSync, Throttle
 from jobs.testing import EmbeddedCluster, EmbeddedNode
 from tests.support.waiting import until
 
@@ -160,7 +161,7 @@ def test_a_sync_outlives_kills_of_either_side_and_of_history(tmp_path: Path) -> 
                     )
                 ).job.id
                 until(lambda: len(values(client, "/data/a/")) > 50)
-            for node, written in ((there, 0), (here, 1_500), (there, 0)):
+            for node, written in ((there, 0), (here, 1_500)):
                 node.kill()
                 # The second time for longer than the other side keeps its history.
                 writer.wait_for(written)
@@ -181,6 +182,32 @@ def test_a_sync_outlives_kills_of_either_side_and_of_history(tmp_path: Path) -> 
             client.cancel(job)
             until(lambda: client.replication.syncs()[0].phase == "stopped")
             assert client.replication.verify(source="there", prefix="/data/a/").differences == []
+
+
+def test_a_blob_that_breaks_off_is_brought_again_and_only_then_named(tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(12 << 20)
+    with (
+        EmbeddedCluster(tmp_path / "here", 1, types=("replication",)) as here_cluster,
+        EmbeddedCluster(tmp_path / "there", 1, types=()) as there_cluster,
+    ):
+        here, there = here_cluster.nodes["n1"], there_cluster.nodes["n1"]
+        linked(here, there)
+        with here.client() as client:
+            with there.client() as other:
+                added = other.blobs.put(content, tag="m.big")
+            wanted = ReplicationSync(
+                name="models", source="there", tags="m.", continuous=True, throttle=Throttle(bytes_per_s=3 << 20)
+            )
+            job = client.submit(replication_job(wanted)).job.id
+            until(lambda: any(one.bytes_per_s > 0 for one in client.replication.syncs()))
+            there.kill()
+            until(lambda: client.replication.syncs()[0].last_error != "")
+            assert tags(client, "m.") == {}
+            there.start()
+            until(lambda: tags(client, "m.") == {"m.big": added.hash}, 60.0)
+            assert client.blobs.get(added.hash) == content
+            until(lambda: client.replication.syncs()[0].last_error == "")
+            client.cancel(job)
 
 
 def _is_running(client: Client, job: str) -> bool:
