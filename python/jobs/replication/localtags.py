@@ -24,9 +24,8 @@ from jobs.store import Store, prefix_end
 
 SYNC: Final = Caller(uid=0, gid=0, admin=True)
 """Whose the blobs are that come from elsewhere."""
-MAX_DEPTH: Final = 16
-PARENTS: Final = 1_000
-"""Collections with one blob that are looked through for a tag."""
+MAX_PARENTS: Final = 1_000
+"""Collections with a blob that are looked through for a tag."""
 CHILDREN_PAGE: Final = 1_000
 EVENTS_PAGE: Final = 1_000
 
@@ -89,7 +88,7 @@ class LocalTags(ReadsStore):
     async def blob(self, tags: str, blob: str) -> m.Blob:
         await self._catch_up()
         record = read_entry(self._store, blob)
-        if record is None or not self._is_named(tags, blob, 0):
+        if record is None or not self._is_named(tags, blob):
             raise not_there(blob)
         return m.Blob(blob, record.size_bytes, record.kind, self._children(blob) if record.kind == "collection" else ())
 
@@ -102,14 +101,20 @@ class LocalTags(ReadsStore):
             start = rows[-1][0] + b"\x00" if rows else start
         return tuple(found)
 
-    def _is_named(self, tags: str, blob: str, depth: int) -> bool:
-        """Whether a tag that begins so names a blob, or a collection that has it."""
-        named = keys.blob_reference(blob, "tag", tags)
-        if self._store.range(named, prefix_end(named), limit=1, keys_only=True)[0]:
-            return True
-        parents = keys.blob_reference(blob, "collection", "")
-        rows, _ = self._store.range(parents, prefix_end(parents), limit=PARENTS, keys_only=True)
-        return depth < MAX_DEPTH and any(self._is_named(tags, keys.reference_of(row[0])[1], depth + 1) for row in rows)
+    def _is_named(self, tags: str, blob: str) -> bool:
+        """Whether a tag that begins so names a blob, or a collection that has it, or one that has that."""
+        found, left = {blob}, [blob]
+        while left and len(found) <= MAX_PARENTS:
+            one = left.pop()
+            named = keys.blob_reference(one, "tag", tags)
+            if self._store.range(named, prefix_end(named), limit=1, keys_only=True)[0]:
+                return True
+            under = keys.blob_reference(one, "collection", "")
+            rows, _ = self._store.range(under, prefix_end(under), limit=MAX_PARENTS, keys_only=True)
+            parents = {keys.reference_of(row[0])[1] for row in rows} - found
+            found |= parents
+            left += parents
+        return False
 
     async def read_blob(self, tags: str, blob: str, start: int = 0) -> AsyncIterator[bytes]:
         await self.blob(tags, blob)

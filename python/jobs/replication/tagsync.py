@@ -52,10 +52,10 @@ class TagSync(Run[m.TagChange]):
 
     async def _round(self, revision: int) -> None:
         """Have at the target what the source has, which is at this revision at least."""
-        here = await self._listed(self._source)
-        there = await self._listed(self._target)
+        _, here = await list_tags(self._source, self._work.prefix)
+        _, there = await list_tags(self._target, self._work.prefix)
         self.progress.compared += len(here)
-        names = sorted(name for name in here.keys() | there.keys() if _hash(here, name) != _hash(there, name))
+        names = sorted(name for name in here.keys() | there.keys() if hash_of(here, name) != hash_of(there, name))
         for chunk in _chunks(names):
             for attempt in range(1, MAX_TRIES + 1):
                 changes = await self._changes(chunk, here)
@@ -69,27 +69,18 @@ class TagSync(Run[m.TagChange]):
         await self._write(structs.replace(self._cursor, position=self._seen, comparing=0, after=b""))
         self._saw(revision, revision)
 
-    async def _listed(self, side: Side) -> dict[str, m.Tag]:
-        found: dict[str, m.Tag] = {}
-        after: str | None = ""
-        while after is not None:
-            page = await side.tags(self._work.prefix, after)
-            found.update((tag.name, tag) for tag in page.tags)
-            after = page.next
-        return found
-
     async def _changes(self, names: Sequence[str], here: dict[str, m.Tag]) -> tuple[m.TagChange, ...]:
         """Return what is to become of tags of which all blobs are at the target; a tag whose blob is gone at the source
         has been given another one, which the next round sees."""
         wanted = [name for name in names if name in here]
         gone = await self._bring([here[name].hash for name in wanted])
-        names = [name for name in names if _hash(here, name) not in gone]
+        names = [name for name in names if hash_of(here, name) not in gone]
         bases = await self._bases(names)
         await self._take_turn(TAG_BYTES * len(names), len(names))
         return tuple(
             m.TagChange(
                 name,
-                _hash(here, name),
+                hash_of(here, name),
                 here[name].revision if name in here else 0,
                 here[name].at_ms if name in here else 0,
                 base,
@@ -135,7 +126,21 @@ class TagSync(Run[m.TagChange]):
             yield piece
 
 
-def _hash(tags: dict[str, m.Tag], name: str) -> str | None:
+async def list_tags(side: Side, prefix: str) -> tuple[int, dict[str, m.Tag]]:
+    """Return all tags of a side that begin so, by name, and its revision before they were read."""
+    found: dict[str, m.Tag] = {}
+    after: str | None = ""
+    revision = 0
+    while after is not None:
+        page = await side.tags(prefix, after)
+        revision = revision or page.revision
+        found.update((tag.name, tag) for tag in page.tags)
+        after = page.next
+    return revision, found
+
+
+def hash_of(tags: dict[str, m.Tag], name: str) -> str | None:
+    """Return which blob a tag names, if it is there."""
     return tags[name].hash if name in tags else None
 
 

@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from jobs.errors import Compacted
 from jobs.protocol.model import RangeDifference
-from jobs.replication import messages as m
 from jobs.replication.comparing import At, Differing, Span, Walk
 from jobs.replication.side import Side
+from jobs.replication.tagsync import TAG_BYTES, hash_of, list_tags
 
 MAX_TOLD: Final = 100
 MAX_TRIES: Final = 5
@@ -104,28 +104,20 @@ async def _walk(walk: Walk, ranges: _Ranges, tell: Callable[[int], None]) -> Non
 
 async def verify_tags(source: Side, target: Side, prefix: str) -> Verified:
     """A tag that differs is a range of its own."""
-    here, ours = await _tags(source, prefix)
-    there, theirs = await _tags(target, prefix)
-    found = Verified(rows=len(ours), bytes=100 * len(ours), source_revision=here, target_revision=there, differences=[])
+    here, ours = await list_tags(source, prefix)
+    there, theirs = await list_tags(target, prefix)
+    found = Verified(
+        rows=len(ours),
+        bytes=TAG_BYTES * len(ours),
+        source_revision=here,
+        target_revision=there,
+        differences=[],
+    )
     for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            found.differing += 1
-            if len(found.differences) < MAX_TOLD:
-                found.differences.append(
-                    RangeDifference(
-                        first=name, last=name, source_rows=int(name in ours), target_rows=int(name in theirs)
-                    )
-                )
+        if hash_of(ours, name) == hash_of(theirs, name):
+            continue
+        found.differing += 1
+        if len(found.differences) < MAX_TOLD:
+            rows = int(name in ours), int(name in theirs)
+            found.differences.append(RangeDifference(first=name, last=name, source_rows=rows[0], target_rows=rows[1]))
     return found
-
-
-async def _tags(side: Side, prefix: str) -> tuple[int, dict[str, str]]:
-    found: dict[str, str] = {}
-    after: str | None = ""
-    revision = 0
-    while after is not None:
-        page: m.Tags = await side.tags(prefix, after)
-        revision = revision or page.revision
-        found.update((tag.name, tag.hash) for tag in page.tags)
-        after = page.next
-    return revision, found
