@@ -11,7 +11,7 @@ import pytest
 from jobs import Client, JobState
 from jobs._native import Store
 from jobs.client.maintenance import maintenance_job
-from jobs.protocol.model import MaintenanceResult, MaintenanceVerify
+from jobs.protocol.model import Content, KvOp, KvPut, MaintenanceResult, MaintenanceVerify
 from jobs.store import Put, Txn, encode_command
 from jobs.testing import EmbeddedCluster, EmbeddedNode
 from tests.support.waiting import until
@@ -71,6 +71,36 @@ def test_history_and_logs_of_all_nodes_are_given_back(cluster: EmbeddedCluster, 
     assert nodes(done) == {"n1", "n2", "n3"}
     assert all(one.freed_bytes > 1_000_000 for one in done.nodes), done.nodes
     assert client.kv.get("/data/k00000") is not None
+
+
+def test_who_reads_page_by_page_on_any_node_comes_to_the_end(cluster: EmbeddedCluster, client: Client) -> None:
+    for first in range(0, 2_500, 500):
+        ops = [KvOp(put=KvPut(f"/data/many{number:05d}", Content(text="x"))) for number in range(first, first + 500)]
+        client.kv.txn(then=ops)
+    follower = next(node for node in cluster.running() if node is not cluster.leader())
+    with follower.client() as reader:
+        until(lambda: reader.kv.get("/data/many02499", consistency="stale") is not None)
+        rows = reader.kv.scan("/data/many", consistency="stale")
+        next(rows)
+        # When all of it is changed, and history goes as far as it can
+        for first in range(0, 2_500, 500):
+            ops = [KvOp(put=KvPut(f"/data/many{n:05d}", Content(text="y"))) for n in range(first, first + 500)]
+            client.kv.txn(then=ops)
+        done = client.maintenance.compact(parts=["history"], history_age_s=0, history_events=0)
+        # Then the reader still sees what there was
+        assert [row.value.text for row in rows] == ["x"] * 2_499
+    assert any(f"a reader on {follower.directory.name}" in one.outcome for one in done.nodes)
+
+
+def test_the_files_of_all_nodes_become_smaller(cluster: EmbeddedCluster, client: Client) -> None:
+    for turn in range(8):
+        ops = [KvOp(put=KvPut(f"/data/large{number:05d}", Content(text=f"{turn}" * 10_000))) for number in range(400)]
+        client.kv.txn(then=ops)
+    client.kv.delete("/data/large", prefix=True)
+    done = client.maintenance.compact(history_age_s=0, history_events=0)
+    assert done.counts["file_bytes"] > 3 * 4_000_000
+    assert nodes(done) == {"n1", "n2", "n3"}
+    assert client.maintenance.verify().status == "ok"
 
 
 def test_usage_is_told_by_a_node_that_does_not_lead(cluster: EmbeddedCluster) -> None:
