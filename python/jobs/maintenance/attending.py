@@ -18,6 +18,10 @@ from jobs.maintenance.pacing import Pacing
 
 WORTH: Final = 0.1
 """A file of which less than this holds nothing is not written anew: it is read and written whole for that."""
+SPARSE: Final = 0.6
+"""A file whose rows come to less than this of it has pages that are far from full."""
+DENSE: Final = 0.85
+"""About what rows come to of a file that was written anew."""
 LOG_BYTES: Final = 4 << 20
 ROWS: Final = 20_000
 """Looked at in one step."""
@@ -34,6 +38,8 @@ class Attending:
         self._log = log
         self._machine = machine
         self._pacing = pacing
+        self._dense_bytes = 0
+        """The file's size when it was last written anew: rows that fill half a page each are no fuller then."""
 
     async def carry_out(self, order: m.Order, on_advance: Callable[[m.Advance], None]) -> m.End:
         """Raises errors of `jobs.errors` and of the extension."""
@@ -73,16 +79,36 @@ class Attending:
         return m.Freed(before_bytes, log.size_bytes, log.first_index - first, outcome)
 
     async def _compact_file(self, on_advance: Callable[[m.Advance], None], *, dry_run: bool) -> m.Freed:
-        size_bytes, free_bytes = await asyncio.to_thread(self._store.file_bytes)
-        if free_bytes < WORTH * size_bytes:
-            outcome = f"its file of {size_bytes} bytes has only {free_bytes} that hold nothing"
-            return m.Freed(size_bytes, size_bytes, 0, outcome)
+        before_bytes, _ = await asyncio.to_thread(self._store.file_bytes)
+        needed_bytes = await self._needed_bytes()
+        if before_bytes - needed_bytes < WORTH * before_bytes:
+            outcome = f"nothing is gained by writing its file of {before_bytes} bytes anew"
+            return m.Freed(before_bytes, before_bytes, 0, outcome)
         if dry_run:
-            return m.Freed(size_bytes, size_bytes - free_bytes, 0)
+            return m.Freed(before_bytes, needed_bytes, 0)
         before_bytes, after_bytes = await self._consensus.compact_file(
             lambda done, total: on_advance(m.Advance(done, total))
         )
+        self._dense_bytes = after_bytes
         return m.Freed(before_bytes, after_bytes, 0)
+
+    async def _needed_bytes(self) -> int:
+        """Return about how large the file would be if it was written anew.
+
+        Where many pages are free, those are what is gained at least. Else the pages may have few rows each, as deletes
+        all over the store leave them; only reading all of them tells.
+        """
+        size_bytes, free_bytes = await asyncio.to_thread(self._store.file_bytes)
+        used_bytes = size_bytes - free_bytes
+        if free_bytes >= WORTH * size_bytes or size_bytes < (1 + WORTH) * self._dense_bytes:
+            return used_bytes
+        rows_bytes, cursor = 0, b""
+        while True:
+            checked = await self._pacing.step(asyncio.to_thread(self._check_store, cursor))
+            rows_bytes += checked.size_bytes
+            if checked.cursor is None:
+                return used_bytes if rows_bytes > SPARSE * size_bytes else int(rows_bytes / DENSE)
+            cursor = checked.cursor
 
     # --- reading anew -------------------------------------------------------------------------------------------------
 
