@@ -146,6 +146,18 @@ async def test_a_continuous_sync_follows_until_it_is_given_up() -> None:
 
 
 @on_loop
+async def test_a_sync_that_goes_on_says_at_once_that_its_target_has_everything() -> None:
+    play = Play()
+    play.there.put("/data/a/1", b"x")
+    await play.done(pull())
+    events = play.operations.perform(ADMIN, ReplicationPerform(job=JOB, payload=pull(continuous=True)))
+    async with asyncio.timeout(10), aclosing(events):
+        async for _ in events:
+            if play.operations.metrics()["jobs_replication_lag_seconds"][2] == {"s": 0.0}:
+                break
+
+
+@on_loop
 async def test_only_one_job_works_on_a_sync() -> None:
     play = Play()
     await play.done(pull())

@@ -197,7 +197,8 @@ class KeySync(Run[m.Change]):
                 await self._look()
 
     async def _pages(self) -> AsyncGenerator[m.Changes]:
-        at, newest = self._seen, self._goal
+        at = self._seen
+        newest = max(self._goal, at + 1)  # the first answer comes at once: until then nobody knows how far behind it is
         while True:
             wait_s = 0.0 if at < newest else POLL_S if self._work.continuous else CATCH_UP_S
             page = await self._source.changes(self._prefix, at, limit=PAGE_EVENTS, wait_s=wait_s)

@@ -34,14 +34,15 @@ class TagSync(Run[m.TagChange]):
         if self._cursor.comparing:
             await self._round(self._cursor.comparing)
         self._seen = self._cursor.position
+        wait_s = 0.0
         while not self._is_done():
-            wait_s = POLL_S if self._work.continuous else 0.0
             moved = await self._source.tags_changed(self._work.prefix, self._seen, wait_s=wait_s)
             if moved > self._seen or not self._work.continuous:
                 await self._round((await self._source.about()).revision)
             else:
                 self._saw(self._seen, self._seen)
             await self._look()
+            wait_s = POLL_S
         return self.progress
 
     async def _send(self, changes: tuple[m.TagChange, ...], cursor: CursorRecord) -> m.Applied:
