@@ -80,6 +80,7 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.net
 	$(BIN)/python -m benchmarks.sql
 	$(BIN)/python -m benchmarks.blobs
+	$(BIN)/python -m benchmarks.replication
 
 lock: ## Renew the lock file from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }

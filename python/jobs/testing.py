@@ -182,10 +182,18 @@ class EmbeddedCluster:
     directory of its name. With `with`, it is formed and stopped."""
 
     def __init__(
-        self, directory: Path, size: int = 3, *, env: Mapping[str, str] | None = None, types: Sequence[str] = ("shell",)
+        self,
+        directory: Path,
+        size: int = 3,
+        *,
+        env: Mapping[str, str] | None = None,
+        types: Sequence[str] = ("shell",),
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        """`env`, `types`, `prefix`: of each node; see `EmbeddedNode`."""
         self.directory = directory
         self._types = types
+        self._prefix = prefix
         self._env = dict(env or {})
         self.nodes: dict[str, EmbeddedNode] = {}
         for number in range(1, size + 1):
@@ -200,7 +208,7 @@ class EmbeddedCluster:
             "JOBS_NODE__ID": name,
             "JOBS_CLUSTER__LISTEN": f'["127.0.0.1:{free_port()}"]',
         }
-        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env, types=self._types)
+        made = self.nodes[name] = EmbeddedNode(self.directory / name, env=env, types=self._types, prefix=self._prefix)
         return made
 
     def start(self) -> EmbeddedCluster:
