@@ -6,7 +6,7 @@
 //!
 //! - [`env`]: LMDB as a backend of the machine; `unsafe` is here and in `seal` alone.
 //! - `seal`: the checksum of a row.
-//! - [`marker`]: how the last run ended.
+//! - [`marker`]: how the last run ended; `recovery`: what opening does about that.
 //! - `place`: where the data file lies.
 //! - [`compaction`]: a compact copy that takes the store's place.
 //! - [`snapshot`]: the snapshot file.
@@ -22,6 +22,7 @@ mod error;
 pub mod marker;
 mod place;
 pub mod reader;
+mod recovery;
 mod seal;
 pub mod snapshot;
 pub mod store;
