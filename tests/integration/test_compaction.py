@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs._native import Compaction, Log, Store
-from jobs.consensus import Consensus, ConsensusConfig
+from jobs._native import Compaction, Store
 from jobs.errors import StorageFull, Unavailable
-from jobs.store import Compact, Delete, Op, Put, Txn, encode_command
+from jobs.store import Compact, Delete, Put, Txn, encode_command
+from tests.support import member
 from tests.support.disks import small_disk
 
 KEYS = 4_000
@@ -25,32 +25,14 @@ LARGE = 20_000
 """So many are not copied at once."""
 
 
-class Member:
-    """Log, store and consensus in a directory."""
-
-    def __init__(self, directory: Path, config: ConsensusConfig | None = None) -> None:
-        self.directory = directory
-        self.config = config
-
-    async def __aenter__(self) -> Member:
-        self.log = Log(str(self.directory / "log"), segment_bytes=1 << 20)
-        self.store = Store(str(self.directory / "store"))
-        self.consensus = Consensus("one", self.log, self.store, self.config)
-        await self.consensus.start()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.consensus.stop()
-        self.store.close()
-        self.log.close()
-
-    async def apply(self, *ops: Op) -> int:
-        return (await self.consensus.propose(Txn(then=ops), 100_000)).revision
+class Member(member.Member):
+    """One with keys that it keeps writing."""
 
     async def fill(self, count: int = KEYS) -> None:
         for start in range(0, count, 500):
             numbers = range(start, start + 500)
-            await self.apply(*(Put(b"k%06d" % number, os.urandom(500) * 2) for number in numbers))
+            ops = (Put(b"k%06d" % number, os.urandom(500) * 2) for number in numbers)
+            await self.apply(*ops, size_bytes=500_000)
 
     async def empty(self, count: int = KEYS) -> None:
         await self.apply(*(Delete(b"k%06d" % start, b"k%06d" % (start + 450)) for start in range(0, count, 500)))
@@ -90,25 +72,25 @@ def test_a_member_goes_on_writing_while_its_file_is_compacted(tmp_path: Path) ->
     async def scenario() -> None:
         told: list[tuple[int, int]] = []
         sizes: list[tuple[int, int]] = []
-        async with Member(tmp_path) as member:
+        async with Member(tmp_path) as lone:
             # Given a store of which most was deleted
-            await member.fill()
-            await member.empty()
-            full, _ = member.store.file_bytes()
+            await lone.fill()
+            await lone.empty()
+            full, _ = lone.store.file_bytes()
             # When it is compacted as it is written
-            async with member.busy() as acknowledged:
+            async with lone.busy() as acknowledged:
                 for _ in range(3):
-                    sizes.append(await member.consensus.compact_file(lambda *copied: told.append(copied)))
+                    sizes.append(await lone.consensus.compact_file(lambda *copied: told.append(copied)))
             # Then its file is smaller, and nothing is lost
             assert sizes[0][0] >= full
             assert all(after < full / 2 for _, after in sizes)
             assert all(copied <= total for copied, total in told)
-            member.check(acknowledged)
-            state = member.store.state_hash()
-        async with Member(tmp_path) as member:
-            assert member.store.recovered is None
-            assert member.store.state_hash() == state
-            member.check(acknowledged)
+            lone.check(acknowledged)
+            state = lone.store.state_hash()
+        async with Member(tmp_path) as lone:
+            assert lone.store.recovered is None
+            assert lone.store.state_hash() == state
+            lone.check(acknowledged)
 
     asyncio.run(scenario())
 
@@ -117,52 +99,53 @@ def test_a_copy_whose_entries_are_cut_from_the_log_is_begun_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        async with Member(tmp_path) as member:
-            await member.fill()
-            compactions = member.consensus._compactions
+        async with Member(tmp_path) as lone:
+            await lone.fill()
+            compactions = lone.consensus._compactions
             catch_up, copies = compactions._catch_up, list[int]()
 
             async def cut_before(copy: Compaction) -> bool:
                 """Snapshots are taken, and the log is cut, as soon as a copy is made."""
                 copies.append(copy.applied_index)
                 if len(copies) <= cuts:
-                    await asyncio.gather(*(member.apply(Put(b"w%d" % number, b"")) for number in range(100)))
-                    await member.consensus.snapshot()
+                    for number in range(20):
+                        await lone.apply(Put(b"w%d" % number, b""))
+                    await lone.consensus.snapshot()
                 return await catch_up(copy)
 
             # Given that this happens once or twice, it is done again, and nothing is missing
             monkeypatch.setattr(compactions, "_catch_up", cut_before)
             for cuts in (1, 2):
                 copies.clear()
-                await member.consensus.compact_file()
+                await lone.consensus.compact_file()
                 assert len(copies) == cuts + 1
-                assert member.store.count(b"", b"\xff", limit=KEYS + 200) == KEYS + 100
+                assert lone.store.count(b"", b"\xff", limit=KEYS + 200) == KEYS + 20
             # If it always does, it is given up
             cuts = 100
             with pytest.raises(Unavailable, match="written faster"):
-                await member.consensus.compact_file()
-            await member.apply(Put(b"after", b""))
+                await lone.consensus.compact_file()
+            await lone.apply(Put(b"after", b""))
 
     asyncio.run(scenario())
 
 
 def test_who_is_cancelled_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Member(tmp_path) as member:
-            await member.fill(LARGE)
+        async with Member(tmp_path) as lone:
+            await lone.fill(LARGE)
             store = tmp_path / "store"
             names = sorted(store.rglob("*"))
             reached = asyncio.Event()
-            compacting = asyncio.create_task(member.consensus.compact_file(lambda copied, total: reached.set()))
+            compacting = asyncio.create_task(lone.consensus.compact_file(lambda copied, total: reached.set()))
             await reached.wait()
             with pytest.raises(Unavailable, match="compacted already"):
-                await member.consensus.compact_file()
+                await lone.consensus.compact_file()
             compacting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await compacting
             assert [name for name in sorted(store.rglob("*")) if name.name != "CURRENT.new"] == names
             # And another one can have it done
-            await member.consensus.compact_file()
+            await lone.consensus.compact_file()
             assert (store / "CURRENT").exists()
 
     asyncio.run(scenario())
@@ -170,30 +153,30 @@ def test_who_is_cancelled_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 
 def test_a_member_that_stops_ends_its_compaction(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Member(tmp_path) as member:
-            await member.fill(LARGE)
+        async with Member(tmp_path) as lone:
+            await lone.fill(LARGE)
             reached = asyncio.Event()
-            compacting = asyncio.create_task(member.consensus.compact_file(lambda copied, total: reached.set()))
+            compacting = asyncio.create_task(lone.consensus.compact_file(lambda copied, total: reached.set()))
             await reached.wait()
         with pytest.raises(Unavailable, match="stopping"):
             await compacting
-        async with Member(tmp_path) as member:
-            assert member.store.recovered is None
-            assert member.store.count(b"k", b"l", limit=LARGE + 1) == LARGE
-            await member.consensus.stop()
+        async with Member(tmp_path) as lone:
+            assert lone.store.recovered is None
+            assert lone.store.count(b"k", b"l", limit=LARGE + 1) == LARGE
+            await lone.consensus.stop()
             with pytest.raises(Unavailable, match="stopped"):
-                await member.consensus.compact_file()
+                await lone.consensus.compact_file()
 
     asyncio.run(scenario())
 
 
 def test_without_room_for_a_copy_it_is_refused_and_everything_goes_on(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with Member(tmp_path / "disk") as member:
-            await member.fill(500)
+        async with Member(tmp_path / "disk") as lone:
+            await lone.fill(500)
             with pytest.raises(StorageFull, match="no room to compact it"):
-                await member.consensus.compact_file()
-            await member.apply(Put(b"after", b""))
+                await lone.consensus.compact_file()
+            await lone.apply(Put(b"after", b""))
 
     with small_disk(tmp_path / "disk"):
         asyncio.run(scenario())

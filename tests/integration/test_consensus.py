@@ -16,29 +16,7 @@ from jobs.consensus import MAX_PENDING_TXNS, Consensus, ConsensusConfig, Consens
 from jobs.errors import StorageFull, Unavailable
 from jobs.store import EQ, Put, Txn, VersionIs
 from tests.support.disks import small_disk
-
-
-class Member:
-    """Log, store and consensus in a directory."""
-
-    def __init__(self, directory: Path, config: ConsensusConfig | None = None) -> None:
-        self.directory = directory
-        self.config = config
-
-    async def __aenter__(self) -> Member:
-        self.log = Log(str(self.directory / "log"), segment_bytes=1 << 20)
-        self.store = Store(str(self.directory / "store"))
-        self.consensus = Consensus("one", self.log, self.store, self.config)
-        await self.consensus.start()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.consensus.stop()
-        self.store.close()
-        self.log.close()
-
-    async def put(self, key: str, value: str = "v") -> int:
-        return (await self.consensus.propose(Txn(then=(Put(key.encode(), value.encode()),)))).revision
+from tests.support.member import Member
 
 
 def test_what_was_acknowledged_is_there_after_a_restart_and_the_term_grows(tmp_path: Path) -> None:
