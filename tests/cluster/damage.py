@@ -50,7 +50,7 @@ def damage_log(directory: Path, chance: Random) -> bool:
 
 def damage_store(directory: Path, chance: Random) -> None:
     """Flip some bits of the store's data file."""
-    data = directory / "data" / "store" / "data.mdb"
+    (data,) = (directory / "data" / "store").rglob("data.mdb")
     for _ in range(_BITS):
         _flip(data, chance.randrange(data.stat().st_size), chance)
 

@@ -129,6 +129,31 @@ def test_a_copy_whose_entries_are_cut_from_the_log_is_begun_anew(
     asyncio.run(scenario())
 
 
+def test_a_copy_is_begun_anew_when_a_snapshot_is_being_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with Member(tmp_path) as lone:
+            await lone.fill()
+            compactions, copies = lone.consensus._compactions, list[int]()
+            catch_up = compactions._catch_up
+
+            async def while_installing(copy: Compaction) -> bool:
+                copies.append(copy.applied_index)
+                lone.consensus._installing = len(copies) == 1
+                try:
+                    return await catch_up(copy)
+                finally:
+                    lone.consensus._installing = False
+
+            monkeypatch.setattr(compactions, "_catch_up", while_installing)
+            await lone.consensus.compact_file()
+            assert len(copies) == 2
+            await lone.apply(Put(b"after", b""))
+
+    asyncio.run(scenario())
+
+
 def test_who_is_cancelled_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Member(tmp_path) as lone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import threading
 from pathlib import Path
 
@@ -150,6 +151,19 @@ def test_there_is_one_copy_at_a_time_and_one_that_is_dropped_is_removed(written:
         copy.finish()
     assert [name for name in written.file_names() if name != "CURRENT.new"] == names
     written.compact()
+
+
+def test_whoever_may_read_the_file_may_read_the_next_one(written: Written) -> None:
+    group = 65_534 if os.getuid() == 0 else os.getgid()
+    rights = {"": 0o751, "data.mdb": 0o640, "lock.mdb": 0o666}
+    for name, mode in rights.items():
+        os.chown(written.directory / name, -1, group)
+        (written.directory / name).chmod(mode)
+    written.fill(10)
+    written.compact()
+    for name, mode in rights.items():
+        found = (written.directory / "compact-1" / name).stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (mode, group)
 
 
 def test_a_copy_is_broken_off_by_who_is_told_how_far_it_is(written: Written) -> None:

@@ -5,7 +5,9 @@
 //! meanwhile is applied to the copy after it, and when it has caught up, it takes the store's place (see [`crate::place`]).
 
 use std::fs;
+use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -177,13 +179,18 @@ fn check_room(source: &Source<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Let whoever may read the one data file read the other.
+/// Let whoever may read the one data file read the other: readers write to the lock file.
 fn copy_rights(from: &Path, to: &Path) -> Result<()> {
     for name in ["", DATA_FILE, LOCK_FILE] {
         let (from, to) = (from.join(name), to.join(name));
-        fs::metadata(&from)
-            .and_then(|known| fs::set_permissions(&to, known.permissions()))
-            .map_err(StoreError::io("give the same rights to", &to))?;
+        let copy = || -> io::Result<()> {
+            let (known, made) = (fs::metadata(&from)?, fs::metadata(&to)?);
+            if known.gid() != made.gid() {
+                chown(&to, None, Some(known.gid()))?;
+            }
+            fs::set_permissions(&to, known.permissions())
+        };
+        copy().map_err(StoreError::io("give the same rights to", &to))?;
     }
     Ok(())
 }
