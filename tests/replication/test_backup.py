@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from jobs.protocol.model import ReplicationBackup, ReplicationResult, Throttle
 from jobs.testing import EmbeddedNode
 from tests.replication.series import backup_node, opened, restored, users_rows, write_some
 from tests.support import processes
+from tests.support.api import Raw
 from tests.support.disks import small_disk
 from tests.support.waiting import until
 
@@ -381,3 +383,37 @@ def _worker_of(node: EmbeddedNode) -> int:
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def test_a_snapshot_that_was_begun_before_is_not_taken_for_what_has_come_since(
+    tmp_path_factory: pytest.TempPathFactory, place: Path, target: Path, tmp_path: Path
+) -> None:
+    """Given a backup whose snapshot takes long, a key that is written meanwhile, and another backup; then that one has
+    the key: its snapshot is not the one that was under way."""
+    report = tmp_path / "report"
+    points = f"report={report};store.snapshot.before=delay:2000ms"
+    with (
+        backup_node(tmp_path_factory.mktemp("slow") / "node", place, JOBS_FAILPOINTS=points) as node,
+        node.client() as client,
+    ):
+        client.kv.put("/data/first", "x")
+        slow = ReplicationBackup(directory=f"{target}-slow", prove=False)
+        job = client.submit(replication_job(slow)).job.id
+        until(lambda: report.exists() and "store.snapshot.before" in report.read_text())
+        client.kv.put("/data/second", "y")
+        client.replication.backup(directory=str(target))
+        with restored(target, tmp_path / "store") as store:
+            assert set(users_rows(store)) == {"/data/first", "/data/second"}
+        client.wait(job)
+
+
+def test_only_administrators_read_the_store_for_backups(node: EmbeddedNode) -> None:
+    """Given a worker that asks for somebody who is no administrator; then nothing of the store is given."""
+
+    async def read(path: str) -> int:
+        async with await Raw.connect(node.socket) as raw:
+            return (await raw.ask("GET", path, Jobs_Act_For="4711")).status
+
+    paths = ("snapshot", "changes?after=0", "rows?prefix=/", "state?revision=1")
+    for path in paths:
+        assert asyncio.run(read(f"/v1/replication/{path}")) == 403, path
