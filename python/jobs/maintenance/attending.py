@@ -23,7 +23,7 @@ SPARSE: Final = 0.6
 DENSE: Final = 0.85
 """About what rows come to of a file that was written anew."""
 LOG_BYTES: Final = 4 << 20
-ROWS: Final = 20_000
+ROWS: Final = 8_000
 """Looked at in one step."""
 MAX_TEXT: Final = 2_000
 
@@ -123,7 +123,8 @@ class Attending:
             following, size_bytes = self._log.check(first, max_bytes=LOG_BYTES)
         except CorruptError as error:
             return m.Checked(0, 0, (str(error)[:MAX_TEXT],))
-        over = following > last or not size_bytes
+        # Nothing there: it has been cut meanwhile up to a later entry, or that was the end.
+        over = following > last or (not size_bytes and self._log.first_index <= first)
         rest = None if over else b"%d %d" % (following, last)
         return m.Checked(following - first, size_bytes, cursor=rest)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LEAST: Final = 0.25
+LEAST: Final = 1.0
 """Pauses, in lengths of a step, on an idle node."""
 MOST: Final = 8.0
 SHRINK: Final = 0.85
@@ -39,7 +39,7 @@ class Pace:
         """Return how long to pause after a step, during which the loop was this late at most, and commits took so long
         (None: there were none)."""
         if lag_s > LAG_S or self._is_slow(commit_s):
-            self._share = min(MOST, 2 * max(self._share, 0.5))
+            self._share = min(MOST, 2 * self._share)
         else:
             self._share = max(LEAST, self._share * SHRINK)
         return min(MAX_PAUSE_S, max(step_s, lag_s) * self._share)

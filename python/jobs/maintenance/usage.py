@@ -17,7 +17,7 @@ from jobs.protocol.model import JobState, MaintenanceMetrics, UsageLine
 from jobs.records import JobRecord, ResultRecord
 from jobs.store import Store, prefix_end
 
-PAGE: Final = 64
+PAGE: Final = 32
 """Read and added up in one go: others wait for so long."""
 HOUR_MS: Final = 3_600_000
 Period: TypeAlias = Literal["hour", "day", "month"]
