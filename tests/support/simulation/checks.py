@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from jobs._native import MemoryStore
-from jobs.consensus.member import _command_of
+from jobs.consensus.member import command_of
 from jobs.consensus.messages import Append, Appended, Message, Pulse, Vote, Voted
 from jobs.consensus.raft import NO_OP
 
@@ -210,7 +210,7 @@ class Checks:
         new = self.committed[first - self._base :]
         observer.apply(
             [
-                (first + 1 + offset, term, _command_of(payload, first + 1 + offset))
+                (first + 1 + offset, term, command_of(payload, first + 1 + offset))
                 for offset, (term, payload, _) in enumerate(new)
             ]
         )
