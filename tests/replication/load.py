@@ -21,7 +21,10 @@ KEYS: Final = 400
 """Of each writer."""
 SIZES: Final = (1, 1, 1, 2, 5, 20, 100)
 """Keys of a transaction."""
-HURRY: Final = 300
+BULK: Final = 6_000
+"""Further keys of each writer, that it writes when it is in a hurry."""
+HURRY: Final = 500
+WATCHED: Final = "w/"
 FOREIGN: Final = b"foreign"
 
 Rows: TypeAlias = dict[str, bytes]
@@ -37,6 +40,7 @@ class Writer(Repeater):
         self.number = number
         self._prefix = prefix
         self._names = [name_of(number, slot) for slot in range(KEYS)]
+        self._bulk = [f"bulk/{number}/{slot:04}" for slot in range(BULK)]
         self._count = 0
         self.acknowledged: dict[str, bytes | None] = {}
         """What was last written of each key; None: it was deleted."""
@@ -44,11 +48,13 @@ class Writer(Repeater):
         self.events = 0
         """Changes of keys that were acknowledged."""
         self.hurry = threading.Event()
-        """Set: as many keys as it can, so that history is soon forgotten."""
+        """Set: as many keys as it can, so that history is soon forgotten, and there is much to compare."""
 
     def once(self, client: Client) -> None:
-        size = HURRY if self.hurry.is_set() else self.chance.choice(SIZES)
-        self.write(client, self.chance.sample(self._names, size), deletes=0.2)
+        if self.hurry.is_set():
+            self.write(client, self.chance.sample(self._bulk, HURRY), deletes=0.05)
+        else:
+            self.write(client, self.chance.sample(self._names, self.chance.choice(SIZES)), deletes=0.2)
 
     def write(self, client: Client, names: Sequence[str], *, deletes: float = 0.0) -> int:
         """Put or delete keys in one transaction; return its revision."""
@@ -66,6 +72,9 @@ class Writer(Repeater):
         self.events += sum(value is not None for value in wanted.values())
         return done.revision
 
+    def owns(self, name: str) -> bool:
+        return name.startswith(name_of(self.number, 0)[:-3])
+
     def resolve(self, client: Client, names: Sequence[str]) -> None:
         """Put keys when nobody writes any more, those that were in doubt too."""
         for name in names:
@@ -75,12 +84,13 @@ class Writer(Repeater):
     def _doubt(self, wanted: Mapping[str, bytes | None]) -> None:
         for name, value in wanted.items():
             self.doubtful[name] = {self.acknowledged.pop(name, None), value}
-            if name in self._names:
-                self._names[self._names.index(name)] = name + "'"
+            for names in (self._names, self._bulk):
+                if name in names:
+                    names[names.index(name)] = name + "'"
 
 
 def name_of(writer: int, slot: int) -> str:
-    return f"{writer}/{slot:03}"
+    return f"{WATCHED}{writer}/{slot:03}"
 
 
 def _op(key: str, value: bytes | None) -> KvOp:
@@ -145,7 +155,7 @@ class Watcher(Repeater):
         self.came_back: list[str] = []
 
     def once(self, client: Client) -> None:
-        found = {name: number_of(value) for name, value in rows(client, self._prefix).items()}
+        found = {WATCHED + name: number_of(value) for name, value in rows(client, self._prefix + WATCHED).items()}
         for name in self._seen:
             if name not in found:
                 self._gone.add(name)

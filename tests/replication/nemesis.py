@@ -28,6 +28,8 @@ KINDS: Final = (
     ("cut off", "cut off and kill"),
 )
 """To nodes, to the worker, to the source's history, between the clusters, within the one of several nodes."""
+WHILE_COMPARING: Final = ("", "kill", "kill", "kill worker", "kill worker", "slow")
+"""What else goes wrong after history was outrun."""
 PATIENCE_S: Final = 90.0
 
 
@@ -42,11 +44,15 @@ class Fault(Struct, frozen=True, kw_only=True):
     length_s: float
     peace_s: float
     mbit_per_s: int
+    then: str = ""
+    """What else goes wrong, to the same, while all is compared again; or about then."""
+    then_s: float = 0.0
 
     def __str__(self) -> str:
         side = "source" if self.at_source else "target"
         whom = "its leader" if self.leader else f"node {self.victim}"
-        return f"{self.kind} ({side}, {whom}) for {self.length_s:.1f} s, then {self.peace_s:.1f} s of peace"
+        then = f", {self.then} after {self.then_s:.1f} s" if self.then else ""
+        return f"{self.kind} ({side}, {whom}) for {self.length_s:.1f} s{then}, then {self.peace_s:.1f} s of peace"
 
 
 def plan(seed: str, count: int) -> list[Fault]:
@@ -55,13 +61,15 @@ def plan(seed: str, count: int) -> list[Fault]:
     kinds = by_turns(KINDS, chance)
     return [
         Fault(
-            kind=next(kinds),
+            kind=(kind := next(kinds)),
             at_source=chance.random() < 0.5,
             leader=chance.random() < 0.5,
             victim=chance.randrange(1 << 8),
             length_s=chance.uniform(0.2, 3.0),
             peace_s=chance.uniform(0.5, 2.0),
             mbit_per_s=chance.choice((1, 4, 16)),
+            then=chance.choice(WHILE_COMPARING) if kind == "outrun" else "",
+            then_s=chance.uniform(0.0, 2.0),
         )
         for _ in range(count)
     ]
@@ -190,6 +198,9 @@ class Nemesis:
         self._scene.source.part(self._scene.target)
         self._scene.outrun()
         self._net.heal()
+        if fault.then:
+            self._done.wait(fault.then_s)
+            _KINDS[fault.then](self, fault)
         until(lambda: self._scene.snapshots() > before[0], PATIENCE_S, "a gap in history was not noticed")
 
     def _cut_off(self, fault: Fault) -> None:
