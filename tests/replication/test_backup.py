@@ -417,3 +417,25 @@ def test_only_administrators_read_the_store_for_backups(node: EmbeddedNode) -> N
     paths = ("snapshot", "changes?after=0", "rows?prefix=/", "state?revision=1")
     for path in paths:
         assert asyncio.run(read(f"/v1/replication/{path}")) == 403, path
+
+
+@pytest.mark.parametrize("prove", [True, False])
+def test_changes_of_one_node_are_not_added_to_the_backup_of_another(
+    client: Client, tmp_path_factory: pytest.TempPathFactory, place: Path, target: Path, tmp_path: Path, prove: bool
+) -> None:
+    """Given two nodes that are in no cluster, so that no id tells them apart, and one directory for both; then what
+    comes out is a full backup of the second, and not its changes on top of the first."""
+    directory = Path(f"{target}-{prove}")
+    with (
+        backup_node(tmp_path_factory.mktemp("other") / "node", place) as other,
+        other.client() as first,
+    ):
+        first.kv.put("/data/of the first", "x")
+        until_ahead = first.replication.backup(directory=str(directory), prove=prove).source_revision
+    number = 0
+    while client.kv.put("/data/of the second", str(number)).revision <= until_ahead:
+        number += 1
+    assert client.replication.backup(directory=str(directory), prove=prove).kind == "full"
+    with restored(directory, tmp_path / "store") as store:
+        assert "/data/of the first" not in users_rows(store)
+        assert "/data/of the second" in users_rows(store)

@@ -6,6 +6,7 @@ of that revision; then the blobs come, and the manifest, and last of all the bac
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -207,6 +208,7 @@ class Making:
                 )
             return await again(lambda: self._take_snapshot(draft))
         try:
+            await self._check_continues(self._former[-1])
             return await again(lambda: self._take_changes(draft, self._former[-1]))
         except (Compacted, InvalidRequest) as error:
             if wanted.kind == "incremental":
@@ -214,6 +216,18 @@ class Making:
             await self.say(f"a full one, as {error.detail}")
             self._former = []
             return await again(lambda: self._take_snapshot(draft))
+
+    async def _check_continues(self, former: Manifest) -> None:
+        """Raise InvalidRequest unless the last backup is of this node. The proof finds that out, and ids of clusters
+        tell it: this is for nodes in none, of which no proof is wanted."""
+        if self._wanted.prove or former.cluster or former.state is None:
+            return
+        if await self._state(former.to_revision) != former.state:
+            raise InvalidRequest(
+                f"{self._series.shelf.called(former.directory)} is not of this node",
+                field="$.directory",
+                expected="another directory",
+            )
 
     async def _take_snapshot(self, draft: Shelf) -> Content:
         async with reading(self._task.node, "/v1/replication/snapshot", {}) as (answer, pieces):
@@ -329,14 +343,17 @@ class Making:
                 draft.verify(entry.name, entry.size_bytes, entry.blake3, self.gauge.look)
             self._series.verify(chain, self.gauge.look)
             plain = self._aside / PLAIN if self.recipients else None
-            with self._series.parts(chain) as parts:
-                parts.append(Part(one, draft, plain))
-                directory = self._aside / STORE
-                store = rebuild.rebuild(parts, directory, identities=identities, check=self.gauge.look)
+            directory = self._aside / STORE
             try:
-                rebuild.check_state(store, one, self._series.shelf.called(one.directory), self.gauge.look)
+                with self._series.parts(chain) as parts:
+                    parts.append(Part(one, draft, plain))
+                    store = rebuild.rebuild(parts, directory, identities=identities, check=self.gauge.look)
+                try:
+                    rebuild.check_state(store, one, self._series.shelf.called(one.directory), self.gauge.look)
+                finally:
+                    store.close()
             finally:
-                store.close()
+                shutil.rmtree(directory, ignore_errors=True)
 
         await self.gauge.run(restore)
 
