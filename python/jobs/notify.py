@@ -15,9 +15,11 @@ from typing import Final
 
 from sdnotify import SystemdNotifier
 
+from jobs.sockets import LISTEN_VARIABLES
+
 logger = logging.getLogger(__name__)
 
-VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", *LISTEN_VARIABLES)
 """What a service manager tells the process that it has started, and not that one's children."""
 
 WATCHDOG_SHARE: Final = 0.5

@@ -1,4 +1,4 @@
-"""Listening Unix sockets with the right owner and mode from the first moment."""
+"""Listening Unix sockets: given by the service manager, or made with the right owner and mode from the first moment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import socket
 import stat
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+LISTEN_VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+"""By which a service manager tells a process of sockets that it is given, from this number on (sd_listen_fds(3))."""
+LISTEN_FDS_START: Final = 3
 MAX_PATH_BYTES: Final = 107
 """sun_path less its final zero byte."""
 BACKLOG: Final = 1_024
@@ -20,6 +23,50 @@ BACKLOG: Final = 1_024
 
 class SocketError(Exception):
     """The socket cannot be had; the text names it, the cause, and what would help."""
+
+
+class Listener(NamedTuple):
+    """A socket that listens."""
+
+    socket: socket.socket
+    is_own: bool
+    """Made by this process: its path goes with it. Another stays, and clients that connect wait for the next life."""
+
+
+def listen(path: Path, mode: int, group: str | None) -> Listener:
+    """Return the socket at `path` that the service manager has given this process, or a new one. Raises SocketError."""
+    for number in range(LISTEN_FDS_START, LISTEN_FDS_START + _given_count()):
+        given = _listening_at(number, path)
+        if given is not None:
+            return Listener(given, is_own=False)
+    return Listener(listen_unix(path, mode, group), is_own=True)
+
+
+def _given_count() -> int:
+    """Return how many sockets this process was given: what its parent was given is none of its own."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return 0
+    count = os.environ.get("LISTEN_FDS", "")
+    return int(count) if count.isdigit() else 0
+
+
+def _listening_at(number: int, path: Path) -> socket.socket | None:
+    """Return a copy of a descriptor that is a Unix socket which listens at a path."""
+    try:
+        given = socket.socket(fileno=os.dup(number))
+    except OSError:
+        return None
+    is_it = (
+        given.family == socket.AF_UNIX
+        and given.type == socket.SOCK_STREAM
+        and given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        and given.getsockname() == str(path)
+    )
+    if not is_it:
+        given.close()
+        return None
+    given.setblocking(False)
+    return given
 
 
 def listen_unix(path: Path, mode: int, group: str | None) -> socket.socket:

@@ -16,7 +16,7 @@ from typing import Final, Protocol, cast
 from jobs.errors import JobsError
 from jobs.protocol import wire
 from jobs.service import WorkerProcess
-from jobs.sockets import BACKLOG, listen_unix, peer_credentials
+from jobs.sockets import BACKLOG, listen, peer_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -55,21 +55,22 @@ class WorkerDoor:
         self._found = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._is_own = True
         self._watched: dict[str, int] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     async def start(self, path: Path, mode: int, group: str | None) -> None:
         """Listen. Raises SocketError."""
-        listener = listen_unix(path, mode, group)
-        self._path = path
+        listener = listen(path, mode, group)
+        self._path, self._is_own = path, listener.is_own
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: Guest(self), sock=listener, backlog=BACKLOG)
+        self._server = await loop.create_unix_server(lambda: Guest(self), sock=listener.socket, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Let nobody in any more; the workers keep their jobs and come back."""
         if self._server is not None:
             self._server.close()
-        if self._path is not None:
+        if self._path is not None and self._is_own:
             self._path.unlink(missing_ok=True)
         for guest in list(self.guests):
             guest.leave()

@@ -31,7 +31,7 @@ from jobs.errors import MethodNotAllowed, NotLeader
 from jobs.forward.metrics import ForwardMetrics
 from jobs.forward.whereabouts import NotCarriedOut, Search
 from jobs.service import Backend
-from jobs.sockets import BACKLOG, listen_unix, reserve_descriptors
+from jobs.sockets import BACKLOG, listen, reserve_descriptors
 
 if TYPE_CHECKING:
     from jobs.forward.follower import Forwarder
@@ -87,9 +87,11 @@ class ApiServer(web.Server):
             logger.warning(
                 "the limit of open files allows %d connections, fewer than api.max_connections", self._gate.limit
             )
-        listener = listen_unix(path, self.config.mode, self.config.group)
-        self._path = path
-        self._listener = await asyncio.get_running_loop().create_unix_server(self, sock=listener, backlog=BACKLOG)
+        listener = listen(path, self.config.mode, self.config.group)
+        self._path = path if listener.is_own else None
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            self, sock=listener.socket, backlog=BACKLOG
+        )
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, end streams and long polls, let the rest finish for `grace_s`, then close."""
