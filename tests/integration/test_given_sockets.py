@@ -92,7 +92,8 @@ def test_sockets_of_other_paths_and_for_other_processes_are_not_taken(tmp_path: 
         node = start(tmp_path, [other])
         deadline = time.monotonic() + STEP_S
         while not (tmp_path / "api.sock").exists():
-            assert node.poll() is None and time.monotonic() < deadline, (tmp_path / "node.log").read_text()
+            assert node.poll() is None, (tmp_path / "node.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "node.log").read_text()
             time.sleep(0.02)
         client = Client(str(tmp_path / "api.sock"), patience_s=STEP_S)
         assert client.run(shell_job(["echo", "own"]), timeout_s=STEP_S).stdout.text == "own\n"
