@@ -150,6 +150,23 @@ def test_a_job_goes_on_where_the_node_was_killed(cluster: EmbeddedCluster) -> No
         assert result.counts["replicas"] >= 200
 
 
+def test_another_leader_in_the_middle_changes_nothing(cluster: EmbeddedCluster, client: Client) -> None:
+    done: list[MaintenanceResult] = []
+
+    def work() -> None:
+        with cluster.client() as own:
+            for _ in range(4):
+                done.append(own.maintenance.verify(parts=["log", "store", "replicas"]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(3):
+        leader = cluster.leader().directory.name
+        client.cluster.transfer(next(name for name in cluster.nodes if name != leader))
+    thread.join(120)
+    assert [one.status for one in done] == ["ok"] * 4
+
+
 def test_two_of_a_kind_are_done_one_after_the_other(client: Client) -> None:
     done: list[MaintenanceResult] = []
     threads = [threading.Thread(target=lambda: done.append(client.maintenance.verify(parts=["store"]))) for _ in "ab"]
