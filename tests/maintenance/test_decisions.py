@@ -32,14 +32,11 @@ WELL = m.Examined(
     max_store_bytes=100,
     file_bytes=20,
     free_file_bytes=0,
-    log_bytes=5,
-    applied_index=1,
     no_room="",
     keys=(m.KeyFile("/node.key", ""),),
     open_files=10,
     max_open_files=1_000,
     quarantined=0,
-    memory_bytes=1,
 )
 
 

@@ -98,6 +98,10 @@ async def test_history_stays_for_who_watches_and_for_who_reads_page_by_page(tmp_
             assert "a reader on" in done.nodes[0].outcome
             assert plane.store.events(began, [b"/data/"], limit=10)[0]
 
+            # but who asks for what is gone keeps nothing
+            with plane.site.history(1):
+                assert plane.site.oldest_needed == began
+
         # When it has gone, a reader of pages at one revision is waited for as well
         page = await plane.control.kv_scan(ADMIN, "/data/", limit=10, cursor=None, revision=began + 10, keys_only=True)
         await perform(asked, "compact", parts=["history"])

@@ -120,11 +120,13 @@ class Hub:
 
     @property
     def oldest_needed(self) -> int | None:
-        """Revision after which the history is needed, or which itself is; None where nobody reads."""
+        """Revision after which the history is needed, or which itself is; None where nobody reads.
+
+        Who asks for what is gone already keeps nothing.
+        """
         self._forget_reads()
-        needed = [reader.revision for reader in self._readers]
-        needed += [revision for _, revision in self._read]
-        return min(needed, default=None)
+        needed = [*(reader.revision for reader in self._readers), *(revision for _, revision in self._read)]
+        return min((revision for revision in needed if revision >= self._store.compact_revision), default=None)
 
     def _forget_reads(self) -> int:
         """Leave only what was read lately; return which second it is."""

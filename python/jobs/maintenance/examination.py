@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from jobs._native import Log, Store, __version__
+from jobs._native import Store, __version__
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.maintenance import messages as m
@@ -29,7 +29,6 @@ class Machine:
         self,
         consensus: Consensus,
         store: Store,
-        log: Log,
         *,
         directories: dict[str, Path],
         secrets: tuple[Path, ...],
@@ -38,7 +37,6 @@ class Machine:
     ) -> None:
         self._consensus = consensus
         self._store = store
-        self._log = log
         self._directories = directories
         self._secrets = secrets
         self._max_store_bytes = max_store_bytes
@@ -58,14 +56,11 @@ class Machine:
             max_store_bytes=self._max_store_bytes,
             file_bytes=file_bytes,
             free_file_bytes=free_bytes,
-            log_bytes=self._log.size_bytes,
-            applied_index=self._store.applied_index,
             no_room=self._consensus.no_room or "",
             keys=tuple(m.KeyFile(str(path), problem_of_secret(path)) for path in self._secrets),
             open_files=len(os.listdir("/proc/self/fd")),
             max_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             quarantined=self._quarantined(),
-            memory_bytes=_memory_bytes(),
         )
 
     def _disks(self) -> tuple[m.DiskSpace, ...]:
@@ -113,8 +108,3 @@ def problem_of_secret(path: Path) -> str:
     if found.st_mode & 0o077:
         return f"others may read it: its mode is {stat.S_IMODE(found.st_mode):04o}"
     return "" if found.st_size else "it is empty"
-
-
-def _memory_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -170,7 +170,7 @@ class CheckSnapshot(_Message, frozen=True, tag=6):
     """Read the newest snapshot anew."""
 
 
-class Digest(_Message, frozen=True, tag=8):
+class Digest(_Message, frozen=True, tag=7):
     """Digest the keys of a range at a revision, in pieces of about so many rows."""
 
     start: _Key
@@ -181,14 +181,14 @@ class Digest(_Message, frozen=True, tag=8):
     limit: Annotated[int, Meta(ge=1, le=MAX_PIECES)]
 
 
-class Show(_Message, frozen=True, tag=9):
+class Show(_Message, frozen=True, tag=8):
     """Say what stands at a key at a revision."""
 
     key: _Key
     revision: _Count
 
 
-class Needed(_Message, frozen=True, tag=10):
+class Needed(_Message, frozen=True, tag=9):
     """Say from where on readers here need history."""
 
 
@@ -223,8 +223,7 @@ class DiskSpace(_Message, frozen=True):
 
 class KeyFile(_Message, frozen=True):
     path: Text
-    problem: Text
-    """"" for none."""
+    problem: Text = ""
 
 
 class Examined(_Message, frozen=True, tag=3):
@@ -241,8 +240,6 @@ class Examined(_Message, frozen=True, tag=3):
     """Of the store's file."""
     free_file_bytes: int
     """Of it, those that hold nothing."""
-    log_bytes: int
-    applied_index: int
     no_room: Text
     """Why entries wait to be applied; "" where none do."""
     keys: tuple[KeyFile, ...]
@@ -250,7 +247,6 @@ class Examined(_Message, frozen=True, tag=3):
     max_open_files: int
     quarantined: int
     """Blobs that were found damaged and put aside."""
-    memory_bytes: int
 
 
 class Checked(_Message, frozen=True, tag=4):

@@ -41,7 +41,6 @@ class MaintenancePart:
         machine = Machine(
             consensus,
             store,
-            log,
             directories=directories,
             secrets=secrets,
             max_store_bytes=max_store_bytes,
