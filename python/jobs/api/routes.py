@@ -90,13 +90,14 @@ ROUTES: Final = (
     # --- jobs
     Route(
         method="POST", path="/v1/jobs", handler=Handlers.submit, body=model.JobSubmit,
-        answer=model.Submitted, status=201, again="The idempotency key was known: the job it made", errors=_SUBMIT,
+        answer=model.Submitted, status=201, again="The idempotency key was known: the job it made",
+        errors=(*_SUBMIT, errors.NotFound),
         summary="Submit a job",
         repeat=_MADE,
     ),
     Route(
         method="POST", path="/v1/jobs:batch", handler=Handlers.submit_batch, body=model.Batch,
-        answer=model.BatchSubmitted, status=201, errors=_SUBMIT,
+        answer=model.BatchSubmitted, status=201, errors=(*_SUBMIT, errors.NotFound),
         summary="Submit several jobs, all or none",
         repeat=_MADE,
     ),
