@@ -58,7 +58,6 @@ class Attending:
                 return await asyncio.to_thread(self._check_snapshot)
             case m.Digest():
                 await self._site.reach(order.revision)
-                self._site.on_read(order.revision)
                 return await self._pacing.step(asyncio.to_thread(self._digest, order))
             case m.Show():
                 await self._site.reach(order.revision)
