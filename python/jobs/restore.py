@@ -109,10 +109,19 @@ LOST is what was acknowledged after that revision. Jobs that ran then are run ag
 after the loss of a worker. The nodes of the old cluster must not run on: they would do the same work."""
 
     def carry_out(self) -> str:
-        """Do it, and return what to say."""
+        """Do it, and return what to say. Whatever is raised, there is nothing then, as before."""
+        self._series.verify(self._chain)
         making = self._data_dir / UNFINISHED
         self._begin(making)
-        self._series.verify(self._chain)
+        try:
+            told = self._make(making)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        self._finish(making)
+        return told
+
+    def _make(self, making: Path) -> str:
         with self._series.parts(self._chain) as parts:
             store = rebuild.rebuild(
                 parts,
@@ -132,7 +141,6 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
             store.snapshot()
         finally:
             store.close()
-        self._finish(making)
         told = f"; {missing} blobs that the catalogue names were not in the backup" if missing else ""
         return (
             f"restored {name}{told}; start the node (systemctl start jobs-node), then let others join: "

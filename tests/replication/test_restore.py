@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,30 @@ def test_what_is_encrypted(series: Series, tmp_path: Path) -> None:
         assert client.blobs.get(series.blob) == b"kept by a tag" * 1_000
 
 
+def test_what_is_damaged_or_for_others_leaves_nothing(series: Series, tmp_path: Path) -> None:
+    """Given a series with a damaged file, one that lacks a blob, and a key that does not fit; then each is told by
+    name, and nothing is there."""
+    damaged = tmp_path / "series"
+    shutil.copytree(series.directory, damaged)
+    file = damaged / "000002-incremental" / "changes"
+    file.write_bytes(file.read_bytes()[:-1])
+    stranger = tmp_path / "stranger"
+    stranger.write_text(f"{x25519.Identity.generate()}\n")
+    stranger.chmod(0o600)
+    lacking = tmp_path / "lacking"
+    shutil.copytree(series.directory, lacking)
+    (lacking / "blobs" / series.blob[:2] / series.blob).unlink()
+    for arguments, told in (
+        ((damaged,), "000002-incremental/changes: it has"),
+        ((lacking,), f"{series.blob}: it is missing"),
+        ((series.encrypted, "--identity", stranger), "none of the secret keys fits"),
+        ((tmp_path / "nowhere",), "No such file"),
+    ):
+        refused = node_command(tmp_path / "new", "restore", "--yes", "--from", *map(str, arguments))
+        assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr
+        assert not list((tmp_path / "new" / "data").glob("*")), told
+
+
 def test_what_a_node_has_is_not_overwritten(series: Series, tmp_path: Path) -> None:
     with EmbeddedNode(tmp_path / "node") as node, node.client() as client:
         client.kv.put("/data/mine", "x")
@@ -155,10 +180,11 @@ def test_a_restore_that_breaks_off_anywhere_is_begun_again_and_no_node_starts_wi
         env = {**os.environ, "JOBS_FAILPOINTS": f"{point}={action}"}
         broken = node_command(directory, *command, env=env)
         assert broken.returncode == (-signal.SIGKILL if action == "kill" else 1), (point, broken.stderr)
-        assert unfinished(directory / "data") is not None
+        assert (unfinished(directory / "data") is not None) == (action == "kill")
         assert not (directory / "data" / "store").exists()
-    with pytest.raises(NodeFailed, match="did not come to its end here"):
-        EmbeddedNode(directory).start()
+    if action == "kill":
+        with pytest.raises(NodeFailed, match="did not come to its end here"):
+            EmbeddedNode(directory).start()
     assert node_command(directory, *command).returncode == 0
     with EmbeddedNode(directory) as node, node.client() as client:
         assert client.kv.get("/data/number").value.text == "2"
