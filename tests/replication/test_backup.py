@@ -439,3 +439,24 @@ def test_changes_of_one_node_are_not_added_to_the_backup_of_another(
     with restored(directory, tmp_path / "store") as store:
         assert "/data/of the first" not in users_rows(store)
         assert "/data/of the second" in users_rows(store)
+
+
+def test_a_blob_that_no_node_has_any_more_does_not_stand_in_the_way_and_is_told(
+    tmp_path_factory: pytest.TempPathFactory, place: Path, target: Path, tmp_path: Path
+) -> None:
+    """Given a blob whose content is lost; then the backup has everything else and its name, its manifest says what it
+    lacks, and the job fails, so that somebody looks."""
+    with backup_node(tmp_path_factory.mktemp("lost") / "node", place) as node, node.client() as client:
+        client.kv.put("/data/kept", "x")
+        there = client.blobs.put(os.urandom(200_000), tag="there").hash
+        lost = client.blobs.put(os.urandom(200_000), tag="lost").hash
+        for path in (node.directory / "data" / "blobs" / "data").rglob(f"*{lost[2:]}*"):
+            path.unlink()
+        with pytest.raises(OperationFailed, match=f"is made, and whole but for 1 blobs that no node gave: {lost}"):
+            client.replication.backup(directory=str(target))
+        with opened(target) as series:
+            (one,) = series.all()
+            assert one.lost == [lost]
+            assert set(series.listing(one)) == {there}
+        with restored(target, tmp_path / "store") as store:
+            assert users_rows(store) == {"/data/kept": "x"}
