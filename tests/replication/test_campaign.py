@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from jobs.client import Client, replication_job
-from jobs.errors import Compacted, JobsError, NotFound
+from jobs.errors import Compacted, JobsError, NotFound, Unavailable
 from jobs.protocol.model import Conflict, JobState, ReplicationSync, SyncView
 from jobs.testing import EmbeddedNode
 from tests.cluster.load import Repeater, Sockets
@@ -141,6 +141,7 @@ class Run:
 
     def _probe(self) -> Client:
         """Return a client of a node that answers."""
+        failed: JobsError = Unavailable("no node runs")
         for node in list(self.home.running()):
             client = Client(str(node.socket), patience_s=PROBE_S)
             try:
