@@ -6,10 +6,14 @@ restore that was broken off is removed by the next one.
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import os
 import secrets
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -112,13 +116,14 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
         """Do it, and return what to say. Whatever is raised, there is nothing then, as before."""
         self._series.verify(self._chain)
         making = self._data_dir / UNFINISHED
-        self._begin(making)
-        try:
-            told = self._make(making)
-        except BaseException:
-            shutil.rmtree(making, ignore_errors=True)
-            raise
-        self._finish(making)
+        with self._alone():
+            self._begin(making)
+            try:
+                told = self._make(making)
+            except BaseException:
+                shutil.rmtree(making, ignore_errors=True)
+                raise
+            self._finish(making)
         return told
 
     def _make(self, making: Path) -> str:
@@ -152,6 +157,11 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
     def _check_empty(self) -> None:
         if not self._data_dir.exists():
             return
+        if (owner := self._data_dir.stat().st_uid) != os.geteuid():
+            raise RestoreError(
+                f"{self._data_dir} is uid {owner}'s, and so is the node that is to read what is restored: restore "
+                f"as that user (sudo -u '#{owner}' jobs-node restore …)"
+            )
         left = [one.name for one in self._data_dir.iterdir()]
         if UNFINISHED in left:
             return  # all of it is of a restore that was broken off
@@ -181,12 +191,31 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
             raise BackupInvalid(
                 f"{where}: it is encrypted for {', '.join(sealed.recipients)}", expected="--identity FILE"
             )
+        with self._series.parts(self._chain) as parts:
+            for part in parts:
+                for entry in part.manifest.files:
+                    part.shelf.check_key(entry.name, self._identities)
 
     # --- the work -----------------------------------------------------------------------------------------------------
 
-    def _begin(self, making: Path) -> None:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only restore into the directory, which is there by then. Raises RestoreError."""
         with said(f"cannot write {self._data_dir}"):
             self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self._data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RestoreError(f"{self._data_dir}: another restore into it is under way") from None
+            self._check_empty()  # another one may have come to its end meanwhile
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _begin(self, making: Path) -> None:
+        with said(f"cannot write {self._data_dir}"):
             making.mkdir(mode=0o700, exist_ok=True)
             _sync(self._data_dir)  # before anything else can be there
             for left in (*making.iterdir(), *self._data_dir.iterdir()):
@@ -240,10 +269,13 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
 
 
 def moment_of(text: str) -> int:
-    """Return a time in ms of Unix time. Raises ValueError for one that is none, or has no zone."""
-    found = datetime.fromisoformat(text)
+    """Return a time in ms of Unix time. Raises ArgumentTypeError for one that is none, or has no zone."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no moment; for example 2026-01-31T14:00:00Z") from None
     if found.tzinfo is None:
-        raise ValueError(f"{text!r} has no time zone: add Z, or an offset such as +02:00")
+        raise argparse.ArgumentTypeError(f"{text!r} has no time zone: add Z, or an offset such as +02:00")
     return int(found.timestamp() * 1_000)
 
 

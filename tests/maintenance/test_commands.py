@@ -108,4 +108,7 @@ def test_detached_it_is_a_job_like_any_other(node: EmbeddedNode) -> None:
         assert client.wait(job, 30.0).state is JobState.COMPLETED
         result = client.result(job)
         assert result.maintenance is not None
-        assert result.maintenance.operation == "health"
+    shown = jobctl(node, "result", job).stdout.decode()
+    assert "WHAT TO DO" in shown
+    assert f"status  {result.maintenance.status}" in shown
+    assert result.maintenance.operation == "health"

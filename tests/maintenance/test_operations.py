@@ -358,6 +358,17 @@ async def test_health_says_what_is_wrong_and_what_to_do(tmp_path: Path) -> None:
         assert [one for one in done.findings if one.status != "ok" and one.check != "pressure"] == []
 
 
+@on_loop
+async def test_health_tells_what_the_store_has_now(tmp_path: Path) -> None:
+    """Given some large writes since its size was last looked at; then what is said is of now."""
+    async with Plane(tmp_path, with_blobs=True) as plane:
+        before = plane.store.used_bytes()
+        await put(plane, 3, size=200_000)
+        done = await perform(operations(plane), "health")
+        ((_, value),) = findings(done, "store")
+        assert int(value.split()[0]) >= before + 600_000
+
+
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 

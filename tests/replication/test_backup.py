@@ -189,6 +189,15 @@ def test_what_is_encrypted_needs_the_key(
         client.replication.prove(directory=f"{target}-other")
 
 
+def test_nothing_is_added_in_plain_to_what_is_encrypted(client: Client, target: Path, key: tuple[Path, str]) -> None:
+    """Given an encrypted series, and one who forgets for whom; then nothing is written that everybody could read."""
+    client.replication.backup(directory=str(target), recipients=[key[1]])
+    for kind in ("auto", "full", "incremental"):
+        with pytest.raises(OperationFailed, match="000001-full is encrypted, and what is to be added to it is not"):
+            client.replication.backup(directory=str(target), kind=kind)
+    assert [path.name for path in sorted(target.iterdir()) if path.name[0].isdigit()] == ["000001-full"]
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 

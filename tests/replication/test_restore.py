@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ import pytest
 from pyrage import x25519
 
 from jobs import JobState, ShellJob, ShellPayload
+from jobs.config import load_config
 from jobs.protocol.model import Retry
-from jobs.restore import unfinished
+from jobs.restore import UNFINISHED, Wanted, restore, unfinished
 from jobs.testing import EmbeddedNode, NodeFailed
 from tests.replication.series import backup_node, write_some
 from tests.support.waiting import until
@@ -157,6 +159,53 @@ def test_what_is_damaged_or_for_others_leaves_nothing(series: Series, tmp_path: 
         refused = node_command(tmp_path / "new", "restore", "--yes", "--from", *map(str, arguments))
         assert (refused.returncode, told in refused.stderr) == (1, True), refused.stderr
         assert not list((tmp_path / "new" / "data").glob("*")), told
+
+
+def test_a_key_that_does_not_fit_is_told_before_anything_is_written(series: Series, tmp_path: Path) -> None:
+    other = tmp_path / "other-key"
+    other.write_text(f"{x25519.Identity.generate()}\n")
+    other.chmod(0o600)
+    command = ("restore", "--from", str(series.encrypted), "--identity", str(other))
+    for more in ((), ("--yes",)):
+        refused = node_command(tmp_path / "new", *command, *more)
+        assert (refused.returncode, "none of the secret keys fits" in refused.stderr) == (1, True)
+        assert not (tmp_path / "new" / "data").exists()
+
+
+def test_two_at_once_do_not_mix(series: Series, tmp_path: Path) -> None:
+    """Given a restore that is at it; then another one is refused, and takes nothing away from it."""
+    data = tmp_path / "new" / "data"
+    (data / UNFINISHED).mkdir(parents=True)
+    (data / UNFINISHED / "of-the-other").touch()
+    descriptor = os.open(data, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        refused = node_command(tmp_path / "new", "restore", "--from", str(series.directory), "--yes")
+    finally:
+        os.close(descriptor)
+    assert (refused.returncode, "another restore into it is under way" in refused.stderr) == (1, True)
+    assert (data / UNFINISHED / "of-the-other").exists()
+    assert node_command(tmp_path / "new", "restore", "--from", str(series.directory), "--yes").returncode == 0
+
+
+def test_in_the_directory_of_another_user_it_is_refused(
+    series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given root in the directory of the node's user, who could not read what root restores."""
+    (tmp_path / "new" / "data").mkdir(parents=True)
+    config = load_config(None, embedded=tmp_path / "new")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert restore(config, Wanted(directory=series.directory), confirmed=True) == 1
+    assert "as that user" in capsys.readouterr().err
+    assert not list((tmp_path / "new" / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"), [("2h", "is no moment; for example"), ("2030-01-31T12:00", "no time zone")]
+)
+def test_a_moment_that_is_none_is_explained(tmp_path: Path, moment: str, expected: str) -> None:
+    refused = node_command(tmp_path / "new", "restore", "--from", str(tmp_path), "--at", moment)
+    assert (refused.returncode, expected in refused.stderr) == (2, True)
 
 
 def test_what_a_node_has_is_not_overwritten(series: Series, tmp_path: Path) -> None:

@@ -163,6 +163,18 @@ class Shelf:
         with self.reading(name) as descriptor, open(os.dup(descriptor), "rb", buffering=PIECE_BYTES) as source:
             decrypt(source, take, identities, self.called(name))
 
+    def check_key(self, name: str, identities: list[Identity]) -> None:
+        """Raise BackupInvalid unless a file is there and, if it is encrypted, one of these is for it."""
+
+        def begun(_: bytes) -> None:
+            raise _Begun
+
+        if self.size_of(name) is None:
+            raise damaged(self.called(name), "it is missing")
+        if name.endswith(AGE):
+            with suppress(_Begun):
+                self.plain(name, identities, begun, lambda _: None)
+
     # --- writes -------------------------------------------------------------------------------------------------------
 
     def make(self, name: str) -> Shelf:
@@ -214,6 +226,10 @@ class Shelf:
             yield
         finally:
             os.close(descriptor)
+
+
+class _Begun(Exception):
+    """The beginning of a file could be read."""
 
 
 class Draft:

@@ -13,6 +13,7 @@ import msgspec
 from jobs.cli import exits
 from jobs.cli.arrays import index_set, job_or_task
 from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
+from jobs.cli.maintenance import show_maintenance
 from jobs.cli.output import ago, clean, moment, print_fields, print_json, print_table
 from jobs.cli.replication.common import result_fields as replication_fields
 from jobs.cli.run import write_out
@@ -193,6 +194,9 @@ def print_result(found: JobResult) -> None:
     if found.logs_gone:
         fields.append(("output", "no longer kept"))
     print_fields(fields)
+    if found.maintenance is not None:
+        print()
+        show_maintenance(found.maintenance)
     for name, content, stored in (
         ("stdout", found.stdout, run.stdout.stored_bytes if run else 0),
         ("stderr", found.stderr, run.stderr.stored_bytes if run else 0),

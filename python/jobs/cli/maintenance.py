@@ -75,14 +75,15 @@ def _carry_out(
 ) -> int:
     """Have a job do it, and show what came of it; what is failing makes the command fail."""
     job = maintenance_job(payload, **job_options(options))
-    return carry_out(client, options, job, succeeded, _show, told=told, code=_code)
+    return carry_out(client, options, job, succeeded, show_maintenance, told=told, code=_code)
 
 
 def _code(done: MaintenanceResult) -> int:
     return exits.FAILED if done.status == "failing" else exits.OK
 
 
-def _show(done: MaintenanceResult) -> None:
+def show_maintenance(done: MaintenanceResult) -> None:
+    """Print what an operation came to."""
     gives_back = done.operation in ("compact", "cleanup")
     if done.findings:
         found = ((one.node, one.check, one.status, one.value, one.advice) for one in done.findings)

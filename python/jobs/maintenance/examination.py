@@ -52,7 +52,7 @@ class Machine:
             disks=self._disks(),
             fsync_s=sync_times(self._directories["log"]),
             pressure={str(name): percent for name, percent in read_pressure().items()},
-            store_bytes=self._store.used_bytes(),
+            store_bytes=file_bytes - free_bytes,  # as of now, which `used_bytes` is not quite
             max_store_bytes=self._max_store_bytes,
             file_bytes=file_bytes,
             free_file_bytes=free_bytes,

@@ -104,6 +104,7 @@ class Making:
         shelf = self._series.shelf
         await self.gauge.run(self._series.clear_drafts)
         await self._look_back()
+        await self.gauge.run(self._check_sealed)
         names = self._series.names()
         number = int(names[-1][:6]) + 1 if names else 1
         name = f"{DRAFT}{number:06d}"
@@ -161,6 +162,20 @@ class Making:
             # One that is damaged must not stand in the way of sound ones.
             await self.say(f"a full one, as the series cannot be added to: {error}")
             self._former = []
+
+    def _check_sealed(self) -> None:
+        """Raise InvalidRequest where what was encrypted so far would go on for everybody to read."""
+        if self.recipients:
+            return
+        for name in reversed(self._series.names()):
+            with suppress(BackupInvalid, ShelfError):
+                if not self._series.load(name).recipients:
+                    return
+                raise InvalidRequest(
+                    f"{self._series.shelf.called(name)} is encrypted, and what is to be added to it is not",
+                    field="$.recipients",
+                    expected="a public key of age, or another series",
+                )
 
     def _check_cluster(self, cluster: str) -> None:
         for name in self._series.names():
