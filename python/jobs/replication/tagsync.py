@@ -40,7 +40,8 @@ class TagSync(Run[m.TagChange]):
             if moved > self._seen or not self._work.continuous:
                 await self._round((await self._source.about()).revision)
             else:
-                self._saw(self._seen, self._seen)
+                # It was asked after the goal was known: up to there nothing has changed either.
+                self._saw(max(self._seen, self._goal), self._goal)
             await self._look()
             wait_s = POLL_S
         return self.progress
