@@ -328,7 +328,7 @@ def control_config(config: NodeConfig, cluster: str, answers: Answers) -> Contro
             max_peers=MAX_FOREIGN,
             max_syncs=config.replication.max_syncs,
             max_conflicts=config.replication.max_conflicts,
-            reached=answers.is_recent,
+            problem=answers.problem,
         ),
     )
 

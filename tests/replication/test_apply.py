@@ -215,3 +215,17 @@ async def test_a_sync_is_not_forgotten_while_a_job_is_at_it(tmp_path: Path) -> N
         assert (await replication.syncs(ADMIN)).syncs[0].phase == "stopped"
         await replication.delete_sync(ADMIN, "s")
         assert (await replication.syncs(ADMIN)).syncs == []
+
+
+@on_loop
+async def test_who_asks_for_conflicts_that_are_kept_elsewhere_is_told_where(tmp_path: Path) -> None:
+    async with Plane(tmp_path) as plane:
+        replication = plane.control.replication
+        record = SyncRecord(
+            source="east", target="", prefix="/data/", target_prefix="/data/", is_tags=False, job=None, phase="stopped"
+        )
+        await replication.set_sync("pulled", record)
+        assert (await replication.conflicts(ADMIN, "pulled", limit=10, cursor=None)).conflicts == []
+        await replication.set_sync("pushed", replace(record, source="", target="west"))
+        with pytest.raises(NotFound, match="at its target, the cluster of link west"):
+            await replication.conflicts(ADMIN, "pushed", limit=10, cursor=None)

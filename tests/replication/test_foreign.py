@@ -156,8 +156,7 @@ class Pair:
         for other in self.others:
             other.link_to(self.one)
             self.desks.append(other.serve())
-        self.noted: list[str] = []
-        self.side = ForeignSide(self.one.peers, "north", self.one.find, self.noted.append)
+        self.side = ForeignSide(self.one.peers, "north", self.one.find)
 
     @property
     def book(self) -> Book:
@@ -248,7 +247,6 @@ async def test_what_is_asked_is_asked_of_the_other_side_and_its_answer_comes_bac
         waits = [kwargs for _, _, kwargs in pair.book.asked]
         assert waits == [{"limit": 5}, {"limit": 1, "wait_s": 0.5}, {"limit": 5}]
         assert pair.desks[0].answered == len(ASKED) + 1
-        assert set(pair.noted) == {"green"}
         assert pair.side.title == "cluster north"
 
 

@@ -343,7 +343,8 @@ def test_a_cluster_that_does_not_know_the_other_is_not_read_and_nothing_is_writt
     with two.single.client() as client:
         with pytest.raises(OperationFailed, match=r"is reached.*not on the allowlist"):
             client.replication.verify(source="many", prefix="/data/unknown/")
-        assert [one.reached for one in client.replication.links()] == [False]
+        (link,) = client.replication.links()
+        assert (link.reached, "not on the allowlist" in link.problem) == (False, True)
         # The same for the other way
         with pytest.raises(OperationFailed, match="not on the allowlist"):
             client.replication.verify(target="many", prefix="/data/unknown/")
@@ -352,7 +353,10 @@ def test_a_cluster_that_does_not_know_the_other_is_not_read_and_nothing_is_writt
     two.many.link("single", two.single, LinkScopes(read=["/data/unknown/"]))
     with two.single.client() as client:
         assert client.replication.sync("unknown", source="many", prefix="/data/unknown/").rows == 1
-        assert [one.reached for one in client.replication.links()] == [True]
+    # Each says that the other one answers, also the one that has asked it nothing
+    for cluster in (two.single, two.many):
+        with cluster.client() as client:
+            assert [(one.reached, one.problem) for one in client.replication.links()] == [(True, "")]
 
 
 def test_a_scope_that_is_not_given_is_denied_by_name_and_the_target_stays_as_it_is(two: Two) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from jobs import keys, records
-from jobs.errors import Forbidden, LinkUnavailable, NotFound, OperationUnderWay, ReplicationConflict
+from jobs.errors import (
+    Forbidden,
+    InvalidRequest,
+    LinkUnavailable,
+    NotFound,
+    OperationUnderWay,
+    ReplicationConflict,
+)
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     JobState,
@@ -245,3 +252,28 @@ async def test_only_administrators_replicate_and_links_have_to_be_there() -> Non
         await play.events(ReplicationSync(name="s", source="nowhere", prefix="/data/a/"))
     assert play.written == []
     await asyncio.sleep(0)
+
+
+@on_loop
+async def test_conflicts_that_made_a_sync_fail_are_counted_by_its_status() -> None:
+    play = Play()
+    for name in ("1", "2"):
+        play.there.put(f"/data/a/{name}", b"theirs")
+        play.here.put(f"/data/a/{name}", b"ours")
+    for job in (JOB, OTHER_JOB):
+        with pytest.raises(ReplicationConflict):
+            await play.events(pull(conflicts="fail"), job)
+        # The second time there is nothing new to be recorded
+        assert (play.written[-1].phase, play.written[-1].conflicts) == ("failed", 2)
+
+
+@on_loop
+async def test_what_is_told_of_one_range_is_not_taken_for_another_ones() -> None:
+    play = Play()
+    for number in range(5):
+        play.there.put(f"/data/a/{number}", b"x")
+    await play.done(pull())
+    with pytest.raises(InvalidRequest, match="has been one of"):
+        await play.events(pull(target_prefix="/data/b/"), OTHER_JOB)
+    record = play.written[-1]
+    assert (record.target_prefix, record.position, record.rows) == ("/data/b/", 0, 0)

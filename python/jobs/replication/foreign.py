@@ -70,14 +70,12 @@ class Way(Protocol):
 
 
 class ForeignSide:
-    """Implements `side.Side`. `find` returns the link as it is now, or raises NotFound. `note` is called with the other
-    cluster's id whenever one of its nodes has answered."""
+    """Implements `side.Side`. `find` returns the link as it is now, or raises NotFound."""
 
-    def __init__(self, way: Way, link: str, find: Callable[[str], LinkRecord], note: Callable[[str], None]) -> None:
+    def __init__(self, way: Way, link: str, find: Callable[[str], LinkRecord]) -> None:
         self._way = way
         self._link = link
         self._find = find
-        self._note = note
         self._cluster = find(link).cluster
         self._last: str | None = None
         """The node that answered last."""
@@ -206,7 +204,6 @@ class ForeignSide:
             except RequestFailed as failed:
                 failures.unreached(peer, f"{failed.kind}: {failed.detail}")
                 continue
-            self._note(self._cluster)
             try:
                 reply = f.replies.decode(replied)
                 if isinstance(reply, Answer):
@@ -249,7 +246,6 @@ class ForeignSide:
             return None
         except MessageError as error:
             raise self._unreadable(error) from error
-        self._note(self._cluster)
         if not isinstance(first, Refused):
             self._last = peer
             return first

@@ -259,7 +259,7 @@ def _record(job: JobId, payload: ReplicationSync, former: SyncRecord | None) -> 
         job=job,
         phase="comparing",
     )
-    if former is None:
+    if former is None or _range_of(former) != _range_of(fresh):
         return fresh
     return structs.replace(
         fresh,
@@ -272,6 +272,10 @@ def _record(job: JobId, payload: ReplicationSync, former: SyncRecord | None) -> 
         conflicts=former.conflicts,
         snapshots=former.snapshots,
     )
+
+
+def _range_of(record: SyncRecord) -> tuple[bool, str, str]:
+    return record.is_tags, record.prefix, record.target_prefix
 
 
 def _advance(news: News, progress: Progress) -> None:

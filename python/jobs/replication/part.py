@@ -34,12 +34,12 @@ class ReplicationPart:
         host: BlobHost,
         cluster: str,
     ) -> None:
-        self.answers = answers
         self.link = LeaderLink(site, reach)
         self.linked = Linked(site, store, peers)
         self.side = LocalSide(store, site, self.link, host, cluster=cluster, name=site.node)
         self.operations = Operations(store, self.side, cluster, self.link, self._find)
         self._peers = peers
+        answers.ask = lambda link: self._find(link).about()
         self._desk: ForeignDesk | None = None
         if peers is not None:
             QuestionDesk(SUBJECT, site, peers, lambda member: consensus.members.get(member) is not None)
@@ -52,7 +52,7 @@ class ReplicationPart:
             raise MembershipConflict(
                 "this node has no address at which others reach it", expected="cluster.listen in its configuration"
             )
-        return ForeignSide(self._peers, link, self.linked.named, self.answers.note)
+        return ForeignSide(self._peers, link, self.linked.named)
 
     def metrics(self) -> dict[str, tuple[str, float]]:
         """Prometheus metrics: name → (help, value)."""

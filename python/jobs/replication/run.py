@@ -13,7 +13,7 @@ from typing import Final, Generic, Literal, TypeVar
 
 from msgspec import Struct, structs
 
-from jobs.errors import InvalidRequest, OperationUnderWay, RevisionConflict
+from jobs.errors import InvalidRequest, OperationUnderWay, ReplicationConflict, RevisionConflict
 from jobs.protocol.model import ConflictPolicy
 from jobs.records import CursorRecord
 from jobs.replication import messages as m
@@ -182,6 +182,9 @@ class Run(ABC, Generic[C]):
         while True:
             try:
                 return await self._send(changes, cursor)
+            except ReplicationConflict:
+                await self._count_met()
+                raise
             except RevisionConflict:
                 found = await self._target.cursor(work.origin, work.name)
                 if found is None or found.record.holder != work.holder or found.mod_revision == self._expected:
@@ -195,6 +198,13 @@ class Run(ABC, Generic[C]):
                 if _place(found.record) == _place(cursor) != _place(self._cursor):
                     conflicts = found.record.conflicts - self._cursor.conflicts
                     return m.Applied(found.mod_revision, conflicts=conflicts)
+
+    async def _count_met(self) -> None:
+        """Take note of conflicts that the target has recorded though it did nothing else."""
+        found = await self._target.cursor(self._work.origin, self._work.name)
+        if found is not None and found.record.holder == self._work.holder:
+            met = found.record.conflicts - self._cursor.conflicts
+            self._note(m.Applied(found.mod_revision, conflicts=met), self._cursor)
 
     def _note(self, applied: m.Applied, cursor: CursorRecord) -> None:
         progress = self.progress

@@ -52,13 +52,21 @@ def links(client: Client, options: argparse.Namespace) -> int:
         for one in found:
             print_json(one)
     else:
-        print_table(("NAME", "CLUSTER", "STATE", "NODES", "HERE IT MAY", "MADE"), map(_row, found))
+        print_table(("NAME", "CLUSTER", "STATE", "NODES", "HERE IT MAY", "MADE", "PROBLEM"), map(_row, found))
     return exits.OK
 
 
 def _row(one: LinkView) -> tuple[object, ...]:
     state = "reached" if one.reached else "not reached"
-    return one.name, one.cluster[:16], state, len(one.peers), _allowed(one.scopes), ago(one.created_ms)
+    return (
+        one.name,
+        one.cluster[:16],
+        state,
+        len(one.peers),
+        _allowed(one.scopes),
+        ago(one.created_ms),
+        one.problem or "-",
+    )
 
 
 def _allowed(scopes: LinkScopes) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
+
+
+async def _nobody(link: str) -> str:
+    return "this node asks no other clusters"
 
 
 class ReplicationConfig(Struct, frozen=True, kw_only=True):
@@ -17,5 +21,5 @@ class ReplicationConfig(Struct, frozen=True, kw_only=True):
     """Syncs whose job is here, and as many whose target is."""
     max_conflicts: int = 10_000
     """Conflicts of one sync that are kept."""
-    reached: Callable[[str], bool] = lambda cluster: False
-    """Whether this node has had an answer of a cluster lately."""
+    problem: Callable[[str], Awaitable[str]] = _nobody
+    """Ask a linked cluster, and return why it does not answer; empty: it does."""

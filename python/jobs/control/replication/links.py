@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from jobs import keys, records
@@ -30,7 +32,11 @@ class Links:
     async def all(self, caller: Caller) -> LinkList:
         check_admin(caller, "see links to other clusters")
         await self._consensus.barrier()
-        return LinkList(links=[self._view(name, record) for name, record in read_links(self._store).items()])
+        found = read_links(self._store)
+        problems = await asyncio.gather(*map(self._config.problem, found))
+        return LinkList(
+            links=[_view(name, found[name], problem) for name, problem in zip(found, problems, strict=True)]
+        )
 
     async def set(self, caller: Caller, name: str, wanted: LinkSet) -> LinkView:
         check_admin(caller, "make links to other clusters")
@@ -54,7 +60,7 @@ class Links:
             return (unchanged(self._store, keys.LINKS_CHANGED),), ops
 
         await change(self._consensus, self._store, caller, decide)
-        return self._view(name, self._read(name))
+        return _view(name, self._read(name), "it has not been asked yet")
 
     async def delete(self, caller: Caller, name: str) -> None:
         check_admin(caller, "cut links to other clusters")
@@ -109,22 +115,24 @@ class Links:
                     f"link {other!r} is to that cluster already", f"that name, or another cluster, for {name!r}"
                 )
 
-    def _view(self, name: str, record: LinkRecord) -> LinkView:
-        return LinkView(
-            name=name,
-            cluster=record.cluster,
-            peers={peer: list(addresses) for peer, addresses in record.peers.items()},
-            scopes=record.scopes,
-            created_ms=record.created_ms,
-            reached=self._config.reached(record.cluster),
-        )
-
 
 def read_links(store: Store) -> dict[str, LinkRecord]:
     """Return all links, by name; they are few."""
     return {
         key[len(keys.LINKS) :].decode(): records.decode(LinkRecord, value) for key, value, *_ in scan(store, keys.LINKS)
     }
+
+
+def _view(name: str, record: LinkRecord, problem: str) -> LinkView:
+    return LinkView(
+        name=name,
+        cluster=record.cluster,
+        peers={peer: list(addresses) for peer, addresses in record.peers.items()},
+        scopes=record.scopes,
+        created_ms=record.created_ms,
+        reached=not problem,
+        problem=problem,
+    )
 
 
 def _check_name(name: str) -> None:

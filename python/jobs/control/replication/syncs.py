@@ -67,8 +67,8 @@ class Syncs:
         check_admin(caller, "see conflicts of syncs")
         await self._consensus.barrier()
         prefixes = [keys.sync_conflicts_prefix(origin, name) for origin in self._origins(name)]
-        if not prefixes and self._store.get(keys.sync(name)) is None:
-            raise NotFound(f"there is no sync {name!r:.200}")
+        if not prefixes:
+            self._check_kept_here(name)
         before = None if cursor is None else decode_cursor(cursor, keys.SYNC_CONFLICTS)
         found: list[Conflict] = []
         for prefix in prefixes:
@@ -109,6 +109,17 @@ class Syncs:
         if rest and self._store.get(keys.sync_cursor(origin, rest)) is not None:
             return origin, rest
         raise NotFound(f"there is no sync {name!r:.200}")
+
+    def _check_kept_here(self, name: str) -> None:
+        """Raise NotFound for a sync whose conflicts are not here, as it is none, or has its target elsewhere."""
+        row = self._store.get(keys.sync(name))
+        if row is None:
+            raise NotFound(f"there is no sync {name!r:.200}")
+        if target := records.decode(SyncRecord, row[1]).target:
+            raise NotFound(
+                f"the conflicts of sync {name} are at its target, the cluster of link {target}",
+                expected=f"in that cluster: jobctl replication conflicts {name}",
+            )
 
     def _origins(self, name: str) -> list[str]:
         """Return the clusters whose syncs of this name have a target here: this one first."""

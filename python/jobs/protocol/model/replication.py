@@ -230,7 +230,9 @@ class LinkView(Model, frozen=True):
     scopes: LinkScopes
     created_ms: int
     reached: bool
-    """Whether this node has had an answer over it in the last minute."""
+    """Whether the other cluster answers now."""
+    problem: str = ""
+    """Why it does not."""
 
 
 class LinkList(Model, frozen=True):
