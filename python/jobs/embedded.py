@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,18 @@ RESTART_MIN_S: Final = 0.2
 RESTART_MAX_S: Final = 10.0
 STEADY_S: Final = 30.0
 """A child that ran this long starts again without waiting."""
+LAST_STREAM: Final = 2
+
+
+def keep_files() -> None:
+    """Have children get no file of this process but its streams.
+
+    LMDB opens its data file in a way that they would: room that a compaction gives back would be theirs until they end.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > LAST_STREAM:
+            with contextlib.suppress(OSError):  # that of the listing is closed
+                os.set_inheritable(int(name), False)
 
 
 class Children:
@@ -51,6 +64,7 @@ class Children:
         delay_s = RESTART_MIN_S
         while not self._stopping:
             started = loop.time()
+            keep_files()
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *command, env=self._env, stdin=asyncio.subprocess.DEVNULL
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -98,6 +99,15 @@ def test_the_client_tells_progress_and_lines_and_raises_what_failed(node: Embedd
             assert (await client.maintenance.perform(MaintenanceHealth())).operation == "health"
 
     asyncio.run(scenario())
+
+
+def test_workers_keep_no_room_of_a_file_that_was_compacted(node: EmbeddedNode) -> None:
+    """Given workers that the node has started; then none of them got the store's file, which would keep its room."""
+    lists = Path(f"/proc/{node.pid}/task").glob("*/children")
+    children = [int(child) for path in lists for child in path.read_text().split()]
+    assert children
+    held = [os.readlink(file) for child in children for file in Path(f"/proc/{child}/fd").iterdir()]
+    assert not [name for name in held if "data.mdb" in name]
 
 
 def test_detached_it_is_a_job_like_any_other(node: EmbeddedNode) -> None:
