@@ -158,6 +158,26 @@ def test_below_a_prefix_of_the_running_cluster(client: Client, target: Path) -> 
     assert client.kv.get("/data/old/0").value.text == "then 0"
 
 
+def test_a_backup_that_is_blobs_says_which_blobs_no_node_has(tmp_path: Path) -> None:
+    """Given a blob that was damaged, found so, and is nowhere else; then a backup of it that is blobs is made without
+    it, its collection is whole, and the job fails; and one that was made before is not proven any more."""
+    with EmbeddedNode(tmp_path / "node", types=("replication", "maintenance")) as node, node.client() as client:
+        there = client.blobs.put(os.urandom(200_000), tag="there").hash
+        lost = client.blobs.put(os.urandom(200_000), tag="lost").hash
+        client.replication.backup(tag="series")
+        _flip(node.directory / "data" / "blobs" / "data" / lost[:2] / lost)
+        assert client.maintenance.verify(parts=["blobs"]).status == "failing"
+        with pytest.raises(OperationFailed, match=f"whole but for 1 blobs that no node gave: {lost}"):
+            client.replication.backup(tag="series")
+        (second,) = client.blobs.tags(prefix="series/000002")
+        client.blobs.save_directory(second.hash, tmp_path / "000002-incremental")
+        with opened(tmp_path) as series:
+            one = series.load("000002-incremental")
+            assert (one.lost, set(series.listing(one))) == ([lost], {there})
+        with pytest.raises(OperationFailed, match="000001-full lacks 1 blobs"):
+            client.replication.prove(tag="series")
+
+
 # --- encryption ------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -79,6 +79,17 @@ async def _find(node: NodeApi, revision: int, own_tags: str) -> dict[str, int]:
             for key, value, *_ in rows:
                 if (blob := keys.blob_of(key)) in wanted:
                     found[blob] = records.decode(BlobRecord, value).size_bytes
+    return found
+
+
+async def without_holder(node: NodeApi, blobs: Collection[str]) -> list[str]:
+    """Return which of these the catalogue has, and no node."""
+    found: list[str] = []
+    async for rows in rows_of(node, keys.BLOBS, 0):
+        if not isinstance(rows, messages.RowsHead):
+            for key, value, *_ in rows:
+                if (blob := keys.blob_of(key)) in blobs and not records.decode(BlobRecord, value).holders:
+                    found.append(blob)
     return found
 
 

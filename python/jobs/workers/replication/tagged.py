@@ -30,7 +30,7 @@ from jobs.protocol.model import (
 )
 from jobs.workers.nodeapi import NodeApi
 from jobs.workers.replication.backup import Making
-from jobs.workers.replication.blobs import Copied, find_blobs
+from jobs.workers.replication.blobs import Copied, find_blobs, without_holder
 from jobs.workers.replication.task import Task
 from jobs.workers.transfers import again, download, in_thread, upload
 
@@ -85,10 +85,11 @@ class Tagged:
                         await bring(self._node, below, self._blobs[one.directory], entry.name)
 
     async def missing(self, one: Manifest) -> list[str]:
-        """Return the blobs of a backup that its collection lacks."""
+        """Return the blobs of a backup that its collection, or every node, lacks."""
         files = await again(lambda: self._node.get(f"/v1/blobs/{self._blobs[one.directory]}/files", BlobFiles))
         there = {entry.hash for entry in files.files}
-        return sorted(set(await in_thread(self.series.listing, one)) - there)
+        listed = set(await in_thread(self.series.listing, one))
+        return sorted(listed - there | set(await again(lambda: without_holder(self._node, listed))))
 
     async def put(self, one: Manifest, blobs: Mapping[str, int]) -> str:
         """Make a backup that is here a collection with its tag, and return that."""
@@ -167,7 +168,11 @@ async def backup(
 
         async def add_blobs(one: Manifest, draft: Shelf) -> tuple[Manifest, Copied]:
             blobs.update(await find_blobs(task.node, one.to_revision, tagged.prefix))
-            copied = Copied(sizes=blobs)
+            lost = await again(lambda: without_holder(task.node, blobs))
+            for blob in lost:
+                del blobs[blob]
+                await making.say(f"lacks blob {blob}: no node has it")
+            copied = Copied(sizes=blobs, lost=lost)
             return await making.listed(one, draft, copied), copied
 
         made, copied = await making.make(add_blobs)
