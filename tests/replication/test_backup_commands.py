@@ -62,6 +62,16 @@ def test_a_series_is_made_listed_proven_and_restored(node: EmbeddedNode, place: 
         assert {bytes(pair.value) for pair in client.kv.scan(f"/data/again/{kind}/")} == {b"first", b"second"}
 
 
+def test_what_is_damaged_is_told_beside_what_is_sound(node: EmbeddedNode, place: Path) -> None:
+    target = place / "damaged"
+    for _ in range(3):
+        told(node, "create", str(target))
+    (target / "000002-incremental" / "manifest.json").write_text("{}")
+    shown = jobctl(node, "backup", "list", str(target))
+    assert (shown.returncode, b"000002-incremental/manifest.json" in shown.stderr) == (1, True)
+    assert [line.split()[0] for line in shown.stdout.decode().splitlines()[1:]] == ["000001-full", "000003-incremental"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -70,13 +70,13 @@ class Series:
     def all(self) -> list[Manifest]:
         """Return all manifests, oldest first. Raises BackupInvalid for one that is damaged, and for backups of several
         series."""
-        found = self._sound()
+        found = self.found()
         for one in found.values():
             if isinstance(one, BackupInvalid | ShelfError):
                 raise one
         return [one for one in found.values() if isinstance(one, Manifest)]
 
-    def _sound(self) -> dict[str, Manifest | BackupInvalid | ShelfError]:
+    def found(self) -> dict[str, Manifest | BackupInvalid | ShelfError]:
         """Return all manifests, oldest first, or what is wrong with them: some that is damaged must not stand in the
         way of what is not. Raises BackupInvalid for backups of several series."""
         found: dict[str, Manifest | BackupInvalid | ShelfError] = {}
@@ -105,7 +105,7 @@ class Series:
     def chain(self, revision: int | None = None) -> list[Manifest]:
         """Return the full backup and the incremental ones from which the store is made as of a revision, by default as
         late as there is one. Raises BackupInvalid, also where one of those is damaged."""
-        found = self._sound()
+        found = self.found()
         if not found:
             raise BackupInvalid(f"{self.shelf.path}: there is no backup in it", expected="the directory of a series")
         chain, broken = self._follow(found.values(), revision)
@@ -179,7 +179,7 @@ class Series:
 
     def revision_at(self, at_ms: int) -> int:
         """Return the last revision that is known to have been there at a time. Raises BackupInvalid."""
-        found = [one for one in self._sound().values() if isinstance(one, Manifest)]
+        found = [one for one in self.found().values() if isinstance(one, Manifest)]
         known = [pair for one in found for pair in (*one.moments, (one.created_ms, one.to_revision))]
         before = [revision for when_ms, revision in known if when_ms <= at_ms]
         first = next((one.to_revision for one in found if one.kind == "full"), None)

@@ -17,8 +17,9 @@ from msgspec import Struct
 
 from jobs._native import Blake3
 from jobs.backups.crypt import Encryption, decrypt
-from jobs.backups.manifest import AGE, damaged
+from jobs.backups.manifest import AGE
 from jobs.errors import BackupInvalid, OperationUnderWay, StorageFull
+from jobs.sealed import damaged
 
 if TYPE_CHECKING:
     from pyrage.x25519 import Identity
@@ -37,6 +38,11 @@ class ShelfError(Exception):
 
 Check = Callable[[int], None]
 """Called with how many bytes were read or written since; raises where the work is given up."""
+
+
+def _damaged(path: str, problem: str) -> BackupInvalid:
+    """Return what is to be raised for a file that is not as it was written, of a backup or of an export."""
+    return damaged(path, problem, "file")
 
 
 class Written(Struct, frozen=True):
@@ -121,7 +127,7 @@ class Shelf:
                 parts.append(piece)
                 size += len(piece)
                 if size > most:
-                    raise damaged(self.called(name), f"it has more than {most} bytes")
+                    raise _damaged(self.called(name), f"it has more than {most} bytes")
             return b"".join(parts)
 
     def pieces(self, name: str, check: Check) -> Iterator[bytes]:
@@ -140,14 +146,14 @@ class Shelf:
         path, hashing, size = self.called(name), Blake3(), 0
         found = self.size_of(name)
         if found is None:
-            raise damaged(path, "it is missing")
+            raise _damaged(path, "it is missing")
         if found != size_bytes:
-            raise damaged(path, f"it has {found} bytes, and {size_bytes} were written")
+            raise _damaged(path, f"it has {found} bytes, and {size_bytes} were written")
         for piece in self.pieces(name, check):
             hashing.update(piece)
             size += len(piece)
         if size != size_bytes or hashing.digest().hex() != blake3:
-            raise damaged(path, "its content is not what was written")
+            raise _damaged(path, "its content is not what was written")
 
     def plain(self, name: str, identities: list[Identity], write: Callable[[bytes], None], check: Check) -> None:
         """Hand a file over, decrypted if it is encrypted. Raises BackupInvalid and what `write` raises."""
@@ -170,7 +176,7 @@ class Shelf:
             raise _Begun
 
         if self.size_of(name) is None:
-            raise damaged(self.called(name), "it is missing")
+            raise _damaged(self.called(name), "it is missing")
         if name.endswith(AGE):
             with suppress(_Begun):
                 self.plain(name, identities, begun, lambda _: None)

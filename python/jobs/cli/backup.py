@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.cli import exits
 from jobs.cli.carrying import add_job_options
 from jobs.cli.command import Command, Parser, UsageError, at_least
-from jobs.cli.output import moment, print_json, print_table, size
+from jobs.cli.output import moment, note, print_json, print_table, size
 from jobs.cli.replication.common import add_existing, add_place, add_throttle, perform, place, throttle
 from jobs.cli.submission import past_ms
 from jobs.client import Client
 from jobs.client.failures import SourceFailed
+from jobs.errors import BackupInvalid
 from jobs.protocol.model import ReplicationBackup, ReplicationProve, ReplicationRestore
 
 if TYPE_CHECKING:
     from jobs.backups.manifest import Manifest
+    from jobs.backups.shelf import ShelfError
 
 
 def create(client: Client, options: argparse.Namespace) -> int:
@@ -36,11 +39,20 @@ def create(client: Client, options: argparse.Namespace) -> int:
 
 def list_backups(client: Client, options: argparse.Namespace) -> int:
     where = place(options)
-    found = _of_directory(where["directory"]) if where["directory"] is not None else _of_tag(client, options.tag)
+    read = _of_directory(where["directory"]) if where["directory"] is not None else _of_tag(client, options.tag)
+    faults = [one for one in read if isinstance(one, Exception)]
+    found = [one for one in read if not isinstance(one, Exception)]
     if options.json:
         for one in found:
             print_json(_summary(one))
-        return exits.OK
+    else:
+        _show(found)
+    for fault in faults:
+        note(str(fault))
+    return exits.FAILED if faults else exits.OK
+
+
+def _show(found: Sequence[Manifest]) -> None:
     print_table(
         ("NAME", "REVISION", "MADE", "KEYS", "SIZE", "BLOBS", "ENCRYPTED FOR"),
         (
@@ -50,32 +62,43 @@ def list_backups(client: Client, options: argparse.Namespace) -> int:
                 moment(one.created_ms),
                 "-" if one.state is None else f"{one.state.rows:,}",
                 size(sum(entry.size_bytes for entry in one.files)),
-                f"{one.blobs:,}" if one.has_blobs else "-",
+                _blobs(one),
                 ", ".join(one.recipients) or "nobody",
             )
             for one in found
         ),
     )
-    return exits.OK
 
 
-def _of_directory(directory: str) -> list[Manifest]:
-    """Read the manifests of a directory of this machine."""
+def _blobs(one: Manifest) -> str:
+    if not one.has_blobs:
+        return "-"
+    return f"{one.blobs:,} ({len(one.lost):,} lost)" if one.lost else f"{one.blobs:,}"
+
+
+def _of_directory(directory: str) -> list[Manifest | BackupInvalid | ShelfError]:
+    """Read the manifests of a directory of this machine; what is wrong with one stands in its place."""
     from jobs.backups.series import Series
     from jobs.backups.shelf import Shelf, ShelfError
 
     try:
         with Shelf.open(Path(directory)) as shelf:
-            return Series(shelf).all()
+            return list(Series(shelf).found().values())
     except ShelfError as error:
         raise SourceFailed(str(error), expected="a directory of this machine; or --tag") from error
 
 
-def _of_tag(client: Client, tag: str) -> list[Manifest]:
+def _of_tag(client: Client, tag: str) -> list[Manifest | BackupInvalid | ShelfError]:
     from jobs.backups import manifest
 
-    found = [one for one in client.blobs.tags(f"{tag}/") if one.name.removeprefix(f"{tag}/").isdigit()]
-    return [manifest.decode(client.blobs.get(one.hash, path=manifest.FILE), one.name) for one in found]
+    read: list[Manifest | BackupInvalid | ShelfError] = []
+    for one in client.blobs.tags(f"{tag}/"):
+        if one.name.removeprefix(f"{tag}/").isdigit():
+            try:
+                read.append(manifest.decode(client.blobs.get(one.hash, path=manifest.FILE), one.name))
+            except BackupInvalid as error:
+                read.append(error)
+    return read
 
 
 def _summary(one: Manifest) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -119,10 +118,3 @@ async def rows_of(
 def line(**fields: object) -> bytes:
     """Return a line of a job's standard output: an object, as with all operations."""
     return msgspec.json.encode(fields) + b"\n"
-
-
-def free_path(scratch: Path, name: str) -> Path:
-    """Return the path of a file or directory of ours that is not there yet."""
-    path = scratch / name
-    assert not path.exists(), "each name is used once"
-    return path
