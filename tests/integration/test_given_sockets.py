@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import pytest
 from jobs import Client, shell_job
 
 STEP_S = 60.0
+Start = Callable[[Path, list[socket.socket]], subprocess.Popen[bytes]]
 
 
 @contextmanager
@@ -33,7 +34,20 @@ def listening(path: Path) -> Iterator[socket.socket]:
         yield made
 
 
-def start(directory: Path, given: list[socket.socket]) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts nodes; none outlives the test."""
+    with ExitStack() as stack:
+
+        def started(directory: Path, given: list[socket.socket]) -> subprocess.Popen[bytes]:
+            node = start_node(directory, given)
+            stack.callback(lambda: (node.kill(), node.wait()))
+            return node
+
+        yield started
+
+
+def start_node(directory: Path, given: list[socket.socket]) -> subprocess.Popen[bytes]:
     """Start a node as a service manager does: its sockets from descriptor 3 on, in its variables its own pid."""
     first = 3
     moves = "".join(f"{first + place}<&{one.fileno()} " for place, one in enumerate(given))
@@ -55,7 +69,9 @@ def start(directory: Path, given: list[socket.socket]) -> subprocess.Popen[bytes
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_who_connects_while_the_node_is_away_is_answered_by_its_next_life(tmp_path: Path, how: signal.Signals) -> None:
+def test_who_connects_while_the_node_is_away_is_answered_by_its_next_life(
+    tmp_path: Path, start: Start, how: signal.Signals
+) -> None:
     with ExitStack() as stack:
         given = [stack.enter_context(listening(tmp_path / name)) for name in ("api.sock", "worker.sock")]
         inodes = [os.stat(one.getsockname()).st_ino for one in given]
@@ -87,7 +103,7 @@ def test_who_connects_while_the_node_is_away_is_answered_by_its_next_life(tmp_pa
         assert [os.stat(one.getsockname()).st_ino for one in given] == inodes
 
 
-def test_sockets_of_other_paths_and_for_other_processes_are_not_taken(tmp_path: Path) -> None:
+def test_sockets_of_other_paths_and_for_other_processes_are_not_taken(tmp_path: Path, start: Start) -> None:
     with listening(tmp_path / "other.sock") as other:
         node = start(tmp_path, [other])
         deadline = time.monotonic() + STEP_S
