@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.client.carrying import RESUMED
 from jobs.client.failures import OperationFailed
 from jobs.client.replication import LASTING, job_of, replication_job, succeeded
 from jobs.protocol.ids import JobId
@@ -27,14 +28,14 @@ def test_options_go_where_they_belong() -> None:
     given = {"directory": "/backups/a", "recipients": [], "throttle": throttle, "queue": "nightly", "priority": -5}
     job = job_of(ReplicationBackup, given)
     assert job.payload == ReplicationBackup(directory="/backups/a", throttle=throttle)
-    assert (job.queue, job.priority, job.retry) == ("nightly", -5, Retry())
+    assert (job.queue, job.priority, job.retry) == ("nightly", -5, RESUMED)
     check_job(job)
 
 
-def test_what_goes_on_for_ever_outlives_its_worker() -> None:
+def test_an_operation_outlives_its_worker_and_one_without_end_any_number_of_them() -> None:
     once = ReplicationSync(name="a", source="there", prefix="/data/")
     forever = ReplicationSync(name="a", source="there", prefix="/data/", continuous=True)
-    assert replication_job(once).retry == Retry()
+    assert replication_job(once).retry == RESUMED
     assert replication_job(forever).retry == LASTING
     assert job_of(ReplicationSync, {"name": "a", "prefix": "/data/", "continuous": True}).retry == LASTING
     assert replication_job(forever, retry=Retry(max_attempts=2)).retry == Retry(max_attempts=2)

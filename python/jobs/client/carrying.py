@@ -12,7 +12,7 @@ from msgspec import Struct
 from jobs.client.failures import OperationFailed
 from jobs.client.submission import JobOptions
 from jobs.errors import JobsError
-from jobs.protocol.model import JobResult, JobState, JobSubmit, Progress, Reason, Stream
+from jobs.protocol.model import JobResult, JobState, JobSubmit, Progress, Reason, Retry, Stream
 
 if TYPE_CHECKING:
     from jobs.client.asynchronous import AsyncClient
@@ -22,6 +22,8 @@ P = TypeVar("P", bound=Struct)
 R = TypeVar("R")
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnLine: TypeAlias = Callable[[dict[str, Any]], object]
+RESUMED: Final = Retry(max_attempts=5, cap_s=60.0, reasons=[Reason.WORKER_LOST])
+"""What is left of an operation whose worker is lost, another one does."""
 PROGRESS_S: Final = 1.0
 """How often to ask how far an operation is."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
-from jobs.client.carrying import OnLine, OnProgress, came_to, carry_out, carry_out_async, parts_of
+from jobs.client.carrying import RESUMED, OnLine, OnProgress, came_to, carry_out, carry_out_async, parts_of
 from jobs.client.submission import JobOptions
 from jobs.protocol.model import (
     CleanupPart,
@@ -20,7 +20,6 @@ from jobs.protocol.model import (
     MaintenanceResult,
     MaintenanceVerify,
     Reason,
-    Retry,
     VerifyPart,
 )
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from jobs.client.sync import Client
 
 P = TypeVar("P", bound=MaintenancePayload)
-RESUMED: Final = Retry(max_attempts=5, cap_s=60.0, reasons=[Reason.WORKER_LOST])
-"""What is left of one whose worker is lost, another one does."""
 
 
 class NodesOptions(JobOptions, total=False):

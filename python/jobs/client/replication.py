@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack
 
-from jobs.client.carrying import OnLine, OnProgress, came_to, carry_out, carry_out_async, parts_of
+from jobs.client.carrying import RESUMED, OnLine, OnProgress, came_to, carry_out, carry_out_async, parts_of
 from jobs.client.requests import Call, Request, change, get, segment, write
 from jobs.client.submission import JobOptions
 from jobs.protocol.model import (
@@ -151,10 +151,11 @@ class RestoreOptions(PlaceOptions, total=False):
 def replication_job(payload: ReplicationPayload, **options: Unpack[JobOptions]) -> ReplicationJob:
     """Return a job that keeps something in step with elsewhere, backs it up, or brings it back.
 
-    A continuous sync is given to another worker when its own is lost, unless `retry` says otherwise.
+    It is given to another worker when its own is lost, a continuous sync as often as that happens, unless `retry` says
+    otherwise: each may be begun again at any time.
     """
-    if isinstance(payload, ReplicationSync) and payload.continuous:
-        options.setdefault("retry", LASTING)
+    is_lasting = isinstance(payload, ReplicationSync) and payload.continuous
+    options.setdefault("retry", LASTING if is_lasting else RESUMED)
     return ReplicationJob(payload=payload, **options)
 
 
