@@ -138,3 +138,17 @@ def test_a_store_that_is_full_refuses_new_work_by_name_and_keeps_the_old(tmp_pat
             fill(client)
         assert client.result(first.id).stdout.text == "kept\n"
         assert client.health().status == "ok"
+
+
+def test_room_is_made_in_a_store_that_is_full(tmp_path: Path) -> None:
+    env = {"JOBS_STORE__MAX_BYTES": "16MiB"}
+    with EmbeddedNode(tmp_path / "node", types=("shell", "maintenance"), env=env) as node, node.client() as client:
+        with pytest.raises(StorageFull):
+            fill(client)
+        # What is deleted is still history, which only a job of maintenance gives back
+        for number in range(200):
+            client.kv.delete(f"/data/{number}")
+        with pytest.raises(StorageFull):
+            client.kv.put("/data/x", "x")
+        client.maintenance.compact(history_age_s=0, history_events=0)
+        assert client.run(shell_job(["true"]), timeout_s=20).state == "completed"

@@ -17,6 +17,7 @@ from jobs.errors import (
     NotFound,
     OperationUnderWay,
     ReplicationConflict,
+    StorageFull,
 )
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
@@ -85,6 +86,10 @@ class Play:
 
 def pull(**fields: Any) -> ReplicationSync:
     return ReplicationSync(name="s", source="there", prefix="/data/a/", **fields)
+
+
+def push(**fields: Any) -> ReplicationSync:
+    return ReplicationSync(name="s", target="there", prefix="/data/b/", **fields)
 
 
 @on_loop
@@ -277,3 +282,43 @@ async def test_what_is_told_of_one_range_is_not_taken_for_another_ones() -> None
         await play.events(pull(target_prefix="/data/b/"), OTHER_JOB)
     record = play.written[-1]
     assert (record.target_prefix, record.position, record.rows) == ("/data/b/", 0, 0)
+
+
+@on_loop
+async def test_one_that_goes_on_waits_for_room_at_its_target_and_says_so_meanwhile() -> None:
+    play = Play()
+    is_full = True
+
+    def hook(name: str, when: str) -> None:
+        if is_full and (name, when) == ("apply", "before"):
+            raise StorageFull("the store holds too much")
+
+    play.hook = hook
+    play.here.put("/data/b/1", b"y")
+    events = play.operations.perform(ADMIN, ReplicationPerform(job=JOB, payload=push(continuous=True)))
+    async with asyncio.timeout(10), aclosing(events):
+        async for _ in events:
+            if play.operations.metrics()["jobs_replication_failing"][2] == {"s": 1.0}:
+                break
+        is_full = False
+        while play.there.data("/data/b/") != {b"1": b"y"}:
+            await anext(events)
+
+
+@on_loop
+async def test_one_that_is_to_end_fails_at_once_where_there_is_no_room_and_says_that_its_target_lacks_something() -> (
+    None
+):
+    play = Play()
+    await play.done(push())
+    play.here.put("/data/b/2", b"y")
+
+    def hook(name: str, when: str) -> None:
+        if (name, when) == ("apply", "after"):
+            raise StorageFull("the store holds too much")
+
+    play.hook = hook
+    with pytest.raises(StorageFull):
+        await play.events(push(), OTHER_JOB)
+    record = play.written[-1]
+    assert (record.phase, record.behind_since_ms is None) == ("failed", False)

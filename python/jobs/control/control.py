@@ -28,7 +28,7 @@ from jobs.control.leases import Leases
 from jobs.control.maintenance import Maintenance
 from jobs.control.moments import Moments, MomentsConfig
 from jobs.control.moving import OutputMover
-from jobs.control.newjobs import JobMaker
+from jobs.control.newjobs import JobMaker, makes_room
 from jobs.control.once import was_done
 from jobs.control.output import OutputBlobs
 from jobs.control.overview import Activity, Overviews
@@ -279,7 +279,8 @@ class Control(ReadOperations):
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     async def submit(self, caller: Caller, jobs: Sequence[JobSubmit]) -> list[Submitted]:
-        self._check_space()
+        if not all(makes_room(job) for job in jobs):
+            self._check_space()
         return await self._submission.submit(caller, jobs)
 
     async def cancel(self, caller: Caller, job: JobId) -> CancelOutcome:

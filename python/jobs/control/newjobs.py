@@ -21,7 +21,7 @@ from jobs.control.transitions import write_ops
 from jobs.errors import QueueFull
 from jobs.indices import Indices
 from jobs.protocol.ids import JobId, JobIdSource, array_id
-from jobs.protocol.model import ArraySpec, JobSubmit
+from jobs.protocol.model import ArraySpec, JobSubmit, MaintenanceJob
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
 from jobs.validate import (
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 REFERENCE_BYTES: Final = 512
 """About what a command takes that refers to a blob."""
+
+
+def makes_room(job: JobSubmit) -> bool:
+    """Tell whether a job is taken though the store is full: those by which administrators give room back."""
+    return isinstance(job, MaintenanceJob)
 
 
 class NewJob(Struct, frozen=True):

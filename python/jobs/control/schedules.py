@@ -20,7 +20,7 @@ from jobs import jobs, keys, records, schedules
 from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.alarm import Alarm
-from jobs.control.newjobs import JobMaker, NewJob
+from jobs.control.newjobs import JobMaker, NewJob, makes_room
 from jobs.control.pace import Pace
 from jobs.control.tasks import Spawn
 from jobs.control.transitions import Change, Transitions, check, guard, scan_in_turns, view, write_ops
@@ -152,11 +152,12 @@ class Schedules:
 
     def make(self, name: str, owner: int, nominal_ms: int, now_ms: int, idempotency_key: str | None = None) -> NewJob:
         """Return the schedule's job for a time. Raises one of REFUSALS."""
-        self._check_space()
         spec = self._store.get(keys.schedule_job(name))
         if spec is None:
             raise NotFound(f"there is no schedule {name!r}")
         job = replace(records.decode_spec(spec[1]), idempotency_key=idempotency_key)
+        if not makes_room(job):
+            self._check_space()
         new = self._maker.make(job, owner, now_ms, "$.job")
         return replace(new, record=replace(new.record, schedule=name, nominal_ms=nominal_ms))
 

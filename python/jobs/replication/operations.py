@@ -16,7 +16,7 @@ from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.control.queries import check_admin
 from jobs.control.transitions import read_job
-from jobs.errors import OperationUnderWay, TooManyRequests, Unavailable
+from jobs.errors import OperationUnderWay, StorageFull, TooManyRequests, Unavailable
 from jobs.operations import News, told
 from jobs.protocol.ids import JobId, Revision
 from jobs.protocol.model import (
@@ -158,8 +158,10 @@ class Operations:
             try:
                 await run.run()
                 return
-            except (Unavailable, TooManyRequests) as failed:
-                if not work.continuous and self._clock.now_s() - went_s > PATIENCE_S:
+            except (Unavailable, TooManyRequests, StorageFull) as failed:
+                # Room is made by people, which takes longer than a sync waits that is to end.
+                patience_s = 0.0 if isinstance(failed, StorageFull) else PATIENCE_S
+                if not work.continuous and self._clock.now_s() - went_s > patience_s:
                     raise
                 logger.info("sync %s goes on later: %s", work.name, failed)
                 status.failed(str(failed))

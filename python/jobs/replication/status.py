@@ -97,9 +97,12 @@ class Status:
 
     def failed(self, error: str) -> None:
         """It is tried again."""
-        since = self.record.behind_since_ms or self._now.in_step_ms or self._clock.now_ms()
-        self.record = structs.replace(self.record, last_error=error, behind_since_ms=since)
+        self.record = structs.replace(self.record, last_error=error, behind_since_ms=self._behind_since_ms())
         self._changed.set()
+
+    def _behind_since_ms(self) -> int:
+        """Return since when it has not been seen that the target has everything, of one that does not go on."""
+        return self.record.behind_since_ms or self._now.in_step_ms or self._clock.now_ms()
 
     async def run(self) -> None:
         """Write what is new, until this is cancelled."""
@@ -115,7 +118,10 @@ class Status:
             await asyncio.sleep(PERIOD_S)
 
     async def end(self, phase: Literal["stopped", "failed"], error: str) -> None:
-        self.record = structs.replace(self.record, phase=phase, last_error=error, rows_per_s=0.0, bytes_per_s=0.0)
+        since_ms = self._behind_since_ms() if error else self.record.behind_since_ms
+        self.record = structs.replace(
+            self.record, phase=phase, last_error=error, behind_since_ms=since_ms, rows_per_s=0.0, bytes_per_s=0.0
+        )
         try:
             async with asyncio.timeout(LAST_S):
                 await self._write(self._stamped())
