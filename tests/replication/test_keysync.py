@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from msgspec import structs
 
@@ -9,6 +12,9 @@ from jobs import keys, records
 from jobs.errors import OperationUnderWay, ReplicationConflict, ReplicationLoop
 from jobs.protocol.model import Throttle
 from jobs.records import CursorRecord, MomentRecord
+from jobs.replication import localkeys
+from jobs.replication import messages as m
+from jobs.replication.localkeys import LocalKeys
 from jobs.store import Put
 from tests.support.loop import on_loop
 from tests.support.sides import FakeClock, MemoryCluster, sync, work
@@ -259,3 +265,42 @@ async def test_a_throttle_is_kept_to() -> None:
     done = await sync(source.side, target.side, work(), clock, Throttle(operations_per_s=1_000)).run()
     assert done.rows == 5_000
     assert 3.9 < clock.at_s - began_s < 5.1
+
+
+@on_loop
+async def test_no_more_is_read_under_a_throttle_than_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reads take no time, so that whatever may be read during a pause is
+    monkeypatch.setattr(localkeys, "_in_thread", at_once)
+    for padding, count in ((200_000, 100), (100, 8_000)):
+        source, target, clock = filled("one", count, padding=padding), MemoryCluster("two"), LongPauses(step_s=0.0)
+        reading = Reading(source.side)
+        throttle = Throttle(bytes_per_s=50_000 if padding == 100 else 1_000_000, operations_per_s=10_000)
+        done = await sync(reading, target.side, work(), clock, throttle).run()
+        assert target.data("/data/a/") == source.data("/data/a/")
+        assert reading.bytes < 1.1 * done.bytes
+
+
+async def at_once(work: Callable[..., Any], *args: object) -> Any:
+    return work(*args)
+
+
+class LongPauses(FakeClock):
+    async def pause(self, delay_s: float) -> None:
+        for _ in range(100):
+            await super().pause(delay_s / 100)
+
+
+class Reading:
+    """A side of which is counted what it tells."""
+
+    def __init__(self, side: LocalKeys) -> None:
+        self._side = side
+        self.bytes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._side, name)
+
+    async def rows(self, *args: Any, **kwargs: Any) -> m.Rows:
+        found = await self._side.rows(*args, **kwargs)
+        self.bytes += sum(len(row.key) + len(row.value) for row in found.rows)
+        return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from msgspec import Struct, structs
 
@@ -36,6 +36,7 @@ PAGE_ROWS: Final = 4 * batches.BATCH_CHANGES
 PAGE_EVENTS: Final = 2 * batches.BATCH_CHANGES
 """At once: whoever is asked does not hold up what else it does for longer than some milliseconds."""
 
+T = TypeVar("T")
 _Difference: TypeAlias = tuple[tuple[m.Change, ...], bytes | None]
 """Changes, and before which key everything has been told with them; None: all of it."""
 
@@ -75,6 +76,11 @@ class KeySync(Run[m.Change]):
         work = self._work
         return await self._target.apply(m.Batch(work.origin, work.name, self._expected, cursor, changes, work.policy))
 
+    def _ahead(self, items: AsyncGenerator[T]) -> AsyncGenerator[T]:
+        """Have more read while something is written; not where what is read and then not used would go beyond the
+        limits."""
+        return items if self._limiter.is_set else batches.ahead(items)
+
     async def _put(self, cursor: CursorRecord, changes: tuple[m.Change, ...], size_bytes: int = 0) -> None:
         size_bytes += sum(batches.size_of(change) for change in changes)
         if size_bytes:
@@ -89,7 +95,7 @@ class KeySync(Run[m.Change]):
             if self._cursor.after:
                 await self._advance()
             began_s = self._clock.now_s()
-            async with aclosing(batches.ahead(self._found())) as chunks:
+            async with aclosing(self._ahead(self._found())) as chunks:
                 async for chunk in chunks:
                     self.progress.compared = chunk.compared
                     if chunk.next is None:
@@ -166,9 +172,10 @@ class KeySync(Run[m.Change]):
 
     async def _of_one_side(self, span: Span, revision: int) -> AsyncGenerator[_Difference]:
         start: bytes | None = span.start
+        limit = batches.BATCH_CHANGES if self._limiter.is_set else PAGE_ROWS
         while start is not None:
             if span.source_rows:
-                answer = await self._source.rows(self._prefix, (start, span.end), revision=revision, limit=PAGE_ROWS)
+                answer = await self._source.rows(self._prefix, (start, span.end), revision=revision, limit=limit)
                 changes = [batches.change_of(row, self._cursor.position) for row in answer.rows]
             else:
                 answer = await self._target.rows(
@@ -187,7 +194,7 @@ class KeySync(Run[m.Change]):
         if self._is_done():
             self._saw(self._seen, self._goal)
             return
-        async with aclosing(batches.ahead(self._pages())) as pages:
+        async with aclosing(self._ahead(self._pages())) as pages:
             async for page in pages:
                 await self._take(page)
                 if self._is_done():

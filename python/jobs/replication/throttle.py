@@ -1,4 +1,5 @@
-"""How fast a sync may be: as much a second as it was told, and no more than a second's worth at once. Pure."""
+"""How fast a sync may be: as much a second as it was told, on average, with a second's worth and a batch at once at
+most. Pure."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ class Bucket:
         self._level = 0.0 if rate is None else rate * BURST_S
         self._at_s = now_s
 
+    @property
+    def is_set(self) -> bool:
+        return self._rate is not None
+
     def take(self, now_s: float, amount: int) -> float:
         """Take so much, and return for how long to wait before it is used."""
         if self._rate is None:
@@ -34,6 +39,11 @@ class Limiter:
     def __init__(self, throttle: Throttle, now_s: float) -> None:
         self._bytes = Bucket(throttle.bytes_per_s, now_s)
         self._operations = Bucket(throttle.operations_per_s, now_s)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a limit."""
+        return self._bytes.is_set or self._operations.is_set
 
     def take(self, now_s: float, size_bytes: int, operations: int) -> float:
         """Return for how long to wait."""
