@@ -37,11 +37,13 @@ async def perform(
     report: Report,
     *,
     endless: bool = False,
+    final: tuple[type[JobsError], ...] = (),
 ) -> D:
     """Have the node carry it out, from the beginning again when the way to it was lost; what it says of the last time
     counts. Return its last event, a `done`. Raises JobsError.
 
-    An endless one outlives any number of nodes, as long as each has it for a while.
+    An endless one outlives any number of nodes, as long as each has it for a while. `final`: what ends it though it may
+    go well later, as the operation has waited for that itself.
     """
     wanted = _encode({"job": job, "payload": payload})
     persistence, restarts = Persistence(), 0
@@ -67,7 +69,7 @@ async def perform(
             if endless and time.monotonic() - began_s > STEADY_S:
                 restarts = 0
             restarts += was_begun
-            if restarts > MAX_RESTARTS or not await persistence.may_help(error):
+            if isinstance(error, final) or restarts > MAX_RESTARTS or not await persistence.may_help(error):
                 await lines.write(report)
                 raise
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from jobs.errors import JobsError, LinkUnavailable
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import (
     ReplicationBackup,
@@ -75,8 +76,14 @@ class Work:
             ReplicationDone,
             task.report,
             endless=is_endless(payload),
+            final=_given_up(payload),
         )
         return done.result
+
+
+def _given_up(payload: ReplicationPayload) -> tuple[type[JobsError], ...]:
+    """Return what ends an operation for good: a sync waits for the other cluster itself."""
+    return (LinkUnavailable,) if isinstance(payload, ReplicationSync) else ()
 
 
 def is_endless(payload: ReplicationPayload) -> bool:
