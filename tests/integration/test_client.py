@@ -14,6 +14,7 @@ from jobs.content import content_bytes
 from jobs.errors import IdempotencyConflict, LeaseNotFound, NotFinished, NotFound
 from jobs.protocol.model import JobState, KvCompare, KvOp, Stream
 from jobs.testing import EmbeddedNode
+from tests.support.waiting import until
 
 MISSING = "01900000-0000-7000-8000-000000000000"
 
@@ -138,7 +139,8 @@ def test_submissions_and_followers_survive_a_restart_of_the_node(tmp_path: Path)
             if event.job.state.is_final:  # type: ignore[attr-defined]
                 return
 
-    waiting = client.shell(["sleep", "60"]).job
+    waiting = client.shell(["sleep", "600"]).job
+    until(lambda: client.get(waiting.id).job.state is JobState.RUNNING)
     patient = Client(str(node.socket), patience_s=60)
     follower = threading.Thread(target=follow, args=(patient.watch(waiting.id, after_revision=0),))
     follower.start()

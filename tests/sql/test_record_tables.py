@@ -20,8 +20,10 @@ from jobs.protocol.model import (
     BlobResult,
     Execution,
     JobState,
+    MaintenanceResult,
     OutputSkipped,
     Reason,
+    ReplicationResult,
     Requires,
     Retention,
     Retry,
@@ -102,6 +104,17 @@ QUERY = SqlResult(
 )  # fmt: skip
 
 BLOB = BlobResult(operation="gc", hash=None, bytes=5, blobs=6, peers=[], seconds=0.5)
+MAINTENANCE = MaintenanceResult(
+    operation="compact",
+    dry_run=False,
+    status="ok",
+    nodes=[],
+    counts={"log": 1},
+    freed_bytes=2,
+    findings=[],
+    seconds=0.5,
+)
+REPLICATION = ReplicationResult(operation="sync", rows=3, bytes=4, seconds=0.5)
 ARTEFACTS = [Artefact(path="out/ü", hash="c" * 64, size_bytes=7)]
 SKIPPED = [OutputSkipped(path="link", why="is a symbolic link")]
 
@@ -180,6 +193,7 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
             ResultRecord, state=JobState.FAILED, reason=Reason.WORKER_LOST, message=None, execution=None,
             worker=WorkerId("shell-1"), started_ms=NOW_MS + 8, finished_ms=NOW_MS + 9, query=QUERY, blob=BLOB,
             moved=MovedOutput(order="a" * 64, pieces=2, streams=("b" * 64, None)), artefacts=ARTEFACTS, skipped=SKIPPED,
+            maintenance=MAINTENANCE, replication=REPLICATION,
         )
     )  # fmt: skip
     ops: list[Op] = [
@@ -197,8 +211,10 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
         "cpu_system_s": 0.125, "peak_memory_bytes": 1 << 30, "exit_code": 9, "signal": None, "sandbox": "strict",
         "stdout_bytes": 10, "stdout_stored_bytes": 9, "stdout_truncated": True, "stderr_bytes": 1,
         "stderr_stored_bytes": 1, "stderr_truncated": False, "query": None, "blob": None, "artefacts": "[]",
-        "skipped": "[]", "revision": snapshot.revision,
+        "skipped": "[]", "maintenance": None, "replication": None, "revision": snapshot.revision,
     }  # fmt: skip
+    assert msgspec.json.decode(first["maintenance"], type=MaintenanceResult) == MAINTENANCE
+    assert msgspec.json.decode(first["replication"], type=ReplicationResult) == REPLICATION
     assert msgspec.json.decode(first["query"], type=SqlResult) == QUERY
     assert msgspec.json.decode(first["blob"], type=BlobResult) == BLOB
     assert msgspec.json.decode(first["artefacts"], type=list[Artefact]) == ARTEFACTS

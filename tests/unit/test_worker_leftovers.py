@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,7 +21,6 @@ from tests.support.users import let_others_in
 
 TAG = "jobs:0123456789"
 CGROUPS = Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")
-LATER_S = time.time() + GRACE_S + 60
 A_PAGE = 4_096
 
 
@@ -32,7 +32,13 @@ def left(place: Path, name: str = "jobs-inputs-0123456789-abcdefgh") -> Path:
     return made
 
 
-def sweep(directory: Path, now_s: float = LATER_S, *, dry_run: bool = False) -> list[Leftover]:
+def later_s() -> float:
+    """Return a time at which what is made now is old."""
+    return time.time() + GRACE_S + 60
+
+
+def sweep(directory: Path, now_s: float | None = None, *, dry_run: bool = False) -> list[Leftover]:
+    now_s = later_s() if now_s is None else now_s
     place = Place("directory", directory)
     found = [remove(place, name, now_s, dry_run=dry_run) for name in candidates(place)]
     return [one for one in found if one is not None]
@@ -108,7 +114,7 @@ def test_what_belongs_to_somebody_else_stays(tmp_path: Path) -> None:
     let_others_in(tmp_path)
     os.seteuid(65_534)
     try:
-        told = remove(Place("directory", tmp_path), made.name, LATER_S, dry_run=False)
+        told = remove(Place("directory", tmp_path), made.name, later_s(), dry_run=False)
     finally:
         os.seteuid(0)
     assert told == Leftover(kind="directory", path=str(made), stays="it belongs to uid 0")
@@ -163,15 +169,15 @@ def test_an_empty_cgroup_goes_and_one_with_processes_stays(cgroup: Path) -> None
     for path in (empty, used, orphan):
         path.mkdir()
     place = Place("cgroup", cgroup)
-    with subprocess.Popen(["sleep", "600"]) as one, subprocess.Popen(["sleep", "600"]) as other:
-        (used / "cgroup.procs").write_text(str(one.pid))
-        (orphan / "cgroup.procs").write_text(str(other.pid))
+    with ExitStack() as stack:
+        for path in (used, orphan):
+            process = stack.enter_context(subprocess.Popen(["sleep", "600"]))
+            stack.callback(process.kill)
+            (path / "cgroup.procs").write_text(str(process.pid))
         assert remove(place, empty.name, time.time(), dry_run=False) is None, "it is young"
-        assert remove(place, empty.name, LATER_S, dry_run=True) == Leftover(kind="cgroup", path=str(empty))
+        assert remove(place, empty.name, later_s(), dry_run=True) == Leftover(kind="cgroup", path=str(empty))
         assert empty.exists()
-        found = [remove(place, name, LATER_S, dry_run=False) for name in candidates(place)]
-        one.kill()
-        other.kill()
+        found = [remove(place, name, later_s(), dry_run=False) for name in candidates(place)]
     assert not empty.exists()
     why = f"processes run in it, and process {dead.pid} is gone"
     assert sorted((told.path, told.stays) for told in found if told is not None) == [

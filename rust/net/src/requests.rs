@@ -24,6 +24,8 @@ use crate::wire::{Channel, Kind};
 
 /// Bytes before a request's body: how long the caller waits.
 const REQUEST_BYTES: usize = 4;
+/// So long after its caller's deadline a request is given up: the caller's own clock tells it of the deadline.
+const AFTER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// An own request that is not answered.
 #[derive(Debug)]
@@ -257,7 +259,7 @@ pub(crate) async fn answer(
     let reply = tokio::select! {
         reply = decision.1 => reply.ok(),
         _ = writer.stopped() => { gone("nobody waits for the answer any more"); None }
-        () = tokio::time::sleep(Duration::from_millis(wait_ms.into())) => { gone("its deadline has passed"); None }
+        () = tokio::time::sleep(Duration::from_millis(wait_ms.into()) + AFTER_DEADLINE) => { gone("its deadline has passed"); None }
     };
     drop(serving);
     let Some(reply) = reply else { return Ok(()) };

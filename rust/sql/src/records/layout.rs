@@ -340,6 +340,8 @@ const RESULTS: Layout = Layout {
         "moved",
         "artefacts",
         "skipped",
+        "maintenance",
+        "replication",
     ],
     left_out: &["moved"],
     columns: &[
@@ -399,6 +401,8 @@ const RESULTS: Layout = Layout {
         maybe("blob", From::At(at(8)), Json),
         maybe("artefacts", From::At(at(10)), Json),
         maybe("skipped", From::At(at(11)), Json),
+        maybe("maintenance", From::At(at(12)), Json),
+        maybe("replication", From::At(at(13)), Json),
         given("revision", From::Revision, Int),
     ],
 };
