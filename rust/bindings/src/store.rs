@@ -331,8 +331,9 @@ impl Store {
     }
 
     #[pyo3(signature = (on_bytes = None))]
-    fn begin_compaction(slf: &Bound<'_, Self>, on_bytes: Option<Py<PyAny>>) -> PyResult<Compaction> {
+    fn begin_compaction(slf: &Bound<'_, Self>, on_bytes: Option<&Bound<'_, PyAny>>) -> PyResult<Compaction> {
         let (py, store) = (slf.py(), slf.get());
+        let on_bytes = on_bytes.map(|told| told.clone().unbind());
         let mut raised = None;
         let begun = py.detach(|| {
             store.read().begin_compaction(|copied| {
@@ -359,13 +360,13 @@ impl Store {
 
     #[staticmethod]
     fn check_snapshot_file(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
-        let (rows, _) = py.detach(|| snapshot::check(&path)).map_err(store_error)?;
+        let (rows, _) = py.detach(move || snapshot::check(&path)).map_err(store_error)?;
         Ok(rows)
     }
 
     #[staticmethod]
     fn snapshot_revision(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
-        let (_, meta) = py.detach(|| snapshot::check(&path)).map_err(store_error)?;
+        let (_, meta) = py.detach(move || snapshot::check(&path)).map_err(store_error)?;
         Ok(meta.revision)
     }
 
