@@ -209,7 +209,7 @@ def test_a_bar_is_for_terminals(node: EmbeddedNode) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_get_that_is_ended_leaves_nothing(node: EmbeddedNode, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "large").touch()
-    os.truncate(tmp_path / "large", 1_024 * MIB)
+    os.truncate(tmp_path / "large", 256 * MIB)
     with node.client() as client:
         made = client.blobs.put(tmp_path / "large").hash
     target = tmp_path / "target"

@@ -19,6 +19,7 @@ KILL_EVERY = 100
 """Jobs that end between two kills."""
 SLOTS = 8
 STEP_S = 120.0
+AGAIN = Retry(max_attempts=50, delay_s=0, reasons=[Reason.WORKER_LOST])
 
 SCRIPTS = (
     "true",
@@ -80,10 +81,7 @@ def test_many_jobs_and_kills_leave_nothing_behind(tmp_path: Path) -> None:
             # When many jobs of all kinds run while workers and launchers are killed
             ended = 0
             while ended < JOBS:
-                lot = [
-                    shell_job(["sh", "-c", chance.choice(SCRIPTS), marker], retry=Retry(max_attempts=50, delay_s=0))
-                    for _ in range(KILL_EVERY)
-                ]
+                lot = [shell_job(["sh", "-c", chance.choice(SCRIPTS), marker], retry=AGAIN) for _ in range(KILL_EVERY)]
                 made = [one.job.id async for one in client.submit_many(lot)]
                 await client.wait(chance.choice(made), STEP_S)
                 await kill(worker, chance, str(temporary))
