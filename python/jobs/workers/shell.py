@@ -230,7 +230,8 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
 
     Raises InvalidRequest, and Forbidden for what the operator does not allow.
     """
-    check_destinations(payload.connect, config.allow_connect)
+    if payload.connect:
+        check_destinations(payload.connect, config.allow_connect)
     given = {path: file for path, file in payload.files.items() if file.blob is None}
     return Spawn(
         job=assignment.job,
