@@ -13,7 +13,6 @@ use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
     unmount,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{
     DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, chdir, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit, setsid,
@@ -25,6 +24,7 @@ use rustix::thread::{
     set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
 };
 
+use crate::netns::raise_loopback;
 use crate::plan::{JOB_ID, NOTES_FD, Place, PlannedFile, PlannedInput};
 use crate::syscall::{self, Instruction, PointerList, Usage};
 
@@ -262,11 +262,6 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
         syscall::exit_now(1);
     }
     syscall::set_seccomp_filter(prepared.seccomp).during(Step::Seccomp)
-}
-
-fn raise_loopback() -> Result<(), Errno> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    syscall::raise_loopback(socket.as_fd())
 }
 
 fn mount_views(prepared: &Prepared<'_>) -> Outcome {

@@ -108,8 +108,20 @@ fn make(orders: BorrowedFd<'_>) -> Result<(), Errno> {
     }
 }
 
+/// Raises the loopback of the network namespace that this process is in.
+///
+/// # Errors
+/// What the kernel says.
+pub fn raise_loopback() -> Result<(), Errno> {
+    syscall::raise_loopback(any_socket()?.as_fd())
+}
+
+/// A socket by which the kernel knows a network namespace.
+fn any_socket() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+}
+
 fn make_one() -> Result<OwnedFd, Errno> {
     syscall::unshare(UnshareFlags::NEWNET)?;
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    syscall::network_namespace(socket.as_fd())
+    syscall::network_namespace(any_socket()?.as_fd())
 }

@@ -20,6 +20,7 @@ use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::child::drop_capabilities;
+use crate::netns::raise_loopback;
 use crate::syscall::{self, Instruction};
 
 /// Addresses of one job.
@@ -111,8 +112,7 @@ fn listeners(network: BorrowedFd<'_>, targets: &[SocketAddr]) -> Result<Vec<Owne
 
 fn listen_inside(network: BorrowedFd<'_>, targets: &[SocketAddr]) -> Result<Vec<OwnedFd>, Errno> {
     move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    syscall::raise_loopback(socket.as_fd())?;
+    raise_loopback()?;
     targets
         .iter()
         .map(|target| {
