@@ -196,6 +196,15 @@ class Shelf:
             descriptor = os.open(name, _CREATED, 0o600, dir_fd=self._descriptor)
         return Draft(self.called(name), descriptor, recipients or [])
 
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small file whole. Raises as `create` and `Draft.write`."""
+        draft = self.create(name)
+        try:
+            draft.write(data)
+            draft.finish()
+        finally:
+            draft.abandon()
+
     def rename(self, old: str, new: str) -> None:
         """Give something its name, durably. Raises ShelfError where a directory has it."""
         with said(f"cannot write {self.called(new)}"):

@@ -120,12 +120,7 @@ class Making:
         return one, copied
 
     def _seal(self, one: Manifest, draft: Shelf) -> None:
-        file = draft.create(m.FILE)
-        try:
-            file.write(m.encode(one))
-            file.finish()
-        finally:
-            file.abandon()
+        draft.put(m.FILE, m.encode(one))
         draft.sync()  # all names in it, before it has its own
         self._series.shelf.rename(f"{DRAFT}{one.number:06d}", one.directory)
 

@@ -124,12 +124,7 @@ def _clear(shelf: Shelf) -> None:
 
 
 def _write_manifest(shelf: Shelf, made: Manifest) -> None:
-    draft = shelf.create(m.FILE)
-    try:
-        draft.write(m.encode(made))
-        draft.finish()
-    finally:
-        draft.abandon()
+    shelf.put(m.FILE, m.encode(made))
     shelf.sync()  # all names in it, before it has its own
 
 
