@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.workers.blob.places import Place, PlaceError, Places, Target
+from jobs.workers.places import Place, PlaceError, Places, Target
 
 DRAFT = ".jobs-0-draft.part"
 

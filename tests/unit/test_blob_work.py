@@ -22,8 +22,8 @@ from jobs.protocol.model import (
     OperationLine,
 )
 from jobs.workers import perform, transfers
-from jobs.workers.blob.places import Places
 from jobs.workers.blob.work import Work
+from jobs.workers.places import Places
 from tests.support.scriptednode import Report, ScriptedNode, cut, failed, hangs_up, problem, says, tells
 
 HASH = "ab" * 32

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from jobs.config import BlobWorker
 from jobs.protocol.model import BlobPayload, BlobResult, Reason, tag_of
 from jobs.validate import check_blob
-from jobs.workers.blob.places import Places
 from jobs.workers.blob.work import Work
+from jobs.workers.places import Places
 from jobs.workers.task import TaskExecutor, TaskKind
 
 BlobExecutor: TypeAlias = TaskExecutor[BlobPayload, BlobResult]

@@ -36,9 +36,9 @@ from jobs.protocol.model import (
     JobResult,
     StreamInfo,
 )
-from jobs.workers.blob.places import File, OpenFile, Place, Places, Target
 from jobs.workers.nodeapi import NodeApi
 from jobs.workers.perform import perform
+from jobs.workers.places import File, OpenFile, Place, Places, Target
 from jobs.workers.task import Report
 from jobs.workers.transfers import again, download, held, in_thread
 

@@ -19,7 +19,7 @@ from jobs.protocol.model import (
     tag_of,
 )
 from jobs.validate import check_replication
-from jobs.workers.blob.places import Places
+from jobs.workers.places import Places
 from jobs.workers.replication.work import Work, is_endless
 from jobs.workers.task import TaskExecutor, TaskKind
 

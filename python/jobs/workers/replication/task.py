@@ -7,8 +7,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from jobs.protocol.ids import JobId
-from jobs.workers.blob.places import Places
 from jobs.workers.nodeapi import NodeApi
+from jobs.workers.places import Places
 from jobs.workers.task import Report
 
 

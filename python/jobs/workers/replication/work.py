@@ -21,9 +21,9 @@ from jobs.protocol.model import (
     ReplicationSync,
     ReplicationVerify,
 )
-from jobs.workers.blob.places import Places
 from jobs.workers.nodeapi import NodeApi
 from jobs.workers.perform import perform
+from jobs.workers.places import Places
 from jobs.workers.replication.backup import backup
 from jobs.workers.replication.export import export
 from jobs.workers.replication.importing import bring_in
