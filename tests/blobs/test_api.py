@@ -17,6 +17,7 @@ from jobs.errors import RangeNotSatisfiable
 from tests.support.api import Answer, Raw
 from tests.support.blobpeer import content
 from tests.support.blobs import BlobApi, scenario
+from tests.support.users import let_others_in
 
 MIB = 1 << 20
 GROUP = 16 << 10
@@ -46,9 +47,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def connect_as(api: BlobApi, uid: int) -> Raw:
     """Connect as another user: SO_PEERCRED tells the effective ids at that time."""
-    for folder in (api.directory, *api.directory.parents):
-        if folder.stat().st_mode & 0o055 != 0o055:
-            folder.chmod(0o755)  # pytest's own are closed to others
+    let_others_in(api.directory)
     os.setegid(uid)
     os.seteuid(uid)
     try:
