@@ -201,6 +201,8 @@ class QueueRecord(Struct, frozen=True, kw_only=True, array_like=True):
     rate_count: int | None = None
     """At most so many starts, and as many at once, in each `rate_period_s`."""
     rate_period_s: float = 1.0
+    managed_by: str | None = None
+    """Name of the declaration that the settings belong to."""
 
 
 class OwnerRecord(Struct, frozen=True, kw_only=True, array_like=True):
@@ -353,6 +355,8 @@ class ScheduleRecord(Struct, frozen=True, kw_only=True, array_like=True):
     skipped: int = 0
     missed: int = 0
     last_lapse: LapseRecord | None = None
+    managed_by: str | None = None
+    """Name of the declaration that it belongs to."""
 
 
 class TableRecord(Struct, frozen=True, kw_only=True, array_like=True):

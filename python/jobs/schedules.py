@@ -98,6 +98,7 @@ def on_set(former: ScheduleRecord | None, schedule: Schedule, owner: int, now_ms
         "overlap": schedule.overlap,
         "max_queued": schedule.max_queued,
         "max_per_minute": schedule.max_per_minute,
+        "managed_by": schedule.managed_by,
     }
     if former is None:
         return ScheduleRecord(owner=owner, timetable=timetable, since_ms=now_ms, passed_ms=now_ms, **settings)

@@ -242,6 +242,7 @@ def test_workers_schedules_and_the_audit_trail_are_shown(tmp_path: Path) -> None
             passed_ms=NOW_MS + 1, paused=True, last_nominal_ms=NOW_MS + 2, last_job=FULL_ID,
             queued=(NOW_MS, NOW_MS + 1), fired_ms=(), fired=7, skipped=8, missed=9,
             last_lapse=LapseRecord(nominal_ms=NOW_MS, at_ms=NOW_MS + 3, outcome="skipped", detail="busy"),
+            managed_by="site",
         )
     )  # fmt: skip
     entry = AuditRecord(
@@ -279,7 +280,7 @@ def test_workers_schedules_and_the_audit_trail_are_shown(tmp_path: Path) -> None
             "last_nominal_at": at(NOW_MS + 2), "last_job": FULL_ID, "queued": [at(NOW_MS), at(NOW_MS + 1)],
             "recent_fires": [], "fired": 7, "skipped": 8, "missed": 9, "last_lapse_nominal_at": at(NOW_MS),
             "last_lapse_at": at(NOW_MS + 3), "last_lapse_outcome": "skipped", "last_lapse_detail": "busy",
-            "revision": revision,
+            "managed_by": "site", "revision": revision,
         }  # fmt: skip
         assert answer(context, "SELECT * FROM audit") == [
             {

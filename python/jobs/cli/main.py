@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from jobs.cli import (
+    apply,
     arrays,
     artefacts,
     audit,
@@ -46,6 +47,7 @@ GROUPS: Final = (
     top,
     schedules,
     queues,
+    apply,
     deadletters,
     audit,
     cluster,

@@ -76,6 +76,7 @@ def _show_queue(queue: QueueView, options: argparse.Namespace) -> int:
             ("running", queue.running),
             ("weight", f"{queue.weight:g}"),
             ("limits", limits_of(queue) or "none"),
+            ("managed by", queue.managed_by),
         ]
     )
     return exits.OK

@@ -138,6 +138,7 @@ def _print_schedule(view: ScheduleView, job: JobSubmit, times: Sequence[Schedule
         ("overlap", overlap),
         ("at most", f"{view.max_per_minute} jobs a minute"),
         ("owner", view.owner),
+        ("managed by", view.managed_by),
         ("command", command_of(job)),
         ("last", moment(view.last_nominal_ms)),
         ("last job", view.last_job),

@@ -36,6 +36,7 @@ class QueueChanges(_Changes, total=False):
     max_running_per_owner: int | None
     rate_count: int | None
     rate_period_s: float
+    managed_by: str | None
 
 
 # --- requests --------------------------------------------------------------------------------------------------------

@@ -258,6 +258,7 @@ class ScheduleOperations:
             overlap=record.overlap,
             max_queued=record.max_queued,
             max_per_minute=record.max_per_minute,
+            managed_by=record.managed_by,
             paused=record.paused,
             next_ms=schedules.next_ms(record, wall_ms()),
             last_nominal_ms=record.last_nominal_ms,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, UnsetType
 
-from jobs.protocol.model.base import Model
+from jobs.protocol.model.base import Model, Name
 
 Weight = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Limit = Annotated[int, Meta(ge=0, le=1_000_000_000)]
@@ -27,6 +27,9 @@ class QueueSettings(Model, frozen=True):
     rate_count: RateCount | None = None
     """So many starts, and as many at once, in each `rate_period_s`."""
     rate_period_s: RatePeriodS = 1.0
+    managed_by: Name | None = None
+    """Name of the declaration that these settings belong to; `jobctl apply` takes back what that does not declare any
+    more."""
 
 
 class QueueChange(Model, frozen=True):
@@ -39,6 +42,7 @@ class QueueChange(Model, frozen=True):
     max_running_per_owner: Limit | UnsetType | None = UNSET
     rate_count: RateCount | UnsetType | None = UNSET
     rate_period_s: RatePeriodS | UnsetType = UNSET
+    managed_by: Name | UnsetType | None = UNSET
 
 
 class QueueView(QueueSettings, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from jobs.protocol.ids import JobId, Revision
-from jobs.protocol.model.base import DurationS, Model
+from jobs.protocol.model.base import DurationS, Model, Name
 from jobs.protocol.model.submission import JobSubmit
 
 CatchUp = Literal["none", "one", "all"]
@@ -50,6 +50,8 @@ class ScheduleSettings(Timetable, frozen=True, kw_only=True):
     """Times that wait with `overlap` `queue`; one more is skipped."""
     max_per_minute: Annotated[int, Meta(ge=1, le=600)] = 120
     """Most jobs that it makes in any minute."""
+    managed_by: Name | None = None
+    """Name of the declaration that it belongs to; `jobctl apply` deletes what that does not declare any more."""
 
 
 class Schedule(ScheduleSettings, frozen=True, kw_only=True):

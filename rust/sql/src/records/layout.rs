@@ -475,6 +475,7 @@ const SCHEDULES: Layout = Layout {
         "skipped",
         "missed",
         "last_lapse",
+        "managed_by",
     ],
     left_out: &[],
     columns: &[
@@ -507,6 +508,7 @@ const SCHEDULES: Layout = Layout {
         maybe("last_lapse_at", From::At(deep(LAST_LAPSE, &[Item(1)])), Time),
         maybe("last_lapse_outcome", From::At(deep(LAST_LAPSE, &[Item(2)])), Text),
         maybe("last_lapse_detail", From::At(deep(LAST_LAPSE, &[Item(3)])), Text),
+        maybe("managed_by", From::At(at(19)), Text),
         maybe("job", From::Template, Json),
         given("revision", From::Revision, Int),
     ],
