@@ -20,7 +20,7 @@ CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_enduran
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
-.PHONY: help setup demo test lint rust-test bench test-faults lock clean
+.PHONY: help setup setup-vm demo test lint rust-test bench test-faults test-vm lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,7 +48,7 @@ demo: setup ## Run the main job on an embedded node: submit, queue, fail, kill, 
 
 test: setup rust-test ## Set up and run every everyday test
 	# One process a core: most tests wait for processes of their own. A file's tests run in one of them, in order.
-	$(PYTEST) -m 'not slow' -q -n 2 --dist loadfile
+	$(PYTEST) -m 'not slow and not vm' -q -n 2 --dist loadfile
 
 rust-test: setup ## Run the Rust tests
 	$(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql
@@ -68,6 +68,13 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql \
 	  --lib --test hostile
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
+
+setup-vm: setup ## Install what virtual machines need (Debian packages, with sudo when not root)
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --quiet --no-install-recommends $$($(BIN)/python -m tests.vm --packages)
+
+test-vm: setup ## What needs a machine of its own: systemd, cgroup limits, power cuts; in virtual machines
+	# One after the other: an emulated machine takes a core or two.
+	$(PYTEST) -q tests/vm
 
 bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks
