@@ -49,7 +49,7 @@ from jobs.replication.part import ReplicationPart
 from jobs.restore import Wanted, moment_of, restore, unfinished
 from jobs.retention import Limits
 from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
-from jobs.sockets import SocketError
+from jobs.sockets import SocketError, members_of
 from jobs.workerdoor import WorkerDoor
 
 logger = logging.getLogger("jobs.node")
@@ -356,8 +356,10 @@ def maintenance_config(config: NodeConfig) -> MaintenanceConfig:
 
 
 def worker_uids(config: NodeConfig) -> frozenset[int]:
-    """Return who may register workers."""
-    return frozenset({0, os.geteuid()} | {uid_of(user) for user in config.worker_socket.users})
+    """Return who may register workers. Raises SocketError for a user that is not there."""
+    settings = config.worker_socket
+    named = {uid_of(user) for user in settings.users}
+    return frozenset({0, os.geteuid()} | named | members_of(settings.trusted_group))
 
 
 def retention_config(config: NodeConfig) -> RetentionConfig:
@@ -416,7 +418,8 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
     loop.add_signal_handler(signal.SIGHUP, lambda: reload_config(config, arguments, node, notifier))
     children = None
     try:
-        await node.start()
+        with notifier.starting("opening the log and the store"):
+            await node.start()
         if arguments.embedded is not None:
             env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
             children = Children(worker_commands(arguments, config), env)

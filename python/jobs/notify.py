@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
 
 from sdnotify import SystemdNotifier
 
@@ -24,6 +26,11 @@ VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", *LISTEN_VA
 
 WATCHDOG_SHARE: Final = 0.5
 """Pings come at this share of the watchdog's time, as sd_watchdog_enabled(3) advises."""
+EXTENSION_S: Final = 60.0
+"""So long a start may take from each time on that it was seen to get ahead."""
+EXTENSION_PERIOD_S: Final = 10.0
+BUSY_SHARE: Final = 0.02
+"""A start that takes this share of a processor gets ahead; one that hangs takes none."""
 
 
 class Notifier:
@@ -61,6 +68,33 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> None:
         """Ask for this much more time to start or to stop."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}", "")
+
+    @contextmanager
+    def starting(self, status: str, *, period_s: float = EXTENSION_PERIOD_S) -> Iterator[None]:
+        """Ask for more time to start as long as this process gets ahead: it reads, writes or computes.
+
+        By a thread, as what is opened holds up the event loop. A start that hangs is not helped.
+        """
+        self.status(status)
+        if self._notifier is None:
+            yield
+            return
+        over = threading.Event()
+        watching = threading.Thread(target=self._extend_while_busy, args=(over, period_s), daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
+
+    def _extend_while_busy(self, over: threading.Event, period_s: float) -> None:
+        before = _Effort.now()
+        while not over.wait(period_s):
+            now = _Effort.now()
+            if now.is_ahead_of(before, period_s):
+                self._try(f"EXTEND_TIMEOUT_USEC={int(EXTENSION_S * 1_000_000)}")
+            before = now
 
     def start_watchdog(self, is_healthy: Callable[[], bool]) -> None:
         """Ping from the running event loop as long as it turns and `is_healthy` says so; without a watchdog: nothing.
@@ -116,6 +150,25 @@ class Notifier:
         except OSError as error:  # nobody listens any more
             logger.debug("the service manager was not told: %s", error)
         return True
+
+
+class _Effort(NamedTuple):
+    """What this process has done so far."""
+
+    cpu_s: float
+    disk_bytes: int
+
+    @classmethod
+    def now(cls) -> _Effort:
+        disk_bytes = 0
+        with suppress(OSError), open("/proc/self/io", encoding="ascii") as file:
+            # What reached a disk: what is read from /proc, as here, does not.
+            fields = dict(line.split(":", 1) for line in file)
+            disk_bytes = int(fields["read_bytes"]) + int(fields["write_bytes"])
+        return cls(time.process_time(), disk_bytes)
+
+    def is_ahead_of(self, before: _Effort, period_s: float) -> bool:
+        return self.cpu_s - before.cpu_s > BUSY_SHARE * period_s or self.disk_bytes > before.disk_bytes
 
 
 def watchdog_interval_s() -> float | None:

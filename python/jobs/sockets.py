@@ -6,10 +6,12 @@ import asyncio
 import errno
 import grp
 import os
+import pwd
 import resource
 import socket
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -138,6 +140,21 @@ def _refuse_live(path: Path) -> None:
             if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
                 return
     raise SocketError(f"socket {path}: another process serves it; stop that one, or use another path")
+
+
+def members_of(group: str | None) -> set[int]:
+    """Return the uids of a group's members; nobody's where there is no such group."""
+    if group is None:
+        return set()
+    try:
+        found = grp.getgrnam(group)
+    except KeyError:
+        return set()
+    members = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == found.gr_gid}
+    for name in found.gr_mem:
+        with suppress(KeyError):  # who is named there need not exist
+            members.add(pwd.getpwnam(name).pw_uid)
+    return members
 
 
 def _gid(path: Path, group: str) -> int:

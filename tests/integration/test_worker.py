@@ -379,7 +379,7 @@ def test_rubbish_from_the_node_costs_the_connection_but_no_job(tmp_path: Path, r
     run(scenario)
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [("protocol", 78), ("unknown_type", 78), ("superseded", 75)])
+@pytest.mark.parametrize(("code", "exit_code"), [("protocol", 75), ("unknown_type", 78), ("superseded", 75)])
 def test_a_worker_that_is_refused_ends_with_its_jobs(tmp_path: Path, code: str, exit_code: int) -> None:
     async def scenario() -> None:
         async with worker(tmp_path) as made:
@@ -570,5 +570,34 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
                 made.process.terminate()
                 await said(b"STOPPING=1")
                 made.node.send(wire.Cancel(job=ref.job, attempt=ref.attempt))
+
+    run(scenario)
+
+
+def test_a_worker_without_a_node_does_not_keep_the_service_manager_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+
+    async def scenario() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(path))
+            manager.setblocking(False)
+            heard: list[bytes] = []
+            made = Worker(tmp_path)
+            await made.start(NOTIFY_SOCKET=str(path))
+            try:
+                # Given no node, the worker is ready all the same, and says how things are
+                async with asyncio.timeout(STEP_S):
+                    while not any(b"READY=1" in one for one in heard):
+                        heard.append(await asyncio.get_running_loop().sock_recv(manager, 4096))
+                assert b"STATUS=no connection" in heard[-1]
+                # When a node comes, it has a worker, and is told of none a second time
+                await made.node.listen()
+                await made.node.register(heartbeat_s=0.05)
+                async with asyncio.timeout(STEP_S):
+                    while b"STATUS=ready: 0 of" not in heard[-1]:
+                        heard.append(await asyncio.get_running_loop().sock_recv(manager, 4096))
+                assert sum(b"READY=1" in one for one in heard) == 1
+            finally:
+                await made.kill()
 
     run(scenario)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.api.identity import Identities
-from jobs.sockets import MAX_PATH_BYTES, SocketError, listen_unix
+from jobs.sockets import MAX_PATH_BYTES, SocketError, listen_unix, members_of
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another group")
 GROUP = grp.getgrgid(os.getgid()).gr_name
@@ -86,3 +86,13 @@ def test_members_of_the_admin_group_are_admins() -> None:
     members = [user for user in pwd.getpwall() if user.pw_uid != 0 and user.pw_gid == group.gr_gid]
     assert all(identities.caller(user.pw_uid, user.pw_gid + 50_000).admin for user in members[:1])
     assert not Identities("nosuchgroup").caller(54_321, group.gr_gid).admin
+
+
+def test_members_of_a_group_are_those_whose_own_it_is_and_those_who_are_listed() -> None:
+    own = grp.getgrgid(os.getgid()).gr_name
+    assert os.getuid() in members_of(own)
+    listed = {name: group.gr_name for group in grp.getgrall() for name in group.gr_mem}
+    for user, group in listed.items():
+        if user in {entry.pw_name for entry in pwd.getpwall()}:
+            assert pwd.getpwnam(user).pw_uid in members_of(group)
+    assert members_of("no-such-group") == members_of(None) == set()

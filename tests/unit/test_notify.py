@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,35 @@ def test_a_manager_that_does_not_read_holds_up_nothing_and_is_told_later(manager
         assert await asyncio.get_running_loop().sock_recv(manager, 4096) == b"STATUS=news"
 
     asyncio.run(scenario())
+
+
+def test_a_start_that_gets_ahead_is_given_more_time(manager: socket.socket) -> None:
+    with Notifier().starting("opening", period_s=0.02):
+        assert said(manager) == {"STATUS": "opening"}
+        manager.setblocking(False)
+        until_s, heard = time.monotonic() + 10, b""
+        while not heard and time.monotonic() < until_s:  # this is what gets ahead
+            try:
+                heard = manager.recv(4096)
+            except BlockingIOError:
+                continue
+    assert heard == b"EXTEND_TIMEOUT_USEC=60000000"
+
+
+def test_a_start_that_hangs_is_not_given_more_time(manager: socket.socket) -> None:
+    # Its own looking must not count: so often that it would.
+    with Notifier().starting("opening", period_s=0.2):
+        assert said(manager) == {"STATUS": "opening"}
+        manager.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            manager.recv(4096)
+
+
+def test_a_start_that_fails_is_over(manager: socket.socket) -> None:
+    with pytest.raises(OSError, match="no disk"), Notifier().starting("opening", period_s=0.01):
+        raise OSError("no disk")
+    threads = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in threads if "_extend_while_busy" in name]
 
 
 def test_a_manager_that_is_not_there_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

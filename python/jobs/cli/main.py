@@ -20,6 +20,7 @@ from jobs.cli import (
     exits,
     explain,
     graph,
+    install,
     jobs,
     kv,
     maintenance,
@@ -57,6 +58,7 @@ GROUPS: Final = (
     replication,
     backup,
     node,
+    install,
 )
 COMMANDS: Final = {command.name: command for group in GROUPS for command in group.COMMANDS}
 

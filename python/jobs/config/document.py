@@ -38,24 +38,26 @@ def document() -> str:
 
 
 def _section(path: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
-    keys = {name: field for name, field in model.model_fields.items() if _submodel(field) is None}
+    keys = {name: field for name, field in model.model_fields.items() if submodel(field) is None}
     if keys:
-        yield f"\n## `[{'.'.join(path)}]`\n\n{_paragraph(model)}\n\n"
+        yield f"\n## `[{'.'.join(path)}]`\n\n{paragraph(model)}\n\n"
         yield "| Key | Default | Values | Meaning |\n|---|---|---|---|\n"
         for name, field in keys.items():
             meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            yield f"| `{name}` | {_default(name, field)} | {_values(name, field)} | {meaning} |\n"
+            yield f"| `{name}` | {_default(name, field)} | {values(name, field)} | {meaning} |\n"
     for name, field in model.model_fields.items():
-        inner = _submodel(field)
+        inner = submodel(field)
         if inner is not None:
             yield from _section((*path, name), inner)
 
 
-def _paragraph(model: type[BaseModel]) -> str:
+def paragraph(model: type[BaseModel]) -> str:
+    """Return what a section is about, in one line."""
     return " ".join((model.__doc__ or "").split())
 
 
-def _submodel(field: FieldInfo) -> type[BaseModel] | None:
+def submodel(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field is; None for a key."""
     kind = field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
@@ -66,10 +68,11 @@ def _default(name: str, field: FieldInfo) -> str:
     value = field.default
     if value is None or value is PydanticUndefined or value in ((), {}):
         return "—"
-    return f"`{_show(name, value)}`"
+    return f"`{shown(name, value)}`"
 
 
-def _show(name: str, value: Any) -> str:
+def shown(name: str, value: Any) -> str:
+    """Return the value of a key as TOML has it."""
     if name == "mode":
         return f'"{value:04o}"'
     if isinstance(value, bool):
@@ -81,19 +84,20 @@ def _show(name: str, value: Any) -> str:
     )
 
 
-def _values(name: str, field: FieldInfo) -> str:
+def values(name: str, field: FieldInfo) -> str:
+    """Return which values a key takes."""
     if name == "mode":
         return '"0000" to "0777"'
     kinds, constraints = _parts(field.annotation, list(field.metadata))
     kind = kinds[0]
     if typing.get_origin(kind) is typing.Literal:
-        return ", ".join(f"`{_show(name, value)}`" for value in typing.get_args(kind))
+        return ", ".join(f"`{shown(name, value)}`" for value in typing.get_args(kind))
     low = next((item for item in constraints if isinstance(item, Ge | Gt)), None)
     high = next((item for item in constraints if isinstance(item, Le | Lt)), None)
     if low is None or high is None:
         return {bool: "true, false", Path: "path", str: "text"}.get(kind, "list" if _origin(kind) is tuple else "table")
-    floor = f"{_show(name, low.ge)}" if isinstance(low, Ge) else f"above {_show(name, low.gt)}"
-    ceiling = f"{_show(name, high.le)}" if isinstance(high, Le) else f"below {_show(name, high.lt)}"
+    floor = f"{shown(name, low.ge)}" if isinstance(low, Ge) else f"above {shown(name, low.gt)}"
+    ceiling = f"{shown(name, high.le)}" if isinstance(high, Le) else f"below {shown(name, high.lt)}"
     return f"{floor} to {ceiling}"
 
 

@@ -119,6 +119,8 @@ class WorkerSocket(_Section):
     """Group that owns the socket. By default the node's own group."""
     users: tuple[str, ...] = ()
     """Users, by name or number, that may register workers besides root and the node's own user."""
+    trusted_group: str | None = "jobs-workers"
+    """Members of this group may, too; where there is none of that name, nobody."""
 
 
 class Store(_Section):

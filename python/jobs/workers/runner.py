@@ -34,7 +34,8 @@ CLEARING_LIMIT_S: Final = 30.0
 LAST_REPORTS_S: Final = 5.0
 """For the last reports, after the grace of jobs that were ended by a stop."""
 _WAIT_AND_RETRY: Final = frozenset({"unavailable", "too_many_connections", "too_many_requests", "register_timeout"})
-_NEVER: Final = frozenset({"protocol", "unknown_type", "bad_slots", "bad_name", "forbidden"})
+_NEVER: Final = frozenset({"unknown_type", "bad_slots", "bad_name", "forbidden"})
+"""Not `protocol`: after an upgrade of the node, the worker that is started anew is the one that came with it."""
 
 
 class Runner:
@@ -66,6 +67,8 @@ class Runner:
         self._connection: Connection | None = None
         self._failures = 0
         """To reach the node, in a row."""
+        self._ready = False
+        """The service manager knows."""
         self._stopping = False
         self._register_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
@@ -111,6 +114,7 @@ class Runner:
             else:
                 await connection.lost
             self._failures += 1
+            self._be_ready()
             await asyncio.sleep(retry_delay_s(self._failures, random.random()))  # noqa: S311 - jitter
 
     def on_connected(self, connection: Connection) -> None:
@@ -144,7 +148,8 @@ class Runner:
         self._failures = 0
         self._cancel_timers()
         self._watch_lease()
-        self._notifier.ready(self._status())
+        self._be_ready()
+        self._notifier.status(self._status())
         self._beat_timer = self._loop.call_later(frame.heartbeat_s, self._beat)
 
     def _on_refused(self, error: RefusedError) -> None:
@@ -175,6 +180,12 @@ class Runner:
         if self._gauge.over != before:
             over = {name: self._gauge.pressure[name] for name in sorted(self._gauge.over)}
             logger.info("under pressure" if over else "no longer under pressure", extra={"pressure": over})
+
+    def _be_ready(self) -> None:
+        """The start is over: with a node, or, so that nobody waits for the worker longer than for its node, without."""
+        if not self._ready:
+            self._ready = True
+            self._notifier.ready(self._status())
 
     def _watch_lease(self) -> None:
         """Look again when the lease ends unless it is kept, whether there is a connection or not."""

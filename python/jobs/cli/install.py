@@ -1,0 +1,147 @@
+"""The command that makes systemd look after a node and its workers: install-units."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jobs.cli import exits
+from jobs.cli.command import Command, Parser, UsageError
+from jobs.cli.output import note, print_json
+from jobs.client import Client
+
+if TYPE_CHECKING:
+    from jobs.appliance import File
+
+_ROOT: Final = Path("/")
+_EPILOG: Final = """\
+Then `systemctl start jobs-node` starts the node and the workers that are enabled. docs/install.md says more."""
+
+
+class _StepFailed(Exception):
+    """A program that was run for a step did not do it."""
+
+
+def install_units(client: Client, options: argparse.Namespace) -> int:
+    from jobs import appliance
+
+    types = _types(options.workers, appliance.worker_types())
+    into_another = options.root != _ROOT
+    version = options.systemd or (0 if into_another else _systemd_version())
+    wanted = appliance.files(options.prefix, options.commands or _own_directory(), version)
+    try:
+        if options.remove:
+            return _remove(wanted, options)
+        for path in appliance.put(wanted, options.root):
+            _tell(path, "installed", options)
+        if not into_another:
+            _prepare(wanted)
+            if options.enable:
+                _run("systemctl", "enable", "--quiet", *appliance.NODE_UNITS, *appliance.worker_units(types))
+    except (OSError, _StepFailed) as error:
+        note(str(error))
+        return exits.FAILED
+    return exits.OK
+
+
+def _remove(wanted: Sequence[File], options: argparse.Namespace) -> int:
+    """Stop and disable everything, and take the files away; data, users and the configuration stay."""
+    from jobs import appliance
+
+    into_another = options.root != _ROOT
+    if not into_another:
+        workers = appliance.worker_units(appliance.worker_types())
+        _run("systemctl", "disable", "--quiet", "--now", *reversed(appliance.NODE_UNITS), *workers)
+    for path in appliance.take_away(wanted, options.root):
+        _tell(path, "removed", options)
+    if not into_another:
+        _run("systemctl", "daemon-reload")
+    return exits.OK
+
+
+def _prepare(wanted: Sequence[File]) -> None:
+    """Make users and directories, and have the service manager read its files again."""
+    by_kind = {kind: [str(file.path) for file in wanted if f"/{kind}.d/" in str(file.path)] for kind in _KINDS}
+    _run("systemd-sysusers", *by_kind["sysusers"])
+    _run("systemd-tmpfiles", "--create", *by_kind["tmpfiles"])
+    _run("systemctl", "daemon-reload")
+
+
+_KINDS: Final = ("sysusers", "tmpfiles")
+
+
+def _types(text: str | None, known: Sequence[str]) -> list[str]:
+    if text is None:
+        return list(known)
+    named = [name.strip() for name in text.split(",") if name.strip()]
+    for name in named:
+        if name not in known:
+            raise UsageError(f"--workers: there are no workers of type {name!r}; there are {', '.join(known)}")
+    return named
+
+
+def _own_directory() -> Path:
+    """Return the directory of the commands that this one was installed with."""
+    return Path(sys.argv[0]).resolve().parent if Path(sys.argv[0]).name == "jobctl" else Path(sys.executable).parent
+
+
+def _systemd_version() -> int:
+    """Return the version that runs here; 0 where there is none."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        return 0
+    said = subprocess.run([systemctl, "--version"], capture_output=True, text=True, check=False).stdout.split()
+    return int(said[1]) if len(said) > 1 and said[1].isdigit() else 0
+
+
+def _run(program: str, *arguments: str) -> None:
+    """Raises _StepFailed."""
+    path = shutil.which(program)
+    if path is None:
+        raise _StepFailed(f"{program} is not there: this machine has no systemd; --root DIR only puts the files")
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = "; ".join(done.stderr.split("\n")).strip("; ") or f"it ended with {done.returncode}"
+        raise _StepFailed(f"{program} {' '.join(arguments)}: {said}")
+
+
+def _tell(path: Path, what: str, options: argparse.Namespace) -> None:
+    if options.json:
+        print_json({"path": str(path), "done": what})
+    else:
+        print(f"{what} {path}")
+
+
+def _absolute(text: str) -> Path:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no absolute path")
+    return Path(text)
+
+
+def _configure(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--prefix", type=_absolute, default=Path("/usr/local"), metavar="DIR", help="default: /usr/local")
+    add("--root", type=Path, default=_ROOT, metavar="DIR", help="put the files below DIR, and do nothing else")
+    add(
+        "--commands", type=_absolute, metavar="DIR", help="where jobs-node and jobs-worker are (default: beside jobctl)"
+    )
+    add("--systemd", type=int, metavar="N", help="version of systemd that the files are for (default: that of here)")
+    add("--workers", metavar="TYPES", help="types of workers to enable, such as shell,sql (default: all)")
+    add("--enable", action="store_true", help="start at boot, and the workers with the node")
+    add("--remove", action="store_true", help="stop, disable and remove; data, users and configuration stay")
+
+
+COMMANDS: Final = (
+    Command(
+        "install-units",
+        install_units,
+        "Have systemd look after a node and its workers: install the units, users and directories.",
+        _configure,
+        _EPILOG,
+    ),
+)
