@@ -21,6 +21,8 @@ from jobs.invalid import invalid_body
 from jobs.protocol.model import QueueSettings, QueueView, Schedule, ScheduleDetail, ScheduleView
 from jobs.protocol.model.base import NAME_PATTERN, Model
 from jobs.protocol.model.schedules import ScheduleSettings
+from jobs.schedules import check_template, check_timetable
+from jobs.validate import check_job
 
 DEFAULT_NAME: Final = "default"
 
@@ -145,19 +147,30 @@ def _objects(
         try:
             declared = msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            problem = invalid_body(error, kind)
-            problems.append(
-                InvalidRequest(problem.detail, field=path + (problem.field or "$")[1:], expected=problem.expected)
-            )
+            problems.append(_below(path, invalid_body(error, kind)))
             continue
-        if declared.managed_by is not None:
-            problems.append(
-                InvalidRequest("the declaration's own name is put here", field=f"{path}.managed_by", expected="nothing")
-            )
+        try:
+            _check(declared)
+        except InvalidRequest as problem:
+            problems.append(_below(path, problem))
         if re.match(NAME_PATTERN, name) is None:
             problems.append(InvalidRequest(f"{name!r} is no name", field=path, expected="a short name"))
         made[name] = replace(declared, managed_by=managed_by)
     return made
+
+
+def _check(declared: Wanted) -> None:
+    """Raise InvalidRequest for what no node would take."""
+    if declared.managed_by is not None:
+        raise InvalidRequest("the declaration's own name is put here", field="$.managed_by", expected="nothing")
+    if isinstance(declared, Schedule):
+        check_timetable(declared)
+        check_template(declared.job)
+        check_job(declared.job, "$.job")
+
+
+def _below(path: str, problem: InvalidRequest) -> InvalidRequest:
+    return InvalidRequest(problem.detail, field=path + (problem.field or "$")[1:], expected=problem.expected)
 
 
 # --- what to do ------------------------------------------------------------------------------------------------------

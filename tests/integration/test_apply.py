@@ -152,12 +152,15 @@ job = { type = "shell", payload = { argv = "true" } }
     assert _apply(node, "a = [").returncode == 65
     assert _apply(node, '{"queues": 3}').returncode == 65
     assert _apply(node, "schedules = {}", "--name", "not a name").returncode == 65
+    assert _apply(node, DECLARED, "--check").returncode == 0
+    assert _apply(node, wrong, "--check").returncode == 65
+    assert list(client.schedules.list()) == []
 
 
 def test_what_the_node_refuses_is_told_and_nothing_is_removed_then(node: EmbeddedNode, client: Client) -> None:
     applied(node, DECLARED)
     job = {"type": "shell", "payload": {"argv": ["true"]}}
-    wrong = {"name": "site", "schedules": {"bad": {"cron": "61 * * * *", "job": job}}}
+    wrong = {"name": "site", "schedules": {"bad": {"at_ms": 1, "job": job}}}
     done = _apply(node, json.dumps(wrong))
     assert done.returncode == 65
     assert b"schedule bad: " in done.stderr

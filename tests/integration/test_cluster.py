@@ -321,11 +321,14 @@ def test_commands(tmp_path: Path) -> None:
     first, second = (node.start(wait=False) for node in cluster.nodes.values())
     try:
         assert b"jobctl cluster init" in jobctl(first, "cluster", "members").stdout
-        assert jobctl(first, "cluster", "init").returncode == 0
+        assert jobctl(first, "cluster", "init", "--if-unformed").returncode == 0
+        assert jobctl(first, "cluster", "init").returncode == 1
+        assert jobctl(first, "cluster", "init", "--if-unformed").returncode == 0
         ticket = jobctl(first, "cluster", "ticket", "--ttl", "10m")
         assert ticket.stdout.startswith(b"jobs-ticket-")
         joined = jobctl(second, "cluster", "join", "-", stdin=ticket.stdout)
         assert joined.returncode == 0, joined.stderr
+        assert jobctl(second, "cluster", "join", "-", "--if-unformed", stdin=ticket.stdout).returncode == 0
         members = jobctl(first, "cluster", "members").stdout.decode()
         assert re.search(r"n1\s+voter\s+leads", members)
         assert re.search(r"n2\s+voter\s+connected", members)
@@ -335,6 +338,7 @@ def test_commands(tmp_path: Path) -> None:
         assert removed.returncode == 0
         assert b"n1, removed from the cluster" in removed.stdout
         assert "n1" not in jobctl(second, "cluster", "members").stdout.decode().split("NAME")[1]
+        assert jobctl(first, "cluster", "join", "-", "--if-unformed", stdin=b"").returncode == 1
     finally:
         cluster.__exit__(None, None, None)
 

@@ -22,6 +22,7 @@ weight = 2
 every_s = 60
 job = { type = "shell", payload = { argv = ["true"] } }
 """
+SCHEDULE = b"[schedules.s]\njob = { type = 'shell', payload = { argv = ['a'] } }"
 
 
 def queue(name: str, **settings: Any) -> QueueView:
@@ -125,6 +126,10 @@ def test_json_and_toml_say_the_same() -> None:
         (b"[queues.q]\nmanaged_by = 'a'", '$.queues."q".managed_by'),
         (b"[queues.'a b']", '$.queues."a b"'),
         (b"[schedules.s]\nevery_s = 1", '$.schedules."s".job'),
+        (SCHEDULE, '$.schedules."s"'),
+        (SCHEDULE + b"\ncron = '61 * * * *'", '$.schedules."s".cron'),
+        (SCHEDULE.replace(b"shell", b"shell', unique_key = 'a") + b"\nevery_s = 2", '$.schedules."s".job.unique_key'),
+        (SCHEDULE.replace(b"['a']", b"[]") + b"\nevery_s = 2", '$.schedules."s".job.payload.argv'),
         (b"[queue.q]", "$.queue"),
         (b"name = ''", "$.name"),
         (b"\xff", "$"),

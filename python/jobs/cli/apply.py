@@ -32,6 +32,8 @@ def apply(client: Client, options: argparse.Namespace) -> int:
         for problem in error.problems:
             note(f"{options.file}: {problem.field}: {problem.detail}; expected {problem.expected}")
         return exits.DATA
+    if options.check:
+        return exits.OK
     plan = _plan(client, declared, options.take_over)
     if plan.conflicts:
         for conflict in plan.conflicts:
@@ -105,6 +107,7 @@ def _print(step: Step, word: str, options: argparse.Namespace) -> None:
 def _configure(parser: Parser) -> None:
     parser.add_argument("-f", "--file", required=True, metavar="FILE|-", help="TOML or JSON: what is declared")
     parser.add_argument("--name", metavar="NAME", help="of the declaration; else the file's own `name`, else default")
+    parser.add_argument("--check", action="store_true", help="only say what is wrong with the file; needs no node")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     parser.add_argument(
         "--take-over", action="store_true", help="also what was set by hand, or belongs to another declaration"

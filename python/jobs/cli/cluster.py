@@ -31,6 +31,8 @@ def members(client: Client, options: argparse.Namespace) -> int:
 
 
 def init(client: Client, options: argparse.Namespace) -> int:
+    if options.if_unformed and (view := client.cluster.view()).state != "unformed":
+        return _show_formed(view, options)
     client.cluster.init()
     return _show_once(client, options.wait, is_founded, options)
 
@@ -62,9 +64,17 @@ def tickets(client: Client, options: argparse.Namespace) -> int:
 
 
 def join(client: Client, options: argparse.Namespace) -> int:
+    if options.if_unformed and (view := client.cluster.view()).state != "unformed":
+        return _show_formed(view, options)
     text = sys.stdin.readline() if options.ticket == "-" else options.ticket
     client.cluster.join(text.strip())
     return _show_once(client, options.wait, has_vote, options)
+
+
+def _show_formed(view: ClusterView, options: argparse.Namespace) -> int:
+    """Show the cluster that the node is in already; one that was removed from it is in none."""
+    _show(view, options)
+    return exits.FAILED if view.state == "removed" else exits.OK
 
 
 def remove(client: Client, options: argparse.Namespace) -> int:
@@ -172,9 +182,12 @@ def _configure(parser: Parser) -> None:
         command.add_to(commands)
 
 
-def _add_wait(parser: Parser, what: str, within_s: float) -> None:
+def _add_forming(parser: Parser, what: str) -> None:
     parser.add_argument(
-        "--wait", type=duration, default=within_s, metavar="TIME", help=f"how long to wait until {what} (default: 30s)"
+        "--wait", type=duration, default=30.0, metavar="TIME", help=f"how long to wait until {what} (default: 30s)"
+    )
+    parser.add_argument(
+        "--if-unformed", action="store_true", help="change nothing, and succeed, when the node is in a cluster already"
     )
 
 
@@ -190,7 +203,7 @@ def _configure_tickets(parser: Parser) -> None:
 
 def _configure_join(parser: Parser) -> None:
     parser.add_argument("ticket", help="what `jobctl cluster ticket` printed on a member; - reads it from stdin")
-    _add_wait(parser, "the node has its vote", 30.0)
+    _add_forming(parser, "the node has its vote")
 
 
 def _configure_transfer(parser: Parser) -> None:
@@ -202,7 +215,7 @@ _COMMANDS: Final = (
         "init",
         init,
         "Found a cluster of this node alone, with all that it holds.",
-        partial(_add_wait, what="it leads", within_s=30.0),
+        partial(_add_forming, what="it leads"),
     ),
     Command("ticket", ticket, "Print a ticket with which one node can join, for a while.", _configure_ticket),
     Command("tickets", tickets, "List the tickets that are valid, or revoke one.", _configure_tickets),
