@@ -56,8 +56,8 @@ rust-test: setup ## Run the Rust tests
 	PYO3_PYTHON=$(abspath $(BIN)/python) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-sql -p jobs-bindings
 
 lint: setup ## Check formats, lints and types
-	$(BIN)/ruff format --check python tests benchmarks
-	$(BIN)/ruff check python tests benchmarks
+	$(BIN)/ruff format --check python tests benchmarks nix
+	$(BIN)/ruff check python tests benchmarks nix
 	$(BIN)/mypy
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
 	$(CARGO) clippy $(MANIFEST) --all-targets -- -D warnings
@@ -89,10 +89,12 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.blobs
 	$(BIN)/python -m benchmarks.replication
 
-lock: ## Renew the lock file from pyproject.toml
+lock: ## Renew the lock file, and what the Nix package takes of it, from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }
 	uv pip compile --quiet --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --universal \
 	  --group tools pyproject.toml -o $(LOCK)
+	$(MAKE) setup
+	$(BIN)/python nix/wheels.py > nix/wheels.json.new && mv nix/wheels.json.new nix/wheels.json
 
 clean: ## Remove what was built
 	rm -rf $(VENV) dist build rust/target python/jobs/*.so
