@@ -21,6 +21,7 @@ CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_enduran
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
 .PHONY: help setup setup-vm demo test lint rust-test bench test-faults test-vm lock clean
+.PHONY: help setup demo test lint rust-test bench test-faults reference lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +89,12 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks.sql
 	$(BIN)/python -m benchmarks.blobs
 	$(BIN)/python -m benchmarks.replication
+
+reference: setup ## Write what docs has of the code: every key, command, operation and metric
+	$(BIN)/python -m jobs.config.document > docs/config.md
+	$(BIN)/python -m jobs.cli.document > docs/reference/cli.md
+	$(BIN)/python -m jobs.api.document > docs/reference/api.md
+	$(BIN)/python -m jobs.api.metricsdocument > docs/reference/metrics.md
 
 lock: ## Renew the lock file, and what the Nix package takes of it, from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }

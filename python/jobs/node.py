@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import uvloop
+from prometheus_client import CollectorRegistry
 
 from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
@@ -240,6 +241,12 @@ class Node:
 
     def labelled_metrics(self) -> LabelledMetrics:
         return {} if self.replication_part is None else self.replication_part.operations.metrics()
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Everything that `/metrics` tells."""
+        assert self._api is not None, "the node was started"
+        return self._api.metrics.registry
 
     # --- life, continued ----------------------------------------------------------------------------------------------
 
