@@ -63,6 +63,8 @@ let
         ../LICENSE
         (lib.fileset.fileFilter (file: !file.hasExt "so") ../python)
         (lib.fileset.difference ../rust (lib.fileset.maybeMissing ../rust/target))
+        # python/jobs/systemd is links to it.
+        ../systemd
       ];
     };
 
