@@ -192,6 +192,10 @@ class OperationUnderWay(JobsError):
     code, status, title = "operation_under_way", 409, "Another job is at this already"
 
 
+class SecretKeyMissing(Unavailable):
+    code, title = "secret_key_missing", "The key of secrets is not there"
+
+
 class LeaseNotFound(NotFound):
     code, title = "lease_not_found", "No such lease"
 

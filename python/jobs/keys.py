@@ -86,6 +86,9 @@ LINKS_CHANGED: Final = b"/replication/linked"
 SYNCS: Final = b"/replication/syncs/"
 SYNC_CURSORS: Final = b"/replication/cursors/"
 SYNC_CONFLICTS: Final = b"/replication/conflicts/"
+SECRET_KEY: Final = b"/secrets/key"
+"""Which key secrets are encrypted with; not the key itself."""
+SECRETS: Final = b"/secrets/value/"
 DATA: Final = b"/data/"
 """The users' own part."""
 
@@ -495,6 +498,21 @@ def sync_conflicts_prefix(origin: str, name: str) -> bytes:
 def sync_conflict(origin: str, name: str, number: int) -> bytes:
     """A conflict that a sync met at its target."""
     return b"%s%012d" % (sync_conflicts_prefix(origin, name), number)
+
+
+def secrets_prefix(uid: int) -> bytes:
+    return b"%s%010d/" % (SECRETS, uid)
+
+
+def secret(uid: int, name: str) -> bytes:
+    """An owner's secret, encrypted."""
+    return secrets_prefix(uid) + name.encode()
+
+
+def secret_of(key: bytes) -> tuple[int, str]:
+    """Return the owner and the name that the key of a secret names."""
+    uid, _, name = key[len(SECRETS) :].decode().partition("/")
+    return int(uid), name
 
 
 def time_of(prefix: bytes, key: bytes) -> int:

@@ -34,6 +34,7 @@ from jobs.control import ControlConfig, Site
 from jobs.control.blobs import BlobConfig
 from jobs.control.replication import ReplicationConfig
 from jobs.control.retention import RetentionConfig
+from jobs.control.secrets import SecretsConfig
 from jobs.embedded import Children
 from jobs.errors import Unavailable
 from jobs.forward.passage import Passage
@@ -49,6 +50,11 @@ from jobs.replication.answers import Answers
 from jobs.replication.part import ReplicationPart
 from jobs.restore import Wanted, moment_of, restore, unfinished
 from jobs.retention import Limits
+from jobs.secrets.exchange import KeyExchange
+from jobs.secrets.keyring import FILE as SECRET_KEY_FILE
+from jobs.secrets.keyring import KeyFileError, Keyring
+from jobs.secrets.keys import Keys
+from jobs.secrets.part import SecretsPart
 from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
 from jobs.sockets import SocketError, members_of
 from jobs.workerdoor import WorkerDoor
@@ -85,13 +91,16 @@ class Node:
         self.replication_part: ReplicationPart | None = None
         self._maintenance: MaintenancePart | None = None
         self._output = HostedOutput()
+        provided = config.secrets.key_file
+        self._keyring = Keyring(provided or config.node.data_dir / SECRET_KEY_FILE, is_provided=provided is not None)
+        self._secrets: SecretsPart | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
         """Open what is on disk, take up the work, then serve.
 
         Raises NativeError for files that cannot be used, ConsensusError for a log that does not fit its store, and
-        SocketError for a socket that cannot be had.
+        SocketError for a socket that cannot be had, and KeyFileError for a file with keys that cannot be used.
         """
         config = self._config
         config.node.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,6 +112,7 @@ class Node:
                 logger.warning("recovered: %s", part.recovered)
         self.blobs = await BlobStore.open(config.blobs_dir, min_free_bytes=config.blobs.min_free_bytes)
         self.cluster.is_empty = lambda: store.revision == 0
+        self._keyring.load()
         self.cluster.open()
         self._api = ApiServer(self, api_config(config))
         if self.cluster.formed.is_set():
@@ -130,7 +140,11 @@ class Node:
         )
         consensus.on_failure = lambda error: self.failed.set()
         answers = Answers()
-        settings = control_config(config, cluster.cluster_id, answers)
+        if cluster.peers is None:
+            secret_keys = Keys(self._keyring)
+        else:
+            secret_keys = KeyExchange(self._keyring, cluster.peers, consensus)
+        settings = control_config(config, cluster.cluster_id, answers, secret_keys)
         self.site = site = Site(config.node.id, consensus, store, self._output, settings)
         site.on_failure = lambda error: self.failed.set()
         cluster.attach(consensus, store)
@@ -138,6 +152,7 @@ class Node:
         self._door = door = WorkerDoor(config.node.id, worker_uids(config))
         await door.start(config.worker_socket_path, config.worker_socket.mode, config.worker_socket.group)
         assert self._api is not None
+        self._secrets = SecretsPart(site, store, secret_keys)
         self._passage = passage = Passage(site, self._api, door)
         if cluster.peers is not None:
             passage.join(cluster.peers, consensus)
@@ -173,7 +188,7 @@ class Node:
             cluster.peers,
             passage.reach,
             directories={"log": config.log_dir, "store": config.store_dir, "blobs": config.blobs_dir},
-            secrets=cluster.secrets,
+            secrets=lambda: (*cluster.secrets, *self._keyring.files),
             max_store_bytes=config.store.max_bytes,
             config=maintenance_config(config),
         )
@@ -265,7 +280,7 @@ class Node:
             await self._api.stop(STOP_GRACE_S)
         if self._forming is not None:
             self._forming.cancel()
-        await _stop_each(self.replication_part, self.blob_part)
+        await _stop_each(self.replication_part, self.blob_part, self._secrets)
         if self._passage is not None:
             self._passage.stop()
         await _stop_each(self.site, self._door, self.consensus)
@@ -316,7 +331,7 @@ def consensus_config(config: NodeConfig) -> ConsensusConfig:
     )
 
 
-def control_config(config: NodeConfig, cluster: str, answers: Answers) -> ControlConfig:
+def control_config(config: NodeConfig, cluster: str, answers: Answers, secret_keys: Keys) -> ControlConfig:
     return ControlConfig(
         max_pending=config.queue.max_pending,
         worker_lease_s=config.workers.lease_s,
@@ -337,6 +352,7 @@ def control_config(config: NodeConfig, cluster: str, answers: Answers) -> Contro
             max_conflicts=config.replication.max_conflicts,
             problem=answers.problem,
         ),
+        secrets=SecretsConfig(max_per_owner=config.secrets.max_per_owner, keys=secret_keys),
     )
 
 
@@ -435,7 +451,7 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
         notifier.start_watchdog(node.healthy)
         logger.info("serving", extra={"socket": str(config.api_socket)})
         await serve_until(stop, node, notifier)
-    except (NativeError, ConsensusError, ClusterFileError, SocketError, OSError) as error:
+    except (NativeError, ConsensusError, ClusterFileError, SocketError, KeyFileError, OSError) as error:
         logger.critical("cannot start: %s", error)
         return EXIT_FAILED
     finally:

@@ -609,3 +609,27 @@ class MomentRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """The store's revision at a time."""
 
     revision: int
+
+
+class SecretRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """A secret, of which nothing can be read without its key."""
+
+    key: str
+    """Fingerprint of the key."""
+    sealed: bytes
+    size_bytes: int
+    """Of the value."""
+    created_ms: int
+    updated_ms: int
+
+
+class SecretKeyRecord(Struct, frozen=True, kw_only=True, array_like=True):
+    """With which key secrets are encrypted: its public half."""
+
+    fingerprint: str
+    recipient: str
+    created_ms: int
+    former: tuple[str, ...] = ()
+    """Keys with which some still are, as they have not all been encrypted anew."""
+    retired: tuple[str, ...] = ()
+    """The last keys with which none is any more, newest first: members forget them."""

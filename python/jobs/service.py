@@ -79,6 +79,12 @@ from jobs.protocol.model import (
     SchedulePage,
     ScheduleTimes,
     ScheduleView,
+    SecretKeyRotate,
+    SecretKeyRotated,
+    SecretKeyView,
+    SecretPage,
+    SecretPut,
+    SecretView,
     Stream,
     Submitted,
     SyncList,
@@ -247,6 +253,26 @@ class AuditService(Protocol):
     async def page(self, caller: Caller, where: AuditFilter, *, limit: int, cursor: str | None) -> AuditPage:
         """Entries, newest first: those that the caller made, or that are about their own; admins see all. A page may
         hold fewer than `limit` and still have a next one."""
+
+
+class SecretService(Protocol):
+    """Secrets: an owner has their own; admins those of any `owner`. Nobody is told a value."""
+
+    async def page(
+        self, caller: Caller, *, owner: int | None, everybody: bool, limit: int, cursor: str | None
+    ) -> SecretPage: ...
+
+    async def get(self, caller: Caller, name: str, *, owner: int | None) -> SecretView: ...
+
+    async def put(self, caller: Caller, name: str, put: SecretPut, *, owner: int | None) -> tuple[SecretView, bool]:
+        """Return the secret, and whether it was not there before. Raises SecretKeyMissing."""
+
+    async def delete(self, caller: Caller, name: str, *, owner: int | None) -> None: ...
+
+    async def key(self, caller: Caller) -> SecretKeyView: ...
+
+    async def rotate(self, caller: Caller, wanted: SecretKeyRotate) -> SecretKeyRotated:
+        """Encrypt all with a new key. Raises SecretKeyMissing where that is not possible."""
 
 
 class ScheduleService(Protocol):
@@ -431,6 +457,9 @@ class Service(Reads, Protocol):
 
     @property
     def schedules(self) -> ScheduleService: ...
+
+    @property
+    def secrets(self) -> SecretService: ...
 
     async def kv_put(self, caller: Caller, put: KvPut) -> KvTxnResult: ...
 

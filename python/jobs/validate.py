@@ -14,6 +14,7 @@ from jobs.destinations import parse_destination
 from jobs.errors import Forbidden, InvalidRequest, PayloadTooLarge
 from jobs.protocol.ids import MAX_TASKS, is_job_id
 from jobs.protocol.model import (
+    CREDENTIAL,
     MAX_ITEM_BYTES,
     MAX_OUTPUT_PATH_BYTES,
     AddFrom,
@@ -308,6 +309,16 @@ def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
     for place, file in files.items():
         if file.blob is not None:
             found.setdefault(file.blob, f"{where}.payload.files{place}.blob")
+    return found
+
+
+def named_secrets(job: JobSubmit, where: str = "$") -> dict[str, str]:
+    """Return the secrets of its owner's that a job names, each with the field that names it first."""
+    found: dict[str, str] = {}
+    if isinstance(job, ShellJob):
+        for file, name in job.payload.secrets.items():
+            if not name.startswith(CREDENTIAL):
+                found.setdefault(name, f"{where}.payload.secrets[{file!r}]")
     return found
 
 

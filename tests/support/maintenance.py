@@ -43,7 +43,7 @@ def operations(plane: Plane, **changes: Any) -> Operations:
         None,
         None,
         directories=directories,
-        secrets=changes.get("secrets", ()),
+        secrets=lambda: changes.get("secrets", ()),
         max_store_bytes=32 << 30,
         config=changes.get("config", CONFIG),
     )

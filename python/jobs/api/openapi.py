@@ -12,7 +12,7 @@ from jobs.api.problem import CONTENT_TYPE
 from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
 from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
 from jobs.protocol.ids import REQUEST_ID_HEADER
-from jobs.protocol.model import HASH_PATTERN, NAME_PATTERN, Problem
+from jobs.protocol.model import HASH_PATTERN, NAME_PATTERN, SECRET_NAME_PATTERN, Problem
 
 _REF: Final = "#/components/schemas/{name}"
 _JOB_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -30,6 +30,7 @@ _ID_PATTERNS: Final = {
     "tickets": "^[^/]+$",
     "links": NAME_PATTERN,
     "syncs": NAME_PATTERN,
+    "secrets": SECRET_NAME_PATTERN,
 }
 """What stands in a path's placeholder, by the path's beginning."""
 _BODY_ERRORS: Final = (PayloadTooLarge, UnsupportedMediaType)

@@ -25,6 +25,7 @@ from jobs.api.handlers import node as node_calls
 from jobs.api.handlers import queues as queue_calls
 from jobs.api.handlers import replication as replication_calls
 from jobs.api.handlers import schedules as schedule_calls
+from jobs.api.handlers import secrets as secret_calls
 from jobs.api.handlers.base import Query, ReadQuery
 from jobs.api.streams import NDJSON
 from jobs.protocol import model
@@ -334,6 +335,37 @@ ROUTES: Final = (
         method="POST", path="/v1/schedules:preview", handler=Handlers.preview_schedule, body=model.TimetablePreview,
         answer=model.ScheduleTimes, summary="Tell the times of a timetable that no schedule has",
         repeat="It changes nothing.",
+    ),
+    # --- secrets
+    Route(
+        method="GET", path="/v1/secrets", handler=Handlers.list_secrets, query=secret_calls.SecretsQuery,
+        answer=model.SecretPage, errors=_ADMIN, summary="List secrets by owner and name, page by page; no values",
+    ),
+    Route(
+        method="GET", path="/v1/secrets/{id}", handler=Handlers.get_secret, query=secret_calls.SecretQuery,
+        answer=model.SecretView, errors=_READ, summary="Read what is told of a secret, which is not its value",
+    ),
+    Route(
+        method="PUT", path="/v1/secrets/{id}", handler=Handlers.set_secret, query=secret_calls.SecretQuery,
+        body=model.SecretPut, answer=model.SecretView, status=201, again="It was there: as it is now",
+        errors=(*_WRITE, errors.Forbidden, errors.TooManyRequests, errors.SecretKeyMissing),
+        summary="Keep a value that only jobs of its owner are given",
+        repeat=_SET,
+    ),
+    Route(
+        method="DELETE", path="/v1/secrets/{id}", handler=Handlers.delete_secret, query=secret_calls.SecretQuery,
+        status=204, errors=_READ, summary="Delete a secret; jobs that have it keep it",
+        repeat="By the request id: one that was made anew since is not deleted.",
+    ),
+    Route(
+        method="GET", path="/v1/secret-key", handler=Handlers.get_secret_key, answer=model.SecretKeyView,
+        errors=_ADMIN, summary="Read which key secrets are encrypted with",
+    ),
+    Route(
+        method="POST", path="/v1/secret-key:rotate", handler=Handlers.rotate_secret_key, body=model.SecretKeyRotate,
+        answer=model.SecretKeyRotated, errors=(*_ADMIN, errors.SecretKeyMissing),
+        summary="Encrypt all secrets with a new key",
+        repeat="By the request id: it is not begun once more, and the answer comes when it has ended.",
     ),
     # --- blobs
     Route(

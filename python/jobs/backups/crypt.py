@@ -37,9 +37,9 @@ def mark_of(recipients: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(recipients))).encode()).hexdigest()[:16]
 
 
-def read_identities(path: Path) -> list[Identity]:
+def read_identities(path: Path, *, private: bool = True) -> list[Identity]:
     """Return the secret keys in a file as `age-keygen` writes it. Raises IdentityError, also when others could read
-    it."""
+    it, unless it need not be `private`."""
     from pyrage import IdentityError as AgeError
     from pyrage import x25519
 
@@ -49,7 +49,7 @@ def read_identities(path: Path) -> list[Identity]:
             data = file.read(MAX_IDENTITY_BYTES)
     except OSError as error:
         raise IdentityError(f"{path}: {error.strerror}") from error
-    if stat.S_IMODE(status.st_mode) & 0o077:
+    if private and stat.S_IMODE(status.st_mode) & 0o077:
         raise IdentityError(f"{path}: others may read it; chmod 600 it")
     found: list[Identity] = []
     for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):

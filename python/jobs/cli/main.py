@@ -29,6 +29,7 @@ from jobs.cli import (
     replication,
     run,
     schedules,
+    secrets,
     sql,
     top,
 )
@@ -47,6 +48,7 @@ GROUPS: Final = (
     graph,
     top,
     schedules,
+    secrets,
     queues,
     apply,
     deadletters,

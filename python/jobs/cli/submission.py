@@ -121,6 +121,14 @@ def _add_command(parser: Parser) -> None:
     )
     what.add_argument("--artefacts-on-failure", action="store_true", help="also when it fails")
     what.add_argument("--env", type=pair, action="append", default=[], metavar="NAME=VALUE", help="set a variable")
+    what.add_argument(
+        "--secret",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="FILE=NAME",
+        help="give it a secret as /run/secrets/FILE; NAME may be credential:NAME, of the worker's operator",
+    )
     what.add_argument("--cwd", metavar="DIR", help="directory to run in, relative to the job's own")
 
 
@@ -226,6 +234,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         network=options.network,
         connect=options.connect,
         grace_s=options.grace,
+        secrets=dict(options.secret),
         queue=options.queue,
         priority=options.priority,
         timeout_s=options.timeout,

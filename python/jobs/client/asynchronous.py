@@ -38,6 +38,7 @@ from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.replication import AsyncReplicationClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import AsyncSchedulesClient
+from jobs.client.secrets import AsyncSecretsClient
 from jobs.client.sources import Opened, Source
 from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
@@ -95,6 +96,7 @@ class AsyncClient:
         self.owners = AsyncOwnersClient(self)
         self.replication = AsyncReplicationClient(self)
         self.schedules = AsyncSchedulesClient(self)
+        self.secrets = AsyncSecretsClient(self)
 
     async def __aenter__(self) -> AsyncClient:
         return self

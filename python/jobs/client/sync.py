@@ -33,6 +33,7 @@ from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.replication import ReplicationClient
 from jobs.client.requests import Call, Feed, Page, Request, decode
 from jobs.client.schedules import SchedulesClient
+from jobs.client.secrets import SecretsClient
 from jobs.client.sources import Opened, Source
 from jobs.client.sql import QueryResult, SqlOptions, inline, sql_job, succeeded
 from jobs.client.submission import ShellOptions, blamed, shell_job, single, with_key
@@ -93,6 +94,7 @@ class Client:
         self.owners = OwnersClient(self)
         self.replication = ReplicationClient(self)
         self.schedules = SchedulesClient(self)
+        self.secrets = SecretsClient(self)
 
     @property
     def socket_path(self) -> str:

@@ -52,6 +52,7 @@ class Asked(IntEnum):
     FOREIGN = 8
     REPLICATION = 9
     MAINTENANCE = 10
+    SECRET_KEYS = 11
 
 
 class Opened(IntEnum):

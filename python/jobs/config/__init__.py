@@ -10,6 +10,7 @@ from jobs.config.load import (
 )
 from jobs.config.model import (
     BlobWorker,
+    Credential,
     Logging,
     MaintenanceWorker,
     NodeConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "FILE_VARIABLE",
     "BlobWorker",
     "ConfigError",
+    "Credential",
     "Logging",
     "MaintenanceWorker",
     "NodeConfig",

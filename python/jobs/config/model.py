@@ -69,6 +69,7 @@ Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
 """Permission bits, as octal text ("0660") or TOML octal (0o660)."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$")]
+SecretName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Label: TypeAlias = Annotated[str, Field(max_length=256)]
 
 
@@ -349,6 +350,21 @@ class InputSettings(WorkerSettings):
         return self
 
 
+class Credential(_Section):
+    """A secret of this machine's that some users' jobs may have."""
+
+    path: Path | None = None
+    """File that holds it. By default the credential of that name that systemd has given the worker's service."""
+    users: tuple[str, ...] = ()
+    """Names or uids of the owners whose jobs may have it."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Credential:
+        if self.path is not None and not self.path.is_absolute():
+            raise ValueError("path must be absolute")
+        return self
+
+
 class ShellWorker(InputSettings):
     """The worker that runs commands (`jobs-worker --type shell`)."""
 
@@ -373,6 +389,10 @@ class ShellWorker(InputSettings):
     """Limits of a job that does not ask for others."""
     max_limits: ShellCaps = ShellCaps()
     """The most that a job may ask for."""
+    credentials: Annotated[dict[SecretName, Credential], Field(max_length=256)] = {}
+    """Secrets of this machine's that jobs may name as `credential:NAME`, each with the `users` whose jobs may, such as
+    `deploy = { path = "/etc/jobs/deploy.key", users = ["alice"] }`; without `path` it is what systemd has given the
+    worker under that name (`LoadCredential=`)."""
 
     @model_validator(mode="after")
     def _enough_uids(self) -> ShellWorker:
@@ -540,6 +560,22 @@ class Cluster(_Section):
         return self
 
 
+class Secrets(_Section):
+    """What only jobs are given, encrypted with a key that is never in the store."""
+
+    key_file: Path | None = None
+    """Secret keys of age that the operator gives every node, the one to use first, such as a credential of systemd's.
+    By default nodes make a key and give it to each other; it is in `secrets.key` in `node.data_dir`."""
+    max_per_owner: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    """Secrets that one owner may have."""
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Secrets:
+        if self.key_file is not None and not self.key_file.is_absolute():
+            raise ValueError("key_file must be absolute")
+        return self
+
+
 class NodeConfig(BaseSettings):
     """Everything that can be configured."""
 
@@ -582,6 +618,8 @@ class NodeConfig(BaseSettings):
     """The program's own log."""
     workers: Workers = Workers()
     """Workers by type."""
+    secrets: Secrets = Secrets()
+    """Secrets."""
 
     @property
     def api_socket(self) -> Path:

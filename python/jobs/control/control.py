@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from jobs.consensus import Consensus
 from jobs.control.arrays import Arrays
@@ -40,6 +40,7 @@ from jobs.control.replication import Replication, ReplicationConfig
 from jobs.control.retention import Retention, RetentionConfig
 from jobs.control.schedules import Schedules
 from jobs.control.scheduleservice import ScheduleOperations
+from jobs.control.secrets import Secrets, SecretsConfig
 from jobs.control.submission import Submission
 from jobs.control.tables import TableWrites
 from jobs.control.tasks import Tasks
@@ -96,6 +97,7 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     built_in_schedules: bool = False
     """Make the schedules for maintenance that were never made."""
     replication: ReplicationConfig = ReplicationConfig()
+    secrets: SecretsConfig = field(default_factory=SecretsConfig)
 
 
 class Control(ReadOperations):
@@ -120,7 +122,8 @@ class Control(ReadOperations):
         self._tasks = tasks = Tasks()
         self._transitions = transitions = Transitions(consensus, store)
         self._leases = Leases(consensus, store, tasks.spawn)
-        assignments = Assignments(store, self._leases, config.is_admin)
+        self.secrets = Secrets(consensus, store, config.secrets, self._check_space)
+        assignments = Assignments(store, self._leases, self.secrets, config.is_admin)
         self._fleet = Fleet(
             consensus,
             store,
@@ -220,6 +223,7 @@ class Control(ReadOperations):
         Reading it takes many short turns; nothing is written or promised before all of it is known.
         """
         await self._bound_history()
+        await self.secrets.start()
         await self._leases.load()
         await self._queues.load()
         await self._fleet.load()
@@ -237,6 +241,7 @@ class Control(ReadOperations):
         self.blobs.start()
         self._mover.start()
         self._tasks.spawn(self._moments.run())
+        self._tasks.spawn(self.secrets.resume())
         if self._config.built_in_schedules:
             self._tasks.spawn(BuiltInSchedules(self._consensus, self._store, self._schedule_driver).make())
 

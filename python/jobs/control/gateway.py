@@ -164,6 +164,7 @@ class WorkerConnection(asyncio.Protocol):
         size = 0
         for item in assignments:
             added = sum(map(len, item.files.values())) + sum(len(value.encode()) for value in item.env.values())
+            added += sum(len(secret.data) for secret in item.secrets.values())
             item_bytes = len(item.payload) + added
             if batch and size + item_bytes > wire.MAX_FRAME_BYTES // 2:
                 self._send(wire.Assign(jobs=batch))

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 from jobs import keys, records
 from jobs.clock import wall_ms
 from jobs.control.blobs.references import References, Referred
+from jobs.control.secrets import check_named
 from jobs.control.transitions import scan
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import Artefact, JobSubmit
 from jobs.records import ResultRecord
 from jobs.service import Caller
 from jobs.store import Compare, Op, Store
-from jobs.validate import named_blobs
+from jobs.validate import named_blobs, named_secrets
 
 if TYPE_CHECKING:
     from jobs.control.newjobs import NewJob
@@ -31,7 +32,10 @@ class JobReferences:
         self._is_admin = is_admin
 
     def of_new(self, news: Sequence[NewJob]) -> Referred:
-        """Return what stores the references of jobs that are about to be. Raises NotFound with the field."""
+        """Return what stores the references of jobs that are about to be. Raises NotFound with the field, for a secret
+        that is not there as well."""
+        for new in news:
+            check_named(self._store, new.record.owner, new.secrets)
         if not any(new.blobs for new in news):
             return NOTHING
         now_ms = wall_ms()
@@ -51,6 +55,7 @@ class JobReferences:
 
     def of_schedule(self, name: str, owner: int, job: JobSubmit, former: bytes | None) -> Referred:
         """Return what stores the references of a schedule's job, and removes those of the job that it had before."""
+        check_named(self._store, owner, named_secrets(job, "$.job"))
         now_ms, blobs = wall_ms(), named_blobs(job, "$.job")
         caller = self._owner(owner)
         found = [

@@ -31,6 +31,7 @@ from jobs.validate import (
     check_spec_size,
     item_chunk_bytes,
     named_blobs,
+    named_secrets,
     without_list,
 )
 
@@ -56,6 +57,8 @@ class NewJob(Struct, frozen=True):
     """The array's record first."""
     blobs: Mapping[str, str] = {}
     """The blobs that it names, each with the field that does."""
+    secrets: Mapping[str, str] = {}
+    """The same of its owner's secrets."""
 
     def compares(self) -> tuple[Compare, ...]:
         """Return what holds while the id is free, and the unique key is if the job has one."""
@@ -99,7 +102,12 @@ class JobMaker:
         if job.array is not None:
             return self._make_array(job, job.array, owner, now_ms, where)
         new = NewJob(
-            self._next_id(now_ms), jobs.on_submit(job, owner, now_ms), _encoded(job, where), (), named_blobs(job, where)
+            self._next_id(now_ms),
+            jobs.on_submit(job, owner, now_ms),
+            _encoded(job, where),
+            (),
+            named_blobs(job, where),
+            named_secrets(job, where),
         )
         return _sized(new)
 
@@ -113,7 +121,7 @@ class JobMaker:
             chunks = arrays.cut(listed, item_chunk_bytes(len(listed)))
             tasks += [Put(keys.numbered(keys.ARRAY_ITEMS, made, first), data) for first, data in chunks]
         first = jobs.on_submit(job, owner, now_ms, size)
-        return _sized(NewJob(made, first, spec, tuple(tasks), named_blobs(job, where)))
+        return _sized(NewJob(made, first, spec, tuple(tasks), named_blobs(job, where), named_secrets(job, where)))
 
     def repeat_array(
         self,
@@ -135,7 +143,9 @@ class JobMaker:
             if kept is not None:
                 tasks.append(Put(keys.numbered(keys.ARRAY_ITEMS, made, index), kept))
         first = replace(jobs.on_submit(spec, owner, now_ms, members.bit_count()), redrive_of=old)
-        return _sized(NewJob(made, first, records.encode_spec(spec), tuple(tasks), named_blobs(spec)))
+        return _sized(
+            NewJob(made, first, records.encode_spec(spec), tuple(tasks), named_blobs(spec), named_secrets(spec))
+        )
 
     def _next_id(self, now_ms: int) -> JobId:
         return self._ids.next(now_ms, secrets.randbits(62))
@@ -146,7 +156,7 @@ class JobMaker:
 
         The compares fail when a key was taken, settings changed or a blob went meanwhile: then admit anew. What was
         stored is told to `Transitions.on_change` before the end. Raises QueueClosed and QueueFull, and NotFound for a
-        blob that is not there for the job's owner.
+        blob or a secret that is not there for the job's owner.
         """
         self._check_room(len(news))
         shares = Counter((new.record.queue, new.record.owner) for new in news)

@@ -31,7 +31,7 @@ class Machine:
         store: Store,
         *,
         directories: dict[str, Path],
-        secrets: tuple[Path, ...],
+        secrets: Callable[[], tuple[Path, ...]],
         max_store_bytes: int,
         quarantined: Callable[[], int],
     ) -> None:
@@ -57,7 +57,7 @@ class Machine:
             file_bytes=file_bytes,
             free_file_bytes=free_bytes,
             no_room=self._consensus.no_room or "",
-            keys=tuple(m.KeyFile(str(path), problem_of_secret(path)) for path in self._secrets),
+            keys=tuple(m.KeyFile(str(path), problem_of_secret(path)) for path in self._secrets()),
             open_files=len(os.listdir("/proc/self/fd")),
             max_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             quarantined=self._quarantined(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs._native import Log, Store
@@ -34,7 +35,7 @@ class MaintenancePart:
         reach: Reach | None,
         *,
         directories: dict[str, Path],
-        secrets: tuple[Path, ...],
+        secrets: Callable[[], tuple[Path, ...]],
         max_store_bytes: int,
         config: MaintenanceConfig,
     ) -> None:

@@ -23,11 +23,12 @@ from jobs.protocol.model import (
     PressureKind,
     Reason,
     ReplicationResult,
+    SecretValue,
     SqlResult,
     StreamInfo,
 )
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 MAX_FRAME_BYTES: Final = 16 << 20
 OUTPUT_CHUNK_BYTES: Final = 256 << 10
 """Largest sum of segment bytes in one `Output` frame."""
@@ -184,6 +185,13 @@ class LeaseEnds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of every lease that there was."""
 
 
+class Lacking(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a job cannot be given what it names."""
+
+    reason: Reason
+    message: str
+
+
 class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     job: JobId
     attempt: Attempt
@@ -203,6 +211,10 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The owner of a query, or of an operation that is asked of the node, sees everything."""
     lease_ends: LeaseEnds | None = None
     """Of a query that may ask for them."""
+    secrets: dict[str, SecretValue] = {}
+    """Values of the owner's secrets that the job names, by the names of their files."""
+    lacking: Lacking | None = None
+    """It cannot be started."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

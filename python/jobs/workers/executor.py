@@ -19,6 +19,14 @@ class ExecutorError(Exception):
     """The executor cannot start here, or is gone with everything it ran."""
 
 
+class NotStarted(Exception):
+    """An attempt cannot be given what it names."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 # session → executor
 
 

@@ -22,7 +22,7 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
 from jobs.workers.framing import take_frames
 
-LAUNCHER_PROTOCOL: Final = 4
+LAUNCHER_PROTOCOL: Final = 5
 MAX_FRAME_BYTES: Final = 16 << 20
 RECEIVE_BYTES: Final = 256 << 10
 Level: TypeAlias = Literal["strict", "standard", "none"]
@@ -100,6 +100,12 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     grace_s: float = 5.0
     """Seconds from SIGTERM to SIGKILL when the job is ended from outside."""
     limits: JobLimits = JobLimits()
+    secrets: dict[str, bytes] = {}
+    """Name below /run/secrets → what only the job may read, and what is hidden in its output and notes."""
+
+    def __repr__(self) -> str:
+        # In the text of an exception or a log there is nothing of the job's.
+        return f"Spawn(job={self.job!r}, attempt={self.attempt})"
 
 
 class End(_Frame, frozen=True, tag="end"):

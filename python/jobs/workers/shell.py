@@ -22,6 +22,7 @@ from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
 from jobs.validate import MAX_SPEC_BYTES, NODE_DIR, check_shell
+from jobs.workers.credentials import secrets_of
 from jobs.workers.errands import Errands
 from jobs.workers.executor import (
     Command,
@@ -29,6 +30,7 @@ from jobs.workers.executor import (
     Ended,
     Event,
     ExecutorError,
+    NotStarted,
     Produced,
     Progressed,
     Start,
@@ -57,8 +59,9 @@ from jobs.workers.sandbox import (
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BYTES: Final = OUTPUT_WINDOW_BYTES - (64 << 10)
-"""The launcher stops reading output when this much is unacknowledged, and its last read may go 64 KiB beyond."""
+WINDOW_BYTES: Final = OUTPUT_WINDOW_BYTES - (68 << 10)
+"""The launcher stops reading output when this much is unacknowledged. Its last read may go 64 KiB beyond, and what it
+had held back of either stream, which could have been the beginning of a secret, comes with it."""
 _LIMITS: Final = JobLimits.__struct_fields__
 _decode_payload = msgspec.json.Decoder(ShellPayload).decode
 
@@ -119,7 +122,7 @@ class ShellExecutor:
                     try:
                         payload = payload_of(assignment)
                         spawn = spawn_of(assignment, payload, self._config, self._limits)
-                    except (InvalidRequest, Forbidden) as error:
+                    except (InvalidRequest, Forbidden, NotStarted) as error:
                         refused.append(self._refusal(assignment, error))
                         continue
                     if spawn.keep or any(file.blob is not None for file in payload.files.values()):
@@ -150,8 +153,11 @@ class ShellExecutor:
         self._launcher.close()
         shutil.rmtree(self._inputs.parent, ignore_errors=True)
 
-    def _refusal(self, assignment: Assignment, error: InvalidRequest | Forbidden) -> Ended:
-        reason = Reason.SANDBOX_UNAVAILABLE if isinstance(error, Forbidden) else Reason.INVALID_PAYLOAD
+    def _refusal(self, assignment: Assignment, error: InvalidRequest | Forbidden | NotStarted) -> Ended:
+        if isinstance(error, NotStarted):
+            reason = error.reason
+        else:
+            reason = Reason.SANDBOX_UNAVAILABLE if isinstance(error, Forbidden) else Reason.INVALID_PAYLOAD
         outcome = never_ran(reason, str(error), at_ms=wall_ms(), sandbox=self.sandbox)
         return Ended(job=assignment.job, attempt=assignment.attempt, outcome=outcome, segments=[])
 
@@ -228,7 +234,8 @@ def launcher_config(config: ShellWorker, inputs: Path | None = None) -> Configur
 def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker, defaults: JobLimits) -> Spawn:
     """Return what the launcher is to start for an assignment, apart from its inputs.
 
-    Raises InvalidRequest, and Forbidden for what the operator does not allow.
+    Raises InvalidRequest, Forbidden for what the operator does not allow, and NotStarted for a secret that it cannot be
+    given.
     """
     if payload.connect:
         check_destinations(payload.connect, config.allow_connect)
@@ -250,6 +257,7 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
         heartbeat_s=assignment.heartbeat_s,
         grace_s=config.grace_s if payload.grace_s is None else payload.grace_s,
         limits=_limits(payload.limits, config.max_limits, defaults),
+        secrets=secrets_of(assignment, payload, config.credentials),
     )
 
 

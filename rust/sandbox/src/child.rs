@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdir, mkdirat, open, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdir, mkdirat, open, openat};
 use rustix::io::{Errno, write};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
@@ -32,6 +32,11 @@ use crate::syscall::{self, Instruction, PointerList, Usage};
 pub const SCRATCH: &CStr = c"/.job";
 /// Where the directory of inputs is mounted in the launcher's view.
 pub const INPUTS: &CStr = c"/.inputs";
+/// Where a job's secrets are mounted: [`crate::plan::SECRETS_DIRECTORY`].
+const SECRETS: &CStr = c"/run/secrets";
+const EXECUTABLE: Mode = Mode::from_raw_mode(0o755);
+const OWNER_READS: Mode = Mode::from_raw_mode(0o400);
+const OWNER_ENTERS: Mode = Mode::from_raw_mode(0o500);
 const HOST_NAME: &[u8] = b"job";
 /// What /proc tells of the kernel that a job need not know, or lets it do: covered by /dev/null.
 const MASKED: &[&CStr] = &[
@@ -76,6 +81,7 @@ steps! {
     Directories => "make the job's directories",
     Files => "write the job's files",
     Inputs => "show the job's inputs",
+    Secrets => "give the job its secrets",
     UserNamespace => "enter the user namespace",
     IdMaps => "map the job's uid and gid",
     Privileges => "drop capabilities",
@@ -135,6 +141,14 @@ impl Report {
     }
 }
 
+/// What of a job's secrets the child needs.
+pub struct Secrets<'a> {
+    /// Mount options of their memory file system.
+    pub options: CString,
+    /// Names in it, and values.
+    pub files: Vec<(&'a CStr, &'a [u8])>,
+}
+
 /// All that the child needs, made before it is cloned.
 pub struct Prepared<'a> {
     /// pidfd of the launcher.
@@ -161,6 +175,8 @@ pub struct Prepared<'a> {
     pub files: &'a [(&'a PlannedFile, &'a [u8])],
     /// What is shown read-only.
     pub inputs: &'a [PlannedInput],
+    /// What only the job may read, if there is anything.
+    pub secrets: Option<&'a Secrets<'a>>,
     /// Whether the launcher's view has a directory of inputs.
     pub has_inputs: bool,
     /// Limits of each process.
@@ -251,6 +267,7 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     mount_views(prepared)?;
     write_files(prepared).during(Step::Files)?;
     show_inputs(prepared).during(Step::Inputs)?;
+    give_secrets(prepared).during(Step::Secrets)?;
     become_unprivileged(prepared)?;
     if let Some(rules) = prepared.landlock {
         rules.apply().during(Step::Landlock)?;
@@ -318,10 +335,15 @@ fn write_files(prepared: &Prepared<'_>) -> Result<(), Errno> {
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        write_file(scratch.as_fd(), c"script", script)?;
+        write_file(scratch.as_fd(), c"script", script, EXECUTABLE)?;
     }
     for (file, content) in prepared.files {
-        write_file(directory_of(&file.place)?.as_fd(), &file.place.name, content)?;
+        write_file(
+            directory_of(&file.place)?.as_fd(),
+            &file.place.name,
+            content,
+            EXECUTABLE,
+        )?;
     }
     Ok(())
 }
@@ -350,7 +372,7 @@ fn show_inputs(prepared: &Prepared<'_>) -> Result<(), Errno> {
         let (directory, name) = (directory_of(&input.place)?, input.place.name.as_c_str());
         match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
             FileType::Directory => mkdirat(&directory, name, Mode::from_raw_mode(0o755))?,
-            FileType::RegularFile => write_file(directory.as_fd(), name, &[])?,
+            FileType::RegularFile => write_file(directory.as_fd(), name, &[], EXECUTABLE)?,
             _ => return Err(Errno::INVAL),
         }
         move_mount(tree, c"", &directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
@@ -361,9 +383,29 @@ fn show_inputs(prepared: &Prepared<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-fn write_file(directory: BorrowedFd<'_>, name: &CStr, mut content: &[u8]) -> Result<(), Errno> {
+/// Writes the job's secrets to a memory file system of their own, which nobody can write to from then on and which goes
+/// with the job.
+fn give_secrets(prepared: &Prepared<'_>) -> Result<(), Errno> {
+    let Some(secrets) = prepared.secrets else {
+        return Ok(());
+    };
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(c"secrets", SECRETS, c"tmpfs", flags, Some(secrets.options.as_c_str()))?;
+    let directory = open(
+        SECRETS,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    for (name, value) in &secrets.files {
+        write_file(directory.as_fd(), name, value, OWNER_READS)?;
+    }
+    fchmod(&directory, OWNER_ENTERS)?;
+    mount_remount(SECRETS, flags | MountFlags::BIND | MountFlags::RDONLY, c"")
+}
+
+fn write_file(directory: BorrowedFd<'_>, name: &CStr, mut content: &[u8], mode: Mode) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = openat(directory, name, flags, Mode::from_raw_mode(0o755))?;
+    let file = openat(directory, name, flags, mode)?;
     while !content.is_empty() {
         content = &content[write(&file, content)?..];
     }

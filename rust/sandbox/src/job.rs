@@ -1,6 +1,7 @@
 //! One running job in the launcher: its pipes, its clock and its end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::fstat;
@@ -14,7 +15,8 @@ use crate::notes::Notes;
 use crate::outcome::{Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
-use crate::protocol::{Event, Level, Outcome, Reason, Spawn, encode};
+use crate::protocol::{Event, Level, Outcome, Reason, Secret, Spawn, encode};
+use crate::redact::{Patterns, Redactor};
 use crate::spawn::Process;
 use crate::syscall::{self, Usage};
 
@@ -58,6 +60,7 @@ pub struct Job {
     process: Process,
     output: Output,
     notes: Notes,
+    redaction: Option<Redaction>,
     announced: bool,
     started: Instant,
     started_ms: u64,
@@ -84,6 +87,24 @@ fn duration(seconds: f64) -> Duration {
         .min(NEVER)
 }
 
+/// What hides a job's secrets in what it writes.
+struct Redaction {
+    patterns: Rc<Patterns>,
+    streams: [Redactor; STREAMS.len()],
+}
+
+impl Redaction {
+    fn of(spawn: &Spawn) -> Option<Self> {
+        let patterns = Patterns::new(spawn.secrets.values().map(Secret::value))?;
+        let streams = STREAMS.map(|_| Redactor::new(&patterns));
+        Some(Self { patterns, streams })
+    }
+
+    fn stream(&mut self, stream: Stream) -> &mut Redactor {
+        &mut self.streams[stream as usize - 1]
+    }
+}
+
 impl Job {
     /// Takes charge of a process that was started at `started` for `spawn`.
     #[must_use]
@@ -97,6 +118,7 @@ impl Job {
             process,
             output: Output::new(spawn.limits.output_bytes, window_bytes),
             notes: Notes::default(),
+            redaction: Redaction::of(spawn),
             announced: false,
             started,
             started_ms: unix_ms(),
@@ -156,13 +178,31 @@ impl Job {
         match read(pipe, &mut *buffer) {
             Ok(count) if count > 0 => {
                 match STREAMS.get(index) {
-                    Some(stream) => self.output.push(*stream, &buffer[..count], now),
+                    Some(stream) => self.take_output(*stream, &buffer[..count], now),
                     None => self.take_note(&buffer[..count], now),
                 }
                 Reading::More
             }
             Err(Errno::AGAIN | Errno::INTR) => Reading::Nothing,
             Ok(_) | Err(_) => Reading::Ended,
+        }
+    }
+
+    fn take_output(&mut self, stream: Stream, bytes: &[u8], now: Instant) {
+        match &mut self.redaction {
+            None => self.output.push(stream, bytes, now),
+            Some(redaction) => {
+                let told = redaction.stream(stream).push(bytes);
+                self.output.push(stream, &told, now);
+            }
+        }
+    }
+
+    /// Takes what was held back of a stream of which nothing comes any more.
+    fn end_output(&mut self, index: usize, now: Instant) {
+        if let (Some(redaction), Some(stream)) = (&mut self.redaction, STREAMS.get(index)) {
+            let told = redaction.stream(*stream).finish();
+            self.output.push(*stream, &told, now);
         }
     }
 
@@ -173,7 +213,8 @@ impl Job {
     }
 
     /// Closes our end of a pipe.
-    pub fn close_pipe(&mut self, index: usize) {
+    pub fn close_pipe(&mut self, index: usize, now: Instant) {
+        self.end_output(index, now);
         self.process.pipes[index] = None;
     }
 
@@ -299,6 +340,10 @@ impl Job {
     /// Sends what notes there are.
     fn flush_notes(&mut self, outbox: &mut Vec<u8>) {
         if let Some(lines) = self.notes.take() {
+            let lines = match &self.redaction {
+                None => lines,
+                Some(redaction) => redaction.patterns.redact(&lines),
+            };
             encode(
                 &Event::Notes {
                     job: &self.id,
@@ -327,6 +372,7 @@ impl Job {
                     self.flush(outbox);
                 }
             }
+            self.end_output(index, now);
         }
         let mut reads = 0;
         while reads < LAST_NOTES_READS && self.read_pipe(NOTES, buffer, now) == Reading::More {

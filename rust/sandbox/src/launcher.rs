@@ -213,7 +213,7 @@ impl<'a> Launcher<'a> {
                 let room = job.room(index).min(READ_BYTES);
                 if room > 0 && job.read_pipe(index, &mut self.buffer[..room], now) == Reading::Ended {
                     let _ = job.pipe(index).map(|pipe| epoll::delete(&self.epoll, pipe));
-                    job.close_pipe(index);
+                    job.close_pipe(index, now);
                 }
                 if job.flush_is_due(now) {
                     job.flush(&mut self.outbox);

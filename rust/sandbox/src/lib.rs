@@ -17,6 +17,7 @@ mod outcome;
 mod output;
 mod plan;
 mod protocol;
+mod redact;
 mod relay;
 mod seccomp;
 mod spawn;

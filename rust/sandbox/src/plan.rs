@@ -13,6 +13,8 @@ pub const WORK_DIRECTORY: &str = "/work";
 pub const INPUTS_DIRECTORY: &str = "/.inputs";
 /// Where a script given as text is, in the job's view.
 pub const SCRIPT_PATH: &str = "/.job/script";
+/// Where a job finds its secrets, in its view.
+pub const SECRETS_DIRECTORY: &str = "/run/secrets";
 /// The uid and gid a job has in its own user namespace.
 pub const JOB_ID: u32 = 1000;
 /// The descriptor through which a job tells of itself: where lines are written to.
@@ -23,6 +25,10 @@ const MAX_PATH_BYTES: usize = 1024;
 const MAX_NAME_BYTES: usize = 255;
 /// What one file system object in the job's memory file system is taken to cost, for its limit of inodes.
 const BYTES_PER_INODE: u64 = 4096;
+/// What a job's secrets may come to: they are looked for in all that it writes.
+const MAX_SECRETS: usize = 64;
+const MAX_SECRET_BYTES: usize = 128 << 10;
+const PAGE_BYTES: u64 = 4096;
 /// Kernel's own limit of one argument or environment string (`MAX_ARG_STRLEN`).
 const MAX_STRING_BYTES: usize = 128 << 10;
 
@@ -84,6 +90,15 @@ pub struct PlannedInput {
     pub source: CString,
 }
 
+/// The memory file system of a job's secrets.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlannedSecrets {
+    /// Names in it, which are the keys of `Spawn::secrets` in their order.
+    pub names: Vec<CString>,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// A limit of the kernel for each process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessLimit {
@@ -122,6 +137,8 @@ pub struct Plan {
     pub scratch_inodes: u64,
     /// Limits of each process.
     pub limits: Vec<(ProcessLimit, u64)>,
+    /// The job's secrets, if it has any.
+    pub secrets: Option<PlannedSecrets>,
     /// `memory.max` of the cgroup.
     pub cgroup_memory_bytes: Option<u64>,
     /// `pids.max` of the cgroup.
@@ -153,6 +170,7 @@ pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
         scratch_bytes,
         scratch_inodes: (scratch_bytes / BYTES_PER_INODE).max(256),
         limits: process_limits(&spawn.limits, means.has_cgroup),
+        secrets: secrets(spawn)?,
         cgroup_memory_bytes: spawn.limits.memory_bytes.filter(|_| means.has_cgroup),
         cgroup_pids: spawn.limits.pids.filter(|_| means.has_cgroup),
     })
@@ -259,6 +277,9 @@ fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
         ("JOBS_ATTEMPT", attempt.as_str()),
         ("JOBS_FD", notes_fd.as_str()),
     ]);
+    if !spawn.secrets.is_empty() {
+        environment.insert("JOBS_SECRETS", SECRETS_DIRECTORY);
+    }
     for (name, value) in &spawn.env {
         if name.is_empty() || name.contains('=') {
             return Err(invalid(format!("env: {name:?} is no name of a variable")));
@@ -310,6 +331,34 @@ fn inputs(spawn: &Spawn, means: Means) -> Result<Vec<PlannedInput>, Refusal> {
     spawn.inputs.iter().map(input).collect()
 }
 
+fn secrets(spawn: &Spawn) -> Result<Option<PlannedSecrets>, Refusal> {
+    if spawn.secrets.is_empty() {
+        return Ok(None);
+    }
+    let sizes = || spawn.secrets.values().map(|secret| secret.value().len());
+    if spawn.secrets.len() > MAX_SECRETS || sizes().sum::<usize>() > MAX_SECRET_BYTES {
+        return Err(invalid(format!(
+            "secrets: {} with {} bytes, at most {MAX_SECRETS} with {MAX_SECRET_BYTES}",
+            spawn.secrets.len(),
+            sizes().sum::<usize>()
+        )));
+    }
+    let name = |name: &String| {
+        if matches!(name.as_str(), "" | "." | "..") || name.contains('/') || name.len() > MAX_NAME_BYTES {
+            return Err(invalid(format!("secrets: {name:?} is no name of a file")));
+        }
+        c_string("secrets", name.clone())
+    };
+    Ok(Some(PlannedSecrets {
+        names: spawn.secrets.keys().map(name).collect::<Result<_, _>>()?,
+        // Each file begins a page.
+        bytes: sizes()
+            .map(|size| (size as u64).next_multiple_of(PAGE_BYTES))
+            .sum::<u64>()
+            + PAGE_BYTES,
+    }))
+}
+
 fn place(path: &str) -> Result<Place, Refusal> {
     let refuse = |what: &str| Err(invalid(format!("files: {path:?} {what}")));
     if path.len() > MAX_PATH_BYTES {
@@ -356,6 +405,7 @@ fn process_limits(limits: &Limits, has_cgroup: bool) -> Vec<(ProcessLimit, u64)>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Secret;
 
     const MEANS: Means = Means {
         level: Level::Strict,
@@ -391,6 +441,7 @@ mod tests {
                 output_bytes: 1 << 20,
                 cpu_s: None,
             },
+            secrets: BTreeMap::new(),
         }
     }
 
@@ -479,6 +530,35 @@ mod tests {
             job.inputs.insert(path.into(), entry.into());
             assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{path:?} {entry:?}");
         }
+    }
+
+    #[test]
+    fn secrets_are_files_of_one_directory_and_their_values_are_in_no_debug_text() {
+        let secret = |value: &str| -> Secret {
+            rmp_serde::from_slice(&rmp_serde::to_vec(serde_bytes::Bytes::new(value.as_bytes())).unwrap()).unwrap()
+        };
+        let mut job = spawn();
+        assert_eq!(plan(&job, MEANS).unwrap().secrets, None);
+        assert!(
+            !plan(&job, MEANS)
+                .unwrap()
+                .environment
+                .contains(&c"JOBS_SECRETS=/run/secrets".into())
+        );
+        job.secrets.insert("token".into(), secret("hunter2hunter2"));
+        assert!(!format!("{job:?}").contains("hunter2"));
+        let planned = plan(&job, MEANS).unwrap();
+        assert!(planned.environment.contains(&c"JOBS_SECRETS=/run/secrets".into()));
+        assert_eq!(planned.secrets.unwrap().names, [CString::from(c"token")]);
+        for wrong in ["", ".", "..", "a/b", "/a", "a\0"] {
+            let mut job = spawn();
+            job.secrets.insert(wrong.into(), secret("x"));
+            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{wrong:?}");
+        }
+        let mut job = spawn();
+        job.secrets
+            .insert("large".into(), secret(&"x".repeat(MAX_SECRET_BYTES + 1)));
+        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
     }
 
     #[test]

@@ -3,12 +3,13 @@
 //! The other side of `jobs.workers.sandbox` (Python), field by field.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteBuf, Bytes};
 
 /// Version of the frames; the first one carries it.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 /// Largest frame either side sends.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
 
@@ -124,6 +125,27 @@ pub struct Spawn {
     pub heartbeat_s: Option<f64>,
     pub grace_s: f64,
     pub limits: Limits,
+    /// Name below [`crate::plan::SECRETS_DIRECTORY`] and content.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// What must not be told to anybody but the job.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(ByteBuf);
+
+impl Secret {
+    /// The value itself.
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Secret(***)")
+    }
 }
 
 impl Spawn {
@@ -155,6 +177,7 @@ impl Spawn {
                 output_bytes: 0,
                 cpu_s: None,
             },
+            secrets: BTreeMap::from([("secret".into(), Secret(ByteBuf::from(b"content")))]),
         }
     }
 }

@@ -11,12 +11,12 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open};
 
 use crate::cgroup::{JobCgroup, Subtree};
-use crate::child::{self, Prepared, REPORT_BYTES, Report};
+use crate::child::{self, Prepared, REPORT_BYTES, Report, Secrets};
 use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
-use crate::plan::{Plan, PlannedFile, ProcessLimit};
-use crate::protocol::{NetworkKind, Spawn};
+use crate::plan::{Plan, PlannedFile, PlannedSecrets, ProcessLimit};
+use crate::protocol::{NetworkKind, Secret, Spawn};
 use crate::relay::Relay;
 use crate::seccomp;
 use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
@@ -156,6 +156,15 @@ impl Spawner {
 
         let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
         let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
+        let secrets = plan.secrets.as_ref().map(|planned| Secrets {
+            options: secrets_options(planned, identity),
+            files: planned
+                .names
+                .iter()
+                .map(CString::as_c_str)
+                .zip(spawn.secrets.values().map(Secret::value))
+                .collect(),
+        });
         let argv = PointerList::new(plan.argv.iter().map(CString::as_c_str));
         let environment = PointerList::new(plan.environment.iter().map(CString::as_c_str));
         let prepared = Prepared {
@@ -176,6 +185,7 @@ impl Spawner {
             script: spawn.script.as_ref().map(String::as_bytes),
             files: &files,
             inputs: &plan.inputs,
+            secrets: secrets.as_ref(),
             has_inputs: self.has_inputs,
             limits: &plan
                 .limits
@@ -265,6 +275,13 @@ fn scratch_parameters(plan: &Plan, identity: u32) -> [(&'static str, String); 5]
 fn scratch_options(plan: &Plan, identity: u32) -> CString {
     let options = scratch_parameters(plan, identity).map(|(name, value)| format!("{name}={value}"));
     CString::new(options.join(",")).unwrap_or_default()
+}
+
+/// Mount options of the memory file system of a job's secrets.
+fn secrets_options(planned: &PlannedSecrets, identity: u32) -> CString {
+    let (bytes, inodes) = (planned.bytes, planned.names.len() + 1);
+    let options = format!("size={bytes},nr_inodes={inodes},mode=0700,uid={identity},gid={identity}");
+    CString::new(options).unwrap_or_default()
 }
 
 /// The memory file system, which outlives the job for as long as somebody holds this; the child mounts it.

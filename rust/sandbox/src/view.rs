@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, pivot_root};
 
-use crate::plan::{INPUTS_DIRECTORY, JOB_ID};
+use crate::plan::{INPUTS_DIRECTORY, JOB_ID, SECRETS_DIRECTORY};
 use crate::syscall;
 
 /// Shown as they are on the host, where they are there: directories and files read-only, links as links.
@@ -70,7 +70,17 @@ const LINKS: &[(&str, &str)] = &[
     ("/etc/mtab", "/proc/self/mounts"),
 ];
 const DIRECTORIES: &[&str] = &[
-    "/dev/shm", "/etc", "/home", "/proc", "/root", "/run", "/tmp", "/var", "/work", "/.job",
+    "/dev/shm",
+    "/etc",
+    "/home",
+    "/proc",
+    "/root",
+    "/run",
+    SECRETS_DIRECTORY,
+    "/tmp",
+    "/var",
+    "/work",
+    "/.job",
 ];
 /// Any directory that every host has: the tree is put together on it, out of everyone else's sight.
 const STAGE: &str = "/tmp";

@@ -17,6 +17,7 @@ from jobs.api.handlers.operations import OperationCalls
 from jobs.api.handlers.queues import QueueHandlers
 from jobs.api.handlers.replication import ReplicationHandlers
 from jobs.api.handlers.schedules import ScheduleHandlers
+from jobs.api.handlers.secrets import SecretHandlers
 
 
 class Handlers(
@@ -33,6 +34,7 @@ class Handlers(
     QueueHandlers,
     ReplicationHandlers,
     ScheduleHandlers,
+    SecretHandlers,
     KvHandlers,
     NodeHandlers,
 ):

@@ -66,6 +66,13 @@ Destination = Annotated[
 ]
 
 
+SECRET_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z"
+SecretName = Annotated[str, Meta(pattern=SECRET_NAME_PATTERN, description="Name of a secret.")]
+SecretFile = Annotated[str, Meta(pattern=SECRET_NAME_PATTERN, description="Name of a file.")]
+CREDENTIAL: Final = "credential:"
+SecretRef = Annotated[str, Meta(pattern=r"^(credential:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")]
+
+
 class ShellPayload(Given, frozen=True):
     """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
 
@@ -90,6 +97,9 @@ class ShellPayload(Given, frozen=True):
     and `[…]` within a name and `**` for any directories. A path without them has to be there."""
     outputs_on_failure: bool = False
     """Also when it fails by itself or by a limit."""
+    secrets: Annotated[dict[SecretFile, SecretRef], Meta(max_length=32)] = field(default_factory=dict)
+    """Name of a file below `/run/secrets` → the owner's secret that is in it, or `credential:NAME` for what the
+    worker's operator has for the owner. Only the job can read it, and its value is hidden in what the job writes."""
 
 
 MAX_SQL_BYTES: Final = 1 << 20
