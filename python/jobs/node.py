@@ -35,6 +35,7 @@ from jobs.control.blobs import BlobConfig
 from jobs.control.replication import ReplicationConfig
 from jobs.control.retention import RetentionConfig
 from jobs.control.secrets import SecretsConfig
+from jobs.coredumps import forbid_core_dumps
 from jobs.embedded import Children
 from jobs.errors import Unavailable
 from jobs.forward.passage import Passage
@@ -51,8 +52,7 @@ from jobs.replication.part import ReplicationPart
 from jobs.restore import Wanted, moment_of, restore, unfinished
 from jobs.retention import Limits
 from jobs.secrets.exchange import KeyExchange
-from jobs.secrets.keyring import FILE as SECRET_KEY_FILE
-from jobs.secrets.keyring import KeyFileError, Keyring
+from jobs.secrets.keyring import KeyFileError, keyring_of
 from jobs.secrets.keys import Keys
 from jobs.secrets.part import SecretsPart
 from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
@@ -91,8 +91,7 @@ class Node:
         self.replication_part: ReplicationPart | None = None
         self._maintenance: MaintenancePart | None = None
         self._output = HostedOutput()
-        provided = config.secrets.key_file
-        self._keyring = Keyring(provided or config.node.data_dir / SECRET_KEY_FILE, is_provided=provided is not None)
+        self._keyring = keyring_of(config.secrets.key_file, config.node.data_dir)
         self._secrets: SecretsPart | None = None
         self.failed = asyncio.Event()
 
@@ -552,6 +551,7 @@ def main() -> int:
     if problem := unfinished(config.node.data_dir):
         print(problem, file=sys.stderr)
         return EXIT_CONFIG
+    forbid_core_dumps()
     settle_memory()
     return uvloop.run(run(config, arguments))
 

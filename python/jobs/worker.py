@@ -15,6 +15,7 @@ import uvloop
 
 from jobs import logs
 from jobs.config import ConfigError, NodeConfig, WorkerSettings, load_config
+from jobs.coredumps import forbid_core_dumps
 from jobs.protocol.ids import Incarnation, WorkerId
 from jobs.workers import EXECUTORS
 from jobs.workers.executor import Executor, ExecutorError
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.setup(config.logging)
+    forbid_core_dumps()
     name = config.workers.of(options.type).name or f"{options.type}-{config.node.id}"
     with logs.context(worker=name):
         return work(options, config, WorkerId(name))

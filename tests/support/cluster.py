@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from jobs._native import Endpoint, Log, Store
 from jobs.api import ApiConfig, serve
 from jobs.blobs.output import HostedOutput
@@ -19,8 +21,12 @@ from jobs.cluster.peers import LIMITS
 from jobs.consensus import Consensus, ConsensusConfig, MemberRecord, Role
 from jobs.consensus.membership import put_member
 from jobs.control import ControlConfig, Site
+from jobs.control.secrets import SecretsConfig
 from jobs.forward.passage import Passage
 from jobs.protocol.ids import uuid7
+from jobs.secrets.exchange import KeyExchange
+from jobs.secrets.keyring import Keyring
+from jobs.secrets.part import SecretsPart
 from jobs.workerdoor import WorkerDoor
 from tests.support.api import Answer, Raw, request
 from tests.support.backend import SiteBackend
@@ -51,7 +57,11 @@ class Member:
         self.log = Log(str(place / "log"), segment_bytes=1 << 20)
         self.store = Store(str(place / "store"))
         self.consensus = Consensus(self.id, self.log, self.store, QUICK, network=self.peers, alone=first)
-        self.site = Site(self.name, self.consensus, self.store, HostedOutput(), self._config)
+        self.keyring = Keyring(place / "secrets.key")
+        self.keyring.load()
+        exchange = KeyExchange(self.keyring, self.peers, self.consensus)
+        config = replace(self._config, secrets=SecretsConfig(keys=exchange))
+        self.site = Site(self.name, self.consensus, self.store, HostedOutput(), config)
         self.door = WorkerDoor(self.name, frozenset({os.getuid()}))
         await self.door.start(self.worker_socket, 0o600, None)
         self.api = await serve(SiteBackend(self.site), str(self.socket), api or ApiConfig())
@@ -60,11 +70,13 @@ class Member:
         self.peers.on_raft = self.consensus.on_message
         self.heal()
         await self.consensus.start()
+        self.secrets = SecretsPart(self.site, self.store, exchange)
         return self
 
     async def stop(self) -> None:
         self.site.on_stopping()
         await self.api.stop(1.0)
+        await self.secrets.stop()
         self.passage.stop()
         await self.site.stop()
         await self.door.stop()

@@ -564,8 +564,9 @@ class Secrets(_Section):
     """What only jobs are given, encrypted with a key that is never in the store."""
 
     key_file: Path | None = None
-    """Secret keys of age that the operator gives every node, the one to use first, such as a credential of systemd's.
-    By default nodes make a key and give it to each other; it is in `secrets.key` in `node.data_dir`."""
+    """Secret keys of age that the operator gives every node, the one to use first. By default the credential
+    `jobs.secrets-key` if systemd has given it to the node; else nodes make a key and give it to each other, which is in
+    `secrets.key` in `node.data_dir`."""
     max_per_owner: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
     """Secrets that one owner may have."""
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # few processes need it
 
 FILE: Final = "secrets.key"
 """In the node's data directory, unless the operator gives another."""
+CREDENTIAL: Final = "jobs.secrets-key"
+"""The credential of the node's service that takes its place."""
 MAX_KEYS: Final = 16
 """Of one node: the one that is in use, and those that a rotation is about to retire."""
 
@@ -146,6 +148,15 @@ class Keyring:
         return found.value
 
 
+def keyring_of(configured: Path | None, data_dir: Path) -> Keyring:
+    """Return the keys of a node: of the file that is configured, of the credential that systemd has given it, or of a
+    file of its own."""
+    given = _credentials()
+    if configured is None and given is not None and (given / CREDENTIAL).exists():
+        configured = given / CREDENTIAL
+    return Keyring(configured or data_dir / FILE, is_provided=configured is not None)
+
+
 def seal(recipient: str, owner: int, name: str, value: bytes) -> bytes:
     """Return the value encrypted for a key."""
     from pyrage import encrypt, x25519
@@ -181,9 +192,15 @@ def _key_of(identity: Identity) -> SecretKey:
     return SecretKey(fingerprint=fingerprint_of(recipient), recipient=recipient, identity=str(identity))
 
 
-def _is_credential(path: Path) -> bool:
+def _credentials() -> Path | None:
+    """Return where systemd has put what it gives this service."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return directory is not None and path.is_relative_to(directory)
+    return None if directory is None else Path(directory)
+
+
+def _is_credential(path: Path) -> bool:
+    given = _credentials()
+    return given is not None and path.is_relative_to(given)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -66,7 +66,7 @@ Destination = Annotated[
 ]
 
 
-SECRET_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z"
+SECRET_NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z"  # noqa: S105 - of names
 SecretName = Annotated[str, Meta(pattern=SECRET_NAME_PATTERN, description="Name of a secret.")]
 SecretFile = Annotated[str, Meta(pattern=SECRET_NAME_PATTERN, description="Name of a file.")]
 CREDENTIAL: Final = "credential:"
