@@ -251,6 +251,7 @@ class Node:
             **({} if self.site is None else self.site.metrics()),
             **({} if self.blob_part is None else self.blob_part.metrics()),
             **({} if self.replication_part is None else self.replication_part.metrics()),
+            **({} if self._secrets is None else self._secrets.metrics()),
         }
 
     def labelled_metrics(self) -> LabelledMetrics:

@@ -33,7 +33,9 @@ from jobs.cluster.cluster import KEY_FILE
 from jobs.cluster.file import Belonging, save
 from jobs.cluster.recovery import ANYWHERE
 from jobs.config import NodeConfig
+from jobs.control.secretkeys import keys_in_use, read_key
 from jobs.errors import BackupInvalid, JobsError
+from jobs.secrets.keyring import FILE as SECRET_KEY_FILE
 
 if TYPE_CHECKING:
     from pyrage.x25519 import Identity
@@ -144,9 +146,15 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
             missing = renew(store, self._member(), here.__contains__, now_ms=wall_ms(), came_from=name)
             # The log begins behind it: without it the store would be one that has lost its log.
             store.snapshot()
+            key = keys_in_use(read_key(store))
         finally:
             store.close()
         told = f"; {missing} blobs that the catalogue names were not in the backup" if missing else ""
+        if key:
+            told += (
+                f"; its secrets are encrypted with key {', '.join(key)}, which no backup has: put a copy of the old "
+                f"node's {SECRET_KEY_FILE} into {self._data_dir} first"
+            )
         return (
             f"restored {name}{told}; start the node (systemctl start jobs-node), then let others join: "
             "jobctl cluster ticket"

@@ -146,10 +146,12 @@ def test_secrets_outlive_a_kill_and_a_backup_has_them_encrypted(tmp_path: Path) 
         [*command, "restore", "--from", str(tmp_path / "backups"), "--yes"], capture_output=True, text=True, check=False
     )
     assert restored.returncode == 0, restored.stderr
+    assert "secrets.key" in restored.stdout
     with EmbeddedNode(tmp_path / "r") as node:
         with node.client() as client:
             assert [view.name for view in client.secrets.list()] == ["token"]
             assert run(client, "cat /run/secrets/t", t="token")[2] is Reason.SPAWN_FAILED
+            assert "jobs_secret_keys_lacking 1.0" in client.metrics()
         node.stop()
         key = tmp_path / "r" / "data" / "secrets.key"
         key.write_bytes((tmp_path / "n" / "data" / "secrets.key").read_bytes())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.client.requests import Call, Request, change, get, post, segment, target, write
 from jobs.content import content_of
+from jobs.errors import InvalidRequest
 from jobs.protocol.model import (
     SecretKeyRotate,
     SecretKeyRotated,
@@ -36,7 +37,11 @@ def get_secret(name: str, owner: int | None) -> Call[SecretView]:
 
 
 def set_secret(name: str, value: str | bytes, owner: int | None) -> Call[SecretView]:
-    data = value.encode() if isinstance(value, str) else value
+    try:
+        data = value.encode() if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        # Without its cause, which has the value.
+        raise InvalidRequest("the value is text that is not Unicode", field="value", expected="bytes") from None
     return write("PUT", target(_secret(name), {"owner": owner}), SecretView, SecretPut(value=content_of(data)))
 
 

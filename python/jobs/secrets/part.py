@@ -29,7 +29,12 @@ class SecretsPart:
         self._store = store
         self._held = held
         self._seldom = Seldom(60.0)
+        self._lacking = 0
         self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    def metrics(self) -> dict[str, tuple[str, float]]:
+        """Prometheus metrics: name → (help, value)."""
+        return {"jobs_secret_keys_lacking": ("Keys of secrets that are in use and not on this node", self._lacking)}
 
     async def stop(self) -> None:
         self._task.cancel()
@@ -43,6 +48,7 @@ class SecretsPart:
                     # Only those: another may be about to be used, of which the store says nothing yet.
                     await self._forget(record.retired)
                 lacking = [key for key in keys_in_use(record) if not await self._held.fetch(key)]
+                self._lacking = len(lacking)
                 if lacking and (left_out := self._seldom.left_out("lacking")) is not None:
                     logger.warning(
                         "this node lacks the key of secrets %s, and no other member gives it",
