@@ -292,11 +292,19 @@ class Cluster:
         return await self.view(caller)
 
     async def ticket(self, caller: Caller, wanted: TicketRequest) -> TicketView:
-        """Make a ticket. Raises NotLeader elsewhere than on the leader."""
+        """Make a ticket. Raises NotLeader elsewhere than on the leader, Unavailable just after it was founded."""
         check_admin(caller, "let nodes join")
-        guest, secret = await self._led("make tickets").make_guest(caller, wanted.ttl_s)
+        changes = self._led("make tickets")
         assert self._belonging is not None
         assert self._consensus is not None
+        own = self._consensus.members.get(self.id)
+        if own is not None and not own.addresses:
+            # The record of a founder is in memory alone until it says where the founder is: who is let in now would be
+            # the only member on record.
+            raise Unavailable(
+                "the founder is not on record as a member yet", expected="the same a moment later", retry_after_s=0.1
+            )
+        guest, secret = await changes.make_guest(caller, wanted.ttl_s)
         peers = [TicketPeer(one, addresses) for one, addresses in self._addresses_of(self._consensus.members).items()]
         text = encode(Ticket(cluster=self._belonging.cluster, expires_ms=guest.expires_ms, secret=secret, peers=peers))
         return TicketView(id=guest.id, ticket=text, expires_ms=guest.expires_ms)
