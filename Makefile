@@ -15,7 +15,7 @@ MANIFEST := --manifest-path rust/Cargo.toml --locked
 PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
-# Every test that does more at a larger scale.
+# Where tests do more at a larger scale.
 CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_endurance.py $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
@@ -68,7 +68,9 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	# Of the whole workspace, as in rust-test: for one crate alone its dependencies would be built anew.
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql \
 	  --lib --test hostile
-	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
+	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -m 'slow and not vm' -q --timeout 1800 -n 2 --dist loadfile
+	# At the scale of every day these are what `make test` has run.
+	test $(SCALE) = 1 || JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -m 'not slow' -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
 
 setup-vm: setup ## Install what virtual machines need (Debian packages, with sudo when not root)
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --quiet --no-install-recommends $$($(BIN)/python -m tests.vm --packages)

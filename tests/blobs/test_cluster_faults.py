@@ -218,6 +218,7 @@ def mount(place: Path, options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "jobs-test", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_keeps_nothing_half_and_is_made_use_of_when_it_has_room(tmp_path: Path) -> None:
     with BlobCluster(tmp_path) as cluster:
         assert isinstance(cluster, BlobCluster)
@@ -251,6 +252,7 @@ def test_a_full_disk_refuses_keeps_nothing_half_and_is_made_use_of_when_it_has_r
             full.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180 + 60 * SCALE)
 def test_many_small_blobs(tmp_path: Path) -> None:
     count = 1_000 * min(SCALE, 10)
@@ -401,6 +403,7 @@ def kill_at_random(cluster: BlobCluster, rounds: int) -> int:
     return killed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240 + 60 * SCALE)
 def test_garbage_is_collected_and_nothing_that_is_referred_to_is_lost_whoever_is_killed(tmp_path: Path) -> None:
     print(f"replay with JOBS_TEST_SEED={SEED} JOBS_TEST_SCALE={SCALE}")

@@ -38,7 +38,7 @@ ORPHAN_S = 20.0
 
 
 @pytest.mark.timeout(240 + 40 * max(FAULTS.values()))
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3, 5])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_what_clients_see_under_faults_is_what_one_copy_would_show(size: int, tmp_path: Path) -> None:
     print(f"replay with JOBS_TEST_SEED={SEED} JOBS_TEST_SCALE={SCALE}")
     marker = f"faults-{uuid.uuid4()}"

@@ -117,6 +117,7 @@ def test_any_node_takes_jobs_and_its_worker_runs_them(cluster: EmbeddedCluster) 
     assert ran == set(cluster.nodes)
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_under_load_is_hidden_by_the_clients(cluster: EmbeddedCluster) -> None:
     loads = [Load(node, number) for number, node in enumerate(cluster.nodes.values())]
     for node in list(cluster.nodes.values()):

@@ -114,6 +114,7 @@ def test_only_a_node_of_a_cluster_is_recovered(tmp_path: Path) -> None:
     assert (refused.returncode, "there is no node of a cluster here" in refused.stderr) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_nodes_that_have_all_moved_find_each_other_by_what_they_are_told(tmp_path: Path) -> None:
     with EmbeddedCluster(tmp_path) as cluster:

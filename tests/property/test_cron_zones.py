@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
+import pytest
 from msgspec import Struct
 
 from jobs.cron import cron_times, cron_times_until
@@ -137,6 +138,7 @@ def ms(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
+@pytest.mark.slow
 def test_every_change_of_the_clocks_of_every_zone_fires_as_the_minutes_say() -> None:
     print(f"replay with JOBS_TEST_SEED={SEED}")
     chance = random.Random(SEED)

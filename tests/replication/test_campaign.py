@@ -241,7 +241,7 @@ def sockets_of(cluster: ApartCluster) -> Sockets:
     ("name", "source", "target", "home", "meddled"),
     [
         pytest.param("pull", "three", "single", "single", True),
-        pytest.param("push", "single", "three", "single", False),
+        pytest.param("push", "single", "three", "single", False, marks=pytest.mark.slow),
         pytest.param("pull-by-three", "single", "three", "three", True, marks=pytest.mark.slow),
         pytest.param("push-by-three", "three", "single", "three", False, marks=pytest.mark.slow),
     ],

@@ -108,6 +108,7 @@ def check_there(client: Client, told: Acknowledged, began_s: float) -> None:
             assert (result.state, result.stdout and result.stdout.text) == (JobState.COMPLETED, text)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_all_three_nodes_are_lost_and_all_that_was_acknowledged_before_the_backup_is_there(tmp_path: Path) -> None:
     """Given three nodes under load of which backups are made all the while; when all three are killed and their disks

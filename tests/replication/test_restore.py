@@ -217,7 +217,14 @@ def test_what_a_node_has_is_not_overwritten(series: Series, tmp_path: Path) -> N
         assert client.kv.get("/data/mine").value.text == "x"
 
 
-@pytest.mark.parametrize(("action", "places"), [("kill", PLACES), ("error:ENOSPC", PLACES[::4])])
+@pytest.mark.parametrize(
+    ("action", "places"),
+    [
+        pytest.param("kill", PLACES[1::4], id="kill"),
+        pytest.param("kill", PLACES, marks=pytest.mark.slow, id="kill-everywhere"),
+        pytest.param("error:ENOSPC", PLACES[::4], marks=pytest.mark.slow, id="full"),
+    ],
+)
 def test_a_restore_that_breaks_off_anywhere_is_begun_again_and_no_node_starts_with_half_of_it(
     series: Series, tmp_path: Path, action: str, places: tuple[str, ...]
 ) -> None:

@@ -142,6 +142,7 @@ class Writer(threading.Thread):
                     self.ended.wait(0.05)
 
 
+@pytest.mark.slow
 def test_a_sync_outlives_kills_of_either_side_and_of_history(tmp_path: Path) -> None:
     with (
         EmbeddedCluster(tmp_path / "here", 1, types=("replication",)) as here_cluster,
