@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from jobs import JobState, Retry, shell_job
+from jobs import Client, JobState, Requires, Retry, shell_job
 from jobs._native import Endpoint
 from jobs.cluster import Peers
 from jobs.cluster.peers import LIMITS, Asked, ForeignPeer
@@ -142,19 +146,46 @@ def test_nobody_but_a_member_is_given_the_key(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def run_with_secret(node: EmbeddedNode) -> tuple[str, str]:
-    """Run a job that reads the secret; return what it wrote, and the node that its worker is of."""
-    command = "wc -c < /run/secrets/t; cat /run/secrets/t; echo; tr a-z n-za-m < /run/secrets/t"
-    with node.client() as client:
-        result = client.run(shell_job(command, secrets={"t": "token"}, retry=Retry(max_attempts=5, delay_s=0)))
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[EmbeddedCluster]:
+    """Three real nodes, each with a worker that jobs can ask for."""
+    made = EmbeddedCluster(tmp_path, size=0, env=QUICK)
+    for name in ("n1", "n2", "n3"):
+        made.add(name, env={"JOBS_WORKERS__SHELL__LABELS": json.dumps({"node": name})})
+    with made:
+        yield made
+
+
+def digest_on(worker: str, client: Client, name: str) -> str:
+    """Run a job on a node's worker that has a secret; return the digest of what it was given, which is not hidden."""
+    job = shell_job(
+        "sha256sum < /run/secrets/t; cat /run/secrets/t >&2",
+        secrets={"t": name},
+        requires=Requires(labels={"node": worker}),
+        retry=Retry(max_attempts=5, delay_s=0),
+    )
+    result = client.run(job)
     assert result.state is JobState.COMPLETED, result
     assert result.execution is not None
-    return str(result.stdout.text), result.execution.node
+    assert result.execution.node == worker
+    assert (result.stdout, result.stderr) != (None, None)
+    assert result.stderr is not None
+    assert result.stderr.text == "***"
+    return "" if result.stdout is None else str(result.stdout.text).split()[0]
 
 
-def check(node: EmbeddedNode) -> None:
-    text, _ = run_with_secret(node)
-    assert text == f"{len(VALUE)}\n***\npbeerpg-ubefr-onggrel-fgncyr", text
+def digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def check_disks(made: EmbeddedCluster, *values: str) -> None:
+    """Nothing of a value is on any disk, nor is a key but in its own file."""
+    for node in made.nodes.values():
+        for path in node.directory.rglob("*"):
+            if path.is_file() and path.name != "secrets.key":
+                content = path.read_bytes()
+                assert not any(value.encode() in content for value in values), path
+                assert b"AGE-SECRET-KEY-" not in content, path
 
 
 def leader_of(made: EmbeddedCluster, without: str = "") -> str:
@@ -164,23 +195,53 @@ def leader_of(made: EmbeddedCluster, without: str = "") -> str:
         return str(client.cluster.view().leader)
 
 
-def test_jobs_have_their_secrets_whichever_node_leads_or_is_lost(tmp_path: Path) -> None:
-    """Given three real nodes with workers, of which the one that leads is killed."""
-    with EmbeddedCluster(tmp_path, env=QUICK) as made:
-        with made.nodes["n2"].client() as client:
-            client.secrets.set("token", VALUE)
-        wait_until(lambda: all((tmp_path / name / "data" / "secrets.key").exists() for name in made.nodes))
-        for node in made.nodes.values():
-            check(node)
-        killed = leader_of(made)
-        made.nodes[killed].kill()
-        leader = leader_of(made, without=killed)
-        check(made.nodes[leader])
-        with made.nodes[leader].client() as client:
-            assert client.secrets.rotate_key().rewritten == 1
-        check(made.nodes[leader])
-        for name in made.nodes:
-            place = tmp_path / name / "data"
-            kept = [path for path in place.rglob("*") if path.is_file() and path.name != "secrets.key"]
-            assert not any(VALUE.encode() in path.read_bytes() for path in kept), name
-            assert not any(b"AGE-SECRET-KEY-" in path.read_bytes() for path in kept), name
+def test_jobs_have_their_secrets_on_any_worker_and_after_the_loss_of_the_leader(nodes: EmbeddedCluster) -> None:
+    with nodes.nodes["n2"].client() as client:
+        client.secrets.set("token", VALUE)
+        assert {digest_on(worker, client, "token") for worker in nodes.nodes} == {digest(VALUE)}
+    killed = leader_of(nodes)
+    nodes.nodes[killed].kill()
+    leader = leader_of(nodes, without=killed)
+    with nodes.nodes[leader].client() as client:
+        assert client.secrets.key().present
+        assert digest_on(leader, client, "token") == digest(VALUE)
+    check_disks(nodes, VALUE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_leaders_that_are_killed_in_the_middle_of_a_rotation_lose_nothing(nodes: EmbeddedCluster) -> None:
+    """Given 500 secrets; when the leader is killed in each rotation, at some moment of it; then another one ends it."""
+    values = {f"s{number}": f"value number {number} of all" for number in range(500)}
+    with nodes.nodes["n1"].client() as client:
+        for name, value in values.items():
+            client.secrets.set(name, value)
+    for round_number in range(5):
+        killed = leader_of(nodes)
+        other = next(name for name in nodes.nodes if name != killed)
+        with nodes.nodes[other].client() as client, ThreadPoolExecutor(1) as pool:
+            former = client.secrets.key().fingerprint
+            rotation = pool.submit(client_of(nodes.nodes[other]))
+            wait_until(lambda: client.secrets.key().fingerprint != former)  # noqa: B023
+            nodes.nodes[killed].kill()
+            rotation.result(timeout=120)
+            wait_until(lambda: client.secrets.key().to_rewrite == 0)
+            assert client.secrets.key().present
+            for name in list(values)[round_number::50]:
+                assert digest_on(other, client, name) == digest(values[name])
+            assert len(list(client.secrets.list())) == len(values)
+        nodes.nodes[killed].start()
+        wait_until(lambda: len(set(kept_keys(nodes))) == 1)
+    check_disks(nodes, *values.values())
+
+
+def client_of(node: EmbeddedNode) -> Callable[[], object]:
+    def rotate() -> object:
+        with Client(str(node.socket), patience_s=120) as client:
+            return client.secrets.rotate_key()
+
+    return rotate
+
+
+def kept_keys(made: EmbeddedCluster) -> list[str]:
+    return [(node.directory / "data" / "secrets.key").read_text() for node in made.nodes.values()]

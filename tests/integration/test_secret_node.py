@@ -3,6 +3,7 @@ a value might be."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import Client, JobState, shell_job
+from jobs import AsyncClient, Client, JobState, shell_job
+from jobs.errors import InvalidRequest, NotFound
 from jobs.protocol.model import Reason
 from jobs.testing import EmbeddedNode
 from tests.support.jobctl import jobctl
@@ -38,6 +40,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
     env = {
         "JOBS_WORKERS__SHELL__CREDENTIALS": json.dumps(credentials),
         "CREDENTIALS_DIRECTORY": str(given),
+        "JOBS_LOGGING__LEVEL": "debug",
     }
     with EmbeddedNode(directory / "n", env=env) as made:
         yield made
@@ -68,6 +71,32 @@ def test_by_the_commands(node: EmbeddedNode) -> None:
     assert jobctl(node, "run", "--secret", "password=db", "--", "true").returncode == 1
     short = jobctl(node, "secret", "set", "short", stdin=b"1234")
     assert b"not hidden" in short.stderr
+
+
+def test_by_the_clients(node: EmbeddedNode) -> None:
+    """Given a value set by one client; the other one sees, uses, replaces and deletes it."""
+
+    async def other() -> None:
+        async with AsyncClient(str(node.socket)) as client:
+            assert (await client.secrets.get("shared")).version == 1
+            job = shell_job(["cat", "/run/secrets/s"], secrets={"s": "shared"})
+            result = await client.run(job)
+            assert result.stdout is not None
+            assert result.stdout.text == "***"
+            assert (await client.secrets.set("shared", b"\x00\xff" * 20)).version == 2
+            assert "shared" in [view.name async for view in client.secrets.list()]
+            assert (await client.secrets.key()).present
+            assert (await client.secrets.rotate_key()).forgotten == 0
+            await client.secrets.delete("shared")
+            with pytest.raises(NotFound):
+                await client.secrets.get("shared")
+
+    with node.client() as client:
+        client.secrets.set("shared", VALUE)
+        with pytest.raises(InvalidRequest) as raised:
+            client.secrets.set("shared", VALUE + "\ud800")
+        assert VALUE not in f"{raised.value!r} {raised.value.__cause__!r}"
+    asyncio.run(other())
 
 
 def test_a_value_that_is_short_or_empty_is_said(node: EmbeddedNode) -> None:
