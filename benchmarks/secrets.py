@@ -3,8 +3,8 @@
     python benchmarks/secrets.py [--seconds 2] [--rounds 3] [--json]
 
 Each figure with a secret stands beside the same without one, taken in turns. `token` is a secret of 40 bytes, `key` one
-of 4 KiB in lines as a private key, `large` one of 64 KiB. The output is what a job writes that never stops, of which the
-limit keeps 1 MiB: `text` has nothing of a secret, `worst` begins again and again like one.
+of 4 KiB in lines as a private key, `large` one of 64 KiB. Of the output the limit keeps 1 MiB: `text` has nothing of a
+secret, `worst` begins again and again like one.
 """
 
 from __future__ import annotations

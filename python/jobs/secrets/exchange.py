@@ -38,9 +38,10 @@ class KeyExchange(Keys):
     async def spread(self, key: SecretKey) -> None:
         await super().spread(key)
         others = self._others()
-        needed = (len(others) + 1) // 2
         answers = await asyncio.gather(*(self._offer(member, key) for member in others))
-        if (have := sum(answers)) < needed:
+        voters = self._consensus.members.voters
+        have = sum(has for member, has in zip(others, answers, strict=True) if member in voters)
+        if have < (needed := len(voters) // 2):
             raise Unavailable(
                 f"a new key of secrets reached {have} of {len(others)} other members; {needed} are needed, so that it "
                 "cannot be lost with one node",
