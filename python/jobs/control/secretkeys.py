@@ -38,6 +38,8 @@ EXPECTED: Final = (
     "which deletes what cannot be read any more"
 )
 ENTRY_BYTES: Final = 512
+RETRY_S: Final = 1.0
+"""A key that no member could give is asked for again: members come back."""
 
 
 class _Rewritten(Struct):
@@ -67,11 +69,13 @@ class SecretKeys:
                 logger.error("no member gives the key of secrets %s: jobs that need it fail", fingerprint)
 
     async def resume(self) -> None:
-        """Go on with a rotation that was broken off."""
-        record = read_key(self._store)
-        if record is not None and record.former:
-            async with self._changing:
-                await self._rewrite(forget_lost=False)
+        """Go on with a rotation that was broken off, once its keys are here."""
+        while (record := read_key(self._store)) is not None and record.former:
+            if all([await self._held.fetch(fingerprint) for fingerprint in keys_in_use(record)]):
+                async with self._changing:
+                    await self._rewrite(forget_lost=False)
+                return
+            await asyncio.sleep(RETRY_S)
 
     async def current(self, caller: Caller) -> tuple[ModRevisionIs, SecretKeyRecord]:
         """Return the key to encrypt with, which is made if there is none, and what holds while it is that.

@@ -5,20 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Final
 
 from jobs import keys
 from jobs.control import Site
-from jobs.control.secretkeys import keys_in_use, read_key
+from jobs.control.secretkeys import RETRY_S, keys_in_use, read_key
 from jobs.logs import Seldom
 from jobs.secrets.keyring import KeyFileError
 from jobs.secrets.keys import Keys
 from jobs.store import Store
 
 logger = logging.getLogger(__name__)
-
-RETRY_S: Final = 1.0
-"""A key that no member could give is asked for again: members come back."""
 
 
 class SecretsPart:
