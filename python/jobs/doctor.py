@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
 if TYPE_CHECKING:
     from jobs.config import NodeConfig
 
+Level: TypeAlias = Literal["strict", "standard", "none"]
 KERNEL_NEEDED: Final = (5, 7)
 KERNEL_WANTED: Final = (5, 14)
 PYTHON_NEEDED: Final = (3, 11)
@@ -52,7 +53,7 @@ def report(config: NodeConfig | None = None) -> list[Check]:
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
         _programs,
         _kernel,
-        _sandbox,
+        lambda: _sandbox(config.workers.shell.sandbox),
         lambda: _disk(config.node.data_dir),
         _clock,
         lambda: _sockets(config),
@@ -160,9 +161,10 @@ _SANDBOX_FIXES: Final = {
 _NAMESPACE_FIX: Final = "allow unprivileged namespaces, or start the worker as root; in a container, run it privileged"
 
 
-def _sandbox() -> Iterator[Check]:
+def _sandbox(level: Level) -> Iterator[Check]:
     from jobs import _native
 
+    yield _level(level)
     if _status_field("NoNewPrivs") is not None:
         yield Check(name="no_new_privs", status="ok", found="supported")
     else:
@@ -171,9 +173,18 @@ def _sandbox() -> Iterator[Check]:
         if present:
             yield Check(name=f"sandbox: {feature}", status="ok", found=words)
         else:
-            status: Literal["warn", "fail"] = "fail" if required else "warn"
+            status: Literal["warn", "fail"] = "fail" if required and level != "none" else "warn"
             fix = _SANDBOX_FIXES.get(feature, _NAMESPACE_FIX)
             yield Check(name=f"sandbox: {feature}", status=status, found=words, fix=fix)
+
+
+def _level(level: Level) -> Check:
+    name = "sandbox level"
+    if level == "none":
+        found = "none: jobs run WITHOUT ISOLATION, as ordinary processes of this host"
+        return Check(name=name, status="warn", found=found, fix='set workers.shell.sandbox = "strict" (the default)')
+    found = "strict: every wall" if level == "strict" else "standard: walls that are missing are done without"
+    return Check(name=name, status="ok", found=found)
 
 
 def _status_field(name: str) -> str | None:

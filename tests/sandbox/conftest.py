@@ -164,12 +164,12 @@ def _readable_extension(directory: Path) -> str:
     return str(copy)
 
 
-def start_launcher(identity: str, config: Configure) -> Launcher:
+def start_launcher(identity: str, config: Configure, tag: str = "jobs-launcher") -> Launcher:
     """Start a launcher as `root` or as an ordinary `user`; skips where that cannot be."""
     if identity == "root" and os.geteuid() != 0:
         pytest.skip("not root")
     if identity == "root" or os.geteuid() != 0:
-        return Launcher.start(config)
+        return Launcher.start(config, tag=tag)
     wrapper = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"]
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
@@ -177,7 +177,7 @@ def start_launcher(identity: str, config: Configure) -> Launcher:
         for python in (sys.executable, "/usr/bin/python3"):
             check = [*wrapper, python, "-I", "-S", "-c", "import sys; assert sys.version_info >= (3, 11)"]
             if shutil.which("setpriv") and subprocess.run(check, check=False, capture_output=True).returncode == 0:
-                return Launcher.start(config, python=[*wrapper, python], extension=extension)
+                return Launcher.start(config, tag=tag, python=[*wrapper, python], extension=extension)
     pytest.skip("no Python 3.11 that an ordinary user can run, or no setpriv")
 
 
@@ -210,8 +210,8 @@ def fresh(identity: str) -> Iterator[Callable[..., Sandbox]]:
     """Makes launchers of the test's own; all their processes are gone afterwards."""
     made: list[tuple[Sandbox, set[int]]] = []
 
-    def make(**config: object) -> Sandbox:
-        launcher = start_launcher(identity, Configure(**{"slots": 2, **config}))  # type: ignore[arg-type]
+    def make(*, tag: str = "jobs-launcher", **config: object) -> Sandbox:
+        launcher = start_launcher(identity, Configure(**{"slots": 2, **config}), tag)  # type: ignore[arg-type]
         sandbox = Sandbox(launcher, helpers=children_of(launcher.pid))
         made.append((sandbox, {launcher.pid, *sandbox.helpers}))
         return sandbox

@@ -369,7 +369,8 @@ class ShellWorker(InputSettings):
     """The worker that runs commands (`jobs-worker --type shell`)."""
 
     sandbox: Literal["strict", "standard", "none"] = "strict"
-    """Weakest isolation that is accepted; where it is missing, jobs fail as `sandbox_unavailable`."""
+    """Weakest isolation that is accepted; where it is missing, jobs fail as `sandbox_unavailable`. `none` is no
+    isolation, whatever the host has: jobs are ordinary processes of it, and what they run has to be trusted."""
     allow_host_network: bool = False
     """Let jobs ask for the network of the host, with the weaker isolation that this means."""
     allow_connect: tuple[Destinations, ...] = ()
@@ -393,6 +394,9 @@ class ShellWorker(InputSettings):
     """Secrets of this machine's that jobs may name as `credential:NAME`, each with the `users` whose jobs may, such as
     `deploy = { path = "/etc/jobs/deploy.key", users = ["alice"] }`; without `path` it is what systemd has given the
     worker under that name (`LoadCredential=`)."""
+    work_dir: Path | None = None
+    """With `sandbox = "none"`: where jobs have their directories; every uid has to be let to it. By default among the
+    system's temporary files."""
 
     @model_validator(mode="after")
     def _enough_uids(self) -> ShellWorker:
@@ -400,6 +404,8 @@ class ShellWorker(InputSettings):
             raise ValueError(f"uid_count must be greater than slots, that is at least {self.slots + 1}")
         if any(not path.is_absolute() for path in self.read_only_paths):
             raise ValueError("read_only_paths must be absolute")
+        if self.work_dir is not None and not self.work_dir.is_absolute():
+            raise ValueError("work_dir must be absolute")
         return self
 
 

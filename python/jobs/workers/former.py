@@ -6,6 +6,8 @@ may start the next life at once. Two things make sure that the two never run job
 - A lock on a file, held by the worker's process for as long as it lives.
 - A name (`comm`) that the launcher gives itself and that the first process of every job inherits. Whatever still has
   it is killed and waited for. A first process is there until the kernel has ended everything in its pid namespace.
+  At level `none` there is no such namespace, and that process has the name with a capital: it ends the job itself once
+  the launcher is gone, and is waited for.
 """
 
 from __future__ import annotations
@@ -92,12 +94,22 @@ def clear(name: str, owns: Callable[[int], bool], timeout_s: float = CLEAR_TIMEO
     To be called with the lock held: then nobody makes new ones. Raises FormerLife for one that does not end.
     """
     until_s = time.monotonic() + timeout_s
+    _end_all(name, owns, signal.SIGKILL, until_s)
+    # Killed, it would leave what it is there to end; so that comes last.
+    bare = name[:1].upper() + name[1:]
+    try:
+        _end_all(bare, owns, signal.SIGHUP, time.monotonic() + timeout_s / 2)
+    except FormerLife:
+        _end_all(bare, owns, signal.SIGKILL, until_s)
+
+
+def _end_all(name: str, owns: Callable[[int], bool], how: signal.Signals, until_s: float) -> None:
     # Again until there is none: a launcher may have started one more while the others were looked for.
     while found := list(_named(name, owns)):
         logger.warning("processes of an earlier life are ended", extra={"pids": [pid for pid, _ in found]})
         try:
             for pid, pidfd in found:
-                _end(pid, pidfd, until_s)
+                _end(pid, pidfd, how, until_s)
         finally:
             for _, pidfd in found:
                 os.close(pidfd)
@@ -133,10 +145,10 @@ def _is(path: str, comm: bytes, owns: Callable[[int], bool]) -> bool:
         return False
 
 
-def _end(pid: int, pidfd: int, until_s: float) -> None:
+def _end(pid: int, pidfd: int, how: signal.Signals, until_s: float) -> None:
     # A first process that we may not kill dies with its launcher.
     with suppress(ProcessLookupError, PermissionError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        signal.pidfd_send_signal(pidfd, how)
     left_s = max(0.0, until_s - time.monotonic())
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

@@ -46,7 +46,8 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """Most jobs at a time; each slot has its own uid when the launcher is started as root."""
     protocol: int = LAUNCHER_PROTOCOL
     level: Level = "strict"
-    """Weakest isolation that the operator accepts; a job that cannot have it ends as `sandbox_unavailable`."""
+    """Weakest isolation that the operator accepts; a job that cannot have it ends as `sandbox_unavailable`. With `none`
+    no job has any."""
     allow_host_network: bool = False
     uid_base: int = 0x7000_0000
     """First of `slots` + 1 uids and gids that nobody else uses; only when started as root."""
@@ -59,6 +60,9 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """Directory of a delegated cgroup v2 subtree; None looks for one in the launcher's own cgroup."""
     output_window_bytes: int = OUTPUT_WINDOW_BYTES
     """Output a job may have sent and not yet seen acknowledged; then its pipes are not read."""
+    directories: str | None = None
+    """At level `none`: a directory of the worker's, in which each job gets one (`Spawn.directory`). Whoever starts the
+    launcher deletes them after the jobs' ends."""
 
 
 class JobLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,6 +106,9 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     limits: JobLimits = JobLimits()
     secrets: dict[str, bytes] = {}
     """Name below /run/secrets → what only the job may read, and what is hidden in its output and notes."""
+
+    directory: str | None = None
+    """At level `none`: name of its directory in `Configure.directories`."""
 
     def __repr__(self) -> str:
         # In the text of an exception or a log there is nothing of the job's.
@@ -176,8 +183,8 @@ class Exited(_Frame, frozen=True, tag="exited"):
     attempt: Attempt
     outcome: Outcome
     segments: list[tuple[int, bytes]]
-    kept: int | None
-    """What `Launcher.take` gives the job's file system for, if it was to be kept: its device number."""
+    kept: tuple[int, int] | None
+    """What `Launcher.take` gives the job's directory for, if it was to be kept: its device and inode number."""
 
 
 Event: TypeAlias = Ready | Failed | Started | Output | Notes | Exited
@@ -243,8 +250,8 @@ class Launcher:
         self._control = control
         self._decoder = EventDecoder()
         self._unsent = bytearray()
-        self._handles: dict[int, int] = {}
-        """Descriptors of the file systems that came and were not taken yet, by device number."""
+        self._handles: dict[tuple[int, int], int] = {}
+        """Descriptors of the directories that came and were not taken yet, by device and inode number."""
         self.ready = ready
 
     @classmethod
@@ -327,12 +334,13 @@ class Launcher:
         except OSError as error:
             raise LauncherError(f"receive from the sandbox launcher: {error}") from error
         for handle in handles:
-            self._handles[os.fstat(handle).st_dev] = handle
+            status = os.fstat(handle)
+            self._handles[status.st_dev, status.st_ino] = handle
         if not data:
             raise LauncherError("the sandbox launcher is gone")
         return self._decoder.feed(data)
 
-    def take(self, kept: int) -> int | None:
+    def take(self, kept: tuple[int, int]) -> int | None:
         """Return a descriptor of what a job has left, with its directory as `work`; the caller closes it.
 
         None where it was lost on the way: this process had no descriptor to spare.

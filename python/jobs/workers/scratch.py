@@ -8,14 +8,15 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from jobs.workers.executor import ExecutorError
+from jobs.workers.removal import delete
 
-NAME: Final = re.compile(r"jobs-(?:inputs|sql)-[0-9a-f]{10}-[a-z0-9_]{8}")
+NAME: Final = re.compile(r"jobs-(?:inputs|sql|work)-[0-9a-f]{10}-[a-z0-9_]{8}")
 """Of all that are made here."""
 
 
@@ -24,7 +25,7 @@ def place_of(configured: Path | None) -> Path:
     return configured or Path(tempfile.gettempdir())
 
 
-def scratch(kind: Literal["inputs", "sql"], configured: Path | None, tag: str) -> Path:
+def scratch(kind: Literal["inputs", "sql", "work"], configured: Path | None, tag: str) -> Path:
     """Return a new directory, after those of earlier lives are deleted; it stays locked until the process ends.
 
     `tag`: as `former.tag` has it. Raises ExecutorError.
@@ -35,7 +36,8 @@ def scratch(kind: Literal["inputs", "sql"], configured: Path | None, tag: str) -
         place.mkdir(parents=True, exist_ok=True)
         for left in place.glob(f"{prefix}*"):
             if left.lstat().st_uid == os.geteuid():
-                shutil.rmtree(left, ignore_errors=True)
+                with suppress(OSError):
+                    delete(left)
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         lock(os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:

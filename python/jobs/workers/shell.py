@@ -56,6 +56,7 @@ from jobs.workers.sandbox import (
     Spawn,
     Started,
 )
+from jobs.workers.workdirs import WorkDirectories
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,11 @@ class ShellExecutor:
         self._limits = JobLimits(**config.limits.model_dump())
         clear(tag, lambda uid: is_ours(uid, config))
         self._inputs = input_directory(config.inputs_dir, tag)
+        self._work = WorkDirectories(config.work_dir, tag) if config.sandbox == "none" else None
         self._api_socket = api_socket
         try:
-            self._launcher = Launcher.start(launcher_config(config, self._inputs), tag=tag)
+            work = None if self._work is None else self._work.path
+            self._launcher = Launcher.start(launcher_config(config, self._inputs, work), tag=tag)
         except LauncherError as error:
             raise ExecutorError(str(error)) from error
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,6 +93,10 @@ class ShellExecutor:
         self._on_lost: Callable[[str], None] = lambda why: None
         for feature, state in self._launcher.ready.features.items():
             logger.debug("sandbox feature %s: %s", feature, state)
+        if self.sandbox == "none":
+            logger.warning(
+                'jobs run WITHOUT ISOLATION, as ordinary processes of this host: workers.shell.sandbox = "none"'
+            )
 
     @property
     def slots(self) -> int:
@@ -109,7 +116,7 @@ class ShellExecutor:
             self._api_socket,
             sandbox=self.sandbox,
             spawn=lambda spawn: self._send([spawn]),
-            on_events=on_events,
+            on_events=self._tell,
         )
 
     def perform(self, commands: Sequence[Command]) -> None:
@@ -121,7 +128,7 @@ class ShellExecutor:
                 case Start(assignment):
                     try:
                         payload = payload_of(assignment)
-                        spawn = spawn_of(assignment, payload, self._config, self._limits)
+                        spawn = self._spawn_of(assignment, payload)
                     except (InvalidRequest, Forbidden, NotStarted) as error:
                         refused.append(self._refusal(assignment, error))
                         continue
@@ -139,7 +146,7 @@ class ShellExecutor:
                 case Credit(job=job, attempt=attempt, count=count):
                     requests.append(Ack(job=job, attempt=attempt, count=count))
         if refused:
-            self._loop.call_soon(self._on_events, refused)
+            self._loop.call_soon(self._tell, refused)
         if requests:
             self._send(requests)
 
@@ -152,6 +159,22 @@ class ShellExecutor:
         self._detach()
         self._launcher.close()
         shutil.rmtree(self._inputs.parent, ignore_errors=True)
+        if self._work is not None:
+            self._work.close()
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        """Tell the worker, which learns of an end only when all that belongs to it is done."""
+        if self._work is not None:
+            for event in events:
+                if isinstance(event, Ended):
+                    self._work.release(event.job, event.attempt)
+        self._on_events(events)
+
+    def _spawn_of(self, assignment: Assignment, payload: ShellPayload) -> Spawn:
+        spawn = spawn_of(assignment, payload, self._config, self._limits)
+        if self._work is None:
+            return spawn
+        return replace(spawn, directory=self._work.name(spawn.job, spawn.attempt))
 
     def _refusal(self, assignment: Assignment, error: InvalidRequest | Forbidden | NotStarted) -> Ended:
         if isinstance(error, NotStarted):
@@ -184,7 +207,7 @@ class ShellExecutor:
                 case Ready() | Failed():
                     self._lose(LauncherError(f"the sandbox launcher sent {event} out of turn"))
         if events:
-            self._on_events(events)
+            self._tell(events)
 
     def _send(self, requests: Sequence[Request]) -> None:
         self._write(lambda: self._launcher.send(requests))
@@ -217,7 +240,7 @@ def is_ours(uid: int, config: ShellWorker) -> bool:
     return uid == os.geteuid() or (os.geteuid() == 0 and 0 <= uid - config.uid_base < config.uid_count)
 
 
-def launcher_config(config: ShellWorker, inputs: Path | None = None) -> Configure:
+def launcher_config(config: ShellWorker, inputs: Path | None = None, work: Path | None = None) -> Configure:
     """Return what the launcher is told of the worker's configuration."""
     return Configure(
         slots=config.slots,
@@ -228,6 +251,7 @@ def launcher_config(config: ShellWorker, inputs: Path | None = None) -> Configur
         cgroup=str(config.cgroup) if config.cgroup is not None else None,
         inputs=None if inputs is None else str(inputs),
         output_window_bytes=WINDOW_BYTES,
+        directories=None if work is None else str(work),
     )
 
 

@@ -24,6 +24,7 @@ use rustix::thread::{
     set_capabilities_secure_bits, set_thread_res_gid, set_thread_res_uid,
 };
 
+use crate::bare::{self, Bare};
 use crate::netns::raise_loopback;
 use crate::plan::{JOB_ID, NOTES_FD, Place, PlannedFile, PlannedInput};
 use crate::syscall::{self, Instruction, PointerList, Usage};
@@ -72,6 +73,7 @@ macro_rules! steps {
 
 steps! {
     Ended => "end",
+    Reaper => "become the parent of what loses its own",
     Network => "enter the network namespace",
     HostName => "set the host name",
     Proc => "mount /proc",
@@ -193,11 +195,19 @@ pub struct Prepared<'a> {
     pub environment: &'a PointerList<'a>,
     /// Directory to start in.
     pub working_directory: &'a CStr,
+    /// At level `none`: what there is instead of all walls.
+    pub bare: Option<Bare<'a>>,
 }
 
-type Outcome<T = ()> = Result<T, (Step, Errno)>;
+/// What came of the start, up to here.
+pub type Outcome<T = ()> = Result<T, (Step, Errno)>;
 
-trait During<T> {
+/// Says what was done when a call failed.
+pub trait During<T> {
+    /// The result, with the step.
+    ///
+    /// # Errors
+    /// The call's.
     fn during(self, step: Step) -> Outcome<T>;
 }
 
@@ -210,6 +220,11 @@ impl<T> During<T> for Result<T, Errno> {
 /// Sets up the job's world, starts its program, waits for its end, ends all that is left and reports. Being the first
 /// process of the pid namespace, its own end makes the kernel kill whatever runs there, should it come early.
 pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
+    let wait_for = if prepared.bare.is_some() {
+        bare::wait_for
+    } else {
+        wait_for
+    };
     let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), wait_for);
     // If nobody reads it any more, nobody needs it.
     let _ = write(syscall::borrow_fd(REPORT_FD), &report.to_bytes());
@@ -249,7 +264,7 @@ fn wait_for(main: Pid) -> Report {
             }
         }
         // SIGTERM from outside of the namespace is the launcher's; one from the job itself is the job's mistake.
-        if syscall::wait_for_signal() == (libc::SIGTERM, 0) {
+        if syscall::wait_for_signal(&[libc::SIGCHLD, libc::SIGTERM]) == (libc::SIGTERM, 0) {
             syscall::signal_everyone(libc::SIGTERM);
             syscall::signal_everyone(libc::SIGCONT);
         }
@@ -257,6 +272,9 @@ fn wait_for(main: Pid) -> Report {
 }
 
 fn set_up(prepared: &Prepared<'_>) -> Outcome {
+    if let Some(bare) = &prepared.bare {
+        return bare::set_up(prepared, bare);
+    }
     if let Some(network) = prepared.network {
         move_into_link_name_space(network, Some(LinkNameSpaceType::Network)).during(Step::Network)?;
         if prepared.has_loopback {
@@ -265,8 +283,11 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     }
     sethostname(HOST_NAME).during(Step::HostName)?;
     mount_views(prepared)?;
-    write_files(prepared).during(Step::Files)?;
-    show_inputs(prepared).during(Step::Inputs)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let work = open(c"/work", flags, Mode::empty()).during(Step::Files)?;
+    let scratch = open(SCRATCH, flags, Mode::empty()).during(Step::Files)?;
+    write_files(prepared, scratch.as_fd(), work.as_fd()).during(Step::Files)?;
+    show_inputs(prepared, work.as_fd()).during(Step::Inputs)?;
     give_secrets(prepared).during(Step::Secrets)?;
     become_unprivileged(prepared)?;
     if let Some(rules) = prepared.landlock {
@@ -328,18 +349,17 @@ fn mask_proc(flags: MountFlags) -> Result<(), Errno> {
     Ok(())
 }
 
-fn write_files(prepared: &Prepared<'_>) -> Result<(), Errno> {
+/// Writes the job's script into one directory, and its files into another.
+///
+/// # Errors
+/// What the kernel says.
+pub fn write_files(prepared: &Prepared<'_>, scratch: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<(), Errno> {
     if let Some(script) = prepared.script {
-        let scratch = open(
-            SCRATCH,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        write_file(scratch.as_fd(), c"script", script, EXECUTABLE)?;
+        write_file(scratch, c"script", script, EXECUTABLE)?;
     }
     for (file, content) in prepared.files {
         write_file(
-            directory_of(&file.place)?.as_fd(),
+            directory_of(work, &file.place)?.as_fd(),
             &file.place.name,
             content,
             EXECUTABLE,
@@ -348,10 +368,13 @@ fn write_files(prepared: &Prepared<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Opens the directory that a place is in, which is made where it is not there.
-fn directory_of(place: &Place) -> Result<OwnedFd, Errno> {
+/// Opens the directory that a place in the job's is in, which is made where it is not there.
+///
+/// # Errors
+/// What the kernel says.
+pub fn directory_of(work: BorrowedFd<'_>, place: &Place) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut directory = openat(CWD, c"/work", flags, Mode::empty())?;
+    let mut directory = openat(work, c".", flags, Mode::empty())?;
     for name in &place.directories {
         match mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -364,12 +387,12 @@ fn directory_of(place: &Place) -> Result<OwnedFd, Errno> {
 
 /// Mounts each input at its place, as read-only as the directory that they are in, and lets go of that: a job sees its
 /// own and no other's.
-fn show_inputs(prepared: &Prepared<'_>) -> Result<(), Errno> {
+fn show_inputs(prepared: &Prepared<'_>, work: BorrowedFd<'_>) -> Result<(), Errno> {
     for input in prepared.inputs {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
         let tree = open_tree(CWD, input.source.as_c_str(), flags)?;
-        let (directory, name) = (directory_of(&input.place)?, input.place.name.as_c_str());
+        let (directory, name) = (directory_of(work, &input.place)?, input.place.name.as_c_str());
         match FileType::from_raw_mode(fstat(&tree)?.st_mode) {
             FileType::Directory => mkdirat(&directory, name, Mode::from_raw_mode(0o755))?,
             FileType::RegularFile => write_file(directory.as_fd(), name, &[], EXECUTABLE)?,
@@ -396,11 +419,25 @@ fn give_secrets(prepared: &Prepared<'_>) -> Result<(), Errno> {
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    for (name, value) in &secrets.files {
-        write_file(directory.as_fd(), name, value, OWNER_READS)?;
-    }
-    fchmod(&directory, OWNER_ENTERS)?;
+    write_secrets(secrets, directory.as_fd())?;
     mount_remount(SECRETS, flags | MountFlags::BIND | MountFlags::RDONLY, c"")
+}
+
+/// Writes secrets into a directory, which is its owner's alone afterwards.
+///
+/// # Errors
+/// What the kernel says.
+pub fn write_secrets(secrets: &Secrets<'_>, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    for (name, value) in &secrets.files {
+        write_file(directory, name, value, OWNER_READS)?;
+    }
+    let directory = openat(
+        directory,
+        c".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    fchmod(&directory, OWNER_ENTERS)
 }
 
 fn write_file(directory: BorrowedFd<'_>, name: &CStr, mut content: &[u8], mode: Mode) -> Result<(), Errno> {
@@ -434,6 +471,15 @@ fn become_unprivileged(prepared: &Prepared<'_>) -> Outcome {
 /// # Errors
 /// What the kernel says.
 pub fn drop_capabilities() -> Result<(), Errno> {
+    restrict_privileges()?;
+    empty_capabilities()
+}
+
+/// Sees to it that no capability can be gained any more, and that those that are there are not lost by another uid.
+///
+/// # Errors
+/// What the kernel says.
+pub fn restrict_privileges() -> Result<(), Errno> {
     for bit in 0..u64::BITS {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
             Ok(()) => {}
@@ -450,7 +496,14 @@ pub fn drop_capabilities() -> Result<(), Errno> {
             | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
             | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
             | ambient_locked,
-    )?;
+    )
+}
+
+/// Gives up every capability that there is.
+///
+/// # Errors
+/// What the kernel says.
+pub fn empty_capabilities() -> Result<(), Errno> {
     let none = CapabilitySet::empty();
     set_capabilities(
         None,
@@ -465,6 +518,9 @@ pub fn drop_capabilities() -> Result<(), Errno> {
 /// Becomes the job's program; returns only if that fails.
 fn become_program(prepared: &Prepared<'_>) -> Outcome<Infallible> {
     setsid().during(Step::Fork)?;
+    if let Some(bare) = &prepared.bare {
+        bare::become_unprivileged(prepared, bare)?;
+    }
     for (fd, number) in prepared.descriptors.iter().zip(0..) {
         syscall::duplicate_to(*fd, number).during(Step::Descriptors)?;
     }

@@ -21,16 +21,29 @@ pub enum Identities {
     OfSlots,
     /// All have the launcher's; started as an ordinary user.
     OfLauncher,
+    /// Each slot has its own, from the one after this on, and there is no namespace.
+    SlotsOnHost(u32),
+    /// All have the launcher's, which is this, and there is no namespace.
+    LauncherOnHost(u32),
 }
 
 impl Identities {
     /// uid and gid of a slot, in the launcher's user namespace.
     #[must_use]
     pub fn of(self, slot: usize) -> u32 {
+        let slot = u32::try_from(slot).expect("slots are few");
         match self {
-            Self::OfSlots => u32::try_from(slot).expect("slots are few") + 1,
+            Self::OfSlots => slot + 1,
+            Self::SlotsOnHost(base) => base + slot + 1,
             Self::OfLauncher => 0,
+            Self::LauncherOnHost(own) => own,
         }
+    }
+
+    /// Whether no two slots have the same.
+    #[must_use]
+    pub const fn are_separate(self) -> bool {
+        matches!(self, Self::OfSlots | Self::SlotsOnHost(_))
     }
 }
 
@@ -47,15 +60,14 @@ pub fn enter<T>(uid_base: u32, slots: u32, before: impl FnOnce() -> io::Result<T
     } else {
         Identities::OfLauncher
     };
-    match identities {
-        Identities::OfSlots => enter_mapped_by_helper(uid_base, slots + 1)?,
-        Identities::OfLauncher => {
-            let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-            unshare()?;
-            fs::write("/proc/self/setgroups", "deny")?;
-            fs::write("/proc/self/gid_map", format!("0 {gid} 1\n"))?;
-            fs::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
-        }
+    if identities.are_separate() {
+        enter_mapped_by_helper(uid_base, slots + 1)?;
+    } else {
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        unshare()?;
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/gid_map", format!("0 {gid} 1\n"))?;
+        fs::write("/proc/self/uid_map", format!("0 {uid} 1\n"))?;
     }
     let done = before()?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;

@@ -9,6 +9,7 @@ use rustix::io::{Errno, read};
 use rustix::process::{Signal, pidfd_send_signal};
 use serde_bytes::ByteBuf;
 
+use crate::bare;
 use crate::cgroup::JobCgroup;
 use crate::child::Report;
 use crate::notes::Notes;
@@ -297,20 +298,29 @@ impl Job {
         if let Some(ending) = &mut self.ending {
             ending.kill_at = None;
         }
-        let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        if self.level == Level::None {
+            bare::end(self.pidfd());
+        } else {
+            let _ = pidfd_send_signal(&self.process.pidfd, Signal::KILL);
+        }
         if let Some(cgroup) = &self.process.cgroup {
             cgroup.kill();
         }
     }
 
+    /// Of its first process.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid.as_raw_nonzero().get()
+    }
+
     fn announce(&mut self, outbox: &mut Vec<u8>) {
         self.announced = true;
-        let pid = self.process.pid.as_raw_nonzero().get();
         encode(
             &Event::Started {
                 job: &self.id,
                 attempt: self.attempt,
-                pid,
+                pid: self.pid(),
                 started_ms: self.started_ms,
             },
             outbox,
@@ -383,7 +393,7 @@ impl Job {
         let kept = self.process.kept.as_ref();
         let kept = kept
             .and_then(|directory| fstat(directory).ok())
-            .map(|status| status.st_dev);
+            .map(|status| (status.st_dev, status.st_ino));
         let (job, attempt, segments) = (self.id.as_str(), self.attempt, self.output.segments());
         encode(
             &Event::Exited {
@@ -395,6 +405,9 @@ impl Job {
             },
             outbox,
         );
+        if let Some(directory) = &self.process.directory {
+            bare::reclaim(directory.as_fd());
+        }
         let leaving = Leaving {
             pidfd: self.process.pidfd,
             _cgroup: self.process.cgroup,

@@ -11,6 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
+use crate::bare;
 use crate::child::Report;
 use crate::error::{LauncherError, host, system};
 use crate::job::{Job, Leaving, PIPES, Reading, unix_ms};
@@ -194,6 +195,9 @@ impl<'a> Launcher<'a> {
             SOURCE_PROCESS => {
                 let report = job.report();
                 let usage = syscall::reap(job.pidfd()).unwrap_or_default();
+                if report.is_none() {
+                    self.end_orphans(slot);
+                }
                 if let Some(left) = self.finish(slot, report, usage, now) {
                     self.unwatch(left.pidfd());
                 }
@@ -375,7 +379,7 @@ impl<'a> Launcher<'a> {
         let slot = self.jobs.iter().position(Option::is_none);
         let slot =
             slot.ok_or_else(|| refuse(Reason::SpawnFailed, format!("all {} slots are taken", self.jobs.len())))?;
-        let plan = plan::plan(spawn, self.means)?;
+        let plan = plan::plan(spawn, &self.means)?;
         let started = Instant::now();
         let process = self.spawner.spawn(spawn, &plan, slot, Mode::Run);
         let process = process.map_err(|error| refuse(Reason::SandboxUnavailable, error.to_string()))?;
@@ -447,6 +451,21 @@ impl<'a> Launcher<'a> {
         result
     }
 
+    /// At level `none`: the first process of the job in this slot was killed, and what it had is this process's now.
+    /// Waits for it, as nothing of a job may run when its end is told.
+    fn end_orphans(&self, slot: usize) {
+        if self.spawner.is_bare() {
+            let others: Vec<i32> = self
+                .jobs
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != slot)
+                .filter_map(|(_, job)| job.as_ref().map(Job::pid))
+                .collect();
+            bare::end_children(&|pid| others.contains(&pid), &mut |_, _| ());
+        }
+    }
+
     /// Kills every job and waits until nothing of them runs.
     fn end_all(&mut self) {
         self.jobs.iter_mut().flatten().for_each(Job::kill);
@@ -454,5 +473,8 @@ impl<'a> Launcher<'a> {
             let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
         }
         std::mem::take(&mut self.leaving).into_values().for_each(Leaving::reap);
+        if self.spawner.is_bare() {
+            bare::end_children(&|_| false, &mut |_, _| ());
+        }
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! [`launcher::serve`] is the body of the launcher process; see docs/sandbox.md for what isolates a job and how.
 
+mod bare;
 pub mod calls;
 mod cgroup;
 mod child;
+mod copy;
 mod error;
 pub mod host;
 mod identity;

@@ -33,9 +33,9 @@ const PAGE_BYTES: u64 = 4096;
 const MAX_STRING_BYTES: usize = 128 << 10;
 
 /// What the launcher may use for its jobs on this host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Means {
-    /// Isolation of a job that asks for nothing weaker.
+    /// Isolation of a job that asks for nothing weaker. At `none` there are no walls.
     pub level: Level,
     /// Weakest isolation that the operator accepts.
     pub accepted: Level,
@@ -45,6 +45,8 @@ pub struct Means {
     pub has_cgroup: bool,
     /// Whether the worker has named a directory of inputs.
     pub has_inputs: bool,
+    /// Where jobs have their directories, at level `none`.
+    pub directories: Option<String>,
 }
 
 /// Why a job is not started.
@@ -86,7 +88,9 @@ pub struct PlannedFile {
 pub struct PlannedInput {
     /// Where.
     pub place: Place,
-    /// What, as the launcher sees it.
+    /// Name in the directory of inputs.
+    pub entry: CString,
+    /// The same, as the launcher sees it.
     pub source: CString,
 }
 
@@ -143,24 +147,68 @@ pub struct Plan {
     pub cgroup_memory_bytes: Option<u64>,
     /// `pids.max` of the cgroup.
     pub cgroup_pids: Option<u64>,
+    /// Name of its directory among those of others, at level `none`.
+    pub directory: Option<CString>,
+}
+
+/// Where a job finds what is its own.
+struct Places {
+    work: String,
+    tmp: String,
+    script: String,
+    secrets: String,
+}
+
+impl Places {
+    fn of(spawn: &Spawn, means: &Means) -> Result<(Self, Option<CString>), Refusal> {
+        if means.level > Level::None {
+            let places = Self {
+                work: WORK_DIRECTORY.into(),
+                tmp: "/tmp".into(),
+                script: SCRIPT_PATH.into(),
+                secrets: SECRETS_DIRECTORY.into(),
+            };
+            return Ok((places, None));
+        }
+        let name = match spawn.directory.as_deref() {
+            Some(name) if name.contains('/') || matches!(name, "" | "." | "..") => {
+                return Err(invalid(format!("directory: {name:?} is no name of one")));
+            }
+            name => name,
+        };
+        let top = format!(
+            "{}/{}",
+            means.directories.as_deref().unwrap_or_default(),
+            name.unwrap_or_default()
+        );
+        let places = Self {
+            work: format!("{top}/work"),
+            tmp: format!("{top}/tmp"),
+            script: format!("{top}/script"),
+            secrets: format!("{top}/secrets"),
+        };
+        let directory = name.map(|name| c_string("directory", name.to_owned())).transpose()?;
+        Ok((places, directory))
+    }
 }
 
 /// Decides how `spawn` is run.
 ///
 /// # Errors
 /// [`Refusal`] when it cannot be run as asked.
-pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
+pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
     let level = level_of(spawn, means)?;
-    let (argv, candidates) = command(spawn)?;
+    let (places, directory) = Places::of(spawn, means)?;
+    let (argv, candidates) = command(spawn, &places)?;
     let scratch_bytes = spawn.limits.tmp_bytes;
     Ok(Plan {
         level,
         network: spawn.network,
         connect: connect(spawn)?,
         argv,
-        environment: environment(spawn)?,
+        environment: environment(spawn, &places)?,
         candidates,
-        working_directory: working_directory(spawn.cwd.as_deref())?,
+        working_directory: working_directory(spawn.cwd.as_deref(), &places)?,
         files: spawn
             .files
             .keys()
@@ -169,14 +217,19 @@ pub fn plan(spawn: &Spawn, means: Means) -> Result<Plan, Refusal> {
         inputs: inputs(spawn, means)?,
         scratch_bytes,
         scratch_inodes: (scratch_bytes / BYTES_PER_INODE).max(256),
-        limits: process_limits(&spawn.limits, means.has_cgroup),
+        limits: process_limits(&spawn.limits, means),
         secrets: secrets(spawn)?,
         cgroup_memory_bytes: spawn.limits.memory_bytes.filter(|_| means.has_cgroup),
         cgroup_pids: spawn.limits.pids.filter(|_| means.has_cgroup),
+        directory,
     })
 }
 
-fn level_of(spawn: &Spawn, means: Means) -> Result<Level, Refusal> {
+fn level_of(spawn: &Spawn, means: &Means) -> Result<Level, Refusal> {
+    if means.level == Level::None {
+        // Asked for by name; every job has the host's network then, whatever it asks for.
+        return Ok(Level::None);
+    }
     let refuse = |message: String| {
         Err(Refusal {
             reason: Reason::SandboxUnavailable,
@@ -232,9 +285,9 @@ fn c_string(what: &str, text: String) -> Result<CString, Refusal> {
     CString::new(text).map_err(|_| invalid(format!("{what}: contains a NUL byte")))
 }
 
-fn command(spawn: &Spawn) -> Result<(Vec<CString>, Vec<CString>), Refusal> {
+fn command(spawn: &Spawn, places: &Places) -> Result<(Vec<CString>, Vec<CString>), Refusal> {
     let argv: Vec<String> = match (&spawn.script, spawn.argv.as_slice()) {
-        (Some(_), []) => vec!["/bin/sh".into(), SCRIPT_PATH.into()],
+        (Some(_), []) => vec!["/bin/sh".into(), places.script.clone()],
         (None, [_, ..]) => spawn.argv.clone(),
         _ => return Err(invalid("exactly one of `argv` and `script` is needed")),
     };
@@ -263,14 +316,14 @@ fn command(spawn: &Spawn) -> Result<(Vec<CString>, Vec<CString>), Refusal> {
     Ok((argv.collect::<Result<_, _>>()?, candidates))
 }
 
-fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
+fn environment(spawn: &Spawn, places: &Places) -> Result<Vec<CString>, Refusal> {
     let (attempt, notes_fd) = (spawn.attempt.to_string(), NOTES_FD.to_string());
     let mut environment: BTreeMap<&str, &str> = BTreeMap::from([
         ("PATH", PATH),
-        ("HOME", WORK_DIRECTORY),
-        ("PWD", WORK_DIRECTORY),
+        ("HOME", places.work.as_str()),
+        ("PWD", places.work.as_str()),
         ("LANG", "C.UTF-8"),
-        ("TMPDIR", "/tmp"),
+        ("TMPDIR", places.tmp.as_str()),
         ("USER", "job"),
         ("LOGNAME", "job"),
         ("JOBS_ID", spawn.job.as_str()),
@@ -278,7 +331,7 @@ fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
         ("JOBS_FD", notes_fd.as_str()),
     ]);
     if !spawn.secrets.is_empty() {
-        environment.insert("JOBS_SECRETS", SECRETS_DIRECTORY);
+        environment.insert("JOBS_SECRETS", &places.secrets);
     }
     for (name, value) in &spawn.env {
         if name.is_empty() || name.contains('=') {
@@ -297,11 +350,11 @@ fn environment(spawn: &Spawn) -> Result<Vec<CString>, Refusal> {
         .collect()
 }
 
-fn working_directory(cwd: Option<&str>) -> Result<CString, Refusal> {
+fn working_directory(cwd: Option<&str>, places: &Places) -> Result<CString, Refusal> {
     let path = match cwd {
-        None => WORK_DIRECTORY.to_owned(),
+        None => places.work.clone(),
         Some(cwd) if cwd.starts_with('/') => cwd.to_owned(),
-        Some(cwd) => format!("{WORK_DIRECTORY}/{cwd}"),
+        Some(cwd) => format!("{}/{cwd}", places.work),
     };
     if path.len() > MAX_PATH_BYTES {
         return Err(invalid(format!("cwd: longer than {MAX_PATH_BYTES} bytes")));
@@ -314,7 +367,7 @@ fn planned_file(path: &str) -> Result<PlannedFile, Refusal> {
     Ok(PlannedFile { place, key })
 }
 
-fn inputs(spawn: &Spawn, means: Means) -> Result<Vec<PlannedInput>, Refusal> {
+fn inputs(spawn: &Spawn, means: &Means) -> Result<Vec<PlannedInput>, Refusal> {
     if !means.has_inputs && !spawn.inputs.is_empty() {
         return Err(invalid("inputs: this worker has no directory of them"));
     }
@@ -322,10 +375,11 @@ fn inputs(spawn: &Spawn, means: Means) -> Result<Vec<PlannedInput>, Refusal> {
         if matches!(entry.as_str(), "" | "." | "..") || entry.contains('/') {
             return Err(invalid(format!("inputs: {entry:?} is no entry of a directory")));
         }
-        let source = c_string(&format!("inputs: {path:?}"), format!("{INPUTS_DIRECTORY}/{entry}"))?;
+        let what = format!("inputs: {path:?}");
         Ok(PlannedInput {
             place: place(path)?,
-            source,
+            entry: c_string(&what, entry.clone())?,
+            source: c_string(&what, format!("{INPUTS_DIRECTORY}/{entry}"))?,
         })
     };
     spawn.inputs.iter().map(input).collect()
@@ -384,10 +438,11 @@ fn place(path: &str) -> Result<Place, Refusal> {
     })
 }
 
-fn process_limits(limits: &Limits, has_cgroup: bool) -> Vec<(ProcessLimit, u64)> {
-    let memory = limits.memory_bytes.filter(|_| !has_cgroup);
-    // One more than asked: the namespace's first process counts, and is ours.
-    let pids = limits.pids.map(|pids| pids.saturating_add(1));
+fn process_limits(limits: &Limits, means: &Means) -> Vec<(ProcessLimit, u64)> {
+    let memory = limits.memory_bytes.filter(|_| !means.has_cgroup);
+    // One more than asked: the namespace's first process counts, and is ours. Without one it is not the job's user's.
+    let first = u64::from(means.level > Level::None);
+    let pids = limits.pids.map(|pids| pids.saturating_add(first));
     [
         (ProcessLimit::AddressSpace, memory),
         (ProcessLimit::Processes, pids),
@@ -413,6 +468,7 @@ mod tests {
         allow_host_network: false,
         has_cgroup: false,
         has_inputs: true,
+        directories: None,
     };
 
     fn spawn() -> Spawn {
@@ -442,10 +498,11 @@ mod tests {
                 cpu_s: None,
             },
             secrets: BTreeMap::new(),
+            directory: None,
         }
     }
 
-    fn reason(spawn: &Spawn, means: Means) -> Reason {
+    fn reason(spawn: &Spawn, means: &Means) -> Reason {
         plan(spawn, means).unwrap_err().reason
     }
 
@@ -455,7 +512,7 @@ mod tests {
             let mut job = spawn();
             job.network = NetworkKind::Listed;
             job.connect = addresses.iter().map(|text| (*text).to_owned()).collect();
-            plan(&job, MEANS)
+            plan(&job, &MEANS)
         };
         let planned = asks(&["192.0.2.7:443", "[2001:db8::1]:80", "127.0.0.1:5432"]).unwrap();
         assert_eq!(planned.connect.len(), 3);
@@ -479,7 +536,7 @@ mod tests {
     fn a_plain_command_is_looked_up_in_the_path_of_the_job() {
         let mut job = spawn();
         job.env.insert("PATH".into(), "/a::/b".into());
-        let plan = plan(&job, MEANS).unwrap();
+        let plan = plan(&job, &MEANS).unwrap();
         assert_eq!(plan.candidates, [c"/a/echo", c"./echo", c"/b/echo"].map(CString::from));
         assert!(plan.environment.contains(&c"PATH=/a::/b".into()));
         assert!(plan.environment.contains(&c"JOBS_ID=01".into()));
@@ -492,11 +549,11 @@ mod tests {
         for path in ["/etc/passwd", "../x", "a/../../x", "a//b", ".", "..", "", "a/", "a\0b"] {
             let mut job = spawn();
             job.files.insert(path.into(), serde_bytes::ByteBuf::new());
-            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{path:?}");
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{path:?}");
         }
         let mut job = spawn();
         job.files.insert("a/b/..c".into(), serde_bytes::ByteBuf::new());
-        let planned = plan(&job, MEANS).unwrap().files.remove(0);
+        let planned = plan(&job, &MEANS).unwrap().files.remove(0);
         assert_eq!(
             (planned.place.directories, planned.place.name),
             (vec![c"a".into(), c"b".into()], c"..c".into())
@@ -507,7 +564,7 @@ mod tests {
     fn an_input_is_an_entry_of_its_directory_and_is_shown_below_the_jobs_own() {
         let mut job = spawn();
         job.inputs.insert("a/b".into(), "cafe".into());
-        let planned = plan(&job, MEANS).unwrap().inputs.remove(0);
+        let planned = plan(&job, &MEANS).unwrap().inputs.remove(0);
         assert_eq!(planned.source, CString::from(c"/.inputs/cafe"));
         assert_eq!(
             (planned.place.directories, planned.place.name),
@@ -517,7 +574,7 @@ mod tests {
             has_inputs: false,
             ..MEANS
         };
-        assert_eq!(reason(&job, without), Reason::InvalidPayload);
+        assert_eq!(reason(&job, &without), Reason::InvalidPayload);
         for (path, entry) in [
             ("a", ".."),
             ("a", ""),
@@ -528,7 +585,7 @@ mod tests {
         ] {
             let mut job = spawn();
             job.inputs.insert(path.into(), entry.into());
-            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{path:?} {entry:?}");
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{path:?} {entry:?}");
         }
     }
 
@@ -538,57 +595,57 @@ mod tests {
             rmp_serde::from_slice(&rmp_serde::to_vec(serde_bytes::Bytes::new(value.as_bytes())).unwrap()).unwrap()
         };
         let mut job = spawn();
-        assert_eq!(plan(&job, MEANS).unwrap().secrets, None);
+        assert_eq!(plan(&job, &MEANS).unwrap().secrets, None);
         assert!(
-            !plan(&job, MEANS)
+            !plan(&job, &MEANS)
                 .unwrap()
                 .environment
                 .contains(&c"JOBS_SECRETS=/run/secrets".into())
         );
         job.secrets.insert("token".into(), secret("hunter2hunter2"));
         assert!(!format!("{job:?}").contains("hunter2"));
-        let planned = plan(&job, MEANS).unwrap();
+        let planned = plan(&job, &MEANS).unwrap();
         assert!(planned.environment.contains(&c"JOBS_SECRETS=/run/secrets".into()));
         assert_eq!(planned.secrets.unwrap().names, [CString::from(c"token")]);
         for wrong in ["", ".", "..", "a/b", "/a", "a\0"] {
             let mut job = spawn();
             job.secrets.insert(wrong.into(), secret("x"));
-            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{wrong:?}");
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{wrong:?}");
         }
         let mut job = spawn();
         job.secrets
             .insert("large".into(), secret(&"x".repeat(MAX_SECRET_BYTES + 1)));
-        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
     }
 
     #[test]
     fn exactly_one_of_argv_and_script() {
         let mut job = spawn();
         job.script = Some("true".into());
-        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
         job.argv.clear();
         assert_eq!(
-            plan(&job, MEANS).unwrap().argv,
+            plan(&job, &MEANS).unwrap().argv,
             [c"/bin/sh", c"/.job/script"].map(CString::from)
         );
         job.script = None;
-        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
     }
 
     #[test]
     fn weaker_isolation_than_accepted_is_refused_and_a_weaker_one_is_recorded() {
         let mut job = spawn();
         job.network = NetworkKind::Host;
-        assert_eq!(reason(&job, MEANS), Reason::SandboxUnavailable);
+        assert_eq!(reason(&job, &MEANS), Reason::SandboxUnavailable);
         let allowed = Means {
             allow_host_network: true,
             ..MEANS
         };
-        assert_eq!(plan(&job, allowed).unwrap().level, Level::Standard);
+        assert_eq!(plan(&job, &allowed).unwrap().level, Level::Standard);
         assert_eq!(
             reason(
                 &spawn(),
-                Means {
+                &Means {
                     level: Level::Standard,
                     ..MEANS
                 }
@@ -599,12 +656,12 @@ mod tests {
 
     #[test]
     fn a_cgroup_bounds_memory_where_there_is_one_and_each_process_otherwise() {
-        let without = plan(&spawn(), MEANS).unwrap();
+        let without = plan(&spawn(), &MEANS).unwrap();
         assert!(without.limits.contains(&(ProcessLimit::AddressSpace, 1 << 30)));
         assert_eq!((without.cgroup_memory_bytes, without.cgroup_pids), (None, None));
         let with = plan(
             &spawn(),
-            Means {
+            &Means {
                 has_cgroup: true,
                 ..MEANS
             },
@@ -626,11 +683,36 @@ mod tests {
     fn nul_bytes_and_names_with_equal_signs_are_refused() {
         let mut job = spawn();
         job.argv[1] = "a\0b".into();
-        assert_eq!(reason(&job, MEANS), Reason::InvalidPayload);
+        assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload);
         for name in ["", "A=B", "A\0"] {
             let mut job = spawn();
             job.env.insert(name.into(), "x".into());
-            assert_eq!(reason(&job, MEANS), Reason::InvalidPayload, "{name:?}");
+            assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn without_walls_a_job_has_a_directory_of_the_host_s() {
+        let means = Means {
+            level: Level::None,
+            accepted: Level::None,
+            directories: Some("/var/jobs".into()),
+            ..MEANS
+        };
+        let mut job = spawn();
+        job.argv.clear();
+        job.script = Some("true".into());
+        job.directory = Some("17".into());
+        job.network = NetworkKind::Host;
+        let plan = plan(&job, &means).unwrap();
+        assert_eq!((plan.level, plan.directory), (Level::None, Some(c"17".into())));
+        assert_eq!(plan.argv, [c"/bin/sh", c"/var/jobs/17/script"].map(CString::from));
+        assert_eq!(plan.working_directory, CString::from(c"/var/jobs/17/work"));
+        assert!(plan.environment.contains(&c"TMPDIR=/var/jobs/17/tmp".into()));
+        assert!(plan.limits.contains(&(ProcessLimit::Processes, 10)));
+        for wrong in ["", ".", "..", "a/b", "a\0"] {
+            job.directory = Some(wrong.into());
+            assert_eq!(reason(&job, &means), Reason::InvalidPayload, "{wrong:?}");
         }
     }
 }

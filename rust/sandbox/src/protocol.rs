@@ -87,6 +87,8 @@ pub struct Configure {
     pub cgroup: Option<String>,
     /// Output that a job may have on the way.
     pub output_window_bytes: usize,
+    /// Directory of the worker's in which each job has one of its own; at level `none`.
+    pub directories: Option<String>,
 }
 
 /// Bounds of one execution; `None` is unlimited.
@@ -127,6 +129,8 @@ pub struct Spawn {
     pub limits: Limits,
     /// Name below [`crate::plan::SECRETS_DIRECTORY`] and content.
     pub secrets: BTreeMap<String, Secret>,
+    /// Name of its directory in that of `Configure::directories`.
+    pub directory: Option<String>,
 }
 
 /// What must not be told to anybody but the job.
@@ -178,6 +182,7 @@ impl Spawn {
                 cpu_s: None,
             },
             secrets: BTreeMap::from([("secret".into(), Secret(ByteBuf::from(b"content")))]),
+            directory: None,
         }
     }
 }
@@ -245,8 +250,8 @@ pub enum Event<'a> {
         attempt: u32,
         outcome: Outcome,
         segments: Vec<Segment<'a>>,
-        /// Device number of the file system that the job has left; its descriptor came with this or before.
-        kept: Option<u64>,
+        /// Device and inode number of the directory that the job has left; its descriptor came with this or before.
+        kept: Option<(u64, u64)>,
     },
 }
 

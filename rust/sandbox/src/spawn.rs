@@ -10,6 +10,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrlimit, pidfd_open};
 
+use crate::bare::{Bare, Directories};
 use crate::cgroup::{JobCgroup, Subtree};
 use crate::child::{self, Prepared, REPORT_BYTES, Report, Secrets};
 use crate::identity::Identities;
@@ -33,8 +34,10 @@ pub struct Process {
     pub pipes: [Option<OwnedFd>; 3],
     /// Its cgroup, where there are cgroups.
     pub cgroup: Option<JobCgroup>,
-    /// Its memory file system, where the worker is to be given what is left in it.
+    /// Its memory file system or directory, where the worker is to be given what is left in it.
     pub kept: Option<OwnedFd>,
+    /// At level `none`: its directory.
+    pub directory: Option<OwnedFd>,
     /// What passes on for it; it ends with the job.
     pub _relay: Option<Relay>,
 }
@@ -72,6 +75,7 @@ pub struct Spawner {
     seccomp: Vec<Instruction>,
     cgroups: Option<Subtree>,
     has_inputs: bool,
+    directories: Option<Directories>,
     null: OwnedFd,
     launcher: OwnedFd,
     stack: Vec<u8>,
@@ -114,6 +118,7 @@ impl Spawner {
         network: Option<NetworkPool>,
         cgroups: Option<Subtree>,
         has_inputs: bool,
+        directories: Option<Directories>,
     ) -> Result<Self, SpawnError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
@@ -124,6 +129,7 @@ impl Spawner {
             seccomp: seccomp::compile(),
             cgroups,
             has_inputs,
+            directories,
             null: null.map_err(failed("open /dev/null"))?,
             launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
             stack: vec![0; VFORK_STACK_BYTES],
@@ -151,8 +157,16 @@ impl Spawner {
         fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
         let cgroup = self.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
         let cgroup = cgroup.map_err(failed("cgroup"))?;
-        let kept = spawn.keep.then(|| made_scratch(plan, identity)).transpose();
-        let kept = kept.map_err(failed("the job's memory file system"))?;
+        let directory = self
+            .make_directory(plan, identity)
+            .map_err(failed("the job's directory"))?;
+        let kept = match &directory {
+            _ if !spawn.keep => Ok(None),
+            Some(directory) => directory.try_clone().map(Some),
+            None if self.is_bare() => Ok(None),
+            None => made_scratch(plan, identity).map(Some).map_err(Into::into),
+        };
+        let kept = kept.map_err(failed("what the job leaves"))?;
 
         let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
         let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
@@ -190,7 +204,7 @@ impl Spawner {
             limits: &plan
                 .limits
                 .iter()
-                .map(|(limit, value)| process_limit(*limit, *value))
+                .map(|(limit, value)| process_limit(*limit, value.saturating_add(self.others(*limit))))
                 .collect::<Vec<_>>(),
             landlock: self.landlock.as_ref(),
             seccomp: &self.seccomp,
@@ -198,14 +212,19 @@ impl Spawner {
             argv: &argv,
             environment: &environment,
             working_directory: &plan.working_directory,
+            bare: self.directories.as_ref().map(|directories| Bare {
+                directory: directory.as_ref().map(AsFd::as_fd),
+                inputs: directories.inputs(),
+                is_separate: self.identities.are_separate(),
+            }),
         };
         let stack = &mut self.stack;
         let run = || match mode {
             Mode::Run => child::run(&prepared, stack),
             Mode::Rehearse => child::rehearse(&prepared),
         };
-        let directory = cgroup.as_ref().map(JobCgroup::directory);
-        let (pid, pidfd) = syscall::fork(self.namespaces, directory, run).map_err(failed("clone3"))?;
+        let group = cgroup.as_ref().map(JobCgroup::directory);
+        let (pid, pidfd) = syscall::fork(self.namespaces, group, run).map_err(failed("clone3"))?;
         Ok(Process {
             pid,
             pidfd,
@@ -213,8 +232,32 @@ impl Spawner {
             pipes: [Some(stdout), Some(stderr), Some(notes)],
             cgroup,
             kept,
+            directory,
             _relay: relay,
         })
+    }
+
+    /// Whether jobs have no walls.
+    #[must_use]
+    pub const fn is_bare(&self) -> bool {
+        self.directories.is_some()
+    }
+
+    fn make_directory(&self, plan: &Plan, identity: u32) -> Result<Option<OwnedFd>, Errno> {
+        match (&self.directories, &plan.directory) {
+            (Some(directories), Some(name)) => directories.make(name, self.identities, identity).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// How much of a limit others may use up: processes count by uid, and this one's may have any of those that run.
+    fn others(&self, limit: ProcessLimit) -> u64 {
+        let is_shared = self.is_bare() && !self.identities.are_separate();
+        if is_shared && limit == ProcessLimit::Processes {
+            syscall::process_count().unwrap_or(u64::MAX)
+        } else {
+            0
+        }
     }
 
     fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
@@ -229,7 +272,7 @@ impl Spawner {
     /// Starts to listen for the job where it may reach anything.
     fn relay(&self, plan: &Plan, network: Option<&OwnedFd>) -> Result<Option<Relay>, Errno> {
         match network {
-            _ if plan.connect.is_empty() => Ok(None),
+            _ if plan.connect.is_empty() || self.is_bare() => Ok(None),
             // Without a network of its own it would reach everything.
             None => Err(Errno::OPNOTSUPP),
             Some(network) => Relay::start(network.as_fd(), &plan.connect, &self.seccomp).map(Some),
@@ -240,7 +283,7 @@ impl Spawner {
     fn output_pipe(&self, identity: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&ours, OFlags::NONBLOCK)?;
-        if self.identities == Identities::OfSlots {
+        if self.identities.are_separate() {
             fchown(&theirs, Some(Uid::from_raw(identity)), Some(Gid::from_raw(identity)))?;
         }
         Ok((ours, theirs))

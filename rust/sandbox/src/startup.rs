@@ -16,7 +16,7 @@ use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
 use crate::spawn::{Mode, Spawner};
 use crate::view::Inputs;
-use crate::{identity, syscall, view};
+use crate::{bare, identity, syscall, view};
 
 const READ_BYTES: usize = 64 << 10;
 const MAX_SLOTS: u32 = 4096;
@@ -68,8 +68,11 @@ impl Foundation {
         syscall::block_signals();
         umask(rustix::fs::Mode::from_raw_mode(0o022));
         let features = features::probe(config.cgroup.as_deref());
+        if config.level == Level::None {
+            return Self::lay_bare(config, &features);
+        }
         let level = features::level(&features);
-        if level < config.level.max(Level::Standard) {
+        if level < config.level {
             return Err(host(missing(&features, config.level)));
         }
         let (spawner, has_cgroup) = enter_sandbox(config, &features)?;
@@ -80,6 +83,7 @@ impl Foundation {
             allow_host_network,
             has_cgroup,
             has_inputs: config.inputs.is_some(),
+            directories: None,
         };
         let mut foundation = Self {
             spawner,
@@ -90,10 +94,44 @@ impl Foundation {
         Ok(foundation)
     }
 
+    /// The same for jobs without walls: what the host has for walls does not matter.
+    fn lay_bare(config: &Configure, features: &[Feature]) -> Result<Self, LauncherError> {
+        let cgroups = take_over_cgroup(config, None)?;
+        let entered = bare::enter(config.uid_base, config.directories.as_deref(), config.inputs.as_deref());
+        let (identities, directories) = entered.map_err(host)?;
+        let means = Means {
+            level: Level::None,
+            accepted: Level::None,
+            allow_host_network: true,
+            has_cgroup: cgroups.is_some(),
+            has_inputs: config.inputs.is_some(),
+            directories: config.directories.clone(),
+        };
+        let spawner = Spawner::new(identities, 0, None, cgroups, config.inputs.is_some(), Some(directories));
+        let uids = if identities.are_separate() {
+            "a uid of its own for every job"
+        } else {
+            "missing: jobs have the worker's uid, and may do to it what they like"
+        };
+        let walls = "missing: level none is configured, jobs are ordinary processes of this host";
+        let mut foundation = Self {
+            spawner: spawner.map_err(host)?,
+            means,
+            features: features
+                .iter()
+                .filter(|feature| feature.name == "cgroup")
+                .map(Feature::words)
+                .chain([("isolation", walls.to_owned()), ("uids", uids.to_owned())])
+                .collect(),
+        };
+        foundation.rehearse()?;
+        Ok(foundation)
+    }
+
     /// Sets up once all that a job gets, so that what this host refuses is known before the first job.
     fn rehearse(&mut self) -> Result<(), LauncherError> {
         let spawn = Spawn::rehearsal();
-        let plan = plan::plan(&spawn, self.means).map_err(|refusal| host(refusal.message))?;
+        let plan = plan::plan(&spawn, &self.means).map_err(|refusal| host(refusal.message))?;
         let process = self.spawner.spawn(&spawn, &plan, 0, Mode::Rehearse).map_err(host)?;
         let report = process.wait().map_err(system("wait for the rehearsal"))?;
         if let Some(Report::Ended(0, _)) = report {
@@ -106,16 +144,7 @@ impl Foundation {
 
 fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, bool), LauncherError> {
     let owner = geteuid().is_root().then_some(config.uid_base);
-    let cgroups = features::find_cgroup(config.cgroup.as_deref());
-    if config.cgroup.is_some() && cgroups.is_none() {
-        return Err(host(
-            "cgroup: the configured directory is not delegated with memory and pids",
-        ));
-    }
-    let cgroups = cgroups
-        .map(|directory| Subtree::take_over(&directory, owner))
-        .transpose()
-        .map_err(host)?;
+    let cgroups = take_over_cgroup(config, owner)?;
     let has_cgroup = cgroups.is_some();
     let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
     let (identities, inputs) = identity::enter(config.uid_base, config.slots, inputs).map_err(host)?;
@@ -128,21 +157,28 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, b
     let network = has_network.then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
     let namespaces = features::job_namespaces(features);
-    let spawner = Spawner::new(identities, namespaces, network, cgroups, has_inputs);
+    let spawner = Spawner::new(identities, namespaces, network, cgroups, has_inputs, None);
     Ok((spawner.map_err(host)?, has_cgroup))
+}
+
+fn take_over_cgroup(config: &Configure, owner: Option<u32>) -> Result<Option<Subtree>, LauncherError> {
+    let found = features::find_cgroup(config.cgroup.as_deref());
+    if config.cgroup.is_some() && found.is_none() {
+        return Err(host(
+            "cgroup: the configured directory is not delegated with memory and pids",
+        ));
+    }
+    let taken = found.map(|directory| Subtree::take_over(&directory, owner));
+    taken.transpose().map_err(host)
 }
 
 fn missing(features: &[Feature], level: Level) -> String {
     let lacking = features
         .iter()
-        .filter(|feature| !feature.present && feature.without < level.max(Level::Standard));
+        .filter(|feature| !feature.present && feature.without < level);
     let list: Vec<_> = lacking
         .map(|feature| format!("{} ({})", feature.name, feature.detail))
         .collect();
-    let needed = match level {
-        Level::None => "no job is run without user, mount and pid namespaces of its own",
-        Level::Standard => "level standard is not possible on this host",
-        Level::Strict => "level strict is not possible on this host",
-    };
-    format!("{needed}; missing: {}", list.join(", "))
+    let (level, missing) = (level.name(), list.join(", "));
+    format!("level {level} is not possible on this host; missing: {missing}")
 }

@@ -213,15 +213,16 @@ pub fn block_signals() {
     }
 }
 
-/// Waits for a child's end or for SIGTERM, both of which must be blocked; returns the signal and its sender's pid,
-/// which is 0 for a sender outside of the pid namespace.
-pub fn wait_for_signal() -> (c_int, i32) {
+/// Waits for one of these signals, which must be blocked; returns it and its sender's pid, which is 0 for a sender
+/// outside of the pid namespace.
+pub fn wait_for_signal(signals: &[c_int]) -> (c_int, i32) {
     // SAFETY: set and info are local; sigwaitinfo fills info when it returns a signal, and it is zeroed otherwise.
     unsafe {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
         let mut info: libc::siginfo_t = mem::zeroed();
         let signal = libc::sigwaitinfo(set.as_ptr(), &raw mut info);
         (signal, info.si_pid())
@@ -241,6 +242,41 @@ pub fn reap_any() -> Option<(i32, c_int)> {
     // SAFETY: waitpid writes the local status only.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     (pid > 0).then_some((pid, status))
+}
+
+/// Whether a blocked signal has been sent.
+#[must_use]
+pub fn is_pending(signal: c_int) -> bool {
+    // SAFETY: both calls write and read the local set only.
+    unsafe {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigpending(set.as_mut_ptr()) == 0 && libc::sigismember(set.as_ptr(), signal) == 1
+    }
+}
+
+/// Sends a signal to a child, or to the group with the negated number, neither of which can have gone unreaped.
+pub fn signal(pid: i32, signal: c_int) {
+    // SAFETY: kill takes integers.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Whether a child has ended; it stays to be reaped.
+#[must_use]
+pub fn has_ended(pid: i32) -> bool {
+    // SAFETY: siginfo_t is plain data, which the kernel fills within its size, or leaves zeroed.
+    unsafe {
+        let mut info: libc::siginfo_t = mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, flags) != 0 || info.si_pid() == pid
+    }
+}
+
+/// Reaps a child if it has ended, and returns its wait status.
+#[must_use]
+pub fn reap_if_ended(pid: i32) -> Option<c_int> {
+    let mut status = 0;
+    // SAFETY: waitpid writes the local status only.
+    (unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == pid).then_some(status)
 }
 
 /// Waits until `fd` is readable; of a pidfd: until the process has ended.
@@ -401,6 +437,13 @@ pub fn network_namespace(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         let fd = check(libc::ioctl(socket.as_raw_fd(), SIOCGSKNS).into())?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
+}
+
+/// Number of processes and threads of the whole host, as far as this one can see it.
+#[must_use]
+pub fn process_count() -> Option<u64> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    load.split(' ').nth(3)?.split_once('/')?.1.parse().ok()
 }
 
 /// Number of threads of this process.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from msgspec import Struct
 
 from jobs.config import Workers
 from jobs.workers import scratch
+from jobs.workers.removal import delete
 
 GRACE_S: Final = 3_600.0
 """What is younger stays: it may be about to be used."""
@@ -48,7 +48,9 @@ class Place(Struct, frozen=True):
 
 def places(config: Workers) -> list[Place]:
     """Return where workers with this configuration leave something."""
-    directories = (config.shell.inputs_dir, config.sql.inputs_dir, config.sql.spill_dir)
+    directories = [config.shell.inputs_dir, config.sql.inputs_dir, config.sql.spill_dir]
+    if config.shell.sandbox == "none":
+        directories.append(config.shell.work_dir)
     found = [Place("directory", place) for place in dict.fromkeys(map(scratch.place_of, directories))]
     # Without one each worker has its own, which goes with its unit.
     return found if config.shell.cgroup is None else [*found, Place("cgroup", config.shell.cgroup)]
@@ -91,7 +93,7 @@ def _directory(parent: int, name: str, found: int, path: str, *, dry_run: bool) 
         return None
     size_bytes = _size_of(found)
     if not dry_run:
-        shutil.rmtree(name, dir_fd=parent)
+        delete(name, parent)
     return Leftover(kind="directory", path=path, bytes=size_bytes)
 
 
