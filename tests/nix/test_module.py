@@ -41,6 +41,8 @@ FULL = """
     settings.workers.replication.allow_files = [ "/srv/exports" ];
     workers.shell = { slots = 8; labels.gpu = "yes"; labels."cpu.arch" = "zen"; resources.gpu = 2; cpuMilli = 4000; };
     workers.shell.memory = "16GiB";
+    workers.shell.credentials.deploy = "/run/secrets/deploy";
+    settings.workers.shell.credentials.deploy.users = [ "alice" ];
     workers.blob.readWritePaths = [ "/srv/exports" ];
     workers.sql.enable = false;
     workers.replication.credentials.identity = "/run/secrets/age";
@@ -110,6 +112,7 @@ def test_settings_are_those_of_a_node(full: dict[str, Any], tmp_path: Path) -> N
     assert shell.labels == {"gpu": "yes", "cpu.arch": "zen"}
     assert shell.resources == {"gpu": 2}
     assert shell.limits.memory_bytes == 4 << 30
+    assert shell.credentials["deploy"].users == ("alice",)
     assert set(config.workers.replication.allow_files) == {Path("/srv/exports"), Path("/srv/backups")}
 
 
@@ -193,6 +196,7 @@ def test_units_are_those_of_systemd_and_a_machine_only_adds_to_them(full: dict[s
             assert unit["description"] == ""
     assert {name: keys for name, keys in added.items() if keys} == {
         "jobs-node.service": {"LoadCredential"},
+        "jobs-worker@shell.service": {"LoadCredential"},
         "jobs-worker@blob.service": {"ReadWritePaths"},
         "jobs-worker@replication.service": {"ReadWritePaths", "LoadCredential"},
     }

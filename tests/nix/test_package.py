@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -106,6 +110,29 @@ def test_the_flake_gives_what_the_guide_says() -> None:
         assert found["apps"][system]["demo"]["program"].endswith("/bin/python -m jobs.demo")
         assert found["checks"][system] == {"cluster": "jobs-cluster", "package": "package.nix"}
         assert {"python313", "cargo", "gnumake"} <= set(found["shells"][system])
+
+
+@needs_nix
+@pytest.mark.skipif(shutil.which("nix") is None, reason="no nix here")
+def test_nix_takes_it_as_a_flake(tmp_path: Path) -> None:
+    """Without the network, and as strictly as it evaluates flakes: nothing is read but what the flake has."""
+    source = tmp_path / "source"
+    shutil.copytree(NIX, source / "nix")
+    for file in ("flake.nix", "pyproject.toml"):
+        shutil.copy(ROOT / file, source)
+    command = ["nix", "--extra-experimental-features", "nix-command flakes", "--store", str(tmp_path / "store")]
+    command += ["flake", "show", f"path:{source}", "--json", "--offline", "--no-write-lock-file"]
+    command += ["--override-input", "nixpkgs", f"path:{NIX / 'tests' / 'stubs' / 'nixpkgs'}"]
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=home, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["nixosModules"]["default"]["type"] == "nixos-module"
+    assert shown["overlays"]["default"]["type"] == "nixpkgs-overlay"
+    for system in SYSTEMS:
+        assert shown["packages"][system]["default"]["name"] == "package.nix"
+        assert shown["checks"][system]["cluster"]["name"] == "jobs-cluster"
+        assert {name: app["type"] for name, app in shown["apps"][system].items()} == {"default": "app", "demo": "app"}
 
 
 # --- the test of three machines ---------------------------------------------------------------------------------------

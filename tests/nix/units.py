@@ -30,8 +30,11 @@ def read_unit(*files: Path) -> Unit:
     return unit
 
 
-def override(unit: Mapping[str, Any], kind: str) -> str:
-    """Return a unit of the module as NixOS writes it, without what every unit of NixOS has (PATH and the like)."""
+def override(unit: Mapping[str, Any], script: str) -> str:
+    """Return a unit of the module as NixOS writes it, without what every unit of NixOS has (PATH and the like).
+
+    `script`: where the file of its script is, if it has one.
+    """
     lines = ["[Unit]"]
     if unit["description"]:
         lines.append(f"Description={unit['description']}")
@@ -44,8 +47,8 @@ def override(unit: Mapping[str, Any], kind: str) -> str:
         if section != "Unit":
             lines += [f"[{section}]"] if option in unit else []
         lines += _lines(unit.get(option, {}))
-    if kind == "services" and unit["script"]:
-        lines += ["[Service]", "ExecStart=/bin/sh -c :"]
+    if unit.get("script"):
+        lines += ["[Service]", f"ExecStart={script}"]
     return "\n".join(lines) + "\n"
 
 
@@ -55,9 +58,9 @@ def _lines(settings: Mapping[str, Any]) -> Iterable[str]:
             yield f"{name}={str(one).lower() if isinstance(one, bool) else one}"
 
 
-def lay_out(packaged: Path, made: Mapping[str, Any], target: Path) -> None:
+def lay_out(packaged: Path, made: Mapping[str, Any], target: Path, at: str | None = None) -> None:
     """Put units together as nixos/lib/systemd-lib.nix does: those of the package, the module's as drop-ins of them or
-    as units of their own, and links for what wants them."""
+    as units of their own, and links for what wants them. `at`: where all of this is going to be."""
     for file in packaged.rglob("*"):
         if file.is_file():
             copy = target / file.relative_to(packaged)
@@ -69,7 +72,11 @@ def lay_out(packaged: Path, made: Mapping[str, Any], target: Path) -> None:
             if file.exists() or unit["overrideStrategy"] == "asDropin":
                 file = target / f"{name}.{suffix}.d" / "overrides.conf"
                 file.parent.mkdir(exist_ok=True)
-            file.write_text(override(unit, kind))
+            script = file.with_name(f"{name}-start")
+            if unit.get("script"):
+                script.write_text(f"#!/bin/sh\nset -e\n{unit['script']}\n")
+                script.chmod(0o755)
+            file.write_text(override(unit, f"{at or target}/{script.relative_to(target)}"))
             for wanting in unit["wantedBy"]:
                 wants = target / f"{wanting}.wants"
                 wants.mkdir(exist_ok=True)
