@@ -348,7 +348,8 @@ in
         systemd.services.jobs-cluster = {
           description = "Jobs: found the cluster, or join it";
           after = [ "jobs-node.service" ];
-          requires = [ "jobs-node.service" ];
+          # Not more: where the node's first start fails, this one goes on trying until a later one does not.
+          wants = [ "jobs-node.service" ];
           wantedBy = [ "jobs.target" ];
           startLimitIntervalSec = 0;
           unitConfig = lib.optionalAttrs (cfg.cluster.ticketFile != null) {
