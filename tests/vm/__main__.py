@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.vm.image import TOOLS, base_image, missing_tools
 from tests.vm.machine import Command, Machine
-from tests.vm.product import from_tree, mount_product
+from tests.vm.product import DISK, mount_product, product
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         print(f"missing packages: {' '.join(missing)} (make setup-vm)", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="jobs-vm-", dir="/var/tmp") as directory:
-        shares = {"product": from_tree(Path(directory) / "product.squashfs")} if options.product else {}
+        shares = {DISK: product(Path(directory))} if options.product else {}
         machine = Machine(
             "trial", Path(directory), base_image(), cores=options.cores, memory_mib=options.memory, shares=shares
         )
@@ -54,7 +54,7 @@ def show(command: Command, timeout_s: float) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
-    made.add_argument("--product", action="store_true", help="with the commands of this tree as it is built")
+    made.add_argument("--product", action="store_true", help="with the wheel of this tree installed")
     made.add_argument("--put", type=Path, action="append", default=[], metavar="FILE", help="copy it into /root")
     made.add_argument("--cores", type=int, default=2)
     made.add_argument("--memory", type=int, default=2_048, metavar="MIB")

@@ -91,13 +91,19 @@ class Command:
             self._take(deadline)
         return Completed(code=self.code, stdout=self.stdout, stderr=self.stderr)
 
-    def wait_for(self, text: str, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
-        """Wait until the command has written `text` to its output."""
+    def wait_for(self, text: str, times: int = 1, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Wait until the command has written `text` to its output, so many times."""
         deadline = time.monotonic() + timeout_s
-        while text not in self.stdout:
+        while self.stdout.count(text) < times:
             if self.code is not None:
                 raise MachineError(f"{self.words} ended with {self.code} before it wrote {text!r}: {self.stderr}")
             self._take(deadline)
+
+    def drain(self) -> None:
+        """Take in what had come of it when its machine went away."""
+        with contextlib.suppress(MachineError):
+            while self.code is None:
+                self._take(time.monotonic() + COMMAND_TIMEOUT_S)
 
     def _take(self, deadline: float) -> None:
         try:
@@ -128,16 +134,16 @@ class Machine:
         cores: int = 2,
         memory_mib: int = 2_048,
         shares: Mapping[str, Path] | None = None,
-        arguments: Sequence[str] = (),
+        network: Sequence[str] = (),
     ) -> None:
-        """`shares`: read-only disks by their name below /dev/disk/by-id/virtio-NAME."""
+        """`shares`: read-only disks by their name below /dev/disk/by-id/virtio-NAME. `network`: see `Switch.port`."""
         self.name = name
         self.directory = directory
         self._image = image
         self._cores = cores
         self._memory_mib = memory_mib
         self._shares = dict(shares or {})
-        self._arguments = list(arguments)
+        self._network = list(network)
         self._process: subprocess.Popen[bytes] | None = None
         self._disks: list[subprocess.Popen[bytes]] = []
         self._socket: socket.socket | None = None
@@ -186,8 +192,8 @@ class Machine:
             env={**os.environ, "PATH": path},
         )
 
-    def switch_on(self) -> None:
-        """Boot, and wait until commands can be run."""
+    def switch_on(self, *, wait: bool = True) -> None:
+        """Boot, and wait until commands can be run, unless the caller will (`wait_for_boot`)."""
         assert not self.is_on
         self._boots = queue.Queue()
         with listening(self.directory / "data.sock") as data, (self.directory / "disks.log").open("ab") as log:
@@ -202,7 +208,8 @@ class Machine:
         threading.Thread(
             target=self._receive, args=(self._socket, self._boots), name=f"vm-{self.name}", daemon=True
         ).start()
-        self.wait_for_boot()
+        if wait:
+            self.wait_for_boot()
 
     def wait_for_boot(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
         """Wait until the machine has come up, or has come up again."""
@@ -354,7 +361,7 @@ class Machine:
             *("-device", "virtio-serial-pci"),
             *("-chardev", f"socket,id=agent,path={self.directory}/agent.sock"),
             *("-device", "virtserialport,chardev=agent,name=jobs.agent"),
-            *self._arguments,
+            *self._network,
         ]
 
     def _drive(self, name: str, source: str) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""What is tried in the machines, as disks for them: the tree as it is built here, or a wheel with all that it needs."""
+"""What is tried in the machines: the wheel of this tree and what it needs, as a disk for them."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -16,32 +17,32 @@ from tests.vm.machine import Machine
 
 TREE: Final = Path(__file__).parents[2]
 SITE: Final = "lib/python3.11/site-packages"
-COMMANDS: Final = {"jobctl": "jobs.cli.main", "jobs-node": "jobs.node", "jobs-worker": "jobs.worker"}
 PREFIX: Final = "/opt/jobs"
+DISK: Final = "product"
+"""Name of the disk; see `Machine`."""
 
 
-def from_tree(disk: Path) -> Path:
-    """Make a disk of the package as it stands in this tree, with its extension and what it needs of this environment.
+def product(directory: Path) -> Path:
+    """Make a disk with the wheel of this tree and what it needs: a virtual environment for the Python of the image.
 
-    It is a virtual environment for the image's Python, to be mounted at /opt/jobs: up in seconds, for trials by hand.
+    What it needs comes from the environment that this runs in, where the lock file has put it: no network is used.
     """
-    with tempfile.TemporaryDirectory(dir=disk.parent) as name:
-        root = Path(name)
+    disk = directory / "product.squashfs"
+    with tempfile.TemporaryDirectory(dir=directory) as name:
+        root = Path(name) / "root"
         site = root / SITE
         site.mkdir(parents=True)
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*install, "--target", str(site), str(wheel(Path(name)))], check=True)
         for distribution in needed():
             copy_distribution(distribution, site)
-        shutil.copytree(TREE / "python" / "jobs", site / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
-        programs = root / "bin"
-        programs.mkdir()
-        (programs / "python").symlink_to("/usr/bin/python3")
-        for command, module in COMMANDS.items():
-            program = programs / command
-            program.write_text(
-                f"#!{PREFIX}/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n", encoding="ascii"
-            )
-            program.chmod(0o755)
+        # The commands as pip has written them, with the interpreter that will be there.
+        (site / "bin").rename(root / "bin")
+        for program in (root / "bin").iterdir():
+            lines = program.read_text().splitlines(keepends=True)
+            program.write_text("".join([f"#!{PREFIX}/bin/python\n", *lines[1:]]))
+        (root / "bin" / "python").symlink_to("/usr/bin/python3")
         compiled = [sys.executable, "-m", "compileall", "-q", "-s", str(root), "-p", PREFIX]
         subprocess.run([*compiled, "--invalidation-mode", "unchecked-hash", str(site)], check=True)
         plain = ["-noI", "-noD", "-noF", "-noX", "-all-root", "-quiet", "-no-progress"]
@@ -49,11 +50,23 @@ def from_tree(disk: Path) -> Path:
     return disk
 
 
+def wheel(directory: Path) -> Path:
+    """Return a wheel of this tree, or the one that `$JOBS_VM_WHEEL` names."""
+    if named := os.environ.get("JOBS_VM_WHEEL"):
+        return Path(named)
+    maturin = Path(sys.executable).with_name("maturin")
+    # For the image alone, whose libraries are no older than those of what builds it.
+    build = [str(maturin), "build", "--release", "--locked", "--skip-auditwheel", "--quiet", "--out", str(directory)]
+    subprocess.run(build, check=True, cwd=TREE)
+    (made,) = directory.glob("*.whl")
+    return made
+
+
 def mount_product(machine: Machine) -> None:
-    """Put the disk of `from_tree` in its place."""
-    links = " ".join(f"{PREFIX}/bin/{command}" for command in COMMANDS)
+    """Put the disk of `product` in its place, also at the next boots, and its commands where all look for them."""
+    line = f"/dev/disk/by-id/virtio-{DISK} {PREFIX} squashfs ro 0 0"
     machine.check(
-        f"mkdir -p {PREFIX} && mount -o ro /dev/disk/by-id/virtio-product {PREFIX} && ln -sf {links} /usr/bin/"
+        f"echo {line!r} >>/etc/fstab && mkdir -p {PREFIX} && mount {PREFIX} && ln -s {PREFIX}/bin/job* /usr/local/bin/"
     )
 
 

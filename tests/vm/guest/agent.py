@@ -39,9 +39,11 @@ class Agent:
     async def _take(self, message: dict[str, Any]) -> None:
         number = message["id"]
         if "run" in message:
-            task = asyncio.create_task(self._run(number, message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            # Begun before the next message is read: that may be its input.
+            if (begun := await self._begin(number, message)) is not None:
+                task = asyncio.create_task(self._follow(number, begun))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             return
         if (command := self._commands.get(number)) is None:
             return
@@ -57,7 +59,7 @@ class Agent:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(command.pid, message["kill"])
 
-    async def _run(self, number: int, message: dict[str, Any]) -> None:
+    async def _begin(self, number: int, message: dict[str, Any]) -> asyncio.subprocess.Process | None:
         account = pwd.getpwnam(message["user"])
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -83,11 +85,14 @@ class Agent:
         except OSError as error:
             await self._send(id=number, output=2, data=encode(f"{error}\n".encode()))
             await self._send(id=number, exit=127)
-            return
+            return None
         self._commands[number] = command
+        await self._send(id=number, started=command.pid)
+        return command
+
+    async def _follow(self, number: int, command: asyncio.subprocess.Process) -> None:
         assert command.stdout is not None
         assert command.stderr is not None
-        await self._send(id=number, started=command.pid)
         await asyncio.gather(self._pass_on(number, 1, command.stdout), self._pass_on(number, 2, command.stderr))
         code = await command.wait()
         del self._commands[number]

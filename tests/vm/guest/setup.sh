@@ -12,7 +12,7 @@ printf '127.0.0.1 localhost jobs-vm\n::1 localhost\n' > "$root/etc/hosts"
 # The second disk holds what a node keeps: a test can fill it, cut its power, or carry it to another machine.
 cat > "$root/etc/fstab" <<TABLE
 /dev/vda / ext4 errors=remount-ro 0 1
-LABEL=jobs-data /var/lib/jobs ext4 nofail,x-systemd.device-timeout=30 0 0
+LABEL=jobs-data /var/lib/jobs ext4 defaults 0 2
 TABLE
 mkdir -p "$root/var/lib/jobs" "$root/usr/lib/jobs-vm" "$root/etc/systemd/journald.conf.d"
 # What a run printed is read from outside, also after a machine has died.
@@ -22,8 +22,8 @@ Storage=persistent
 RateLimitBurst=0
 CONF
 install -m 0644 "$here/agent.py" "$root/usr/lib/jobs-vm/agent.py"
-install -m 0644 "$here/jobs-vm-agent.service" "$root/etc/systemd/system/"
-chroot "$root" systemctl enable jobs-vm-agent.service
+install -m 0644 "$here/vm-agent.service" "$root/etc/systemd/system/"
+chroot "$root" systemctl enable vm-agent.service
 # Nothing that takes a machine's time without being asked.
 chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   fstrim.timer systemd-networkd-wait-online.service getty@tty1.service
