@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from msgspec import Struct
+
+from jobs.mounts import MEMORY_FILE_SYSTEMS, MOUNTINFO, file_system_of
 
 if TYPE_CHECKING:
     from jobs.config import NodeConfig
@@ -31,7 +33,6 @@ FSYNC_SLOW_MS: Final = 10.0
 """A disk slower than this bounds the node to some hundred acknowledgements a second."""
 CONNECT_TIMEOUT_S: Final = 1.0
 NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs"})
-MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -218,32 +219,13 @@ def _disk(data_dir: Path) -> Iterator[Check]:
 
 
 def _file_system(place: Path) -> Check:
-    kind = file_system_of(place.resolve(), _read(Path("/proc/self/mountinfo")) or "")
+    kind = file_system_of(place.resolve(), _read(MOUNTINFO) or "")
     name = "file system"
     if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
         return Check(name=name, status="fail", found=f"{kind}: no place for a memory map", fix="use a local disk")
     if kind in MEMORY_FILE_SYSTEMS:
         return Check(name=name, status="warn", found=f"{kind}: gone after a reboot", fix="use a disk for node.data_dir")
     return Check(name=name, status="ok", found=kind)
-
-
-class _Mount(NamedTuple):
-    point: Path
-    kind: str
-
-
-def file_system_of(path: Path, mountinfo: str) -> str:
-    """Return the type of the file system that holds `path`, by the text of /proc/self/mountinfo (proc(5))."""
-    best = _Mount(Path("/"), "unknown")
-    for line in mountinfo.splitlines():
-        head, separator, tail = line.partition(" - ")
-        fields = head.split()
-        if not separator or len(fields) < 5 or not tail:
-            continue
-        point = Path(fields[4].encode().decode("unicode_escape"))
-        if path.is_relative_to(point) and len(point.parts) >= len(best.point.parts):
-            best = _Mount(point, tail.split()[0])
-    return best.kind
 
 
 def _fsync(place: Path) -> Check:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import pytest
 
 from jobs import AsyncClient, Client, JobState, shell_job
 from jobs.errors import InvalidRequest, NotFound
+from jobs.mounts import is_in_memory
 from jobs.protocol.model import Reason
 from jobs.testing import EmbeddedNode
 from tests.support.jobctl import jobctl
+from tests.support.users import let_others_in
 
 VALUE = "correct-horse-battery-staple"
 OF_THE_MACHINE = "the-machine-s-own-credential"
@@ -188,3 +191,29 @@ def test_secrets_outlive_a_kill_and_a_backup_has_them_encrypted(tmp_path: Path) 
         node.start()
         with node.client() as client:
             assert run(client, "cat /run/secrets/t", t="token") == (JobState.COMPLETED, "***", None)
+
+
+def test_without_a_sandbox_secrets_are_given_only_where_they_reach_no_disk(tmp_path: Path) -> None:
+    """Given workers of level none, one whose jobs have directories on a disk, and one that has them in memory."""
+    memory = Path("/dev/shm")
+    if is_in_memory(tmp_path) or not is_in_memory(memory):
+        pytest.skip("no disk and memory file system beside each other")
+    let_others_in(tmp_path)
+    with tempfile.TemporaryDirectory(dir=memory) as in_memory:
+        Path(in_memory).chmod(0o755)
+        env = {"JOBS_WORKERS__SHELL__SANDBOX": "none", "JOBS_WORKERS__SHELL__WORK_DIR": str(tmp_path)}
+        with EmbeddedNode(tmp_path / "n", env=env) as node:
+            with node.client() as client:
+                client.secrets.set("token", VALUE)
+                result = client.run(shell_job("true", secrets={"t": "token"}))
+                assert result.reason is Reason.SANDBOX_UNAVAILABLE
+                assert result.message is not None
+                assert "work_dir" in result.message
+                assert run(client, "echo without") == (JobState.COMPLETED, "without\n", None)
+            node.stop()
+            node.start(env={"JOBS_WORKERS__SHELL__WORK_DIR": in_memory})
+            with node.client() as client:
+                script = 'stat -c %a "$JOBS_SECRETS"/t; cat "$JOBS_SECRETS"/t'
+                assert run(client, script, t="token") == (JobState.COMPLETED, "400\n***", None)
+            node.stop()
+        assert not [path for path in Path(in_memory).rglob("*") if path.is_file()]

@@ -18,6 +18,7 @@ from jobs.config import ShellCaps, ShellWorker
 from jobs.content import content_bytes
 from jobs.destinations import parse_allowed, parse_destination
 from jobs.errors import Forbidden, InvalidRequest
+from jobs.mounts import is_in_memory
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
@@ -129,6 +130,7 @@ class ShellExecutor:
                     try:
                         payload = payload_of(assignment)
                         spawn = self._spawn_of(assignment, payload)
+                        self._check_secrets(spawn)
                     except (InvalidRequest, Forbidden, NotStarted) as error:
                         refused.append(self._refusal(assignment, error))
                         continue
@@ -175,6 +177,15 @@ class ShellExecutor:
         if self._work is None:
             return spawn
         return replace(spawn, directory=self._work.name(spawn.job, spawn.attempt))
+
+    def _check_secrets(self, spawn: Spawn) -> None:
+        """Raise NotStarted where a secret would be on a disk: level `none` has no file system for it."""
+        if spawn.secrets and self._work is not None and not is_in_memory(self._work.path):
+            raise NotStarted(
+                Reason.SANDBOX_UNAVAILABLE,
+                f"secrets: at level none they would be on a disk, as {self._work.path} is; "
+                "set workers.shell.work_dir to a directory in memory, such as one below /dev/shm",
+            )
 
     def _refusal(self, assignment: Assignment, error: InvalidRequest | Forbidden | NotStarted) -> Ended:
         if isinstance(error, NotStarted):
