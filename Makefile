@@ -20,8 +20,7 @@ CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_enduran
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
-.PHONY: help setup setup-vm demo test lint rust-test bench test-faults test-vm lock clean
-.PHONY: help setup demo test lint rust-test bench test-faults reference lock clean
+.PHONY: help setup setup-vm demo test lint rust-test bench test-faults test-vm reference deb lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,8 +56,8 @@ rust-test: setup ## Run the Rust tests
 	PYO3_PYTHON=$(abspath $(BIN)/python) $(CARGO) test $(MANIFEST) --quiet --release -p jobs-sql -p jobs-bindings
 
 lint: setup ## Check formats, lints and types
-	$(BIN)/ruff format --check python tests benchmarks nix
-	$(BIN)/ruff check python tests benchmarks nix
+	$(BIN)/ruff format --check python tests benchmarks nix systemd
+	$(BIN)/ruff check python tests benchmarks nix systemd
 	$(BIN)/mypy
 	$(CARGO) fmt --manifest-path rust/Cargo.toml --all --check
 	$(CARGO) clippy $(MANIFEST) --all-targets -- -D warnings
@@ -95,8 +94,13 @@ bench: setup ## Measure; prints ratios against what the same machine can do
 reference: setup ## Write what docs has of the code: every key, command, operation and metric
 	$(BIN)/python -m jobs.config.document > docs/config.md
 	$(BIN)/python -m jobs.cli.document > docs/reference/cli.md
+	$(BIN)/python -m jobs.config.example > systemd/node.toml
 	$(BIN)/python -m jobs.api.document > docs/reference/api.md
 	$(BIN)/python -m jobs.api.metricsdocument > docs/reference/metrics.md
+
+deb: setup ## Make the Debian package, in dist/
+	$(BIN)/maturin build --release --locked --quiet --interpreter $(BIN)/python --out dist
+	$(BIN)/python systemd/debian/build.py "$$(ls -t dist/jobs-*.whl | head -1)" dist
 
 lock: ## Renew the lock file, and what the Nix package takes of it, from pyproject.toml
 	@command -v uv >/dev/null || { echo "uv is needed to renew the lock file; see https://docs.astral.sh/uv"; exit 1; }

@@ -276,7 +276,7 @@ in
         users.users = {
           jobs = {
             isSystemUser = true;
-            group = "jobs";
+            group = "jobs-node";
             home = "/var/lib/jobs";
             description = "Jobs: node";
           };
@@ -289,7 +289,7 @@ in
           extraGroups = [ "jobs-workers" ];
         });
         users.groups =
-          lib.genAttrs ([ "jobs-workers" ] ++ map (type: "jobs-${type}") workers.types) (_: { })
+          lib.genAttrs ([ "jobs-workers" "jobs-node" ] ++ map (type: "jobs-${type}") workers.types) (_: { })
           // {
             jobs.members = lib.unique (cfg.users ++ cfg.admins);
             jobs-admin.members = cfg.admins;

@@ -533,6 +533,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     logs.setup(config.logging)
+    if arguments.embedded is None:
+        # Whatever a node makes is for nobody but itself, and its group. Embedded, its directory is shut.
+        os.umask(os.umask(0o077) | 0o027)
     try:
         if armed := arm_failpoints():
             logger.warning("failpoints are armed, for a test: this node is going to fail: %s", armed)

@@ -231,19 +231,22 @@ def test_a_changed_configuration_restarts_without_a_stop(full: dict[str, Any]) -
 
 def test_users_and_groups_are_those_of_systemd(full: dict[str, Any]) -> None:
     users: dict[str, set[str]] = {}
+    own: dict[str, str] = {}
     groups: set[str] = set()
     for line in (SYSTEMD / "sysusers.d" / "jobs.conf").read_text().splitlines():
         kind, *rest = line.split() or [""]
         if kind == "u":
             users.setdefault(rest[0], set())
-            groups.add(rest[0])
+            own[rest[0]] = rest[1].removeprefix("-").removeprefix(":") or rest[0]
+            groups.add(own[rest[0]])
         elif kind == "g":
             groups.add(rest[0])
         elif kind == "m":
             users[rest[0]].add(rest[1])
     made = full["users"]
     assert {name: set(user["extraGroups"]) for name, user in made.items()} == users
-    assert all(user["isSystemUser"] and user["group"] == name for name, user in made.items())
+    assert all(user["isSystemUser"] for user in made.values())
+    assert {name: user["group"] for name, user in made.items()} == own
     assert set(full["groups"]) == groups
     assert full["groups"]["jobs"]["members"] == ["alice", "bob"]
     assert full["groups"]["jobs-admin"]["members"] == ["bob"]

@@ -188,6 +188,10 @@ fn copy_rights(from: &Path, to: &Path) -> Result<()> {
             if known.gid() != made.gid() {
                 chown(&to, None, Some(known.gid()))?;
             }
+            // A service may be forbidden to ask for what a directory has inherited (setgid).
+            if known.permissions() == made.permissions() {
+                return Ok(());
+            }
             fs::set_permissions(&to, known.permissions())
         };
         copy().map_err(StoreError::io("give the same rights to", &to))?;

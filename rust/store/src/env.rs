@@ -4,7 +4,10 @@
 //! served. [`verify`] looks at all of them, and at what LMDB itself says of its tables.
 #![allow(unsafe_code, reason = "opening LMDB maps a file, which Rust cannot check")]
 
+use std::fs::{self, Permissions};
+use std::io;
 use std::ops::{Bound, ControlFlow};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use heed::types::Bytes;
@@ -12,7 +15,7 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions, PutFlags, RoT
 use jobs_kv::backend::Visit;
 use jobs_kv::{Backend, Kind, Read, kind_of};
 
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::seal::{SEAL_BYTES, seal};
 
 /// File of the data, and the one in which LMDB keeps who reads what of it.
@@ -21,6 +24,8 @@ pub(crate) const LOCK_FILE: &str = "lock.mdb";
 /// Readers, in all processes together.
 const MAX_READERS: u32 = 1024;
 
+/// Of a directory that hands its group on to what is made in it, and lets that group in.
+const SHARED: u32 = 0o2050;
 /// Pages at a data file's beginning that name the others.
 const META_PAGES: u64 = 2;
 /// Bytes of rows that are checked in one go.
@@ -86,6 +91,7 @@ pub(crate) fn open(place: &Path, max_bytes: usize) -> Result<Opened> {
         options.flags(EnvFlags::NO_SYNC | EnvFlags::NO_READ_AHEAD);
         options.open(place)?
     };
+    share(place).map_err(StoreError::io("let its group read", place))?;
     env.clear_stale_readers()?;
     let txn = env.write_txn()?;
     let tables = env
@@ -100,6 +106,18 @@ pub(crate) fn open(place: &Path, max_bytes: usize) -> Result<Opened> {
         env,
         tables: Tables(tables),
     })
+}
+
+/// Let the group of a directory read the data file in it, where the directory says so: LMDB makes its files for their
+/// owner alone. Readers write to the lock file.
+fn share(place: &Path) -> io::Result<()> {
+    if fs::metadata(place)?.permissions().mode() & SHARED != SHARED {
+        return Ok(());
+    }
+    for (file, mode) in [(DATA_FILE, 0o640), (LOCK_FILE, 0o660)] {
+        fs::set_permissions(place.join(file), Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// Open for reading the data file in a directory; `None` when there is nothing yet.
