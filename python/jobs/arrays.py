@@ -193,6 +193,8 @@ def task_record(array: JobId, parent: JobRecord, record: ArrayRecord) -> JobReco
         nominal_ms=parent.nominal_ms,
         stored_bytes=jobs.JOB_BYTES,
         is_task=True,
+        traceparent=parent.traceparent,
+        tracestate=parent.tracestate,
     )
 
 

@@ -35,6 +35,7 @@ from jobs.control.blobs import BlobConfig
 from jobs.control.replication import ReplicationConfig
 from jobs.control.retention import RetentionConfig
 from jobs.control.secrets import SecretsConfig
+from jobs.control.tracing import Sink
 from jobs.coredumps import forbid_core_dumps
 from jobs.embedded import Children
 from jobs.errors import Unavailable
@@ -57,10 +58,20 @@ from jobs.secrets.keys import Keys
 from jobs.secrets.part import SecretsPart
 from jobs.service import BlobOperations, LabelledMetrics, MaintenanceOperations, ReplicationOperations
 from jobs.sockets import SocketError, members_of
+from jobs.tracing.exporter import Exporter, ExporterConfig, TracingError, read_headers, traces_url
 from jobs.workerdoor import WorkerDoor
 
 logger = logging.getLogger("jobs.node")
 
+CANNOT_START: Final = (
+    NativeError,
+    ConsensusError,
+    ClusterFileError,
+    SocketError,
+    KeyFileError,
+    TracingError,
+    OSError,
+)
 EXIT_FAILED: Final = 1
 EXIT_CONFIG: Final = 78
 """EX_CONFIG of sysexits.h: starting again will not help."""
@@ -93,6 +104,7 @@ class Node:
         self._output = HostedOutput()
         self._keyring = keyring_of(config.secrets.key_file, config.node.data_dir)
         self._secrets: SecretsPart | None = None
+        self._exporter: Exporter | None = None
         self.failed = asyncio.Event()
 
     async def start(self) -> None:
@@ -109,6 +121,9 @@ class Node:
         for part in (log, store):
             if part.recovered:
                 logger.warning("recovered: %s", part.recovered)
+        self._exporter = exporter_of(config)
+        if self._exporter is not None:
+            self._exporter.start()
         self.blobs = await BlobStore.open(config.blobs_dir, min_free_bytes=config.blobs.min_free_bytes)
         self.cluster.is_empty = lambda: store.revision == 0
         self._keyring.load()
@@ -143,7 +158,7 @@ class Node:
             secret_keys = Keys(self._keyring)
         else:
             secret_keys = KeyExchange(self._keyring, cluster.peers, consensus)
-        settings = control_config(config, cluster.cluster_id, answers, secret_keys)
+        settings = control_config(config, cluster.cluster_id, answers, secret_keys, self._exporter)
         self.site = site = Site(config.node.id, consensus, store, self._output, settings)
         site.on_failure = lambda error: self.failed.set()
         cluster.attach(consensus, store)
@@ -252,10 +267,14 @@ class Node:
             **({} if self.blob_part is None else self.blob_part.metrics()),
             **({} if self.replication_part is None else self.replication_part.metrics()),
             **({} if self._secrets is None else self._secrets.metrics()),
+            **({} if self._exporter is None else self._exporter.metrics()),
         }
 
     def labelled_metrics(self) -> LabelledMetrics:
-        return {} if self.replication_part is None else self.replication_part.operations.metrics()
+        return {
+            **({} if self.replication_part is None else self.replication_part.operations.metrics()),
+            **({} if self._exporter is None else self._exporter.labelled_metrics()),
+        }
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -285,6 +304,7 @@ class Node:
             self._passage.stop()
         await _stop_each(self.site, self._door, self.consensus)
         await self.cluster.close()
+        await _stop_each(self._exporter)
         if self.blobs is not None:
             # After the endpoint: then no answer to a peer is under way any more.
             await self.blobs.close()
@@ -331,7 +351,28 @@ def consensus_config(config: NodeConfig) -> ConsensusConfig:
     )
 
 
-def control_config(config: NodeConfig, cluster: str, answers: Answers, secret_keys: Keys) -> ControlConfig:
+def exporter_of(config: NodeConfig) -> Exporter | None:
+    """Return what exports spans, if anything does. Raises TracingError for a file that cannot be used."""
+    wanted = config.tracing
+    if wanted.otlp_endpoint is None:
+        return None
+    return Exporter(
+        ExporterConfig(
+            url=traces_url(wanted.otlp_endpoint),
+            headers={} if wanted.headers_file is None else read_headers(wanted.headers_file),
+            ca_file=wanted.ca_file,
+            resource={"service.name": "jobs", "service.version": __version__, "service.instance.id": config.node.id}
+            | wanted.resource,
+            version=__version__,
+            max_spans=wanted.max_spans,
+            interval_s=wanted.interval_s,
+        )
+    )
+
+
+def control_config(
+    config: NodeConfig, cluster: str, answers: Answers, secret_keys: Keys, spans: Sink | None
+) -> ControlConfig:
     return ControlConfig(
         max_pending=config.queue.max_pending,
         worker_lease_s=config.workers.lease_s,
@@ -353,6 +394,8 @@ def control_config(config: NodeConfig, cluster: str, answers: Answers, secret_ke
             problem=answers.problem,
         ),
         secrets=SecretsConfig(max_per_owner=config.secrets.max_per_owner, keys=secret_keys),
+        spans=spans,
+        sample_ratio=config.tracing.sample_ratio,
     )
 
 
@@ -451,7 +494,7 @@ async def run(config: NodeConfig, arguments: argparse.Namespace) -> int:
         notifier.start_watchdog(node.healthy)
         logger.info("serving", extra={"socket": str(config.api_socket)})
         await serve_until(stop, node, notifier)
-    except (NativeError, ConsensusError, ClusterFileError, SocketError, KeyFileError, OSError) as error:
+    except CANNOT_START as error:
         logger.critical("cannot start: %s", error)
         return EXIT_FAILED
     finally:

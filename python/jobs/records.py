@@ -102,6 +102,9 @@ class JobRecord(Struct, frozen=True, kw_only=True, array_like=True):
     """One of an array's tasks: its id tells which."""
     moved: Attempt = Attempt(0)
     """Attempts up to this one have their output where it stays: in blobs, or in the store for what is small."""
+    traceparent: str | None = None
+    """The span that it was submitted in, as W3C trace context has it."""
+    tracestate: str | None = None
 
 
 class Demand(Struct, frozen=True, array_like=True):

@@ -94,6 +94,7 @@ from jobs.protocol.model import (
     TimetablePreview,
     WorkerView,
 )
+from jobs.tracing.context import TraceContext
 
 if TYPE_CHECKING:
     from jobs.backups.source import BackupSource
@@ -108,6 +109,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     admin: bool
     request_id: RequestId = NO_REQUEST
     """Of a request to change something, the same however often it is sent: it is to be carried out once."""
+    trace: TraceContext | None = None
+    """The span in which the request was made."""
 
 
 class WorkerProcess(Struct, frozen=True, kw_only=True):

@@ -67,6 +67,7 @@ def every_field(kind: type[Struct], **values: Any) -> dict[str, Any]:
 
 
 IDS = JobIdSource()
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 FULL_ID = IDS.next(NOW_MS, 1)
 FULL = JobRecord(
     **every_field(
@@ -81,6 +82,7 @@ FULL = JobRecord(
         retention=Retention(keep_s=60.0), redrive_of=JobId("r" * 36), schedule="nightly", nominal_ms=NOW_MS + 5,
         stored_bytes=7, log_bytes=8, settled=True, redriven_as=JobId("s" * 36), held_until_ms=NOW_MS + 6,
         logs_gone=True, ref="first", tasks=9, is_task=False, moved=Attempt(3),
+        traceparent=TRACE, tracestate="a=b",
     )
 )  # fmt: skip
 PLAIN = jobs.on_submit(ShellJob(payload=ShellPayload(argv=["/bin/true"])), BOB, NOW_MS)
@@ -125,7 +127,7 @@ def test_every_field_of_a_record_is_known_to_its_table(table: str) -> None:
     assert set(known) == set(RECORDS) == set(SQL_TABLES) - {"kv"}
     fields, left_out = known[table]
     assert tuple(fields) == RECORDS[table].__struct_fields__, "add the new fields to rust/sql/src/records/layout.rs"
-    assert set(left_out) <= {"unique_key", "moved"}
+    assert set(left_out) <= {"unique_key", "moved", "tracestate"}
 
 
 def test_every_member_within_a_record_has_a_column() -> None:
@@ -158,7 +160,8 @@ def test_a_job_is_shown_with_all_its_fields(tmp_path: Path) -> None:
         "retention": {"keep_s": 60.0}, "redrive_of": "r" * 36, "redriven_as": "s" * 36, "schedule": "nightly",
         "nominal_at": at(NOW_MS + 5), "ref": "first", "tasks": 9, "is_task": False, "array_id": None,
         "task_index": None, "stored_bytes": 7, "log_bytes": 8, "settled": True, "held_until": at(NOW_MS + 6),
-        "logs_gone": True, "payload": {"argv": ["/bin/echo", "ü"], "limits": {}}, "revision": snapshot.revision,
+        "logs_gone": True, "traceparent": TRACE,
+        "payload": {"argv": ["/bin/echo", "ü"], "limits": {}}, "revision": snapshot.revision,
     }  # fmt: skip
 
 

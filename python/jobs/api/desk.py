@@ -19,6 +19,7 @@ from jobs.errors import MethodNotAllowed, NotFound, OutcomeUnknown
 from jobs.protocol.ids import REQUEST_ID_HEADER
 from jobs.requestid import request_id
 from jobs.service import Backend, Caller, Reads, Service
+from jobs.tracing.context import PARENT_HEADER, from_headers
 
 CONSISTENCY: Final = "Jobs-Consistency"
 REVISION: Final = "Jobs-Revision"
@@ -92,8 +93,12 @@ class Desk:
 
 def _caller(ask: Ask, body: bytes) -> Caller:
     """Return who asks; raise InvalidRequest for a change whose id is none."""
-    given = ask.headers.get(REQUEST_ID_HEADER)
-    if given is None or ask.method in ("GET", "HEAD"):
+    if ask.method in ("GET", "HEAD"):
         return ask.caller
-    target = f"{ask.path}?{ask.query}" if ask.query else ask.path
-    return replace(ask.caller, request_id=request_id(given, ask.caller.uid, ask.method, target, body))
+    caller, given = ask.caller, ask.headers.get(REQUEST_ID_HEADER)
+    if given is not None:
+        target = f"{ask.path}?{ask.query}" if ask.query else ask.path
+        caller = replace(caller, request_id=request_id(given, caller.uid, ask.method, target, body))
+    if PARENT_HEADER in ask.headers:
+        caller = replace(caller, trace=from_headers(ask.headers))
+    return caller

@@ -13,6 +13,7 @@ from jobs.api.routes import ALWAYS, PLACEHOLDER, ROUTES, Route
 from jobs.errors import JobsError, PayloadTooLarge, UnsupportedMediaType
 from jobs.protocol.ids import REQUEST_ID_HEADER
 from jobs.protocol.model import HASH_PATTERN, NAME_PATTERN, SECRET_NAME_PATTERN, Problem
+from jobs.tracing.context import PARENT_HEADER, STATE_HEADER
 
 _REF: Final = "#/components/schemas/{name}"
 _JOB_PATTERN: Final = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -41,6 +42,17 @@ _REQUEST_ID_PARAMETER: Final = {
     "schema": {"type": "string", "format": "uuid"},
     "description": "A new UUID (best a UUIDv7) for each request, the same when that is sent again: it is done once",
 }
+
+_TRACE_PARAMETERS: Final = tuple(
+    {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": description}
+    for name, description in (
+        (
+            PARENT_HEADER,
+            "The span that the request is part of, as W3C trace context has it; jobs that it makes are too",
+        ),
+        (STATE_HEADER, "What tracing systems say of it for each other"),
+    )
+)
 
 
 def document() -> bytes:
@@ -84,7 +96,7 @@ def _operation(route: Route, schema_of: dict[int, Any], components: dict[str, An
     }
     if route.repeat is not None:
         made["description"] = f"Sent again with the same {REQUEST_ID_HEADER}: {route.repeat}"
-        made["parameters"].append(_REQUEST_ID_PARAMETER)
+        made["parameters"] += [_REQUEST_ID_PARAMETER, *_TRACE_PARAMETERS]
     if route.body is not None:
         content = {"application/json": {"schema": schema_of[id(route.body)]}}
         made["requestBody"] = {"required": True, "content": content}

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from jobs.api.answer import Answer
 from jobs.protocol.ids import REQUEST_ID_HEADER
+from jobs.tracing import context as tracing
 
 SERVER: Final = "jobs"
 """The header of this name: nothing of what the server is made of."""
@@ -34,6 +35,7 @@ _NAMES: Final = (
     _CONNECTION,
     "Last-Event-ID",
     REQUEST_ID_HEADER,
+    *tracing.HEADERS,
 )
 _KNOWN: Final = {name: name for name in _NAMES} | {name.lower(): name for name in _NAMES}
 _HEAD: Final = re.compile(

@@ -36,7 +36,7 @@ from jobs.client.operations import (
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import AsyncOwnersClient, AsyncQueuesClient
 from jobs.client.replication import AsyncReplicationClient
-from jobs.client.requests import Call, Feed, Page, Request, decode
+from jobs.client.requests import Call, Feed, Page, Request, TraceHeaders, decode, in_trace
 from jobs.client.schedules import AsyncSchedulesClient
 from jobs.client.secrets import AsyncSecretsClient
 from jobs.client.sources import Opened, Source
@@ -70,6 +70,7 @@ from jobs.protocol.model import (
     Submitted,
     WorkerView,
 )
+from jobs.tracing.context import from_environment
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
@@ -81,10 +82,17 @@ UNKNOWN_BYTES = 64 << 30
 class AsyncClient:
     """Talks to one node from one event loop; methods, errors and patience are those of `Client`, which tells more."""
 
-    def __init__(self, socket_path: str | None = None, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
-        """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
+    def __init__(
+        self,
+        socket_path: str | None = None,
+        *,
+        patience_s: float = DEFAULT_PATIENCE_S,
+        trace_context: TraceHeaders = from_environment,
+    ) -> None:
+        """`socket_path`: by default what JOBS_SOCKET names, or the system's node. `trace_context`: see `Client`."""
         self.socket_path = socket_path or operations.default_socket()
         self._patience_s = patience_s
+        self._trace_context = trace_context
         self._met = False
         self._session: aiohttp.ClientSession | None = None
         self.blobs = AsyncBlobsClient(self)
@@ -371,6 +379,7 @@ class AsyncClient:
     ) -> AsyncGenerator[bytes, None]:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.UnixConnector(self.socket_path, limit=0))
+        request = in_trace(request, self._trace_context)
         headers, timeout_s, body = request.headers, request.timeout_s, request.body
         failures: list[SourceFailed] = []
         if content is not None:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from jobs.client.decoding import decode_json
 from jobs.client.events import EventParser
 from jobs.client.failures import error_of
 from jobs.errors import InternalError, InvalidRequest
 from jobs.protocol.ids import REQUEST_ID_HEADER, uuid7
+from jobs.tracing.context import HEADERS
 
 T = TypeVar("T")
 
 TIMEOUT_S: Final = 60.0
 """For a sign of life, on top of what a request asks the node to wait."""
+TraceHeaders: TypeAlias = Callable[[], Mapping[str, str]]
+"""Returns headers, as OpenTelemetry's propagators put into a carrier; of them only those of a trace context count."""
 EVENT_STREAM: Final = "text/event-stream"
 _encode = msgspec.json.Encoder().encode
 
@@ -105,6 +109,14 @@ def change(method: str, path: str, body: Any = None) -> Request:
     return Request(
         method=method, target=path, headers=headers | {"Content-Type": "application/json"}, body=encode(body)
     )
+
+
+def in_trace(request: Request, trace_context: TraceHeaders) -> Request:
+    """Return the request with what says which trace it is part of, where it changes something."""
+    context = trace_context() if REQUEST_ID_HEADER in request.headers else {}
+    given = {name.lower(): value for name, value in context.items()}
+    headers = {name: given[name] for name in HEADERS if name in given}
+    return replace(request, headers={**request.headers, **headers}) if headers else request
 
 
 def encode(body: Any) -> bytes:

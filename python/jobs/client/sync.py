@@ -31,7 +31,7 @@ from jobs.client.operations import (
 from jobs.client.patience import DEFAULT_PATIENCE_S, Deadline, Patience
 from jobs.client.queues import OwnersClient, QueuesClient
 from jobs.client.replication import ReplicationClient
-from jobs.client.requests import Call, Feed, Page, Request, decode
+from jobs.client.requests import Call, Feed, Page, Request, TraceHeaders, decode, in_trace
 from jobs.client.schedules import SchedulesClient
 from jobs.client.secrets import SecretsClient
 from jobs.client.sources import Opened, Source
@@ -65,6 +65,7 @@ from jobs.protocol.model import (
     Submitted,
     WorkerView,
 )
+from jobs.tracing.context import from_environment
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Page)
@@ -81,10 +82,18 @@ class Client:
     Every method raises the errors of `jobs.errors` by the node's code, and `ConnectionFailed`.
     """
 
-    def __init__(self, socket_path: str | None = None, *, patience_s: float = DEFAULT_PATIENCE_S) -> None:
-        """`socket_path`: by default what JOBS_SOCKET names, or the system's node."""
+    def __init__(
+        self,
+        socket_path: str | None = None,
+        *,
+        patience_s: float = DEFAULT_PATIENCE_S,
+        trace_context: TraceHeaders = from_environment,
+    ) -> None:
+        """`socket_path`: by default what JOBS_SOCKET names, or the system's node. `trace_context` returns the headers
+        that say which trace what is submitted is part of; by default what TRACEPARENT in the environment says."""
         self._connections = Connections(socket_path or operations.default_socket())
         self._patience_s = patience_s
+        self._trace_context = trace_context
         self.blobs = BlobsClient(self)
         self.cluster = ClusterClient(self)
         self.dead_letters = DeadLettersClient(self)
@@ -369,7 +378,7 @@ class Client:
     def _send_once(
         self, request: Request, content: Opened | None = None, on_head: OnHead | None = None
     ) -> Generator[bytes, None, None]:
-        with self._connections.exchange(request, content) as answer:
+        with self._connections.exchange(in_trace(request, self._trace_context), content) as answer:
             if answer.status >= 400:
                 raise error_of(answer.status, b"".join(answer.pieces()), answer.headers.get("retry-after"))
             if on_head is not None:

@@ -8,6 +8,7 @@ import socket
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +59,16 @@ def _socket_address(value: str) -> str:
     raise ValueError(f"{value!r} is no address and port, as in 10.0.0.1:7420 or [fd00::1]:7420")
 
 
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{value!r} is no URL, as in http://localhost:4318 or https://otlp.example.org/v1/traces")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a URL is shown in logs: put what is secret into headers_file")
+    return value
+
+
+Url: TypeAlias = Annotated[str, AfterValidator(_url)]
 SocketAddress: TypeAlias = Annotated[str, AfterValidator(_socket_address)]
 Destinations: TypeAlias = Annotated[str, AfterValidator(_destinations)]
 Bytes: TypeAlias = Annotated[ByteSize, AfterValidator(int)]
@@ -70,6 +81,7 @@ FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
 """Permission bits, as octal text ("0660") or TOML octal (0o660)."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$")]
 SecretName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+Attribute: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
 Label: TypeAlias = Annotated[str, Field(max_length=256)]
 
 
@@ -583,6 +595,26 @@ class Secrets(_Section):
         return self
 
 
+class Tracing(_Section):
+    """Spans of jobs, sent to a collector of OpenTelemetry. Without `otlp_endpoint` none are made; what jobs are told of
+    the trace that they are submitted in is kept and passed on in any case."""
+
+    otlp_endpoint: Url | None = None
+    """Where to send them by OTLP/HTTP, such as `http://localhost:4318`; without a path, `/v1/traces` is meant."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the jobs that are recorded of those that were submitted in no trace; in one its own flag decides."""
+    headers_file: Path | None = None
+    """File of lines `name: value`, read at the start: headers of each export, such as `Authorization`."""
+    ca_file: Path | None = None
+    """Certificates that the collector's is checked against. By default the system's."""
+    resource: Annotated[dict[Attribute, Label], Field(max_length=32)] = {}
+    """Attributes that all spans are sent with, such as `"deployment.environment.name" = "production"`."""
+    max_spans: Annotated[int, Field(ge=512, le=1_000_000)] = 8_192
+    """Spans that may wait to be sent, about 1 KiB each; more are dropped and counted."""
+    interval_s: Annotated[float, Field(ge=0.01, le=60)] = 2.0
+    """A span waits so long at most for others to be sent with."""
+
+
 class NodeConfig(BaseSettings):
     """Everything that can be configured."""
 
@@ -627,6 +659,8 @@ class NodeConfig(BaseSettings):
     """Workers by type."""
     secrets: Secrets = Secrets()
     """Secrets."""
+    tracing: Tracing = Tracing()
+    """Spans of jobs."""
 
     @property
     def api_socket(self) -> Path:

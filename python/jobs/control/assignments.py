@@ -16,6 +16,7 @@ from jobs.control.dependencies import parents_of
 from jobs.control.leases import Leases
 from jobs.control.parents import PARENTS_DIR, parent_files
 from jobs.control.secrets import Secrets
+from jobs.control.tracing import Tracing
 from jobs.protocol.ids import JobId, array_id
 from jobs.protocol.model import CREDENTIAL
 from jobs.protocol.wire import Assignment, Lacking
@@ -46,10 +47,13 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 class Assignments:
     """Makes assignments out of what is stored."""
 
-    def __init__(self, store: Store, leases: Leases, secrets: Secrets, is_admin: Callable[[int], bool]) -> None:
+    def __init__(
+        self, store: Store, leases: Leases, secrets: Secrets, tracing: Tracing, is_admin: Callable[[int], bool]
+    ) -> None:
         self._store = store
         self._leases = leases
         self._secrets = secrets
+        self._tracing = tracing
         self._is_admin = is_admin
 
     def of(self, job: JobId, record: JobRecord) -> Assignment:
@@ -77,7 +81,9 @@ class Assignments:
         if SECRETS_NAMED in made.payload:
             made = self._with_secrets(made)
         files = parent_files(store, parents_of(store, array_id(job) if record.is_task else job))
-        env = environment(store, job) if record.is_task else {}
+        env = self._tracing.variables(job, record)
+        if record.is_task:
+            env |= environment(store, job)
         if record.schedule is not None and record.nominal_ms is not None:
             env |= {"JOBS_SCHEDULE": record.schedule, "JOBS_NOMINAL_TIME": rfc3339(record.nominal_ms)}
         return replace(made, env=env | ({PARENTS_VARIABLE: PARENTS_PATH} if files else {}), files=files)

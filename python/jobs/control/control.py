@@ -44,6 +44,7 @@ from jobs.control.secrets import Secrets, SecretsConfig
 from jobs.control.submission import Submission
 from jobs.control.tables import TableWrites
 from jobs.control.tasks import Tasks
+from jobs.control.tracing import Sink, Tracing
 from jobs.control.trail import Trail
 from jobs.control.transitions import Change, Transitions, check
 from jobs.errors import StorageFull
@@ -98,6 +99,10 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Make the schedules for maintenance that were never made."""
     replication: ReplicationConfig = ReplicationConfig()
     secrets: SecretsConfig = field(default_factory=SecretsConfig)
+    spans: Sink | None = None
+    """Takes the spans of jobs; None records none."""
+    sample_ratio: float = 1.0
+    """Share of the jobs that are recorded of those that were submitted in no trace."""
 
 
 class Control(ReadOperations):
@@ -123,7 +128,8 @@ class Control(ReadOperations):
         self._transitions = transitions = Transitions(consensus, store)
         self._leases = Leases(consensus, store, tasks.spawn)
         self.secrets = Secrets(consensus, store, config.secrets, self._check_space)
-        assignments = Assignments(store, self._leases, self.secrets, config.is_admin)
+        self._tracing = Tracing(store, config.spans, config.sample_ratio)
+        assignments = Assignments(store, self._leases, self.secrets, self._tracing, config.is_admin)
         self._fleet = Fleet(
             consensus,
             store,
@@ -149,7 +155,7 @@ class Control(ReadOperations):
             consensus, store, transitions, self._fleet, self._queues, assignments, tasks.spawn
         )
         self.queues = QueueOperations(consensus, store, self._queues, self._dispatcher.backlog.usage)
-        self._dependencies = Dependencies(consensus, store, transitions, tasks.spawn)
+        self._dependencies = Dependencies(consensus, store, transitions, self._tracing, tasks.spawn)
         references = JobReferences(store, config.is_admin)
         maker = JobMaker(self._queues, references, max_pending=config.max_pending)
         self._submission = Submission(consensus, store, transitions, maker, self._dependencies)
@@ -212,7 +218,7 @@ class Control(ReadOperations):
             check_space=self._check_space,
         )
         transitions.on_change = self._on_change
-        self._dispatcher.on_assigned = self._arrays.on_change
+        self._dispatcher.on_assigned = self._on_assigned
         self._queues.on_queue_changed = self._on_queue_changed
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -263,7 +269,12 @@ class Control(ReadOperations):
         self.end()
         await self._tasks.stop()
 
+    def _on_assigned(self, change: Change) -> None:
+        self._tracing.on_assigned(change)
+        self._arrays.on_change(change)
+
     def _on_change(self, change: Change) -> None:
+        self._tracing.on_change(change)
         self._activity.on_change(change)
         self._dispatcher.on_change(change)
         self._arrays.on_change(change)

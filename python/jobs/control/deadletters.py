@@ -18,7 +18,7 @@ from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import job_entry
 from jobs.control.dependencies import Dependencies, Linked, Wanted
-from jobs.control.newjobs import JobMaker
+from jobs.control.newjobs import JobMaker, in_trace
 from jobs.control.queries import PAGE_SCAN_ROWS, TURN_ROWS, Queries, decode_cursor, encode_cursor
 from jobs.control.repetition import repeat_tasks, uncompleted
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, view, write_ops
@@ -39,6 +39,7 @@ from jobs.protocol.model import (
 from jobs.records import DeadLetterRecord, JobRecord, UniqueRecord
 from jobs.service import Caller
 from jobs.store import Store, Txn, prefix_end
+from jobs.tracing.spans import given
 
 TRIES: Final = 16
 PAGE_JOBS: Final = 64
@@ -143,7 +144,7 @@ class DeadLetters:
         """Store the new job, and in the old one that there is one; None when something has changed meanwhile."""
         now_ms, old = wall_ms(), stored.record
         self._check_redrivable(job, old)
-        linked = await self._prepare(job, old, now_ms)
+        linked = await self._prepare(caller, job, old, now_ms)
         (new,) = linked.news
         settled = jobs.on_redriven(old, new.id)
         assert isinstance(settled, JobRecord)
@@ -170,7 +171,7 @@ class DeadLetters:
             holder = records.decode(UniqueRecord, found[1]).job
             raise NotRedrivable(f"job {holder} has the unique key of job {job}", expected="the end of that job")
 
-    async def _prepare(self, job: JobId, old: JobRecord, now_ms: int) -> Linked:
+    async def _prepare(self, caller: Caller, job: JobId, old: JobRecord, now_ms: int) -> Linked:
         """Return the new job, which depends on what the old one did: on the repetition of what was redriven."""
         spec = self._store.get(keys.spec(job))
         assert spec is not None, f"job {job} has a state but no spec"
@@ -181,7 +182,7 @@ class DeadLetters:
         else:
             new = self._maker.make(again, old.owner, now_ms)
         record = replace(new.record, redrive_of=job, schedule=old.schedule, nominal_ms=old.nominal_ms)
-        new = replace(new, record=record)
+        new = in_trace(replace(new, record=record), caller.trace or given(old))
         parents = [Wanted(parent, "depends_on") for parent in self._parents(job, old)]
         return self._dependencies.link(old.owner, [new], {new.id: parents} if parents else {}, now_ms)
 

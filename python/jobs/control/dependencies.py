@@ -22,6 +22,7 @@ from jobs.consensus import Consensus
 from jobs.control.audit import job_entry
 from jobs.control.newjobs import NewJob
 from jobs.control.tasks import Spawn
+from jobs.control.tracing import Tracing
 from jobs.control.transitions import Change, Stored, Transitions, check, guard, scan_in_turns, view, write_ops
 from jobs.errors import AlreadyStarted, InternalError, InvalidRequest, StorageFull, Unavailable
 from jobs.jobs import Refusal, Step
@@ -86,10 +87,13 @@ class _Ended(Struct, frozen=True):
 class Dependencies:
     """What waits for what."""
 
-    def __init__(self, consensus: Consensus, store: Store, transitions: Transitions, spawn: Spawn) -> None:
+    def __init__(
+        self, consensus: Consensus, store: Store, transitions: Transitions, tracing: Tracing, spawn: Spawn
+    ) -> None:
         self._consensus = consensus
         self._store = store
         self._transitions = transitions
+        self._tracing = tracing
         self._spawn = spawn
         self._ended: deque[_Ended] = deque()
         self._all_told: list[JobId] = []
@@ -125,6 +129,7 @@ class Dependencies:
             waited_for.update(joined.waits_for)
         for job in waited_for & fresh.keys():
             fresh[job] = replace(fresh[job], has_children=True)
+        self._tracing.inherit(fresh, {job: [item.parent for item in items] for job, items in wanted.items()})
         linked = [replace(new, record=fresh[new.id]) for new in news]
         return _with_parents(Linked(linked, (), ops), [(job, found[job]) for job in waited_for - fresh.keys()])
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from jobs import arrays, indices, jobs, keys, records
 from jobs.control.queues import RETRY_AFTER_S, Queues
+from jobs.control.tracing import with_context
 from jobs.control.transitions import write_ops
 from jobs.errors import QueueFull
 from jobs.indices import Indices
@@ -24,6 +25,7 @@ from jobs.protocol.ids import JobId, JobIdSource, array_id
 from jobs.protocol.model import ArraySpec, JobSubmit, MaintenanceJob
 from jobs.records import ArrayRecord, JobRecord
 from jobs.store import EQ, Compare, Op, Put, VersionIs
+from jobs.tracing.context import TraceContext
 from jobs.validate import (
     array_items,
     array_size,
@@ -176,6 +178,11 @@ class JobMaker:
                 expected="fewer jobs, or a later time",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+
+def in_trace(new: NewJob, context: TraceContext | None) -> NewJob:
+    """Return the job as part of a trace, if it is submitted in one."""
+    return new if context is None else replace(new, record=with_context(new.record, context))
 
 
 def _encoded(job: JobSubmit, where: str) -> bytes:

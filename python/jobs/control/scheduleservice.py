@@ -12,7 +12,7 @@ from jobs.clock import rfc3339, wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import audit_entry, job_entry
 from jobs.control.jobreferences import JobReferences
-from jobs.control.newjobs import REFERENCE_BYTES, JobMaker
+from jobs.control.newjobs import REFERENCE_BYTES, JobMaker, in_trace
 from jobs.control.once import MAX_TRIES, idempotency_key, try_id, was_done
 from jobs.control.queries import decode_cursor, encode_cursor
 from jobs.control.schedules import Schedules, StoredSchedule
@@ -180,7 +180,7 @@ class ScheduleOperations:
             owner = stored.record.owner
             if key is not None and (known := self._driver.made_with(owner, key)) is not None:
                 return known
-            new = self._driver.make(name, owner, now_ms, now_ms, key)
+            new = in_trace(self._driver.make(name, owner, now_ms, now_ms, key), caller.trace)
             ops = job_entry(caller, "schedule.trigger", new.id, owner, now_ms, name)
             if key is not None:
                 # Another one with this key would change the schedule, so this needs no compare of its own.

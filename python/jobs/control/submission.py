@@ -14,7 +14,7 @@ from jobs.clock import wall_ms
 from jobs.consensus import Consensus
 from jobs.control.audit import job_entry, submission_entry
 from jobs.control.dependencies import Dependencies, Linked, Wanted
-from jobs.control.newjobs import JobMaker, NewJob
+from jobs.control.newjobs import JobMaker, NewJob, in_trace
 from jobs.control.once import idempotency_key
 from jobs.control.transitions import Transitions, check, view
 from jobs.errors import IdempotencyConflict, InternalError, InvalidRequest
@@ -115,6 +115,7 @@ class Submission:
         given = submitted.idempotency_key
         key = None if given is None else keys.idempotency(owner, given)
         body = new.body_sha256()
+        new = in_trace(new, caller.trace)
         # The same body for another job is another request.
         body = body[:SHA256_BYTES] + hashlib.sha256(body[SHA256_BYTES:] + old.encode()).digest()
         wanted = _New(index=0, where="$", submitted=submitted, job=new, idempotency_key=key, body_sha256=body)
@@ -129,7 +130,7 @@ class Submission:
     def _prepare(self, index: int, job: JobSubmit, caller: Caller, now_ms: int, where: str) -> _New:
         check_allowed(job, where, admin=caller.admin)
         owner = caller.uid
-        new = self._maker.make(job, owner, now_ms, where)
+        new = in_trace(self._maker.make(job, owner, now_ms, where), caller.trace)
         return _New(
             index=index,
             where=where,

@@ -16,6 +16,7 @@ from jobs.protocol.ids import JobId, Revision, array_id, task_index
 from jobs.protocol.model import JobView
 from jobs.records import GoneRecord, JobRecord
 from jobs.store import EQ, Compare, Delete, ModRevisionIs, Op, Put, Store, Txn, TxnResult, prefix_end
+from jobs.tracing.context import trace_id_of
 
 ATTEMPTS: Final = 32
 """A transition is tried again when another one came between; this often is a fault, not contention."""
@@ -224,4 +225,5 @@ def view(job: JobId, record: JobRecord, revision: int) -> JobView:
         tasks=record.tasks,
         array=array_id(job) if record.is_task else None,
         index=task_index(job) if record.is_task else None,
+        trace_id=None if record.traceparent is None else trace_id_of(record.traceparent),
     )

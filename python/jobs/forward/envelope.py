@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from jobs.protocol.ids import REQUEST_ID_HEADER
 from jobs.service import WorkerProcess
+from jobs.tracing import context as tracing
 
 VERSION: Final = 1
 MAX_UNARY_BYTES: Final = 8 << 20
@@ -22,7 +23,7 @@ MAX_ENVELOPE_BYTES: Final = 96 << 20
 """Above any body that the API may be configured to take."""
 MAX_LOT: Final = 64
 """Requests that are passed on together."""
-PASSED_HEADERS: Final = ("Accept", "Content-Type", "Last-Event-ID", REQUEST_ID_HEADER)
+PASSED_HEADERS: Final = ("Accept", "Content-Type", "Last-Event-ID", REQUEST_ID_HEADER, *tracing.HEADERS)
 """Of a request; no other one has a meaning here."""
 
 _Text: TypeAlias = Annotated[str, Meta(max_length=16_384)]

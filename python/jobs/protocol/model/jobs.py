@@ -61,6 +61,8 @@ class JobView(Model, frozen=True):
     """The array that this is a task of."""
     index: int | None = None
     """Which of its tasks, from 0 on."""
+    trace_id: str | None = None
+    """The trace that it was submitted in."""
 
 
 class Progress(Model, frozen=True):
