@@ -21,6 +21,7 @@ from jobs import logs
 from jobs._native import Log, NativeError, Store, __version__, arm_failpoints
 from jobs.api import ApiConfig, ApiServer
 from jobs.api.identity import Identities
+from jobs.api.scrape import ScrapeServer
 from jobs.backups.source import BackupSource
 from jobs.blobs import BlobStore
 from jobs.blobs.host import BlobHost
@@ -32,6 +33,7 @@ from jobs.config import ConfigError, NodeConfig, check_config, load_config
 from jobs.consensus import Consensus, ConsensusConfig, ConsensusError
 from jobs.control import ControlConfig, Site
 from jobs.control.blobs import BlobConfig
+from jobs.control.measures import JobMeasures
 from jobs.control.replication import ReplicationConfig
 from jobs.control.retention import RetentionConfig
 from jobs.control.secrets import SecretsConfig
@@ -104,6 +106,7 @@ class Node:
         self._output = HostedOutput()
         self._keyring = keyring_of(config.secrets.key_file, config.node.data_dir)
         self._secrets: SecretsPart | None = None
+        self._scrape: ScrapeServer | None = None
         self._exporter: Exporter | None = None
         self.failed = asyncio.Event()
 
@@ -129,6 +132,9 @@ class Node:
         self._keyring.load()
         self.cluster.open()
         self._api = ApiServer(self, api_config(config))
+        if config.metrics.listen is not None:
+            self._scrape = ScrapeServer(self._api.metrics.exposition)
+            await self._scrape.start(config.metrics.listen)
         if self.cluster.formed.is_set():
             await self._take_part(log, store)
             await self._api.start(config.api_socket)
@@ -158,7 +164,8 @@ class Node:
             secret_keys = Keys(self._keyring)
         else:
             secret_keys = KeyExchange(self._keyring, cluster.peers, consensus)
-        settings = control_config(config, cluster.cluster_id, answers, secret_keys, self._exporter)
+        watchers = JobMeasures(self.registry), self._exporter
+        settings = control_config(config, cluster.cluster_id, answers, secret_keys, *watchers)
         self.site = site = Site(config.node.id, consensus, store, self._output, settings)
         site.on_failure = lambda error: self.failed.set()
         cluster.attach(consensus, store)
@@ -304,7 +311,7 @@ class Node:
             self._passage.stop()
         await _stop_each(self.site, self._door, self.consensus)
         await self.cluster.close()
-        await _stop_each(self._exporter)
+        await _stop_each(self._scrape, self._exporter)
         if self.blobs is not None:
             # After the endpoint: then no answer to a peer is under way any more.
             await self.blobs.close()
@@ -371,7 +378,12 @@ def exporter_of(config: NodeConfig) -> Exporter | None:
 
 
 def control_config(
-    config: NodeConfig, cluster: str, answers: Answers, secret_keys: Keys, spans: Sink | None
+    config: NodeConfig,
+    cluster: str,
+    answers: Answers,
+    secret_keys: Keys,
+    measures: JobMeasures,
+    spans: Sink | None,
 ) -> ControlConfig:
     return ControlConfig(
         max_pending=config.queue.max_pending,
@@ -394,6 +406,7 @@ def control_config(
             problem=answers.problem,
         ),
         secrets=SecretsConfig(max_per_owner=config.secrets.max_per_owner, keys=secret_keys),
+        measures=measures,
         spans=spans,
         sample_ratio=config.tracing.sample_ratio,
     )

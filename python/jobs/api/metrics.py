@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs._native import __version__
 from jobs.service import Backend
 
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -21,6 +22,8 @@ class ApiMetrics:
     def __init__(self, backend: Backend) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_NodeMetrics(backend))
+        ProcessCollector(registry=self.registry)
+        Info("jobs_build", "What runs here", registry=self.registry).info({"version": __version__})
         self._requests = Counter("jobs_api_requests", "Requests answered", ("route", "status"), registry=self.registry)
         self._latency = Histogram(
             "jobs_api_request_seconds",

@@ -615,6 +615,13 @@ class Tracing(_Section):
     """A span waits so long at most for others to be sent with."""
 
 
+class Metrics(_Section):
+    """Metrics for Prometheus, which are at `/metrics` on the API's socket in any case."""
+
+    listen: SocketAddress | None = None
+    """Address and port (TCP) where they are served as well, such as `127.0.0.1:7430`: to everybody who can connect."""
+
+
 class NodeConfig(BaseSettings):
     """Everything that can be configured."""
 
@@ -661,6 +668,8 @@ class NodeConfig(BaseSettings):
     """Secrets."""
     tracing: Tracing = Tracing()
     """Spans of jobs."""
+    metrics: Metrics = Metrics()
+    """Metrics."""
 
     @property
     def api_socket(self) -> Path:

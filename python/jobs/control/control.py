@@ -26,6 +26,7 @@ from jobs.control.hub import Hub
 from jobs.control.jobreferences import JobReferences
 from jobs.control.leases import Leases
 from jobs.control.maintenance import Maintenance
+from jobs.control.measures import JobMeasures
 from jobs.control.moments import Moments, MomentsConfig
 from jobs.control.moving import OutputMover
 from jobs.control.newjobs import JobMaker, makes_room
@@ -99,6 +100,8 @@ class ControlConfig(Struct, frozen=True, kw_only=True):
     """Make the schedules for maintenance that were never made."""
     replication: ReplicationConfig = ReplicationConfig()
     secrets: SecretsConfig = field(default_factory=SecretsConfig)
+    measures: JobMeasures | None = None
+    """Counts over all leaderships."""
     spans: Sink | None = None
     """Takes the spans of jobs; None records none."""
     sample_ratio: float = 1.0
@@ -270,10 +273,14 @@ class Control(ReadOperations):
         await self._tasks.stop()
 
     def _on_assigned(self, change: Change) -> None:
+        if self._config.measures is not None:
+            self._config.measures.on_assigned(change)
         self._tracing.on_assigned(change)
         self._arrays.on_change(change)
 
     def _on_change(self, change: Change) -> None:
+        if self._config.measures is not None:
+            self._config.measures.on_change(change)
         self._tracing.on_change(change)
         self._activity.on_change(change)
         self._dispatcher.on_change(change)
