@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterable
 from typing import Final
 
 from jobs.cli import exits
 from jobs.cli.command import Command, Parser
 from jobs.cli.output import ago, print_fields, print_json, print_table
-from jobs.client import Client
+from jobs.cli.submission import duration
+from jobs.client import Client, ConnectionFailed
 from jobs.errors import JobsError
-from jobs.protocol.model import WorkerView
+from jobs.protocol.model import Health, WorkerView
+
+WAIT_STEP_S: Final = 0.05
 
 
 def workers(client: Client, options: argparse.Namespace) -> int:
@@ -62,7 +66,7 @@ def drain(client: Client, options: argparse.Namespace) -> int:
 
 
 def health(client: Client, options: argparse.Namespace) -> int:
-    found = client.health()
+    found = _health_within(client, options.wait)
     if options.json:
         print_json(found)
     else:
@@ -78,6 +82,27 @@ def health(client: Client, options: argparse.Namespace) -> int:
             ]
         )
     return exits.OK if found.status == "ok" else exits.UNAVAILABLE
+
+
+def _configure_health(parser: Parser) -> None:
+    parser.add_argument(
+        "--wait", type=duration, default=0.0, metavar="TIME", help="wait so long at most for the node to be well"
+    )
+
+
+def _health_within(client: Client, wait_s: float) -> Health:
+    """Return how the node is, as soon as it is well or the time is over. Raises ConnectionFailed."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        is_over = time.monotonic() >= deadline
+        try:
+            found = client.health()
+            if found.status == "ok" or is_over:
+                return found
+        except ConnectionFailed:
+            if is_over:
+                raise
+        time.sleep(WAIT_STEP_S)
 
 
 def doctor(client: Client, options: argparse.Namespace) -> int:
@@ -138,7 +163,7 @@ def _configure_drain(parser: Parser) -> None:
 COMMANDS: Final = (
     Command("workers", workers, "List the workers."),
     Command("drain", drain, "Give a worker, and its next lives, no more jobs until that is undone.", _configure_drain),
-    Command("health", health, "Show how the node is."),
+    Command("health", health, "Show how the node is.", _configure_health),
     Command("doctor", doctor, "Look at what this machine has, what is missing, and how to mend it."),
     Command(
         "check-config",

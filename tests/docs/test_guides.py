@@ -1,0 +1,194 @@
+"""What the documents show is run as it stands there: commands, Python, queries, configuration; links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jobs import shell_job
+from jobs.config import check_config
+from jobs.protocol.model import JobSubmit, Problem
+from jobs.testing import EmbeddedNode
+from jobs.validate import check_job
+from tests.docs.guides import JOB, MARKS, ROOT, Block, anchors, blocks, documents, links
+
+README = "README.md"
+ELSEWHERE = {
+    "docs/backup.md": "tests/replication/test_backup_guide.py",
+    "docs/blobs.md": "tests/blobs/test_guide.py",
+    "docs/maintenance.md": "tests/maintenance/test_guide.py",
+    "docs/replication.md": "tests/replication/test_guide.py",
+}
+"""Documents whose tests of their own run their blocks, as they need more than a node or look at what comes of it."""
+GIVEN: dict[str, dict[str, str]] = {
+    "docs/arrays.md": {"jobs.json": '[1, {"a": 2}]', "one.wav": "", "two.wav": ""},
+    "docs/jobs.md": {"model.bin": "weights"},
+}
+"""What a reader of a document is taken to have: files in the directory, by name. A TOML block of a document that its
+commands name is put there, too."""
+BEFORE = {
+    "docs/sql.md": """
+        jobctl kv put /data/orders/42 '{"id": 42}'
+        jobctl kv put /data/load/a/2026-01-01 '{"load": 0.5}'
+        jobctl sql "CREATE EXTERNAL TABLE orders (id BIGINT) STORED AS JSON LOCATION '/data/orders/'"
+        """,
+}
+"""Commands that bring about what a document says is there."""
+DECLARATIONS = {"docs/declarations.md": "site.toml"}
+"""Documents whose TOML is not the configuration of a node, and the name under which their commands know it."""
+PRELUDE = """
+set -euo pipefail
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+jobs-node() { exec "$PYTHON" -m jobs.node "$@"; }
+jobctl() {
+  case "$1" in
+    top) set -- "$@" --once ;;  # there is no terminal
+    sql) [ $# -gt 1 ] || set -- sql "SELECT 1" ;;  # so there is no dialogue
+    doctor) "$PYTHON" -m jobs.cli.main "$@" || true; return ;;  # it judges the machine
+  esac
+  "$PYTHON" -m jobs.cli.main "$@"
+}
+"""
+TIMEOUT_S = 110
+
+
+def of(document: str, language: str, mark: str = "") -> list[Block]:
+    return [block for block in blocks(document) if (block.language, block.mark) == (language, mark)]
+
+
+def run_here(*languages: str) -> list[str]:
+    """Return the documents that have blocks of these languages which are run here."""
+    return [name for name in documents() if name not in ELSEWHERE and any(of(name, one) for one in languages)]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
+    types = ("shell", "sql", "blob", "maintenance", "replication")
+    with EmbeddedNode(tmp_path_factory.mktemp("documented"), types=types) as made:
+        yield made
+
+
+def run(directory: Path, command: list[str], socket: Path) -> str:
+    home = str(directory)
+    env = {**os.environ, "PYTHON": sys.executable, "JOBS_SOCKET": str(socket), "HOME": home}
+    done = subprocess.run(
+        command, cwd=directory, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S
+    )
+    output = done.stdout.decode() + done.stderr.decode()
+    assert done.returncode == 0, output
+    return output
+
+
+def lay_out(document: str, directory: Path) -> None:
+    for name, text in GIVEN.get(document, {}).items():
+        (directory / name).write_text(text)
+    if document in DECLARATIONS:
+        (directory / DECLARATIONS[document]).write_text(of(document, "toml")[0].text)
+
+
+@pytest.mark.parametrize("document", [name for name in run_here("sh", "python") if name != README])
+def test_its_commands_and_its_python_run(document: str, node: EmbeddedNode, tmp_path: Path) -> None:
+    lay_out(document, tmp_path)
+    texts = [BEFORE.get(document, ""), *(block.text for block in of(document, "sh"))]
+    if shutil.which("curl") is None and any("curl " in text for text in texts):
+        pytest.skip("curl is not installed")
+    run(tmp_path, ["bash", "-c", PRELUDE + "\n".join(texts)], node.socket)
+    python = "\n".join(block.text for block in of(document, "python"))
+    if python:
+        run(tmp_path, [sys.executable, "-c", python], node.socket)
+
+
+@pytest.mark.parametrize("document", run_here("sql"))
+def test_its_queries_run(document: str, node: EmbeddedNode, tmp_path: Path) -> None:
+    run(tmp_path, ["bash", "-c", PRELUDE + BEFORE[document].replace(" orders ", " other_orders ")], node.socket)
+    for block in of(document, "sql"):
+        for statement in filter(str.strip, block.text.split(";")):
+            run(tmp_path, [sys.executable, "-m", "jobs.cli.main", "sql", statement], node.socket)
+
+
+@pytest.mark.parametrize(
+    "block", [block for name in documents() for block in blocks(name) if block.mark == JOB], ids=str
+)
+def test_what_a_job_does_is_done_in_one(block: Block, node: EmbeddedNode) -> None:
+    command = {"sh": ["sh", "-c", block.text], "python": ["python3", "-c", block.text]}[block.language]
+    with node.client() as client:
+        result = client.run(shell_job(command))
+    assert result.state == "completed", result.stderr.text
+
+
+def test_the_first_steps_run(tmp_path: Path) -> None:
+    """What the README has a newcomer type, in a directory that is as after `make setup`."""
+    shutil.copy(ROOT / README, tmp_path)
+    (tmp_path / "data.csv").write_text("a,b\n")
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text("")
+    texts = [block.text for block in of(README, "sh")]
+    python = "\n".join(block.text for block in of(README, "python"))
+    (tmp_path / "first.py").write_text(python)
+    script = PRELUDE + 'make() { test "$*" = setup; }\n' + "\n".join([*texts, '"$PYTHON" first.py'])
+    run(tmp_path, ["bash", "-c", script], tmp_path / "none.sock")
+
+
+def test_what_is_not_run_says_why() -> None:
+    for document in documents():
+        for block in blocks(document):
+            assert block.mark in ("", *MARKS), block.place
+            assert bool(block.mark) == bool(block.why), f"{block.place}: a mark has a reason"
+            assert block.mark or block.language not in ("console", "nix"), f"{block.place}: it cannot be run here"
+
+
+def test_what_is_run_elsewhere_is() -> None:
+    for document, test in ELSEWHERE.items():
+        assert document in (ROOT / test).read_text(), f"{test} does not run {document}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [block for name in documents() if name not in DECLARATIONS for block in of(name, "toml")],
+    ids=lambda block: block.place,
+)
+def test_its_configuration_is_right(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text(block.text)
+    assert check_config(tmp_path / "node.toml", embedded=tmp_path) == []
+
+
+@pytest.mark.parametrize("document", run_here("json"))
+def test_its_json_is_what_the_api_speaks(document: str) -> None:
+    for block in of(document, "json"):
+        if '"code"' in block.text:
+            msgspec.json.decode(block.text, type=Problem)
+            continue
+        for line in block.text.splitlines():
+            check_job(msgspec.json.decode(line, type=JobSubmit))
+
+
+@pytest.mark.parametrize("document", run_here("yaml"))
+def test_its_scrapes_are_what_prometheus_takes(document: str, tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (prometheus)")
+    for block in of(document, "yaml"):
+        shutil.copy(ROOT / "docs/monitoring/alerts.yaml", tmp_path)
+        (tmp_path / "prometheus.yml").write_text(block.text)
+        run(tmp_path, ["promtool", "check", "config", "prometheus.yml"], tmp_path)
+
+
+@pytest.mark.parametrize("document", documents())
+def test_its_links_lead_somewhere(document: str) -> None:
+    for path, heading in links(document):
+        assert path.exists(), f"{document} links to {path}"
+        if heading:
+            assert heading in anchors(path), f"{document} links to {path}#{heading}"
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {path.resolve() for path, _ in links("docs/README.md")}
+    missing = [name for name in documents() if name.startswith("docs/") and (ROOT / name) not in {*linked, index}]
+    assert missing == []
