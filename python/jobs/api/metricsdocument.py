@@ -94,7 +94,12 @@ async def gather(directory: Path) -> tuple[list[Family], list[Family]]:
 
 @asynccontextmanager
 async def _node(directory: Path, name: str) -> AsyncIterator[Node]:
-    flags: Mapping[str, Any] = {"node": {"id": name}, "cluster": {"listen": [f"127.0.0.1:{free_port()}"]}}
+    flags: Mapping[str, Any] = {
+        "node": {"id": name},
+        "cluster": {"listen": [f"127.0.0.1:{free_port()}"]},
+        # Nobody listens there, and nothing is sent: no job is run.
+        "tracing": {"otlp_endpoint": "http://127.0.0.1:9"},
+    }
     node = Node(load_config(flags=flags, embedded=directory / name))
     try:
         await node.start()
