@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,7 +59,7 @@ jobctl() {
   "$PYTHON" -m jobs.cli.main "$@"
 }
 """
-TIMEOUT_S = 110
+TIMEOUT_S = 280
 
 
 def of(document: str, language: str, mark: str = "") -> list[Block]:
@@ -71,7 +74,8 @@ def run_here(*languages: str) -> list[str]:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
     types = ("shell", "sql", "blob", "maintenance", "replication")
-    with EmbeddedNode(tmp_path_factory.mktemp("documented"), types=types) as made:
+    # Not waiting for its workers: jobs wait for them.
+    with EmbeddedNode(tmp_path_factory.mktemp("documented"), types=types).start(wait=False) as made:
         yield made
 
 
@@ -93,6 +97,7 @@ def lay_out(document: str, directory: Path) -> None:
         (directory / DECLARATIONS[document]).write_text(of(document, "toml")[0].text)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("document", [name for name in run_here("sh", "python") if name != README])
 def test_its_commands_and_its_python_run(document: str, node: EmbeddedNode, tmp_path: Path) -> None:
     lay_out(document, tmp_path)
@@ -123,17 +128,39 @@ def test_what_a_job_does_is_done_in_one(block: Block, node: EmbeddedNode) -> Non
     assert result.state == "completed", result.stderr.text
 
 
+@pytest.mark.timeout(300)
 def test_the_first_steps_run(tmp_path: Path) -> None:
     """What the README has a newcomer type, in a directory that is as after `make setup`."""
     shutil.copy(ROOT / README, tmp_path)
     (tmp_path / "data.csv").write_text("a,b\n")
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text("")
-    texts = [block.text for block in of(README, "sh")]
-    python = "\n".join(block.text for block in of(README, "python"))
-    (tmp_path / "first.py").write_text(python)
-    script = PRELUDE + 'make() { test "$*" = setup; }\n' + "\n".join([*texts, '"$PYTHON" first.py'])
+    (tmp_path / "first.py").write_text(of(README, "python")[0].text)
+    steps, _ = of(README, "sh")
+    script = PRELUDE + 'make() { test "$*" = setup; }\n' + steps.text + '"$PYTHON" first.py'
     run(tmp_path, ["bash", "-c", script], tmp_path / "none.sock")
+
+
+@pytest.mark.timeout(300)
+def test_three_nodes_become_a_cluster_as_the_readme_says(tmp_path: Path) -> None:
+    _, steps = of(README, "sh")
+    script = steps.text.replace("127.0.0.1:742$n", f"127.0.0.1:{free_ports()}$n")
+    few_workers = """export JOBS_WORKERS__EMBEDDED='["shell"]'\n"""
+    run(tmp_path, ["bash", "-c", PRELUDE + few_workers + script], tmp_path / "none.sock")
+
+
+def free_ports() -> int:
+    """Return a tenth of numbers whose ports were free just now."""
+    while True:
+        number = random.randrange(2_000, 3_200)
+        with contextlib.ExitStack() as stack:
+            try:
+                for last in (1, 2, 3):
+                    probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    probe.bind(("127.0.0.1", 10 * number + last))
+                return number
+            except OSError:
+                continue
 
 
 def test_what_is_not_run_says_why() -> None:
