@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -219,3 +220,15 @@ def test_every_document_is_in_the_index() -> None:
     linked = {path.resolve() for path, _ in links("docs/README.md")}
     missing = [name for name in documents() if name.startswith("docs/") and (ROOT / name) not in {*linked, index}]
     assert missing == []
+
+
+def test_every_command_that_is_named_exists() -> None:
+    """Those within sentences, too, and what alerts and the dashboard say to do."""
+    reference = (ROOT / "docs/reference/cli.md").read_text()
+    known = {tuple(found.split()) for found in re.findall(r"(?m)^#+ `jobctl ([^`]+)`$", reference)}
+    groups = {names[0] for names in known if len(names) > 1}
+    files = [ROOT / name for name in documents()] + sorted((ROOT / "docs/monitoring").iterdir())
+    for file in files:
+        for first, second in re.findall(r"jobctl ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", file.read_text()):
+            assert (first,) in known, f"{file} names jobctl {first}"
+            assert not second or first not in groups or (first, second) in known, f"{file}: jobctl {first} {second}"
