@@ -25,7 +25,7 @@ from jobs.protocol.ids import RequestId
 from jobs.protocol.model import AuditEntry, Content, Reason, Schedule, SecretKeyRotate, SecretPut, SecretView
 from jobs.protocol.wire import Assignment, Lacking
 from jobs.records import SecretRecord
-from jobs.secrets.keyring import Keyring, generate
+from jobs.secrets.keyring import KeyFileError, Keyring, generate, keyring_of
 from jobs.secrets.keys import Keys
 from jobs.service import AuditFilter, Caller
 from jobs.store import Put, Txn
@@ -410,9 +410,30 @@ def test_a_key_that_the_operator_provides_is_only_read_and_changed_by_another_be
     assert not (directory / "secrets.key").exists()
 
 
-def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    from jobs.secrets.keyring import KeyFileError
+def test_a_key_that_systemd_gives_is_taken_and_said_if_it_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, given = tmp_path / "data", tmp_path / "given"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given))
+    assert keyring_of(None, own).path == own / "secrets.key"
+    given.mkdir()
+    key = generate()
+    (given / "jobs.secrets-key").write_text(key.identity)
+    (given / "jobs.secrets-key").chmod(0o440)  # as systemd leaves it where it gives access by an ACL
+    keyring = keyring_of(None, own)
+    keyring.load()
+    assert (keyring.is_provided, keyring.held) == (True, {key.fingerprint})
 
+    def refused(path: Path, *unused: object, **options: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refused)
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(KeyFileError, match="Permission denied"):
+        keyring_of(None, own).load()
+
+
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "secrets.key"
     path.write_text(generate().identity + "\n")
     path.chmod(0o640)

@@ -152,9 +152,17 @@ def keyring_of(configured: Path | None, data_dir: Path) -> Keyring:
     """Return the keys of a node: of the file that is configured, of the credential that systemd has given it, or of a
     file of its own."""
     given = _credentials()
-    if configured is None and given is not None and (given / CREDENTIAL).exists():
+    if configured is None and given is not None and _is_there(given / CREDENTIAL):
         configured = given / CREDENTIAL
     return Keyring(configured or data_dir / FILE, is_provided=configured is not None)
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether there is a file, or it cannot be told: then reading it says why."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def seal(recipient: str, owner: int, name: str, value: bytes) -> bytes:
