@@ -36,6 +36,8 @@ _REASONS: Final[dict[Reason, str]] = {
     Reason.QUERY_ERROR: "its query failed",
     Reason.BLOB_ERROR: "its blob could not be had",
     Reason.MAINTENANCE_ERROR: "its operation of maintenance could not be carried out",
+    Reason.DISK_LIMIT: "it wrote more to its files than it may",
+    Reason.CPU_LIMIT: "it used more processor time than it may",
     Reason.REPLICATION_ERROR: "what it was to copy could not be copied",
 }
 

@@ -36,6 +36,20 @@ def test_output_of_exactly_the_limit_is_not_truncated(sandbox: Sandbox) -> None:
     assert (outcome.stdout.stored_bytes, outcome.stdout.truncated) == (1000, False)
 
 
+def test_more_output_than_is_kept_ends_a_job_that_asks_for_that(sandbox: Sandbox) -> None:
+    bounds = limits(output_bytes=1000)
+    flood = sandbox.run("yes", limits=bounds, fail_on_output_limit=True)
+    assert (flood.outcome.reason, flood.outcome.signal) == (Reason.OUTPUT_LIMIT, 15)
+    assert flood.outcome.message == "wrote more output than its limit of 1000 bytes"
+    assert len(flood.stdout) == flood.outcome.stdout.stored_bytes == 1000
+    # one that may have ended before anybody has looked
+    short = sandbox.run("head", "-c", "1001", "/dev/zero", limits=bounds, fail_on_output_limit=True).outcome
+    assert (short.reason, short.stdout.bytes, short.stdout.stored_bytes) == (Reason.OUTPUT_LIMIT, 1001, 1000)
+    both = "head -c 500 /dev/zero; head -c 500 /dev/zero >&2"
+    assert sandbox.run("sh", "-c", both, limits=bounds, fail_on_output_limit=True).outcome.reason is None
+    assert sandbox.run("sh", "-c", f"{both}; echo", limits=bounds, fail_on_output_limit=True).outcome.reason
+
+
 def test_no_output_is_kept_where_none_is_wanted(sandbox: Sandbox) -> None:
     outcome = sandbox.run("echo", "hello", limits=limits(output_bytes=0)).outcome
     assert (outcome.stdout.bytes, outcome.stdout.stored_bytes, outcome.stdout.truncated) == (6, 0, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -196,11 +197,70 @@ def test_cpu_time_and_peak_memory_of_the_whole_tree_are_counted(sandbox: Sandbox
 def test_limits_of_each_process_hold(sandbox: Sandbox) -> None:
     result = sandbox.run("sh", "-c", "ulimit -n; ulimit -c", limits=limits(open_files=77))
     assert result.stdout == "77\n0\n"
-    outcome = sandbox.run("sh", "-c", "head -c 100000 /dev/zero > f", limits=limits(file_bytes=50_000)).outcome
-    assert (outcome.reason is Reason.SIGNAL and outcome.signal == 25) or outcome.exit_code not in (0, None)
+
+
+def test_a_limit_of_files_ends_with_its_own_reason(sandbox: Sandbox) -> None:
+    bounds = limits(file_bytes=50_000)
+    outcome = sandbox.run("head", "-c", "100000", "/dev/zero", limits=bounds).outcome  # a pipe is no file
+    assert outcome.reason is None
+    script = "exec head -c 100000 /dev/zero > f"
+    outcome = sandbox.run("sh", "-c", script, limits=bounds).outcome
+    assert (outcome.reason, outcome.signal) == (Reason.DISK_LIMIT, signal.SIGXFSZ)
+    assert outcome.message == "wrote a file larger than its limit of 50000 bytes"
+    outcome = sandbox.run("sh", "-c", "head -c 100000 /dev/zero > f; exit $?", limits=bounds).outcome
+    assert (outcome.reason, outcome.exit_code) == (Reason.EXIT_CODE, 128 + signal.SIGXFSZ)
+    assert "larger than its limit" in (outcome.message or "")
+    assert sandbox.run("sh", "-c", script, limits=limits(file_bytes=100_000)).outcome.reason is None
+
+
+def test_a_limit_of_processor_time_ends_with_its_own_reason(sandbox: Sandbox) -> None:
     spin = sandbox.run("sh", "-c", "while :; do :; done", limits=limits(cpu_s=1)).outcome
-    assert (spin.reason, spin.signal) in [(Reason.SIGNAL, 24), (Reason.SIGNAL, 9)]
-    assert "CPU time" in (spin.message or "") or spin.signal == 9
+    assert (spin.reason, spin.signal) == (Reason.CPU_LIMIT, signal.SIGXCPU)
+    assert spin.message == "used more CPU time than its limit of 1 s"
+    script = "sh -c 'while :; do :; done'; exit $?"
+    shell = sandbox.run("sh", "-c", script, limits=limits(cpu_s=1)).outcome
+    assert (shell.reason, shell.exit_code) == (Reason.CPU_LIMIT, 128 + signal.SIGXCPU)
+    own = sandbox.run("sh", "-c", "kill -XCPU $$").outcome
+    assert (own.reason, own.signal) == (Reason.SIGNAL, signal.SIGXCPU)
+
+
+def test_a_process_that_heeds_its_limit_of_processor_time_has_a_second_more(sandbox: Sandbox) -> None:
+    program = "import signal; signal.signal(signal.SIGXCPU, {}); print('up', flush=True)\nwhile True: pass"
+    heeds = sandbox.python(program.format("lambda *_: exit(3)"), limits=limits(cpu_s=1)).outcome
+    assert (heeds.reason, heeds.exit_code) == (Reason.EXIT_CODE, 3)
+    ignores = sandbox.python(program.format("signal.SIG_IGN"), limits=limits(cpu_s=1)).outcome
+    assert (ignores.reason, ignores.signal) == (Reason.CPU_LIMIT, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        "head -c 4M /dev/zero > f",
+        "i=0; while : > /tmp/$i; do i=$((i+1)); done; exit 1",
+        "rm -f f; head -c 4M /dev/zero > /dev/shm/f",
+    ],
+)
+def test_a_full_file_system_ends_with_its_own_reason(sandbox: Sandbox, fill: str) -> None:
+    outcome = sandbox.run("bash", "-c", fill, limits=limits(tmp_bytes=1 << 20)).outcome
+    assert (outcome.reason, outcome.exit_code) == (Reason.DISK_LIMIT, 1)
+    assert outcome.message == "its file system was full: /work, /tmp and /dev/shm have 1048576 bytes together"
+
+
+def test_a_job_that_copes_with_a_full_file_system_completes(sandbox: Sandbox) -> None:
+    bounds = limits(tmp_bytes=1 << 20)
+    assert sandbox.run("sh", "-c", "head -c 4M /dev/zero > f; true", limits=bounds).outcome.reason is None
+    outcome = sandbox.run("sh", "-c", "head -c 4M /dev/zero > f || { rm f; exit 4; }", limits=bounds).outcome
+    assert (outcome.reason, outcome.exit_code) == (Reason.EXIT_CODE, 4)
+
+
+def test_a_maximum_of_the_processor_is_kept_or_the_job_refused(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("true", limits=limits(cpu_milli=100)).outcome
+    if sandbox.launcher.ready.features["cgroup"].startswith("missing"):
+        assert outcome.reason is Reason.SANDBOX_UNAVAILABLE
+        assert "limits.cpu_milli" in (outcome.message or "")
+    else:
+        assert outcome.reason is None
+    assert sandbox.run("true", limits=limits(cpu_weight=1, io_weight=10_000)).outcome.reason is None
 
 
 def test_a_memory_limit_stops_one_process_that_wants_more(sandbox: Sandbox) -> None:

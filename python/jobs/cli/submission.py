@@ -207,6 +207,15 @@ def _add_attempts(parser: Parser) -> None:
     how.add_argument("--tmp", type=size, metavar="SIZE", help="limit: files in the job's directory and /tmp")
     how.add_argument("--output", type=size, metavar="SIZE", help="limit: output that is kept")
     how.add_argument(
+        "--on-output-limit", choices=("truncate", "fail"), default="truncate", help="what more output than that does"
+    )
+    how.add_argument("--file-size", type=size, metavar="SIZE", help="limit: each file that it writes")
+    how.add_argument("--open-files", type=int, metavar="N", help="limit: open files of each process")
+    how.add_argument("--cpu-time", type=int, metavar="SECONDS", help="limit: processor time of each process")
+    how.add_argument("--cpu-max", type=float, metavar="CORES", help="limit: cores at a time, such as 0.5")
+    how.add_argument("--cpu-weight", type=int, metavar="N", help="share of the processor, 1 to 10000; 100 is ordinary")
+    how.add_argument("--io-weight", type=int, metavar="N", help="share of disks, 1 to 10000; 100 is ordinary")
+    how.add_argument(
         "--network", choices=("none", "loopback", "host"), default="none", help="host only where a worker allows it"
     )
     how.add_argument(
@@ -229,8 +238,18 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         env=dict(options.env),
         cwd=options.cwd,
         limits=Limits(
-            memory_bytes=options.memory, pids=options.pids, tmp_bytes=options.tmp, output_bytes=options.output
+            memory_bytes=options.memory,
+            pids=options.pids,
+            tmp_bytes=options.tmp,
+            output_bytes=options.output,
+            file_bytes=options.file_size,
+            open_files=options.open_files,
+            cpu_s=options.cpu_time,
+            cpu_milli=None if options.cpu_max is None else round(1000 * options.cpu_max),
+            cpu_weight=options.cpu_weight,
+            io_weight=options.io_weight,
         ),
+        on_output_limit=options.on_output_limit,
         network=options.network,
         connect=options.connect,
         grace_s=options.grace,

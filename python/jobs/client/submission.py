@@ -58,6 +58,7 @@ class ShellOptions(JobOptions, total=False):
     files: Mapping[str, bytes | str | InputFile]
     outputs: list[str]
     outputs_on_failure: bool
+    on_output_limit: Literal["truncate", "fail"]
     env: dict[str, str]
     cwd: str | None
     limits: Limits

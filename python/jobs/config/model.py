@@ -288,6 +288,13 @@ class ShellLimits(_Section):
     """Standard output and error kept; the rest is counted and dropped."""
     cpu_s: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Processor time of each process."""
+    cpu_milli: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
+    """Thousandths of a core of all its processes together. Needs a cgroup with the controller `cpu`."""
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Share of the processor against other jobs, where there is a cgroup. By default a tenth of what the job requires in
+    `cpu_milli`, and 100, the kernel's own, for one that requires nothing."""
+    io_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Share of disks against other jobs, where there is a cgroup and a scheduler of disks that knows shares."""
 
 
 class ShellCaps(_Section):
@@ -307,6 +314,12 @@ class ShellCaps(_Section):
     """Cap of `output_bytes`."""
     cpu_s: Annotated[int, Field(ge=1, le=31_536_000)] | None = None
     """Cap of `cpu_s`."""
+    cpu_milli: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
+    """Cap of `cpu_milli`."""
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = 1_000
+    """Cap of `cpu_weight`; a share that follows from what a job requires is bounded by what the worker has."""
+    io_weight: Annotated[int, Field(ge=1, le=10_000)] | None = 1_000
+    """Cap of `io_weight`."""
 
 
 class PressureLimits(_Section):

@@ -68,6 +68,7 @@ class Assignments:
             timeout_s=record.timeout_s,
             heartbeat_s=record.heartbeat_s,
             owner=record.owner,
+            cpu_milli=record.requires.cpu_milli,
         )
         if record.type == SQL:
             # The assignment is in the store: so is whatever was acknowledged before the job was submitted.

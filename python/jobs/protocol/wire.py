@@ -215,6 +215,8 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Values of the owner's secrets that the job names, by the names of their files."""
     lacking: Lacking | None = None
     """It cannot be started."""
+    cpu_milli: int = 0
+    """What the job requires of a processor, and so its share of it."""
 
 
 class Assign(_Frame, frozen=True, tag="assign"):

@@ -77,6 +77,10 @@ class JobLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     output_bytes: int = 64 << 20
     """Bytes of stdout and stderr together that are kept; the rest is counted and dropped."""
     cpu_s: int | None = None
+    cpu_milli: int | None = None
+    """Needs a cgroup with the controller `cpu`; without one the job ends as `sandbox_unavailable`."""
+    cpu_weight: int | None = None
+    io_weight: int | None = None
 
 
 class Spawn(_Frame, frozen=True, tag="spawn"):
@@ -106,6 +110,8 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
     limits: JobLimits = JobLimits()
     secrets: dict[str, bytes] = {}
     """Name below /run/secrets → what only the job may read, and what is hidden in its output and notes."""
+    fail_on_output_limit: bool = False
+    """More output than `limits.output_bytes` ends the job as `output_limit`."""
 
     directory: str | None = None
     """At level `none`: name of its directory in `Configure.directories`."""

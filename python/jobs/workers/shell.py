@@ -64,6 +64,9 @@ logger = logging.getLogger(__name__)
 WINDOW_BYTES: Final = OUTPUT_WINDOW_BYTES - (68 << 10)
 """The launcher stops reading output when this much is unacknowledged. Its last read may go 64 KiB beyond, and what it
 had held back of either stream, which could have been the beginning of a secret, comes with it."""
+ORDINARY_WEIGHT: Final = 100
+MAX_WEIGHT: Final = 10_000
+"""The kernel's bounds of a cgroup's share begin at 1, are 100 where nobody says otherwise, and end here."""
 _LIMITS: Final = JobLimits.__struct_fields__
 _decode_payload = msgspec.json.Decoder(ShellPayload).decode
 
@@ -291,8 +294,9 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
         timeout_s=assignment.timeout_s,
         heartbeat_s=assignment.heartbeat_s,
         grace_s=config.grace_s if payload.grace_s is None else payload.grace_s,
-        limits=_limits(payload.limits, config.max_limits, defaults),
         secrets=secrets_of(assignment, payload, config.credentials),
+        limits=_limits(payload.limits, config.max_limits, defaults, assignment.cpu_milli),
+        fail_on_output_limit=payload.on_output_limit == "fail",
     )
 
 
@@ -329,7 +333,7 @@ def payload_of(assignment: Assignment) -> ShellPayload:
     return payload
 
 
-def _limits(wanted: Limits, caps: ShellCaps, defaults: JobLimits) -> JobLimits:
+def _limits(wanted: Limits, caps: ShellCaps, defaults: JobLimits, cpu_milli: int) -> JobLimits:
     given = {name: value for name in _LIMITS if (value := getattr(wanted, name)) is not None}
     for name, value in given.items():
         cap = getattr(caps, name)
@@ -337,4 +341,11 @@ def _limits(wanted: Limits, caps: ShellCaps, defaults: JobLimits) -> JobLimits:
             raise InvalidRequest(
                 f"{value} is more than this worker allows", field=f"$.limits.{name}", expected=f"at most {cap}"
             )
+    if cpu_milli and wanted.cpu_weight is None and defaults.cpu_weight is None:
+        given["cpu_weight"] = weight_of(cpu_milli)
     return replace(defaults, **given) if given else defaults
+
+
+def weight_of(cpu_milli: int) -> int:
+    """Return the share of the processor of a job that requires so much of it: a whole core weighs what is ordinary."""
+    return min(max(cpu_milli * ORDINARY_WEIGHT // 1_000, 1), MAX_WEIGHT)

@@ -21,7 +21,7 @@ use rustix::thread::{
 };
 
 use crate::child::{
-    During, Outcome, Prepared, Report, Step, empty_capabilities, restrict_privileges, write_files, write_secrets,
+    During, Ended, Outcome, Prepared, Report, Step, empty_capabilities, restrict_privileges, write_files, write_secrets,
 };
 use crate::copy::copy_inputs;
 use crate::identity::Identities;
@@ -224,7 +224,7 @@ pub fn wait_for(main: Pid) -> Report {
         while let Some((pid, status)) = syscall::reap_any() {
             if pid == main {
                 end_children(&|_| false, &mut |_, _| ());
-                return Report::Ended(status, syscall::usage_of_children());
+                return ended(status);
             }
         }
         match syscall::wait_for_signal(&[libc::SIGCHLD, libc::SIGTERM, END]).0 {
@@ -235,7 +235,7 @@ pub fn wait_for(main: Pid) -> Report {
                         status = ended;
                     }
                 });
-                return Report::Ended(status, syscall::usage_of_children());
+                return ended(status);
             }
             // To the group of the main process, and to whatever has lost its parent.
             libc::SIGTERM => {
@@ -251,6 +251,15 @@ pub fn wait_for(main: Pid) -> Report {
             _ => {}
         }
     }
+}
+
+/// What there is to say of a job of which nothing runs any more; its files are where those of others are, too.
+fn ended(status: i32) -> Report {
+    Report::Ended(Ended {
+        status,
+        usage: syscall::usage_of_children(),
+        scratch_is_full: false,
+    })
 }
 
 /// Kills every child that is not spared, and every child that those leave, until there is none. `on_end` is told of

@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdir, mkdirat, open, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdir, mkdirat, open, openat, statfs};
 use rustix::io::{Errno, write};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
@@ -102,25 +102,38 @@ steps! {
 pub enum Report {
     /// The job's program never ran: what failed, and how.
     Failed(Step, Errno),
-    /// The job's main process ended with this wait status, and the whole job used so much.
-    Ended(i32, Usage),
+    /// The job's main process ended.
+    Ended(Ended),
+}
+
+/// How a job's main process ended, and what its first process knows of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Wait status of the main process.
+    pub status: i32,
+    /// What the whole job used.
+    pub usage: Usage,
+    /// Whether its memory file system had no room left at that moment.
+    pub scratch_is_full: bool,
 }
 
 /// Size of a report.
-pub const REPORT_BYTES: usize = 29;
+pub const REPORT_BYTES: usize = 30;
 
 impl Report {
     fn to_bytes(self) -> [u8; REPORT_BYTES] {
-        let (step, value, usage) = match self {
-            Self::Failed(step, errno) => (step, errno.raw_os_error(), Usage::default()),
-            Self::Ended(status, usage) => (Step::Ended, status, usage),
+        let (step, value, ended) = match self {
+            Self::Failed(step, errno) => (step, errno.raw_os_error(), Ended::default()),
+            Self::Ended(ended) => (Step::Ended, ended.status, ended),
         };
+        let usage = ended.usage;
         let mut bytes = [0; REPORT_BYTES];
         bytes[0] = step as u8;
         bytes[1..5].copy_from_slice(&value.to_le_bytes());
         bytes[5..13].copy_from_slice(&usage.user_us.to_le_bytes());
         bytes[13..21].copy_from_slice(&usage.system_us.to_le_bytes());
         bytes[21..29].copy_from_slice(&usage.peak_bytes.to_le_bytes());
+        bytes[29] = ended.scratch_is_full.into();
         bytes
     }
 
@@ -136,7 +149,11 @@ impl Report {
                     system_us: number(13)?,
                     peak_bytes: number(21)?,
                 };
-                Some(Self::Ended(value, usage))
+                Some(Self::Ended(Ended {
+                    status: value,
+                    usage,
+                    scratch_is_full: bytes[29] != 0,
+                }))
             }
             step => Some(Self::Failed(*step, Errno::from_raw_os_error(value))),
         }
@@ -235,7 +252,7 @@ pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
 pub fn rehearse(prepared: &Prepared<'_>) -> ! {
     let report = set_up(prepared).map_or_else(
         |(step, errno)| Report::Failed(step, errno),
-        |()| Report::Ended(0, Usage::default()),
+        |()| Report::Ended(Ended::default()),
     );
     let _ = write(prepared.report, &report.to_bytes());
     syscall::exit_now(0)
@@ -257,10 +274,16 @@ fn wait_for(main: Pid) -> Report {
     loop {
         while let Some((pid, status)) = syscall::reap_any() {
             if pid == main.as_raw_nonzero().get() {
+                // Before the others are gone, with the files that only they hold.
+                let scratch_is_full = is_full(SCRATCH);
                 // Not left to our own end: the report is to say that nothing runs any more.
                 syscall::signal_everyone(libc::SIGKILL);
                 syscall::reap_everyone();
-                return Report::Ended(status, syscall::usage_of_children());
+                return Report::Ended(Ended {
+                    status,
+                    usage: syscall::usage_of_children(),
+                    scratch_is_full,
+                });
             }
         }
         // SIGTERM from outside of the namespace is the launcher's; one from the job itself is the job's mistake.
@@ -269,6 +292,11 @@ fn wait_for(main: Pid) -> Report {
             syscall::signal_everyone(libc::SIGCONT);
         }
     }
+}
+
+/// Whether there is no room for one more block or file.
+fn is_full(path: &CStr) -> bool {
+    statfs(path).is_ok_and(|room| room.f_bavail == 0 || room.f_ffree == 0)
 }
 
 fn set_up(prepared: &Prepared<'_>) -> Outcome {
@@ -559,8 +587,15 @@ mod tests {
             peak_bytes: 3,
         };
         for report in [
-            Report::Ended(0, usage),
-            Report::Ended(0x8b, usage),
+            Report::Ended(Ended {
+                usage,
+                ..Ended::default()
+            }),
+            Report::Ended(Ended {
+                status: 0x8b,
+                usage,
+                scratch_is_full: true,
+            }),
             Report::Failed(Step::Execute, Errno::NOENT),
         ] {
             assert_eq!(Report::from_bytes(&report.to_bytes()), Some(report));

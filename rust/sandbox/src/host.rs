@@ -149,17 +149,18 @@ fn cgroup(directory: Option<&Path>) -> Feature {
 /// is delegated to it.
 #[must_use]
 pub fn find_cgroup(configured: Option<&str>) -> Option<PathBuf> {
-    let directory = match configured {
-        Some(path) => PathBuf::from(path),
-        None => own_cgroup(
+    let directory = if let Some(path) = configured {
+        PathBuf::from(path)
+    } else {
+        let own = own_cgroup(
             &fs::read_to_string("/proc/self/cgroup").ok()?,
             &fs::read_to_string("/proc/self/mounts").ok()?,
-        )?,
+        )?;
+        // The one above where this process is in a leaf already: of a launcher before it, or of `DelegateSubgroup=`. A
+        // directory that is writable but not handed over (a root login's scope) has an owner who counts on it.
+        let delegated = own.ancestors().take(2).find(|directory| is_delegated(directory));
+        delegated?.to_owned()
     };
-    // A directory that is writable but not handed over (a root login's scope) has an owner who counts on it.
-    if configured.is_none() && !is_delegated(&directory) {
-        return None;
-    }
     let controllers = fs::read_to_string(directory.join("cgroup.controllers")).ok()?;
     let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
     let writable = rustix::fs::access(directory.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok()

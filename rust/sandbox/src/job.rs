@@ -11,9 +11,9 @@ use serde_bytes::ByteBuf;
 
 use crate::bare;
 use crate::cgroup::JobCgroup;
-use crate::child::Report;
+use crate::child::{Ended, Report};
 use crate::notes::Notes;
-use crate::outcome::{Evidence, judge};
+use crate::outcome::{Bounds, Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
 use crate::protocol::{Event, Level, Outcome, Reason, Secret, Spawn, encode};
@@ -70,6 +70,8 @@ pub struct Job {
     heartbeat_s: Option<f64>,
     silent_at: Option<Instant>,
     grace: Duration,
+    bounds: Bounds,
+    fail_on_output_limit: bool,
     ending: Option<Ending>,
 }
 
@@ -128,6 +130,13 @@ impl Job {
             heartbeat_s: spawn.heartbeat_s,
             silent_at: spawn.heartbeat_s.map(|heartbeat_s| started + duration(heartbeat_s)),
             grace: duration(spawn.grace_s),
+            bounds: Bounds {
+                output_bytes: spawn.limits.output_bytes,
+                tmp_bytes: spawn.limits.tmp_bytes,
+                file_bytes: spawn.limits.file_bytes,
+                cpu_s: spawn.limits.cpu_s,
+            },
+            fail_on_output_limit: spawn.fail_on_output_limit,
             ending: None,
         }
     }
@@ -197,6 +206,7 @@ impl Job {
                 self.output.push(stream, &told, now);
             }
         }
+        self.end_if_over(now);
     }
 
     /// Takes what was held back of a stream of which nothing comes any more.
@@ -204,6 +214,13 @@ impl Job {
         if let (Some(redaction), Some(stream)) = (&mut self.redaction, STREAMS.get(index)) {
             let told = redaction.stream(*stream).finish();
             self.output.push(*stream, &told, now);
+            self.end_if_over(now);
+        }
+    }
+
+    fn end_if_over(&mut self, now: Instant) {
+        if self.fail_on_output_limit && self.output.is_over() {
+            self.end(Reason::OutputLimit, false, now);
         }
     }
 
@@ -416,17 +433,23 @@ impl Job {
     }
 
     fn outcome(&self, report: Option<Report>, usage: Usage, now: Instant) -> Outcome {
-        let usage = if let Some(Report::Ended(_, usage)) = report {
-            usage
-        } else {
-            usage
-        };
         let account = self.process.cgroup.as_ref().map(JobCgroup::account).unwrap_or_default();
+        let usage = match (report, account.cpu_us) {
+            (Some(Report::Ended(Ended { usage, .. })), _) => usage,
+            // A first process that was killed has taken what it knew with it.
+            (_, Some((user_us, system_us))) => Usage {
+                user_us,
+                system_us,
+                ..usage
+            },
+            _ => usage,
+        };
         let verdict = judge(&Evidence {
             ended_for: self.ending.map(|ending| ending.reason),
             timeout_s: self.timeout_s,
             silence_s: self.ending.filter(|ending| ending.for_silence).and(self.heartbeat_s),
             report,
+            bounds: self.bounds,
             out_of_memory: account.out_of_memory,
             out_of_pids: account.out_of_pids,
             program: &self.program,

@@ -78,6 +78,12 @@ impl Output {
         }
     }
 
+    /// Whether there was more than is kept.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.streams.iter().any(|stream| stream.truncated)
+    }
+
     /// When what there is has to be sent on, if there is anything.
     #[must_use]
     pub fn flush_at(&self) -> Option<Instant> {
@@ -159,6 +165,7 @@ mod tests {
         output.push(Stream::Stderr, b"defg", now);
         output.push(Stream::Stdout, b"h", now);
         assert_eq!(pieces(&output), [(1, b"abc".to_vec()), (2, b"de".to_vec())]);
+        assert!(output.is_over());
         let [stdout, stderr] = output.totals();
         assert_eq!(
             stdout,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::net::SocketAddr;
 
+use crate::cgroup::Controllers;
 use crate::protocol::{Level, Limits, NetworkKind, Reason, Spawn};
 use crate::relay::MAX_TARGETS;
 
@@ -41,8 +42,8 @@ pub struct Means {
     pub accepted: Level,
     /// Whether the operator lets jobs use the host's network.
     pub allow_host_network: bool,
-    /// Whether a cgroup bounds memory and processes; resource limits of each process do otherwise.
-    pub has_cgroup: bool,
+    /// What a cgroup bounds; none where resource limits of each process bound memory and processes instead.
+    pub cgroup: Option<Controllers>,
     /// Whether the worker has named a directory of inputs.
     pub has_inputs: bool,
     /// Where jobs have their directories, at level `none`.
@@ -143,12 +144,25 @@ pub struct Plan {
     pub limits: Vec<(ProcessLimit, u64)>,
     /// The job's secrets, if it has any.
     pub secrets: Option<PlannedSecrets>,
-    /// `memory.max` of the cgroup.
-    pub cgroup_memory_bytes: Option<u64>,
-    /// `pids.max` of the cgroup.
-    pub cgroup_pids: Option<u64>,
+    /// Limits of the job's cgroup; all empty where there is none.
+    pub cgroup: CgroupLimits,
     /// Name of its directory among those of others, at level `none`.
     pub directory: Option<CString>,
+}
+
+/// What is written into a job's cgroup; what is not given stays as the kernel has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Memory of all its processes and its file system together.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Thousandths of a core.
+    pub cpu_milli: Option<u64>,
+    /// Share of the processor against other jobs.
+    pub cpu_weight: Option<u64>,
+    /// Share of disks against other jobs.
+    pub io_weight: Option<u64>,
 }
 
 /// Where a job finds what is its own.
@@ -219,9 +233,26 @@ pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
         scratch_inodes: (scratch_bytes / BYTES_PER_INODE).max(256),
         limits: process_limits(&spawn.limits, means),
         secrets: secrets(spawn)?,
-        cgroup_memory_bytes: spawn.limits.memory_bytes.filter(|_| means.has_cgroup),
-        cgroup_pids: spawn.limits.pids.filter(|_| means.has_cgroup),
+        cgroup: cgroup_limits(&spawn.limits, means.cgroup)?,
         directory,
+    })
+}
+
+/// A maximum that cannot be kept refuses the job; a share is one of what is there, and without a cgroup all are equal.
+fn cgroup_limits(limits: &Limits, controllers: Option<Controllers>) -> Result<CgroupLimits, Refusal> {
+    let shares = controllers.unwrap_or_default();
+    if limits.cpu_milli.is_some() && !shares.cpu {
+        return Err(Refusal {
+            reason: Reason::SandboxUnavailable,
+            message: "limits.cpu_milli: this worker has no cgroup with the controller cpu".into(),
+        });
+    }
+    Ok(CgroupLimits {
+        memory_bytes: limits.memory_bytes.filter(|_| controllers.is_some()),
+        pids: limits.pids.filter(|_| controllers.is_some()),
+        cpu_milli: limits.cpu_milli,
+        cpu_weight: limits.cpu_weight.filter(|_| shares.cpu),
+        io_weight: limits.io_weight.filter(|_| shares.io),
     })
 }
 
@@ -439,7 +470,7 @@ fn place(path: &str) -> Result<Place, Refusal> {
 }
 
 fn process_limits(limits: &Limits, means: &Means) -> Vec<(ProcessLimit, u64)> {
-    let memory = limits.memory_bytes.filter(|_| !means.has_cgroup);
+    let memory = limits.memory_bytes.filter(|_| means.cgroup.is_none());
     // One more than asked: the namespace's first process counts, and is ours. Without one it is not the job's user's.
     let first = u64::from(means.level > Level::None);
     let pids = limits.pids.map(|pids| pids.saturating_add(first));
@@ -466,7 +497,7 @@ mod tests {
         level: Level::Strict,
         accepted: Level::Strict,
         allow_host_network: false,
-        has_cgroup: false,
+        cgroup: None,
         has_inputs: true,
         directories: None,
     };
@@ -496,9 +527,13 @@ mod tests {
                 tmp_bytes: 1 << 20,
                 output_bytes: 1 << 20,
                 cpu_s: None,
+                cpu_milli: None,
+                cpu_weight: None,
+                io_weight: None,
             },
             secrets: BTreeMap::new(),
             directory: None,
+            fail_on_output_limit: false,
         }
     }
 
@@ -658,11 +693,11 @@ mod tests {
     fn a_cgroup_bounds_memory_where_there_is_one_and_each_process_otherwise() {
         let without = plan(&spawn(), &MEANS).unwrap();
         assert!(without.limits.contains(&(ProcessLimit::AddressSpace, 1 << 30)));
-        assert_eq!((without.cgroup_memory_bytes, without.cgroup_pids), (None, None));
+        assert_eq!(without.cgroup, CgroupLimits::default());
         let with = plan(
             &spawn(),
             &Means {
-                has_cgroup: true,
+                cgroup: Some(Controllers::default()),
                 ..MEANS
             },
         )
@@ -673,10 +708,28 @@ mod tests {
                 .iter()
                 .any(|(limit, _)| *limit == ProcessLimit::AddressSpace)
         );
-        assert_eq!((with.cgroup_memory_bytes, with.cgroup_pids), (Some(1 << 30), Some(10)));
+        assert_eq!((with.cgroup.memory_bytes, with.cgroup.pids), (Some(1 << 30), Some(10)));
         for plan in [without, with] {
             assert!(plan.limits.contains(&(ProcessLimit::Processes, 11)));
         }
+    }
+
+    #[test]
+    fn a_maximum_of_processor_time_is_kept_or_the_job_refused_but_a_share_is_given_where_it_can_be() {
+        let mut job = spawn();
+        (job.limits.cpu_weight, job.limits.io_weight) = (Some(200), Some(50));
+        let with = |cpu, io| Means {
+            cgroup: Some(Controllers { cpu, io }),
+            ..MEANS
+        };
+        let shares = |means: &Means| plan(&job, means).map(|plan| (plan.cgroup.cpu_weight, plan.cgroup.io_weight));
+        assert_eq!(shares(&MEANS), Ok((None, None)));
+        assert_eq!(shares(&with(true, false)), Ok((Some(200), None)));
+        assert_eq!(shares(&with(true, true)), Ok((Some(200), Some(50))));
+        job.limits.cpu_milli = Some(500);
+        assert_eq!(reason(&job, &MEANS), Reason::SandboxUnavailable);
+        assert_eq!(reason(&job, &with(false, true)), Reason::SandboxUnavailable);
+        assert_eq!(plan(&job, &with(true, false)).unwrap().cgroup.cpu_milli, Some(500));
     }
 
     #[test]

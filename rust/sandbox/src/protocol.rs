@@ -102,6 +102,9 @@ pub struct Limits {
     pub tmp_bytes: u64,
     pub output_bytes: u64,
     pub cpu_s: Option<u64>,
+    pub cpu_milli: Option<u64>,
+    pub cpu_weight: Option<u64>,
+    pub io_weight: Option<u64>,
 }
 
 /// A job to start.
@@ -131,6 +134,8 @@ pub struct Spawn {
     pub secrets: BTreeMap<String, Secret>,
     /// Name of its directory in that of `Configure::directories`.
     pub directory: Option<String>,
+    /// Whether more output than is kept ends the job.
+    pub fail_on_output_limit: bool,
 }
 
 /// What must not be told to anybody but the job.
@@ -180,9 +185,13 @@ impl Spawn {
                 tmp_bytes: 1 << 20,
                 output_bytes: 0,
                 cpu_s: None,
+                cpu_milli: None,
+                cpu_weight: None,
+                io_weight: None,
             },
             secrets: BTreeMap::from([("secret".into(), Secret(ByteBuf::from(b"content")))]),
             directory: None,
+            fail_on_output_limit: false,
         }
     }
 }
@@ -270,6 +279,9 @@ pub enum Reason {
     SandboxUnavailable,
     SpawnFailed,
     InvalidPayload,
+    OutputLimit,
+    DiskLimit,
+    CpuLimit,
 }
 
 impl From<EndReason> for Reason {

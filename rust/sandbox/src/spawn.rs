@@ -338,6 +338,9 @@ fn made_scratch(plan: &Plan, identity: u32) -> Result<OwnedFd, Errno> {
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
 }
 
+/// Seconds after SIGXCPU in which a process that has a handler for it can end by itself.
+const CPU_GRACE_S: u64 = 1;
+
 /// The limit as the kernel takes it; never above what the launcher itself is bound to.
 fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
     let resource = match limit {
@@ -348,12 +351,13 @@ fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
         ProcessLimit::Cpu => Resource::Cpu,
         ProcessLimit::Core => Resource::Core,
     };
-    let value = Some(getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value)));
-    (
-        resource,
-        Rlimit {
-            current: value,
-            maximum: value,
-        },
-    )
+    let bound = |value: u64| Some(getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value)));
+    // At the second of the two the kernel kills without a word, so that the first is not seen where they are equal.
+    let maximum = if limit == ProcessLimit::Cpu {
+        value.saturating_add(CPU_GRACE_S)
+    } else {
+        value
+    };
+    let (current, maximum) = (bound(value), bound(maximum));
+    (resource, Rlimit { current, maximum })
 }

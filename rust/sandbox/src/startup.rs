@@ -6,8 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::io::read;
 use rustix::process::{geteuid, umask};
 
-use crate::cgroup::Subtree;
-use crate::child::Report;
+use crate::cgroup::{Controllers, Subtree};
+use crate::child::{Ended, Report};
 use crate::error::{LauncherError, host, system};
 use crate::host::{self as features, Feature};
 use crate::netns::NetworkPool;
@@ -75,13 +75,13 @@ impl Foundation {
         if level < config.level {
             return Err(host(missing(&features, config.level)));
         }
-        let (spawner, has_cgroup) = enter_sandbox(config, &features)?;
+        let (spawner, cgroup) = enter_sandbox(config, &features)?;
         let (accepted, allow_host_network) = (config.level, config.allow_host_network);
         let means = Means {
             level,
             accepted,
             allow_host_network,
-            has_cgroup,
+            cgroup,
             has_inputs: config.inputs.is_some(),
             directories: None,
         };
@@ -103,7 +103,7 @@ impl Foundation {
             level: Level::None,
             accepted: Level::None,
             allow_host_network: true,
-            has_cgroup: cgroups.is_some(),
+            cgroup: cgroups.as_ref().map(Subtree::controllers),
             has_inputs: config.inputs.is_some(),
             directories: config.directories.clone(),
         };
@@ -134,7 +134,7 @@ impl Foundation {
         let plan = plan::plan(&spawn, &self.means).map_err(|refusal| host(refusal.message))?;
         let process = self.spawner.spawn(&spawn, &plan, 0, Mode::Rehearse).map_err(host)?;
         let report = process.wait().map_err(system("wait for the rehearsal"))?;
-        if let Some(Report::Ended(0, _)) = report {
+        if let Some(Report::Ended(Ended { status: 0, .. })) = report {
             return Ok(());
         }
         let verdict = judge(&Evidence::of_report(report));
@@ -142,10 +142,10 @@ impl Foundation {
     }
 }
 
-fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, bool), LauncherError> {
+fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, Option<Controllers>), LauncherError> {
     let owner = geteuid().is_root().then_some(config.uid_base);
     let cgroups = take_over_cgroup(config, owner)?;
-    let has_cgroup = cgroups.is_some();
+    let controllers = cgroups.as_ref().map(Subtree::controllers);
     let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
     let (identities, inputs) = identity::enter(config.uid_base, config.slots, inputs).map_err(host)?;
     let has_inputs = inputs.is_some();
@@ -158,7 +158,7 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, b
     let network = network.map_err(system("network namespaces"))?;
     let namespaces = features::job_namespaces(features);
     let spawner = Spawner::new(identities, namespaces, network, cgroups, has_inputs, None);
-    Ok((spawner.map_err(host)?, has_cgroup))
+    Ok((spawner.map_err(host)?, controllers))
 }
 
 fn take_over_cgroup(config: &Configure, owner: Option<u32>) -> Result<Option<Subtree>, LauncherError> {

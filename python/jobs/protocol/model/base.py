@@ -55,6 +55,8 @@ class Reason(StrEnum):
     BLOB_ERROR = "blob_error"
     MAINTENANCE_ERROR = "maintenance_error"
     REPLICATION_ERROR = "replication_error"
+    DISK_LIMIT = "disk_limit"
+    CPU_LIMIT = "cpu_limit"
 
 
 class Stream(StrEnum):

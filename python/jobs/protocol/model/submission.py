@@ -59,6 +59,13 @@ class Limits(Given, frozen=True):
     tmp_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 50)] | None = None
     output_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
     cpu_s: Annotated[int, Meta(ge=1, le=31_536_000)] | None = None
+    """Processor time of each process."""
+    cpu_milli: Annotated[int, Meta(ge=10, le=10_000_000)] | None = None
+    """Thousandths of a core that all its processes together are slowed down to."""
+    cpu_weight: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """Share of the processor where jobs compete for it; 100 is ordinary. Otherwise a tenth of `requires.cpu_milli`."""
+    io_weight: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """Share of disks where jobs compete for them; 100 is ordinary."""
 
 
 Destination = Annotated[
@@ -100,6 +107,8 @@ class ShellPayload(Given, frozen=True):
     secrets: Annotated[dict[SecretFile, SecretRef], Meta(max_length=32)] = field(default_factory=dict)
     """Name of a file below `/run/secrets` → the owner's secret that is in it, or `credential:NAME` for what the
     worker's operator has for the owner. Only the job can read it, and its value is hidden in what the job writes."""
+    on_output_limit: Literal["truncate", "fail"] = "truncate"
+    """More output than `limits.output_bytes` is counted and dropped, or ends the job as `output_limit`."""
 
 
 MAX_SQL_BYTES: Final = 1 << 20
