@@ -419,6 +419,9 @@ def launcher_main(control_fd: int) -> None:
     with it); raises RuntimeError elsewhere. The process gives up its privileges and its view of the file system.
     """
 
+def give_up_capabilities() -> None:
+    """Give up every capability of this thread, and of those that it starts; root keeps its own. Raises RuntimeError."""
+
 def sandbox_probe() -> list[tuple[str, bool, bool, str]]:
     """What the sandbox needs of this host: (feature, present, required by level `strict`, why or how, in words)."""
 

@@ -159,6 +159,8 @@ _SANDBOX_FIXES: Final = {
     "landlock": "boot with `landlock` in the kernel's lsm= list (Linux 5.13 or newer)",
     "cgroup": "mount cgroup v2 and run the worker with Delegate=yes; limits then hold for all of a job's processes",
 }
+MAY_BECOME_ANYBODY: Final = 1 << 6 | 1 << 7
+"""The capabilities CAP_SETGID and CAP_SETUID."""
 _NAMESPACE_FIX: Final = "allow unprivileged namespaces, or start the worker as root; in a container, run it privileged"
 
 
@@ -177,6 +179,27 @@ def _sandbox(level: Level) -> Iterator[Check]:
             status: Literal["warn", "fail"] = "fail" if required and level != "none" else "warn"
             fix = _SANDBOX_FIXES.get(feature, _NAMESPACE_FIX)
             yield Check(name=f"sandbox: {feature}", status=status, found=words, fix=fix)
+    yield _job_uids()
+
+
+def _job_uids() -> Check:
+    """Whether a worker of this user gives each job a uid of its own."""
+    from jobs.workers.ids import subordinate_ids
+
+    name = "sandbox: job uids"
+    rights = int(_status_field("CapEff") or "0", 16)
+    if os.geteuid() == 0 or rights & MAY_BECOME_ANYBODY == MAY_BECOME_ANYBODY:
+        return Check(name=name, status="ok", found="each job has its own, from workers.shell.uid_base on")
+    ids = subordinate_ids()
+    if ids is None:
+        found = "this user has no subordinate uids and gids: all jobs have its own"
+        fix = "usermod --add-subuids 1000000-1065535 --add-subgids 1000000-1065535 USER, with numbers that nobody has"
+        return Check(name=name, status="warn", found=found, fix=fix)
+    if shutil.which("newuidmap") is None or shutil.which("newgidmap") is None:
+        found = "newuidmap or newgidmap is not installed: all jobs have the worker's own"
+        return Check(name=name, status="warn", found=found, fix="install them (Debian: uidmap)")
+    found = f"each job has its own, of the {ids.count} of /etc/subuid from {ids.uid} on"
+    return Check(name=name, status="ok", found=found)
 
 
 def _level(level: Level) -> Check:

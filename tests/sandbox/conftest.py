@@ -165,12 +165,15 @@ def _readable_extension(directory: Path) -> str:
 
 
 def start_launcher(identity: str, config: Configure, tag: str = "jobs-launcher") -> Launcher:
-    """Start a launcher as `root` or as an ordinary `user`; skips where that cannot be."""
-    if identity == "root" and os.geteuid() != 0:
+    """Start a launcher as `root`, as an ordinary `user`, or as a `capable` one, who may give uids to jobs; skips where
+    that cannot be."""
+    if identity != "user" and os.geteuid() != 0:
         pytest.skip("not root")
     if identity == "root" or os.geteuid() != 0:
         return Launcher.start(config, tag=tag)
     wrapper = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"]
+    if identity == "capable":
+        wrapper += [f"--{which}-caps=+setuid,+setgid" for which in ("inh", "ambient")]
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         extension = _readable_extension(Path(name))

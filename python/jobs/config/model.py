@@ -406,9 +406,11 @@ class ShellWorker(InputSettings):
     cgroup: Path | None = None
     """Delegated cgroup v2 directory to put jobs in. By default the one that the worker runs in, if it is delegated."""
     uid_base: Annotated[int, Field(ge=1_000, le=0xFFFF_0000)] = 0x7000_0000
-    """First of the uids and gids that jobs get when the worker is started as root; nobody else may use them."""
+    """First of the uids and gids that jobs get when the worker is started as root, or with the capabilities CAP_SETUID and
+    CAP_SETGID; nobody but workers of this machine may use them. Another worker's jobs get what `/etc/subuid` and
+    `/etc/subgid` give its user, and without that all have the worker's own."""
     uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
-    """How many uids and gids there are from `uid_base`: one a slot and one more."""
+    """How many uids and gids there are from `uid_base`: one a slot and one more, for each worker of this machine."""
     outputs_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(4 << 30)
     """What the files may have together that one job leaves as blobs."""
     limits: ShellLimits = ShellLimits()

@@ -21,6 +21,7 @@ from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Outcome
 from jobs.workers.framing import take_frames
+from jobs.workers.ids import Subordinate
 
 LAUNCHER_PROTOCOL: Final = 5
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -43,14 +44,15 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """First frame: what holds for every job. Answered by `Ready` or `Failed`."""
 
     slots: int
-    """Most jobs at a time; each slot has its own uid when the launcher is started as root."""
+    """Most jobs at a time; each slot has its own uid where the launcher can have any to give."""
     protocol: int = LAUNCHER_PROTOCOL
     level: Level = "strict"
     """Weakest isolation that the operator accepts; a job that cannot have it ends as `sandbox_unavailable`. With `none`
     no job has any."""
     allow_host_network: bool = False
     uid_base: int = 0x7000_0000
-    """First of `slots` + 1 uids and gids that nobody else uses; only when started as root."""
+    """First of the uids and gids that nobody but launchers uses, which give them to jobs: those that are started as root,
+    or with the capabilities CAP_SETUID and CAP_SETGID."""
     read_only_paths: list[str] = []
     """Host paths shown to jobs read-only besides the system's own."""
     inputs: str | None = None
@@ -63,6 +65,10 @@ class Configure(_Frame, frozen=True, tag="configure"):
     directories: str | None = None
     """At level `none`: a directory of the worker's, in which each job gets one (`Spawn.directory`). Whoever starts the
     launcher deletes them after the jobs' ends."""
+    uid_count: int = 8_192
+    """How many uids and gids there are from `uid_base` on. The launcher takes those that no other of the machine has."""
+    subordinate: Subordinate | None = None
+    """What a worker's user that is not root may give to its jobs."""
 
 
 class JobLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from jobs import _native
 from jobs.clock import wall_ms
 from jobs.config import ShellCaps, ShellWorker
 from jobs.content import content_bytes
@@ -39,6 +40,7 @@ from jobs.workers.executor import (
     never_ran,
 )
 from jobs.workers.former import clear
+from jobs.workers.ids import subordinate_ids
 from jobs.workers.inputs import input_directory
 from jobs.workers.notes import read_lines
 from jobs.workers.sandbox import (
@@ -90,7 +92,9 @@ class ShellExecutor:
         try:
             work = None if self._work is None else self._work.path
             self._launcher = Launcher.start(launcher_config(config, self._inputs, work), tag=tag)
-        except LauncherError as error:
+            # What it was given them for is done.
+            _native.give_up_capabilities()
+        except (LauncherError, RuntimeError) as error:
             raise ExecutorError(str(error)) from error
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_events: Callable[[Sequence[Event]], None] = lambda events: None
@@ -251,7 +255,12 @@ class ShellExecutor:
 
 def is_ours(uid: int, config: ShellWorker) -> bool:
     """Tell whether processes of this worker's launcher and jobs can have the uid."""
-    return uid == os.geteuid() or (os.geteuid() == 0 and 0 <= uid - config.uid_base < config.uid_count)
+    given = subordinate_ids()
+    return (
+        uid == os.geteuid()
+        or 0 <= uid - config.uid_base < config.uid_count
+        or (given is not None and given.has(uid))
+    )
 
 
 def launcher_config(config: ShellWorker, inputs: Path | None = None, work: Path | None = None) -> Configure:
@@ -266,6 +275,8 @@ def launcher_config(config: ShellWorker, inputs: Path | None = None, work: Path 
         inputs=None if inputs is None else str(inputs),
         output_window_bytes=WINDOW_BYTES,
         directories=None if work is None else str(work),
+        uid_count=config.uid_count,
+        subordinate=subordinate_ids(),
     )
 
 

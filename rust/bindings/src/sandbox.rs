@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(launcher_main, module)?)?;
+    module.add_function(wrap_pyfunction!(give_up_capabilities, module)?)?;
     module.add_function(wrap_pyfunction!(sandbox_probe, module)?)
 }
 
@@ -14,6 +15,12 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 fn launcher_main(py: Python<'_>, control_fd: i32) -> PyResult<()> {
     py.detach(|| launcher::serve(control_fd))
         .map_err(|error| PyRuntimeError::new_err(error.to_string()))
+}
+
+#[pyfunction]
+fn give_up_capabilities() -> PyResult<()> {
+    jobs_sandbox::give_up_capabilities()
+        .map_err(|errno| PyRuntimeError::new_err(format!("give up capabilities: {errno}")))
 }
 
 #[pyfunction]

@@ -24,7 +24,8 @@ use crate::child::{
     During, Ended, Outcome, Prepared, Report, Step, empty_capabilities, restrict_privileges, write_files, write_secrets,
 };
 use crate::copy::copy_inputs;
-use crate::identity::Identities;
+use crate::identity::{Identities, claim};
+use crate::protocol::Configure;
 use crate::syscall;
 
 /// Tells the first process of a job to kill all of it; also sent by the kernel at the launcher's death.
@@ -61,11 +62,11 @@ pub struct Bare<'a> {
 ///
 /// # Errors
 /// Names what could not be had.
-pub fn enter(uid_base: u32, jobs: Option<&str>, inputs: Option<&str>) -> io::Result<(Identities, Directories)> {
+pub fn enter(config: &Configure) -> io::Result<(Identities, Directories)> {
     let open = |path: Option<&str>| path.map(open_directory).transpose();
     let directories = Directories {
-        jobs: open(jobs)?,
-        inputs: open(inputs)?,
+        jobs: open(config.directories.as_deref())?,
+        inputs: open(config.inputs.as_deref())?,
     };
     open_children().map_err(|errno| named("list the children of a process", errno))?;
     set_child_subreaper(Some(getpid())).map_err(|errno| named("become the parent of orphans", errno))?;
@@ -85,7 +86,7 @@ pub fn enter(uid_base: u32, jobs: Option<&str>, inputs: Option<&str>) -> io::Res
     )?;
     set_no_new_privs(true)?;
     let identities = if is_separate {
-        Identities::SlotsOnHost(uid_base)
+        Identities::SlotsOnHost(claim(config)?)
     } else {
         Identities::LauncherOnHost(geteuid().as_raw())
     };

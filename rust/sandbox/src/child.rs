@@ -7,7 +7,10 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fchmod, fstat, mkdir, mkdirat, open, openat, statfs};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, chmod, chmodat, fchmod, fstat, mkdir, mkdirat, open, openat, statat,
+    statfs,
+};
 use rustix::io::{Errno, write};
 use rustix::mount::{
     MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_remount, move_mount, open_tree,
@@ -38,6 +41,10 @@ const SECRETS: &CStr = c"/run/secrets";
 const EXECUTABLE: Mode = Mode::from_raw_mode(0o755);
 const OWNER_READS: Mode = Mode::from_raw_mode(0o400);
 const OWNER_ENTERS: Mode = Mode::from_raw_mode(0o500);
+/// The job's directory.
+const WORK: &CStr = c"/work";
+/// How deep the directories are that outputs are looked for in: as deep as they may be named (`MAX_OUTPUT_DEPTH`).
+const MAX_OUTPUT_DEPTH: u32 = 64;
 const HOST_NAME: &[u8] = b"job";
 /// What /proc tells of the kernel that a job need not know, or lets it do: covered by /dev/null.
 const MASKED: &[&CStr] = &[
@@ -188,6 +195,8 @@ pub struct Prepared<'a> {
     pub scratch_options: &'a CStr,
     /// The memory file system, where it is made already because somebody else holds it too.
     pub scratch: Option<BorrowedFd<'a>>,
+    /// Whether others are to read what is left in it.
+    pub opens_scratch: bool,
     /// Content of the script, if there is one.
     pub script: Option<&'a [u8]>,
     /// Files with their content.
@@ -237,12 +246,11 @@ impl<T> During<T> for Result<T, Errno> {
 /// Sets up the job's world, starts its program, waits for its end, ends all that is left and reports. Being the first
 /// process of the pid namespace, its own end makes the kernel kill whatever runs there, should it come early.
 pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
-    let wait_for = if prepared.bare.is_some() {
-        bare::wait_for
-    } else {
-        wait_for
+    let wait = |main| match prepared.bare {
+        Some(_) => bare::wait_for(main),
+        None => wait_for(main, prepared.opens_scratch),
     };
-    let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), wait_for);
+    let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), wait);
     // If nobody reads it any more, nobody needs it.
     let _ = write(syscall::borrow_fd(REPORT_FD), &report.to_bytes());
     syscall::exit_now(0)
@@ -270,7 +278,7 @@ fn start(prepared: &Prepared<'_>, stack: &mut [u8]) -> Outcome<Pid> {
     failure.map_or(Ok(main), Err)
 }
 
-fn wait_for(main: Pid) -> Report {
+fn wait_for(main: Pid, opens_scratch: bool) -> Report {
     loop {
         while let Some((pid, status)) = syscall::reap_any() {
             if pid == main.as_raw_nonzero().get() {
@@ -279,6 +287,9 @@ fn wait_for(main: Pid) -> Report {
                 // Not left to our own end: the report is to say that nothing runs any more.
                 syscall::signal_everyone(libc::SIGKILL);
                 syscall::reap_everyone();
+                if opens_scratch {
+                    let _ = open_to_others();
+                }
                 return Report::Ended(Ended {
                     status,
                     usage: syscall::usage_of_children(),
@@ -297,6 +308,53 @@ fn wait_for(main: Pid) -> Report {
 /// Whether there is no room for one more block or file.
 fn is_full(path: &CStr) -> bool {
     statfs(path).is_ok_and(|room| room.f_bavail == 0 || room.f_ffree == 0)
+}
+
+/// Lets others read the job's directory, as far down as outputs are looked for. Nothing of the job runs any more: what
+/// has been looked at is what is changed. What cannot be changed is found to be unreadable by whoever wants it.
+fn open_to_others() -> Result<(), Errno> {
+    chmod(WORK, Mode::from_raw_mode(0o755))?;
+    chmod(SCRATCH, Mode::from_raw_mode(0o755))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let work = openat(CWD, WORK, flags, Mode::empty())?;
+    let device = fstat(&work)?.st_dev;
+    open_entries(&work, device, MAX_OUTPUT_DEPTH)
+}
+
+fn open_entries(directory: &OwnedFd, device: u64, depth: u32) -> Result<(), Errno> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let Ok(status) = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        // Inputs are mounts of their own, and readable.
+        if status.st_dev != device {
+            continue;
+        }
+        match FileType::from_raw_mode(status.st_mode) {
+            FileType::RegularFile => {
+                let _ = chmodat(
+                    directory,
+                    name,
+                    Mode::from_raw_mode(status.st_mode | 0o444),
+                    AtFlags::empty(),
+                );
+            }
+            FileType::Directory if depth > 0 => {
+                let _ = chmodat(directory, name, Mode::from_raw_mode(0o755), AtFlags::empty());
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                if let Ok(below) = openat(directory, name, flags, Mode::empty()) {
+                    let _ = open_entries(&below, device, depth - 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn set_up(prepared: &Prepared<'_>) -> Outcome {

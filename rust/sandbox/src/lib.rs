@@ -28,3 +28,4 @@ mod syscall;
 mod view;
 
 pub use error::LauncherError;
+pub use identity::give_up_capabilities;

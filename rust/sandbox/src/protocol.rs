@@ -89,6 +89,22 @@ pub struct Configure {
     pub output_window_bytes: usize,
     /// Directory of the worker's in which each job has one of its own; at level `none`.
     pub directories: Option<String>,
+    /// How many uids and gids there are from `uid_base` on.
+    pub uid_count: u32,
+    /// Those of the worker's user, when it is not root.
+    pub subordinate: Option<Subordinate>,
+}
+
+/// uids and gids that `/etc/subuid` and `/etc/subgid` give a user.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subordinate {
+    /// First uid.
+    pub uid: u32,
+    /// First gid.
+    pub gid: u32,
+    /// How many of each.
+    pub count: u32,
 }
 
 /// Bounds of one execution; `None` is unlimited.

@@ -69,6 +69,7 @@ impl Process {
 /// What is made once and used for every job.
 pub struct Spawner {
     identities: Identities,
+    opens_kept: bool,
     namespaces: u64,
     network: Option<NetworkPool>,
     landlock: Option<Rules>,
@@ -108,12 +109,14 @@ pub enum Mode {
 }
 
 impl Spawner {
-    /// Makes what all jobs share.
+    /// Makes what all jobs share. With `opens_kept` a job's first process lets others read what its job has left, for a
+    /// worker that is given it and is not root.
     ///
     /// # Errors
     /// Names what could not be had.
     pub fn new(
         identities: Identities,
+        opens_kept: bool,
         namespaces: u64,
         network: Option<NetworkPool>,
         cgroups: Option<Subtree>,
@@ -123,6 +126,7 @@ impl Spawner {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
             identities,
+            opens_kept,
             namespaces,
             network,
             landlock: syscall::landlock_version().map(Rules::new),
@@ -196,6 +200,7 @@ impl Spawner {
             id_map: &child::id_map(identity),
             scratch_options: &scratch_options(plan, identity),
             scratch: kept.as_ref().map(AsFd::as_fd),
+            opens_scratch: self.opens_kept && kept.is_some(),
             script: spawn.script.as_ref().map(String::as_bytes),
             files: &files,
             inputs: &plan.inputs,

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::io::read;
-use rustix::process::{geteuid, umask};
+use rustix::process::umask;
 
 use crate::cgroup::{Controllers, Subtree};
 use crate::child::{Ended, Report};
 use crate::error::{LauncherError, host, system};
 use crate::host::{self as features, Feature};
+use crate::identity::Ids;
 use crate::netns::NetworkPool;
 use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means};
@@ -75,20 +76,24 @@ impl Foundation {
         if level < config.level {
             return Err(host(missing(&features, config.level)));
         }
-        let (spawner, cgroup) = enter_sandbox(config, &features)?;
+        let laid = enter_sandbox(config, &features)?;
         let (accepted, allow_host_network) = (config.level, config.allow_host_network);
         let means = Means {
             level,
             accepted,
             allow_host_network,
-            cgroup,
+            cgroup: laid.controllers,
             has_inputs: config.inputs.is_some(),
             directories: None,
         };
         let mut foundation = Self {
-            spawner,
+            spawner: laid.spawner,
             means,
-            features: features.iter().map(Feature::words).collect(),
+            features: features
+                .iter()
+                .map(Feature::words)
+                .chain([("uids", laid.ids)])
+                .collect(),
         };
         foundation.rehearse()?;
         Ok(foundation)
@@ -97,7 +102,7 @@ impl Foundation {
     /// The same for jobs without walls: what the host has for walls does not matter.
     fn lay_bare(config: &Configure, features: &[Feature]) -> Result<Self, LauncherError> {
         let cgroups = take_over_cgroup(config, None)?;
-        let entered = bare::enter(config.uid_base, config.directories.as_deref(), config.inputs.as_deref());
+        let entered = bare::enter(config);
         let (identities, directories) = entered.map_err(host)?;
         let means = Means {
             level: Level::None,
@@ -107,7 +112,15 @@ impl Foundation {
             has_inputs: config.inputs.is_some(),
             directories: config.directories.clone(),
         };
-        let spawner = Spawner::new(identities, 0, None, cgroups, config.inputs.is_some(), Some(directories));
+        let spawner = Spawner::new(
+            identities,
+            false,
+            0,
+            None,
+            cgroups,
+            config.inputs.is_some(),
+            Some(directories),
+        );
         let uids = if identities.are_separate() {
             "a uid of its own for every job"
         } else {
@@ -142,12 +155,21 @@ impl Foundation {
     }
 }
 
-fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, Option<Controllers>), LauncherError> {
-    let owner = geteuid().is_root().then_some(config.uid_base);
-    let cgroups = take_over_cgroup(config, owner)?;
+/// What jobs are started with, and what is known of it only once it is there.
+struct Laid {
+    spawner: Spawner,
+    controllers: Option<Controllers>,
+    /// Whose uids jobs have, in words.
+    ids: String,
+}
+
+fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, LauncherError> {
+    let ids = Ids::choose(config).map_err(host)?;
+    let cgroups = take_over_cgroup(config, ids.owner())?;
     let controllers = cgroups.as_ref().map(Subtree::controllers);
     let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
-    let (identities, inputs) = identity::enter(config.uid_base, config.slots, inputs).map_err(host)?;
+    let entered = identity::enter(&ids, inputs).map_err(host)?;
+    let inputs = entered.done;
     let has_inputs = inputs.is_some();
     view::enter(&config.read_only_paths, inputs, config.allow_host_network).map_err(host)?;
     let has_network = features
@@ -157,8 +179,13 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<(Spawner, O
     let network = has_network.then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
     let namespaces = features::job_namespaces(features);
-    let spawner = Spawner::new(identities, namespaces, network, cgroups, has_inputs, None);
-    Ok((spawner.map_err(host)?, controllers))
+    let (identities, opens_kept) = (entered.identities, !entered.worker_reads);
+    let spawner = Spawner::new(identities, opens_kept, namespaces, network, cgroups, has_inputs, None).map_err(host)?;
+    Ok(Laid {
+        spawner,
+        controllers,
+        ids: entered.detail,
+    })
 }
 
 fn take_over_cgroup(config: &Configure, owner: Option<u32>) -> Result<Option<Subtree>, LauncherError> {
