@@ -291,8 +291,8 @@ class ShellLimits(_Section):
     cpu_milli: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
     """Thousandths of a core of all its processes together. Needs a cgroup with the controller `cpu`."""
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Share of the processor against other jobs, where there is a cgroup. By default a tenth of what the job requires in
-    `cpu_milli`, and 100, the kernel's own, for one that requires nothing."""
+    """Share of the processor against other jobs, where there is a cgroup. By default a tenth of what the job requires
+    in `cpu_milli`, and 100, the kernel's own, for one that requires nothing."""
     io_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Share of disks against other jobs, where there is a cgroup and a scheduler of disks that knows shares."""
 
@@ -406,8 +406,8 @@ class ShellWorker(InputSettings):
     cgroup: Path | None = None
     """Delegated cgroup v2 directory to put jobs in. By default the one that the worker runs in, if it is delegated."""
     uid_base: Annotated[int, Field(ge=1_000, le=0xFFFF_0000)] = 0x7000_0000
-    """First of the uids and gids that jobs get when the worker is started as root, or with the capabilities CAP_SETUID and
-    CAP_SETGID; nobody but workers of this machine may use them. Another worker's jobs get what `/etc/subuid` and
+    """First of the uids and gids that jobs get when the worker is started as root, or with the capabilities CAP_SETUID
+    and CAP_SETGID; nobody but workers of this machine may use them. Another worker's jobs get what `/etc/subuid` and
     `/etc/subgid` give its user, and without that all have the worker's own."""
     uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
     """How many uids and gids there are from `uid_base`: one a slot and one more, for each worker of this machine."""

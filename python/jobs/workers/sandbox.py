@@ -51,8 +51,8 @@ class Configure(_Frame, frozen=True, tag="configure"):
     no job has any."""
     allow_host_network: bool = False
     uid_base: int = 0x7000_0000
-    """First of the uids and gids that nobody but launchers uses, which give them to jobs: those that are started as root,
-    or with the capabilities CAP_SETUID and CAP_SETGID."""
+    """First of the uids and gids that nobody but launchers uses, which give them to jobs: those that are started as
+    root, or with the capabilities CAP_SETUID and CAP_SETGID."""
     read_only_paths: list[str] = []
     """Host paths shown to jobs read-only besides the system's own."""
     inputs: str | None = None
@@ -66,7 +66,7 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """At level `none`: a directory of the worker's, in which each job gets one (`Spawn.directory`). Whoever starts the
     launcher deletes them after the jobs' ends."""
     uid_count: int = 8_192
-    """How many uids and gids there are from `uid_base` on. The launcher takes those that no other of the machine has."""
+    """How many uids and gids there are from `uid_base` on; no other launcher of the machine has what this one takes."""
     subordinate: Subordinate | None = None
     """What a worker's user that is not root may give to its jobs."""
 

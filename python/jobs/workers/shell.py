@@ -257,9 +257,7 @@ def is_ours(uid: int, config: ShellWorker) -> bool:
     """Tell whether processes of this worker's launcher and jobs can have the uid."""
     given = subordinate_ids()
     return (
-        uid == os.geteuid()
-        or 0 <= uid - config.uid_base < config.uid_count
-        or (given is not None and given.has(uid))
+        uid == os.geteuid() or 0 <= uid - config.uid_base < config.uid_count or (given is not None and given.has(uid))
     )
 
 
