@@ -57,7 +57,15 @@ class Bench:
         self._count = 0
         self._messages: list[dict[str, Any]] = []
         settings = json.dumps({"slots": 8, **config})
-        service = ["systemd-run", "--pipe", "--wait", "--quiet", "--collect", f"--unit={unit}", "--property=Delegate=yes"]
+        service = [
+            "systemd-run",
+            "--pipe",
+            "--wait",
+            "--quiet",
+            "--collect",
+            f"--unit={unit}",
+            "--property=Delegate=yes",
+        ]
         self._command: Command = machine.start([*service, *owner, "/opt/jobs/bin/python", PROGRAM, settings])
         self.ready = self.wait(lambda message: "ready" in message)["ready"]
 
@@ -140,7 +148,7 @@ def started(appliance: Machine) -> Iterator[Callable[..., Bench]]:
 
 @pytest.fixture(params=OWNERS)
 def bench(request: pytest.FixtureRequest, started: Callable[..., Bench]) -> Bench:
-    """A launcher of root, of an ordinary user with subordinate ids, and of one with the two capabilities of the unit."""
+    """A launcher of root, of a user with subordinate ids, and of one with the two capabilities that the unit gives."""
     return started(request.param)
 
 
@@ -304,7 +312,9 @@ def test_neighbours_start_and_end_within_twice_the_time(root: Bench, noise: str)
     disturbed_s = median_s()
     root.kill(job)
     calm_s = min(quiet_s, median_s())
-    assert disturbed_s < 2 * max(quiet_s, calm_s), f"{1000 * disturbed_s:.0f} ms beside it, {1000 * quiet_s:.0f} without"
+    assert disturbed_s < 2 * max(quiet_s, calm_s), (
+        f"{1000 * disturbed_s:.0f} ms beside it, {1000 * quiet_s:.0f} without"
+    )
 
 
 def test_hundreds_of_jobs_leave_no_cgroup(root: Bench) -> None:

@@ -1,7 +1,7 @@
 """Runs jobs by a launcher of its own inside a virtual machine, as a test asks: a worker's side without a node.
 
-In, one JSON object a line: `spawn` (fields of Spawn, with `limits` as an object), `end` (a job), `lose` (the launcher is
-killed, and the next one takes its place). Out: `ready`, `output`, `exited`, `lost`. At the end of the input it ends.
+In, one JSON object a line: `spawn` (fields of Spawn, with `limits` as an object), `end` (a job), `lose` (the launcher
+is killed, and the next one takes its place). Out: `ready`, `output`, `exited`, `lost`. At the end of the input it ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import msgspec
 from jobs.protocol.ids import Attempt, JobId
 from jobs.workers.ids import subordinate_ids
 from jobs.workers.sandbox import Ack, Configure, End, Exited, JobLimits, Launcher, LauncherError, Output, Spawn
-
 
 TOLD_BYTES = 4096
 """What is told of a job's output is its beginning, and its last piece with the end."""
