@@ -15,12 +15,15 @@ MANIFEST := --manifest-path rust/Cargo.toml --locked
 PYTEST := $(BIN)/python -m pytest
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
+# What some tests try with, and are skipped without (Debian packages).
+TEST_PACKAGES := bubblewrap curl dbus-daemon gcc iproute2 nix-bin prometheus skopeo squashfs-tools systemd uidmap umoci zsh
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # Where tests do more at a larger scale.
 CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_endurance.py $(addprefix tests/integration/test_, log_kill.py consensus.py store_processes.py \
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
-.PHONY: help setup setup-vm demo test lint rust-test bench test-faults test-vm reference deb lock clean
+.PHONY: help setup setup-tests setup-vm demo test lint rust-test bench test-faults test-vm reference deb lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,8 +74,14 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	# At the scale of every day these are what `make test` has run.
 	test $(SCALE) = 1 || JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -m 'not slow' -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
 
+setup-tests: ## Install what some tests are skipped without (Debian packages, with sudo when not root)
+	$(AS_ROOT) apt-get update --quiet
+	$(AS_ROOT) apt-get install --yes --quiet --no-install-recommends $(TEST_PACKAGES)
+
 setup-vm: setup ## Install what virtual machines need (Debian packages, with sudo when not root)
-	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --quiet --no-install-recommends $$($(BIN)/python -m tests.vm --packages)
+	$(AS_ROOT) apt-get update --quiet
+	$(AS_ROOT) apt-get install --yes --quiet --no-install-recommends \
+	  $$($(BIN)/python -m tests.vm --packages)
 
 test-vm: setup ## What needs a machine of its own: systemd, cgroup limits, power cuts; in virtual machines
 	# One after the other: an emulated machine takes a core or two.
