@@ -166,6 +166,29 @@ def test_whoever_may_read_the_file_may_read_the_next_one(written: Written) -> No
         assert (stat.S_IMODE(found.st_mode), found.st_gid) == (mode, group)
 
 
+def test_a_directory_that_hands_its_group_on_has_its_files_read_by_that_group(tmp_path: Path) -> None:
+    group = 65_534 if os.getuid() == 0 else os.getgid()
+    shared, private = tmp_path / "shared", tmp_path / "private"
+    for directory in (shared, private):
+        directory.mkdir()
+        os.chown(directory, -1, group)
+        directory.chmod(0o2750 if directory == shared else 0o750)
+    before = os.umask(0o027)
+    try:
+        for directory, rights in ((shared, [0o640, 0o660]), (private, [0o600, 0o600])):
+            written = Written(directory)
+            written.fill(10)
+            written.compact()
+            found = [(directory / "compact-1" / name).stat() for name in ("data.mdb", "lock.mdb")]
+            assert [stat.S_IMODE(one.st_mode) for one in found] == rights
+            # A node may be forbidden to set the bit, and has not to: it is inherited.
+            assert (directory / "compact-1").stat().st_mode & 0o7777 == directory.stat().st_mode & 0o7777
+            written.store.close()
+        assert {path.stat().st_gid for path in shared.rglob("*")} == {group}
+    finally:
+        os.umask(before)
+
+
 def test_a_copy_is_broken_off_by_who_is_told_how_far_it_is(written: Written) -> None:
     written.fill(10_000)
     names = written.file_names()
