@@ -58,9 +58,9 @@ def _lines(settings: Mapping[str, Any]) -> Iterable[str]:
             yield f"{name}={str(one).lower() if isinstance(one, bool) else one}"
 
 
-def lay_out(packaged: Path, made: Mapping[str, Any], target: Path, at: str | None = None) -> None:
+def lay_out(packaged: Path, made: Mapping[str, Any], target: Path) -> None:
     """Put units together as nixos/lib/systemd-lib.nix does: those of the package, the module's as drop-ins of them or
-    as units of their own, and links for what wants them. `at`: where all of this is going to be."""
+    as units of their own, and links for what wants them."""
     for file in packaged.rglob("*"):
         if file.is_file():
             copy = target / file.relative_to(packaged)
@@ -76,7 +76,7 @@ def lay_out(packaged: Path, made: Mapping[str, Any], target: Path, at: str | Non
             if unit.get("script"):
                 script.write_text(f"#!/bin/sh\nset -e\n{unit['script']}\n")
                 script.chmod(0o755)
-            file.write_text(override(unit, f"{at or target}/{script.relative_to(target)}"))
+            file.write_text(override(unit, str(script)))
             for wanting in unit["wantedBy"]:
                 wants = target / f"{wanting}.wants"
                 wants.mkdir(exist_ok=True)
