@@ -23,7 +23,7 @@ TYPES = typing.get_args(WorkerType)
 SERVICES = ["jobs-node.service", *appliance.worker_units(TYPES)]
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 # What the worker for commands needs on top is said line by line in its drop-in.
-THRESHOLDS = {"jobs-worker@shell.service": 4.0}
+THRESHOLDS = {"jobs-worker@shell.service": 3.8}
 OTHERS = 2.0
 
 

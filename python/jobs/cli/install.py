@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jobs.appliance import File
 
 _ROOT: Final = Path("/")
+_KINDS: Final = ("sysusers", "tmpfiles")
 _EPILOG: Final = """\
 Then `systemctl start jobs-node` starts the node and the workers that are enabled. docs/install.md says more."""
 
@@ -70,9 +71,6 @@ def _prepare(wanted: Sequence[File]) -> None:
     _run("systemd-sysusers", *by_kind["sysusers"])
     _run("systemd-tmpfiles", "--create", *by_kind["tmpfiles"])
     _run("systemctl", "daemon-reload")
-
-
-_KINDS: Final = ("sysusers", "tmpfiles")
 
 
 def _types(text: str | None, known: Sequence[str]) -> list[str]:
