@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.vm.machine import Machine
+from tests.vm.product import PYTHON
 
 TYPES = ("shell", "sql", "blob", "maintenance", "replication")
 SERVICES = ["jobs-node.service", *(f"jobs-worker@{name}.service" for name in TYPES)]
@@ -205,7 +206,7 @@ def test_a_disk_that_is_full_refuses_what_is_new_and_loses_nothing(appliance: Ma
         "fallocate --length $(df --output=avail --block-size=1 /var/lib/jobs | tail -1) /var/lib/jobs/ballast"
     )
     # When clients write on
-    count, code = appliance.check(["/opt/jobs/bin/python", "-c", FILL], user="alice", timeout_s=600).split()
+    count, code = appliance.check([PYTHON, "-c", FILL], user="alice", timeout_s=600).split()
     # Then they are refused by name, and everything that was acknowledged is there
     assert code == "storage_full"
     assert jobctl(appliance, "kv", "get", "/data/vm/before").strip() == "kept"

@@ -13,9 +13,9 @@ import pytest
 from tests.vm.conftest import LOAD
 from tests.vm.image import Image
 from tests.vm.machine import Machine
+from tests.vm.product import PYTHON
 from tests.vm.switch import Switch
 
-PYTHON = "/opt/jobs/bin/python"
 NAMES = ("n1", "n2", "n3")
 NETWORK = """
 [Match]

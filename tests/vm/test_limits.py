@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.vm.machine import Command, Machine
+from tests.vm.product import PYTHON
 
 HERE = Path(__file__).parent
 PROGRAM = "/usr/local/lib/launch.py"
@@ -66,7 +67,7 @@ class Bench:
             f"--unit={unit}",
             "--property=Delegate=yes",
         ]
-        self._command: Command = machine.start([*service, *owner, "/opt/jobs/bin/python", PROGRAM, settings])
+        self._command: Command = machine.start([*service, *owner, PYTHON, PROGRAM, settings])
         self.ready = self.wait(lambda message: "ready" in message)["ready"]
 
     def close(self) -> None:
@@ -132,7 +133,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def started(appliance: Machine) -> Iterator[Callable[..., Bench]]:
     """Starts launchers; each is there once, and as long as the tests."""
-    appliance.put(PROGRAM, (HERE / "guest/launch.py").read_text())
+    appliance.put(PROGRAM, (HERE / "launch.py").read_text())
     made: dict[str, Bench] = {}
     with ExitStack() as stack:
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.vm.conftest import LOAD
 from tests.vm.machine import Machine
+from tests.vm.product import PYTHON
 
-PYTHON = "/opt/jobs/bin/python"
 CUTS = 2
 ACKNOWLEDGED = 40
 
