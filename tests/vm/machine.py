@@ -24,7 +24,7 @@ from typing import Any, Final, Self
 
 from tests.vm.image import Image
 
-BOOT_TIMEOUT_S: Final = 240
+BOOT_TIMEOUT_S: Final = 600
 COMMAND_TIMEOUT_S: Final = 120
 DATA_BYTES: Final = 2 * 2**30
 # What the wheels are built for, with the instructions that ciphers use; wider vectors only cost an emulator time.
