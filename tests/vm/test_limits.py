@@ -83,7 +83,7 @@ class Bench:
             for index, message in enumerate(self._messages):
                 if wanted(message):
                     return self._messages.pop(index)
-            self._command.wait_for(f'"n": {self._seen}}}\n', PATIENCE_S)
+            self._command.wait_for(f'"n": {self._seen}}}\n', timeout_s=PATIENCE_S)
             self._messages.append(json.loads(self._command.stdout.split("\n")[self._seen]))
             self._seen += 1
 
