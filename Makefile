@@ -9,10 +9,13 @@ PYTHON ?= $(shell for name in python3 python3.11 python3.12 python3.13 python3.1
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := python/requirements.lock
-RUST_SOURCES := $(shell find rust -path rust/target -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
+RUST_SOURCES := $(shell find rust -path rust/target -prune -o -path rust/fuzz -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
 CARGO := cargo
 MANIFEST := --manifest-path rust/Cargo.toml --locked
 PYTEST := $(BIN)/python -m pytest
+# How long each target of the fuzzer runs, and what it is built for.
+FUZZ_SECONDS ?= 20
+RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
 # What some tests try with, and are skipped without (Debian packages).
@@ -23,7 +26,7 @@ CAMPAIGNS := tests/property tests/cluster tests/blobs tests/sandbox/test_enduran
 	node_kill.py schedules_node.py array_node.py net.py failpoints.py) \
 	$(addprefix tests/replication/test_, campaign.py strangers.py)
 
-.PHONY: help setup setup-tests setup-vm demo test lint rust-test bench test-faults test-vm reference deb lock clean
+.PHONY: help setup setup-tests setup-vm demo test lint rust-test bench test-faults test-vm fuzz reference deb lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +89,15 @@ setup-vm: setup ## Install what virtual machines need (Debian packages, with sud
 test-vm: setup ## What needs a machine of its own: systemd, cgroup limits, power cuts; in virtual machines
 	# One after the other: an emulated machine takes a core or two.
 	$(PYTEST) -q tests/vm
+
+fuzz: ## Random bytes for whatever reads bytes of others (FUZZ_SECONDS=20 each)
+	cd rust/fuzz && $(CARGO) build --release --locked --quiet --target $(RUST_HOST)
+	for target in $(notdir $(basename $(wildcard rust/fuzz/targets/*.rs))); do \
+	  mkdir -p rust/target/fuzz/found/$$target; \
+	  rust/target/fuzz/$(RUST_HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -rss_limit_mb=1024 \
+	    -verbosity=0 -print_final_stats=1 -artifact_prefix=rust/target/fuzz/$$target- \
+	    rust/target/fuzz/found/$$target rust/fuzz/corpus/$$target; \
+	done
 
 bench: setup ## Measure; prints ratios against what the same machine can do
 	$(BIN)/python -m benchmarks

@@ -412,12 +412,8 @@ def sql_record_fields() -> list[tuple[str, list[str], list[str]]]:
 
 # --- sandbox -------------------------------------------------------------------------------------------------------
 
-def launcher_main(control_fd: int) -> None:
-    """Be the launcher: serve the control socket until its end, then end every job and return.
-
-    Called in a process of its own that has one thread (see `jobs.workers.sandbox.Launcher`, which starts it and speaks
-    with it); raises RuntimeError elsewhere. The process gives up its privileges and its view of the file system.
-    """
+def launcher_program() -> bytes:
+    """The launcher, an executable file: `jobs-launcher CONTROL_FD NAME` (see `jobs.workers.sandbox.Launcher`)."""
 
 def give_up_capabilities() -> None:
     """Give up every capability of this thread, and of those that it starts; root keeps its own. Raises RuntimeError."""

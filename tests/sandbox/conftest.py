@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import select
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.wire import Outcome
 from jobs.workers.sandbox import (
@@ -157,13 +153,6 @@ def wait_gone(pids: set[int]) -> None:
         os.sched_yield()
 
 
-def _readable_extension(directory: Path) -> str:
-    copy = directory / "_native.abi3.so"
-    shutil.copy(_native.__file__, copy)
-    copy.chmod(0o755)
-    return str(copy)
-
-
 def start_launcher(identity: str, config: Configure, tag: str = "jobs-launcher") -> Launcher:
     """Start a launcher as `root`, as an ordinary `user`, or as a `capable` one, who may give uids to jobs; skips where
     that cannot be."""
@@ -171,17 +160,12 @@ def start_launcher(identity: str, config: Configure, tag: str = "jobs-launcher")
         pytest.skip("not root")
     if identity == "root" or os.geteuid() != 0:
         return Launcher.start(config, tag=tag)
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv")
     wrapper = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"]
     if identity == "capable":
         wrapper += [f"--{which}-caps=+setuid,+setgid" for which in ("inh", "ambient")]
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        extension = _readable_extension(Path(name))
-        for python in (sys.executable, "/usr/bin/python3"):
-            check = [*wrapper, python, "-I", "-S", "-c", "import sys; assert sys.version_info >= (3, 11)"]
-            if shutil.which("setpriv") and subprocess.run(check, check=False, capture_output=True).returncode == 0:
-                return Launcher.start(config, tag=tag, python=[*wrapper, python], extension=extension)
-    pytest.skip("no Python 3.11 that an ordinary user can run, or no setpriv")
+    return Launcher.start(config, tag=tag, wrapper=wrapper)
 
 
 @pytest.fixture(scope="session", params=["root", "user"])

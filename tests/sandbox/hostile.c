@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <mqueue.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -30,6 +31,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 static void told(const char *name, long result) { printf("%s %d\n", name, result == -1 ? errno : 0); }
@@ -286,6 +288,45 @@ static void exhaustion(void) {
     fflush(stdout);
 }
 
+/* All that can be had of what the kernel counts by user, held until the end; and a little of it. */
+static int queue(int number) {
+    char name[32];
+    snprintf(name, sizeof name, "/hostile-%d-%d", getpid(), number);
+    return mq_open(name, O_CREAT | O_RDWR, 0600, NULL);
+}
+static int timer(void) {
+    timer_t made;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN};
+    return timer_create(CLOCK_MONOTONIC, &event, &made);
+}
+static int locked(size_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? -1 : mlock(memory, size);
+}
+static void hoard(void) {
+    int count;
+    for (count = 0; count < 1000000 && inotify_init() >= 0; count++) {}
+    printf("inotify %d\n", count);
+    for (count = 0; count < 1000000 && queue(count) >= 0; count++) {}
+    printf("queues %d\n", count);
+    for (count = 0; count < 1000000 && timer() == 0; count++) {}
+    printf("timers %d\n", count);
+    for (count = 0; count < 1000000 && locked(65536) == 0; count++) {}
+    printf("locked %d\n", count);
+    printf("hoarded\n");
+    fflush(stdout);
+    pause();
+}
+static void modest(void) {
+    TRY("inotify", inotify_init());
+    TRY("queue", queue(0));
+    char name[32];
+    snprintf(name, sizeof name, "/hostile-%d-0", getpid());
+    mq_unlink(name);
+    TRY("timer", timer());
+    TRY("locked memory", locked(65536));
+}
+
 /* A neighbour's things, left here to be found: `leave` waits for its end. */
 static void leave(void) {
     int shm = shmget(0x4a6f6273, 4096, IPC_CREAT | 0666);
@@ -313,7 +354,7 @@ int main(int count, char **names) {
     const struct { const char *name; void (*tries)(void); } all[] = {
         {"descriptors", descriptors}, {"programs", programs}, {"others", others}, {"namespaces", namespaces},
         {"cgroups", cgroups}, {"rights", rights}, {"devices", devices}, {"mounts", mounts}, {"machine", machine},
-        {"precedence", precedence}, {"exhaustion", exhaustion}, {"leave", leave}, {"look", look},
+        {"precedence", precedence}, {"exhaustion", exhaustion}, {"hoard", hoard}, {"modest", modest}, {"leave", leave}, {"look", look},
     };
     for (int i = 1; i < count; i++)
         for (size_t j = 0; j < sizeof all / sizeof *all; j++)

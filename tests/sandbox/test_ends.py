@@ -195,22 +195,6 @@ def test_signals_for_the_worker_s_group_do_not_end_the_launcher(sandbox: Sandbox
     assert sandbox.run("echo", "still here").stdout == "still here\n"
 
 
-def test_a_process_with_threads_cannot_be_a_launcher() -> None:
-    import threading
-
-    from jobs import _native
-
-    release = threading.Event()
-    thread = threading.Thread(target=release.wait)
-    thread.start()
-    try:
-        with pytest.raises(RuntimeError, match="one thread"):
-            _native.launcher_main(0)
-    finally:
-        release.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("slots", [0, 5000])
 def test_an_impossible_number_of_slots_is_refused_in_words(slots: int) -> None:
     with pytest.raises(LauncherError, match=f"slots: {slots}"):

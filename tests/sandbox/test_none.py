@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -301,8 +300,8 @@ def test_a_root_without_rights_to_other_uids_is_as_an_ordinary_user(place: Path,
     """Given a root whose capabilities a container has taken away."""
     if identity != "root" or shutil.which("setpriv") is None:
         pytest.skip("not root, or no setpriv")
-    wrapper = ["setpriv", "--bounding-set=-setuid", "--inh-caps=-setuid", sys.executable]
-    launcher = Launcher.start(Configure(slots=1, level="none", directories=str(place / "work")), python=wrapper)
+    wrapper = ["setpriv", "--bounding-set=-setuid", "--inh-caps=-setuid"]
+    launcher = Launcher.start(Configure(slots=1, level="none", directories=str(place / "work")), wrapper=wrapper)
     try:
         assert "worker's uid" in launcher.ready.features["uids"]
     finally:

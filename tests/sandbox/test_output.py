@@ -64,6 +64,15 @@ def test_one_line_of_100_mb_takes_bounded_memory(sandbox: Sandbox) -> None:
     assert resident_bytes(sandbox.launcher.pid) - before < 8 * MIB
 
 
+def test_one_line_of_a_gigabyte_is_counted_to_its_end_and_holds_nobody_up(sandbox: Sandbox) -> None:
+    before = resident_bytes(sandbox.launcher.pid)
+    job = sandbox.start("head", "-c", "1000000000", "/dev/zero", limits=limits(output_bytes=1000))
+    assert sandbox.run("echo", "neighbour").stdout == "neighbour\n"
+    stdout = sandbox.wait(job).outcome.stdout
+    assert (stdout.bytes, stdout.stored_bytes, stdout.truncated) == (1_000_000_000, 1000, True)
+    assert resident_bytes(sandbox.launcher.pid) - before < 8 * MIB
+
+
 def test_frames_are_no_larger_than_the_node_takes(sandbox: Sandbox) -> None:
     result = sandbox.run("head", "-c", "3000000", "/dev/zero")
     sizes = [sum(len(data) for _, data in event.segments) for event in result.events if hasattr(event, "segments")]

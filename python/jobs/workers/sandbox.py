@@ -1,16 +1,18 @@
 """Typed face of the sandbox launcher: the process that starts, watches and ends isolated commands.
 
-The launcher is the Python interpreter that has loaded nothing but the extension; it has one thread and its loop is
-Rust (rust/sandbox). One stream socket joins it to its worker: u32 big-endian length, then one MessagePack map tagged by
-`t`. When the socket ends it kills every job and exits; when it dies, the kernel kills every job.
+The launcher is a program of its own, small and with one thread (rust/sandbox), which the extension carries: a start of
+a job copies the launcher's memory, so it had better have little. One stream socket joins it to its worker: u32
+big-endian length, then one MessagePack map tagged by `t`. When the socket ends it kills every job and exits; when it
+dies, the kernel kills every job.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, TypeAlias
 
@@ -235,19 +237,25 @@ def _no_event(detail: str) -> LauncherError:
     return LauncherError(f"launcher event: {detail}")
 
 
-_PROGRAM: Final = """\
-import sys
-with open("/proc/self/comm", "w") as comm:  # inherited by the first process of every job
-    comm.write(sys.argv[3])
-from importlib.machinery import ExtensionFileLoader, ModuleSpec
-loader = ExtensionFileLoader("jobs._native", sys.argv[1])
-native = loader.create_module(ModuleSpec("jobs._native", loader, origin=sys.argv[1]))
-loader.exec_module(native)
-try:
-    native.launcher_main(int(sys.argv[2]))
-except RuntimeError as error:
-    sys.exit(f"jobs sandbox launcher: {error}")
-"""
+_MFD_EXEC: Final = 0x10
+
+
+def _sealed_program() -> int:
+    """Return a descriptor of the launcher's program, in memory: no name leads to it, and nobody can write it any more,
+    not even by the /proc/PID/exe of a process that runs it."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        program = os.memfd_create("jobs-launcher", flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel before 6.3: every such file may be executed
+            raise
+        program = os.memfd_create("jobs-launcher", flags)
+    with open(program, "wb", closefd=False) as file:
+        file.write(_native.launcher_program())
+    fcntl.fcntl(
+        program, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    )
+    return program
 
 
 class Launcher:
@@ -272,25 +280,21 @@ class Launcher:
         config: Configure,
         *,
         tag: str = "jobs-launcher",
-        python: Sequence[str] = (sys.executable,),
-        extension: str = _native.__file__,
+        wrapper: Sequence[str] = (),
         timeout_s: float = 30.0,
     ) -> Launcher:
         """Start the process and wait until it is ready to take jobs.
 
-        `tag` is the name of its processes, up to 15 bytes. `python` is the interpreter, with whatever is to run before
-        it (`setpriv …`). To be called before the calling process has threads, or at least while none of them forks.
-        Raises LauncherError with the launcher's own words when it cannot work on this host.
+        `tag` is the name of its processes, up to 15 bytes. `wrapper` is a command that runs it (`setpriv …`). Raises
+        LauncherError with the launcher's own words when it cannot work on this host.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = subprocess.Popen(
-                [*python, "-I", "-S", "-c", _PROGRAM, extension, str(theirs.fileno()), tag],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={},
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                process = _start(theirs, tag, wrapper)
+        except OSError as error:
+            ours.close()
+            raise LauncherError(f"start the sandbox launcher: {error}") from error
         try:
             ours.settimeout(timeout_s)
             ours.sendall(encode(config))
@@ -370,6 +374,20 @@ class Launcher:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def _start(control: socket.socket, tag: str, wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
+    program = _sealed_program()
+    try:
+        return subprocess.Popen(
+            [*wrapper, f"/proc/self/fd/{program}", str(control.fileno()), tag],
+            pass_fds=[control.fileno(), program],
+            stdin=subprocess.DEVNULL,
+            env={},
+            start_new_session=True,
+        )
+    finally:
+        os.close(program)
 
 
 def _await_ready(control: socket.socket) -> Ready:

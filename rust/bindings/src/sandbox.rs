@@ -1,20 +1,22 @@
 //! Python face of `jobs-sandbox`.
 
 use jobs_sandbox::host::{self, Feature};
-use jobs_sandbox::launcher;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// The launcher as a program of its own: it shares no memory with what this library is loaded into.
+static LAUNCHER: &[u8] = include_bytes!(env!("JOBS_LAUNCHER"));
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(launcher_main, module)?)?;
+    module.add_function(wrap_pyfunction!(launcher_program, module)?)?;
     module.add_function(wrap_pyfunction!(give_up_capabilities, module)?)?;
     module.add_function(wrap_pyfunction!(sandbox_probe, module)?)
 }
 
 #[pyfunction]
-fn launcher_main(py: Python<'_>, control_fd: i32) -> PyResult<()> {
-    py.detach(|| launcher::serve(control_fd))
-        .map_err(|error| PyRuntimeError::new_err(error.to_string()))
+fn launcher_program(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, LAUNCHER)
 }
 
 #[pyfunction]

@@ -183,6 +183,8 @@ pub struct Prepared<'a> {
     pub network: Option<BorrowedFd<'a>>,
     /// Whether the loopback of that is to be up.
     pub has_loopback: bool,
+    /// Whether it has a host name of its own.
+    pub has_host_name: bool,
     /// Where the report goes.
     pub report: BorrowedFd<'a>,
     /// What the job has under the numbers from 0 on: stdin, stdout, stderr, its notes.
@@ -211,8 +213,8 @@ pub struct Prepared<'a> {
     pub limits: &'a [(Resource, Rlimit)],
     /// Landlock rules, if the kernel has it.
     pub landlock: Option<&'a crate::landlock::Rules>,
-    /// The filter.
-    pub seccomp: &'a [Instruction],
+    /// The filter; none where the host has none.
+    pub seccomp: Option<&'a [Instruction]>,
     /// Programs to try.
     pub candidates: &'a [CString],
     /// Arguments.
@@ -367,7 +369,9 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
             raise_loopback().during(Step::Network)?;
         }
     }
-    sethostname(HOST_NAME).during(Step::HostName)?;
+    if prepared.has_host_name {
+        sethostname(HOST_NAME).during(Step::HostName)?;
+    }
     mount_views(prepared)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let work = open(c"/work", flags, Mode::empty()).during(Step::Files)?;
@@ -385,7 +389,8 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     if poll(&mut launcher, Some(&Timespec::default())).during(Step::ParentDeath)? > 0 {
         syscall::exit_now(1);
     }
-    syscall::set_seccomp_filter(prepared.seccomp).during(Step::Seccomp)
+    let filtered = prepared.seccomp.map_or(Ok(()), syscall::set_seccomp_filter);
+    filtered.during(Step::Seccomp)
 }
 
 fn mount_views(prepared: &Prepared<'_>) -> Outcome {

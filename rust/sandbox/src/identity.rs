@@ -50,6 +50,16 @@ impl Identities {
     pub const fn are_separate(self) -> bool {
         matches!(self, Self::OfSlots | Self::SlotsOnHost(_))
     }
+
+    /// For whom the kernel counts what a job uses.
+    #[must_use]
+    pub const fn sharers(self) -> &'static str {
+        if self.are_separate() {
+            "each job"
+        } else {
+            "all jobs together"
+        }
+    }
 }
 
 /// What came of [`enter`].

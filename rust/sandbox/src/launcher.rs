@@ -1,6 +1,7 @@
 //! The launcher's loop: requests in, processes and pipes watched, events out. One thread; never blocks on a job.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::CString;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,6 +11,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::{Errno, ioctl_fionbio, read};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
+use rustix::thread::set_name;
 
 use crate::bare;
 use crate::child::Report;
@@ -32,17 +34,21 @@ const SOURCE_MASK: u64 = (1 << SOURCE_BITS) - 1;
 const SOURCE_REPORT: usize = PIPES;
 const SOURCE_PROCESS: usize = PIPES + 1;
 
-/// Serves the control socket `control_fd` until its other end is closed; every job has ended when this returns.
+/// Serves the control socket `control_fd` until its other end is closed; every job has ended when this returns. The
+/// process, which has one thread and no use for any other descriptor but the standard ones, and those that it starts
+/// are called `name`.
 ///
 /// # Errors
 /// [`LauncherError`]; the worker has been told, and every job has ended.
-pub fn serve(control_fd: i32) -> Result<(), LauncherError> {
+pub fn serve(control_fd: i32, name: &str) -> Result<(), LauncherError> {
     match syscall::thread_count() {
         Ok(1) => {}
         Ok(count) => return Err(LauncherError::Threads(count)),
         Err(error) => return Err(host(format!("/proc: {error}"))),
     }
-    let control = syscall::adopt(control_fd).map_err(system("control socket"))?;
+    let name = CString::new(name).map_err(|_| host("a NUL byte in the name"))?;
+    set_name(&name).map_err(system("name the process"))?;
+    let control = syscall::adopt_only(control_fd).map_err(system("control socket"))?;
     let mut decoder = Decoder::default();
     let Some(config) = await_configuration(&control, &mut decoder)? else {
         return Ok(());

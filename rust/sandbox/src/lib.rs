@@ -8,8 +8,11 @@ mod cgroup;
 mod child;
 mod copy;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod host;
 mod identity;
+mod inherited;
 mod job;
 mod landlock;
 pub mod launcher;

@@ -10,9 +10,9 @@ use crate::output::FLUSH_AFTER;
 /// Most that is read between two flushes; then the job waits in its write. It is what a pipe holds.
 const PERIOD_BYTES: usize = 64 << 10;
 /// Most of the newest lines that are kept for a flush.
-const KEPT_BYTES: usize = 4 << 10;
+pub(crate) const KEPT_BYTES: usize = 4 << 10;
 /// A line that is longer means nothing and is dropped, but for being a sign of life.
-const LINE_BYTES: usize = 2 << 10;
+pub(crate) const LINE_BYTES: usize = 2 << 10;
 
 /// Lines that wait to be sent on.
 #[derive(Debug, Default)]

@@ -42,7 +42,11 @@ impl Relay {
     ///
     /// # Errors
     /// What the kernel says, such as for an address that no host can have.
-    pub fn start(network: BorrowedFd<'_>, targets: &[SocketAddr], filter: &[Instruction]) -> Result<Self, Errno> {
+    pub fn start(
+        network: BorrowedFd<'_>,
+        targets: &[SocketAddr],
+        filter: Option<&[Instruction]>,
+    ) -> Result<Self, Errno> {
         let (answer, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
         let (_, process) = syscall::fork(0, None, || {
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
@@ -89,9 +93,9 @@ fn keep_only(kept: [BorrowedFd<'_>; 2]) -> Result<(), Errno> {
     syscall::close_from(2)
 }
 
-fn become_unprivileged(filter: &[Instruction]) -> Result<(), Errno> {
+fn become_unprivileged(filter: Option<&[Instruction]>) -> Result<(), Errno> {
     drop_capabilities()?;
-    syscall::set_seccomp_filter(filter)
+    filter.map_or(Ok(()), syscall::set_seccomp_filter)
 }
 
 /// Has a process go into the job's network and make listeners there: this one stays where the host's network is.

@@ -73,7 +73,7 @@ pub struct Spawner {
     namespaces: u64,
     network: Option<NetworkPool>,
     landlock: Option<Rules>,
-    seccomp: Vec<Instruction>,
+    seccomp: Option<Vec<Instruction>>,
     cgroups: Option<Subtree>,
     has_inputs: bool,
     directories: Option<Directories>,
@@ -122,6 +122,7 @@ impl Spawner {
         cgroups: Option<Subtree>,
         has_inputs: bool,
         directories: Option<Directories>,
+        has_seccomp: bool,
     ) -> Result<Self, SpawnError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
@@ -130,7 +131,7 @@ impl Spawner {
             namespaces,
             network,
             landlock: syscall::landlock_version().map(Rules::new),
-            seccomp: seccomp::compile(),
+            seccomp: has_seccomp.then(seccomp::compile),
             cgroups,
             has_inputs,
             directories,
@@ -189,6 +190,7 @@ impl Spawner {
             launcher: self.launcher.as_fd(),
             network: network.as_ref().map(AsFd::as_fd),
             has_loopback: plan.network == NetworkKind::Loopback,
+            has_host_name: self.namespaces & libc::CLONE_NEWUTS as u64 != 0,
             report: report_theirs.as_fd(),
             descriptors: [
                 stdin.as_ref().unwrap_or(&self.null).as_fd(),
@@ -212,7 +214,7 @@ impl Spawner {
                 .map(|(limit, value)| process_limit(*limit, value.saturating_add(self.others(*limit))))
                 .collect::<Vec<_>>(),
             landlock: self.landlock.as_ref(),
-            seccomp: &self.seccomp,
+            seccomp: self.seccomp.as_deref(),
             candidates: &plan.candidates,
             argv: &argv,
             environment: &environment,
@@ -280,7 +282,7 @@ impl Spawner {
             _ if plan.connect.is_empty() || self.is_bare() => Ok(None),
             // Without a network of its own it would reach everything.
             None => Err(Errno::OPNOTSUPP),
-            Some(network) => Relay::start(network.as_fd(), &plan.connect, &self.seccomp).map(Some),
+            Some(network) => Relay::start(network.as_fd(), &plan.connect, self.seccomp.as_deref()).map(Some),
         }
     }
 

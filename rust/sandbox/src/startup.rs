@@ -17,7 +17,7 @@ use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
 use crate::spawn::{Mode, Spawner};
 use crate::view::Inputs;
-use crate::{bare, identity, syscall, view};
+use crate::{bare, identity, inherited, syscall, view};
 
 const READ_BYTES: usize = 64 << 10;
 const MAX_SLOTS: u32 = 4096;
@@ -68,6 +68,7 @@ impl Foundation {
         }
         syscall::block_signals();
         umask(rustix::fs::Mode::from_raw_mode(0o022));
+        inherited::give_up_precedence().map_err(|error| host(format!("precedence handed down: {error}")))?;
         let features = features::probe(config.cgroup.as_deref());
         if config.level == Level::None {
             return Self::lay_bare(config, &features);
@@ -92,7 +93,7 @@ impl Foundation {
             features: features
                 .iter()
                 .map(Feature::words)
-                .chain([("uids", laid.ids)])
+                .chain([("uids", laid.ids), ("inotify", laid.inotify)])
                 .collect(),
         };
         foundation.rehearse()?;
@@ -104,6 +105,7 @@ impl Foundation {
         let cgroups = take_over_cgroup(config, None)?;
         let entered = bare::enter(config);
         let (identities, directories) = entered.map_err(host)?;
+        inherited::share_limits(config.slots).map_err(host)?;
         let means = Means {
             level: Level::None,
             accepted: Level::None,
@@ -112,14 +114,16 @@ impl Foundation {
             has_inputs: config.inputs.is_some(),
             directories: config.directories.clone(),
         };
+        let has_inputs = config.inputs.is_some();
         let spawner = Spawner::new(
             identities,
             false,
             0,
             None,
             cgroups,
-            config.inputs.is_some(),
+            has_inputs,
             Some(directories),
+            false,
         );
         let uids = if identities.are_separate() {
             "a uid of its own for every job"
@@ -161,6 +165,8 @@ struct Laid {
     controllers: Option<Controllers>,
     /// Whose uids jobs have, in words.
     ids: String,
+    /// How much of inotify they have, in words.
+    inotify: String,
 }
 
 fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, LauncherError> {
@@ -169,22 +175,36 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
     let controllers = cgroups.as_ref().map(Subtree::controllers);
     let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
     let entered = identity::enter(&ids, inputs).map_err(host)?;
+    inherited::share_limits(config.slots).map_err(host)?;
+    let inotify = inherited::bound_inotify(entered.identities, config.slots).map_or_else(
+        |error| format!("missing: not bounded ({error}): a job can use up what the worker's user has"),
+        |instances| format!("{instances} instances for {}", entered.identities.sharers()),
+    );
     let inputs = entered.done;
     let has_inputs = inputs.is_some();
     view::enter(&config.read_only_paths, inputs, config.allow_host_network).map_err(host)?;
-    let has_network = features
-        .iter()
-        .any(|feature| feature.name == "network namespace" && feature.present);
+    let has = |name: &str| features.iter().any(|feature| feature.name == name && feature.present);
     let stock = NETWORK_STOCK.min(config.slots.max(2));
-    let network = has_network.then(|| NetworkPool::start(stock)).transpose();
+    let network = has("network namespace").then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
     let namespaces = features::job_namespaces(features);
     let (identities, opens_kept) = (entered.identities, !entered.worker_reads);
-    let spawner = Spawner::new(identities, opens_kept, namespaces, network, cgroups, has_inputs, None).map_err(host)?;
+    let spawner = Spawner::new(
+        identities,
+        opens_kept,
+        namespaces,
+        network,
+        cgroups,
+        has_inputs,
+        None,
+        has("seccomp"),
+    )
+    .map_err(host)?;
     Ok(Laid {
         spawner,
         controllers,
         ids: entered.detail,
+        inotify,
     })
 }
 

@@ -53,15 +53,21 @@ impl Drop for ExitOnDrop {
     }
 }
 
-/// Takes what a file descriptor number names, as inherited from the process that started this one.
+/// Takes what a file descriptor number names, as inherited from the process that started this one, and closes every other
+/// but the three standard ones. To be called before anything else of this process holds a descriptor.
 ///
 /// # Errors
 /// `EBADF` when nothing is open there.
-pub fn adopt(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: fcntl with F_GETFD reads a flag of the descriptor and nothing else.
-    check(unsafe { libc::fcntl(fd, libc::F_GETFD) }.into())?;
-    // SAFETY: it is open, and the caller was handed it for itself.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+pub fn adopt_only(fd: RawFd) -> Result<OwnedFd, Errno> {
+    const KEPT: RawFd = 3;
+    if fd != KEPT {
+        // SAFETY: whatever has the number was inherited, and is in use by nobody.
+        check(unsafe { libc::dup2(fd, KEPT) }.into())?;
+    }
+    close_from(KEPT as u32 + 1)?;
+    fcntl_setfd(borrow_fd(KEPT), FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, as the line before has shown, and the caller was handed it for itself.
+    Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
 }
 
 /// Clones this process into new namespaces (`CLONE_NEW*` flags) and, if given, a cgroup; the child runs `child` on a
@@ -168,7 +174,7 @@ pub fn duplicate_to(fd: BorrowedFd<'_>, to: RawFd) -> Result<(), Errno> {
 /// # Errors
 /// What `close_range` says.
 pub fn close_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: only called in a child of its own file table, which uses none of them afterwards.
+    // SAFETY: only called where none of them is in use: in a child of its own file table, or before anything is opened.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) })?;
     Ok(())
 }
@@ -347,6 +353,28 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> Result<Usage, Errno> {
         ))?;
         Ok(usage.into())
     }
+}
+
+/// Leaves real-time scheduling of processor and disk, if this process was started with it.
+///
+/// # Errors
+/// What the kernel says.
+pub fn schedule_as_others() -> Result<(), Errno> {
+    const REAL_TIME_DISK: libc::c_long = 1;
+    // SAFETY: sched_param is plain data, which the kernel reads; all other arguments are integers.
+    unsafe {
+        let parameter: libc::sched_param = mem::zeroed();
+        if matches!(
+            libc::sched_getscheduler(0) & !libc::SCHED_RESET_ON_FORK,
+            libc::SCHED_FIFO | libc::SCHED_RR
+        ) {
+            check(libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameter).into())?;
+        }
+        if check(libc::syscall(libc::SYS_ioprio_get, 1, 0))? >> 13 == REAL_TIME_DISK {
+            check(libc::syscall(libc::SYS_ioprio_set, 1, 0, 0))?;
+        }
+    }
+    Ok(())
 }
 
 /// Installs a seccomp filter for this process and all that it starts.
