@@ -163,7 +163,7 @@ def root(started: Callable[..., Bench]) -> Bench:
 
 def test_the_cgroup_is_in_force_and_each_job_has_a_uid_of_its_own(bench: Bench) -> None:
     assert not bench.ready["cgroup"].startswith("missing")
-    assert bench.ready["job uids"].startswith("each job has its own")
+    assert bench.ready["uids"].startswith("each job has its own")
     jobs = [bench.start("echo up; exec sleep 1000") for _ in range(2)]
     for job in jobs:
         bench.wait_output(job, "up")

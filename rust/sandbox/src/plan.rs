@@ -473,7 +473,9 @@ fn process_limits(limits: &Limits, means: &Means) -> Vec<(ProcessLimit, u64)> {
     let memory = limits.memory_bytes.filter(|_| means.cgroup.is_none());
     // One more than asked: the namespace's first process counts, and is ours. Without one it is not the job's user's.
     let first = u64::from(means.level > Level::None);
-    let pids = limits.pids.map(|pids| pids.saturating_add(first));
+    // The kernel looks at this limit first, and only the cgroup tells afterwards that it was reached.
+    let behind = u64::from(means.cgroup.is_some());
+    let pids = limits.pids.map(|pids| pids.saturating_add(first + behind));
     [
         (ProcessLimit::AddressSpace, memory),
         (ProcessLimit::Processes, pids),
@@ -709,9 +711,9 @@ mod tests {
                 .any(|(limit, _)| *limit == ProcessLimit::AddressSpace)
         );
         assert_eq!((with.cgroup.memory_bytes, with.cgroup.pids), (Some(1 << 30), Some(10)));
-        for plan in [without, with] {
-            assert!(plan.limits.contains(&(ProcessLimit::Processes, 11)));
-        }
+        assert!(without.limits.contains(&(ProcessLimit::Processes, 11)));
+        // The cgroup's is reached before it.
+        assert!(with.limits.contains(&(ProcessLimit::Processes, 12)));
     }
 
     #[test]
