@@ -201,9 +201,11 @@ with Client(patience_s=0) as client:
 def test_a_disk_that_is_full_refuses_what_is_new_and_loses_nothing(appliance: Machine) -> None:
     restarts = show(appliance, "jobs-node", "NRestarts")
     jobctl(appliance, "kv", "put", "/data/vm/before", "kept")
-    # Given a disk with nothing left
+    # Given a disk with nothing left: most of it is taken at once, and what is then free by writing
     appliance.check(
-        "fallocate --length $(df --output=avail --block-size=1 /var/lib/jobs | tail -1) /var/lib/jobs/ballast"
+        "cd /var/lib/jobs; free=$(df --output=avail --block-size=1M . | tail -1);"
+        "fallocate --length $((free - 32))M ballast; ! cat /dev/zero >>ballast 2>/dev/null; sync",
+        timeout_s=300,
     )
     # When clients write on
     count, code = appliance.check([PYTHON, "-c", FILL], user="alice", timeout_s=600).split()
