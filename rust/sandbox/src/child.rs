@@ -175,6 +175,15 @@ pub struct Secrets<'a> {
     pub files: Vec<(&'a CStr, &'a [u8])>,
 }
 
+/// A memory file system that is made before the child, and outlives the job.
+#[derive(Clone, Copy)]
+pub struct Scratch<'a> {
+    /// The file system.
+    pub tree: BorrowedFd<'a>,
+    /// Whether others are to read what is left in it.
+    pub is_opened: bool,
+}
+
 /// All that the child needs, made before it is cloned.
 pub struct Prepared<'a> {
     /// pidfd of the launcher.
@@ -196,9 +205,7 @@ pub struct Prepared<'a> {
     /// Mount options of the memory file system.
     pub scratch_options: &'a CStr,
     /// The memory file system, where it is made already because somebody else holds it too.
-    pub scratch: Option<BorrowedFd<'a>>,
-    /// Whether others are to read what is left in it.
-    pub opens_scratch: bool,
+    pub scratch: Option<Scratch<'a>>,
     /// Content of the script, if there is one.
     pub script: Option<&'a [u8]>,
     /// Files with their content.
@@ -250,7 +257,7 @@ impl<T> During<T> for Result<T, Errno> {
 pub fn run(prepared: &Prepared<'_>, stack: &mut [u8]) -> ! {
     let wait = |main| match prepared.bare {
         Some(_) => bare::wait_for(main),
-        None => wait_for(main, prepared.opens_scratch),
+        None => wait_for(main, prepared.scratch.is_some_and(|scratch| scratch.is_opened)),
     };
     let report = start(prepared, stack).map_or_else(|(step, errno)| Report::Failed(step, errno), wait);
     // If nobody reads it any more, nobody needs it.
@@ -399,7 +406,7 @@ fn mount_views(prepared: &Prepared<'_>) -> Outcome {
     mask_proc(flags).during(Step::ProcMasks)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     match prepared.scratch {
-        Some(made) => move_mount(made, c"", CWD, SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
+        Some(made) => move_mount(made.tree, c"", CWD, SCRATCH, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
         None => mount(c"job", SCRATCH, c"tmpfs", flags, Some(prepared.scratch_options)),
     }
     .during(Step::Scratch)?;

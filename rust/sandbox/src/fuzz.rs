@@ -27,7 +27,7 @@ pub fn requests(data: &[u8]) {
         if let Request::Spawn(spawn) = request {
             for means in all_means() {
                 if let Ok(planned) = plan(&spawn, &means) {
-                    check_plan(&spawn, means, &planned);
+                    check_plan(&spawn, &means, &planned);
                 }
             }
         }
@@ -67,7 +67,7 @@ fn all_means() -> impl Iterator<Item = Means> {
         })
 }
 
-fn check_plan(spawn: &Spawn, means: Means, plan: &Plan) {
+fn check_plan(spawn: &Spawn, means: &Means, plan: &Plan) {
     assert!(means.level >= means.accepted, "weaker than what is accepted");
     let is_host = plan.network == NetworkKind::Host;
     assert!(plan.level == means.level || is_host && plan.level <= means.level);

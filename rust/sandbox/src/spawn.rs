@@ -12,7 +12,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrl
 
 use crate::bare::{Bare, Directories};
 use crate::cgroup::{JobCgroup, Subtree};
-use crate::child::{self, Prepared, REPORT_BYTES, Report, Secrets};
+use crate::child::{self, Prepared, REPORT_BYTES, Report, Scratch, Secrets};
 use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
@@ -66,17 +66,31 @@ impl Process {
     }
 }
 
+/// What the launcher has for all its jobs.
+pub struct Basis {
+    /// Whose uids jobs have.
+    pub identities: Identities,
+    /// A job's first process lets others read what its job has left: the worker that is given it is not root.
+    pub opens_kept: bool,
+    /// Flags of the namespaces that a job is cloned into.
+    pub namespaces: u64,
+    /// Network namespaces that lie ready; none where jobs have the host's.
+    pub network: Option<NetworkPool>,
+    /// Where the cgroups of jobs are made.
+    pub cgroups: Option<Subtree>,
+    /// Whether the launcher's view has a directory of inputs.
+    pub has_inputs: bool,
+    /// At level `none`: where jobs have their directories.
+    pub directories: Option<Directories>,
+    /// Whether the kernel has filters of system calls, and jobs are to have one.
+    pub has_seccomp: bool,
+}
+
 /// What is made once and used for every job.
 pub struct Spawner {
-    identities: Identities,
-    opens_kept: bool,
-    namespaces: u64,
-    network: Option<NetworkPool>,
+    basis: Basis,
     landlock: Option<Rules>,
     seccomp: Option<Vec<Instruction>>,
-    cgroups: Option<Subtree>,
-    has_inputs: bool,
-    directories: Option<Directories>,
     null: OwnedFd,
     launcher: OwnedFd,
     stack: Vec<u8>,
@@ -109,35 +123,19 @@ pub enum Mode {
 }
 
 impl Spawner {
-    /// Makes what all jobs share. With `opens_kept` a job's first process lets others read what its job has left, for a
-    /// worker that is given it and is not root.
+    /// Makes what all jobs share.
     ///
     /// # Errors
     /// Names what could not be had.
-    pub fn new(
-        identities: Identities,
-        opens_kept: bool,
-        namespaces: u64,
-        network: Option<NetworkPool>,
-        cgroups: Option<Subtree>,
-        has_inputs: bool,
-        directories: Option<Directories>,
-        has_seccomp: bool,
-    ) -> Result<Self, SpawnError> {
+    pub fn new(basis: Basis) -> Result<Self, SpawnError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
-            identities,
-            opens_kept,
-            namespaces,
-            network,
             landlock: syscall::landlock_version().map(Rules::new),
-            seccomp: has_seccomp.then(seccomp::compile),
-            cgroups,
-            has_inputs,
-            directories,
+            seccomp: basis.has_seccomp.then(seccomp::compile),
             null: null.map_err(failed("open /dev/null"))?,
             launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
             stack: vec![0; VFORK_STACK_BYTES],
+            basis,
         })
     }
 
@@ -146,7 +144,7 @@ impl Spawner {
     /// # Errors
     /// Names what could not be had.
     pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: usize, mode: Mode) -> Result<Process, SpawnError> {
-        let identity = self.identities.of(slot);
+        let identity = self.basis.identities.of(slot);
         let network = self.take_network(plan)?;
         let relay = self
             .relay(plan, network.as_ref())
@@ -160,7 +158,7 @@ impl Spawner {
         let (notes, notes_theirs) = self.output_pipe(identity).map_err(failed("notes"))?;
         let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("pipe"))?;
         fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
-        let cgroup = self.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
+        let cgroup = self.basis.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
         let cgroup = cgroup.map_err(failed("cgroup"))?;
         let directory = self
             .make_directory(plan, identity)
@@ -190,7 +188,7 @@ impl Spawner {
             launcher: self.launcher.as_fd(),
             network: network.as_ref().map(AsFd::as_fd),
             has_loopback: plan.network == NetworkKind::Loopback,
-            has_host_name: self.namespaces & libc::CLONE_NEWUTS as u64 != 0,
+            has_host_name: self.basis.namespaces & libc::CLONE_NEWUTS as u64 != 0,
             report: report_theirs.as_fd(),
             descriptors: [
                 stdin.as_ref().unwrap_or(&self.null).as_fd(),
@@ -201,13 +199,15 @@ impl Spawner {
             identity,
             id_map: &child::id_map(identity),
             scratch_options: &scratch_options(plan, identity),
-            scratch: kept.as_ref().map(AsFd::as_fd),
-            opens_scratch: self.opens_kept && kept.is_some(),
+            scratch: kept.as_ref().map(|kept| Scratch {
+                tree: kept.as_fd(),
+                is_opened: self.basis.opens_kept,
+            }),
             script: spawn.script.as_ref().map(String::as_bytes),
             files: &files,
             inputs: &plan.inputs,
             secrets: secrets.as_ref(),
-            has_inputs: self.has_inputs,
+            has_inputs: self.basis.has_inputs,
             limits: &plan
                 .limits
                 .iter()
@@ -219,10 +219,10 @@ impl Spawner {
             argv: &argv,
             environment: &environment,
             working_directory: &plan.working_directory,
-            bare: self.directories.as_ref().map(|directories| Bare {
+            bare: self.basis.directories.as_ref().map(|directories| Bare {
                 directory: directory.as_ref().map(AsFd::as_fd),
                 inputs: directories.inputs(),
-                is_separate: self.identities.are_separate(),
+                is_separate: self.basis.identities.are_separate(),
             }),
         };
         let stack = &mut self.stack;
@@ -231,7 +231,7 @@ impl Spawner {
             Mode::Rehearse => child::rehearse(&prepared),
         };
         let group = cgroup.as_ref().map(JobCgroup::directory);
-        let (pid, pidfd) = syscall::fork(self.namespaces, group, run).map_err(failed("clone3"))?;
+        let (pid, pidfd) = syscall::fork(self.basis.namespaces, group, run).map_err(failed("clone3"))?;
         Ok(Process {
             pid,
             pidfd,
@@ -247,19 +247,19 @@ impl Spawner {
     /// Whether jobs have no walls.
     #[must_use]
     pub const fn is_bare(&self) -> bool {
-        self.directories.is_some()
+        self.basis.directories.is_some()
     }
 
     fn make_directory(&self, plan: &Plan, identity: u32) -> Result<Option<OwnedFd>, Errno> {
-        match (&self.directories, &plan.directory) {
-            (Some(directories), Some(name)) => directories.make(name, self.identities, identity).map(Some),
+        match (&self.basis.directories, &plan.directory) {
+            (Some(directories), Some(name)) => directories.make(name, self.basis.identities, identity).map(Some),
             _ => Ok(None),
         }
     }
 
     /// How much of a limit others may use up: processes count by uid, and this one's may have any of those that run.
     fn others(&self, limit: ProcessLimit) -> u64 {
-        let is_shared = self.is_bare() && !self.identities.are_separate();
+        let is_shared = self.is_bare() && !self.basis.identities.are_separate();
         if is_shared && limit == ProcessLimit::Processes {
             syscall::process_count().unwrap_or(u64::MAX)
         } else {
@@ -268,7 +268,7 @@ impl Spawner {
     }
 
     fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
-        match &mut self.network {
+        match &mut self.basis.network {
             Some(pool) if plan.network != NetworkKind::Host => {
                 pool.take().map(Some).map_err(failed("network namespace"))
             }
@@ -290,7 +290,7 @@ impl Spawner {
     fn output_pipe(&self, identity: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;
         fcntl_setfl(&ours, OFlags::NONBLOCK)?;
-        if self.identities.are_separate() {
+        if self.basis.identities.are_separate() {
             fchown(&theirs, Some(Uid::from_raw(identity)), Some(Gid::from_raw(identity)))?;
         }
         Ok((ours, theirs))

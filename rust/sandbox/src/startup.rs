@@ -15,7 +15,7 @@ use crate::netns::NetworkPool;
 use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
-use crate::spawn::{Mode, Spawner};
+use crate::spawn::{Basis, Mode, Spawner};
 use crate::view::Inputs;
 use crate::{bare, identity, inherited, syscall, view};
 
@@ -114,17 +114,16 @@ impl Foundation {
             has_inputs: config.inputs.is_some(),
             directories: config.directories.clone(),
         };
-        let has_inputs = config.inputs.is_some();
-        let spawner = Spawner::new(
+        let spawner = Spawner::new(Basis {
             identities,
-            false,
-            0,
-            None,
+            opens_kept: false,
+            namespaces: 0,
+            network: None,
             cgroups,
-            has_inputs,
-            Some(directories),
-            false,
-        );
+            has_inputs: config.inputs.is_some(),
+            directories: Some(directories),
+            has_seccomp: false,
+        });
         let uids = if identities.are_separate() {
             "a uid of its own for every job"
         } else {
@@ -188,17 +187,16 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
     let network = has("network namespace").then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
     let namespaces = features::job_namespaces(features);
-    let (identities, opens_kept) = (entered.identities, !entered.worker_reads);
-    let spawner = Spawner::new(
-        identities,
-        opens_kept,
+    let spawner = Spawner::new(Basis {
+        identities: entered.identities,
+        opens_kept: !entered.worker_reads,
         namespaces,
         network,
         cgroups,
         has_inputs,
-        None,
-        has("seccomp"),
-    )
+        directories: None,
+        has_seccomp: has("seccomp"),
+    })
     .map_err(host)?;
     Ok(Laid {
         spawner,
