@@ -87,7 +87,8 @@ def test_each_type_of_worker_does_its_work_as_a_unit_with_a_user_of_its_own(appl
     # Then it is done
     assert json.loads(rows.splitlines()[0]) == {"state": "completed"}
     assert jobctl(appliance, "blob", "cat", hash_) == "content"
-    jobctl(appliance, "replication", "sync", "copy", "--prefix", "/data/vm/", "--target-prefix", "/data/vm2/")
+    copied = ["replication", "sync", "copy", "--prefix", "/data/vm/", "--target-prefix", "/data/vm2/"]
+    jobctl(appliance, *copied, user="bob")
     assert jobctl(appliance, "kv", "get", "/data/vm2/a").strip() == "1"
     jobctl(appliance, "maintenance", "compact", user="bob")
     jobctl(appliance, "blob", "verify", hash_)
