@@ -34,6 +34,7 @@ from jobs.cluster.file import Belonging, save
 from jobs.cluster.recovery import ANYWHERE
 from jobs.config import NodeConfig
 from jobs.control.secretkeys import keys_in_use, read_key
+from jobs.durable import sync_directory
 from jobs.errors import BackupInvalid, JobsError
 from jobs.secrets.keyring import FILE as SECRET_KEY_FILE
 
@@ -225,7 +226,7 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
     def _begin(self, making: Path) -> None:
         with said(f"cannot write {self._data_dir}"):
             making.mkdir(mode=0o700, exist_ok=True)
-            _sync(self._data_dir)  # before anything else can be there
+            sync_directory(self._data_dir)  # before anything else can be there
             for left in (*making.iterdir(), *self._data_dir.iterdir()):
                 if left == making or left.name == "lost+found":
                     continue
@@ -268,12 +269,12 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
         """Everything is whole and on the disk: give it its place, and let the node start with it."""
         # Another cluster, so that the nodes of the old one, should they come back, are strangers and this one to them.
         save(making, Belonging(cluster=secrets.token_hex(16), founder=True))
-        _sync(making)
+        sync_directory(making)
         for one in sorted(making.iterdir()):
             one.rename(self._data_dir / one.name)
-        _sync(self._data_dir)
+        sync_directory(self._data_dir)
         making.rmdir()
-        _sync(self._data_dir)
+        sync_directory(self._data_dir)
 
 
 def moment_of(text: str) -> int:
@@ -285,11 +286,3 @@ def moment_of(text: str) -> int:
     if found.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} has no time zone: add Z, or an offset such as +02:00")
     return int(found.timestamp() * 1_000)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)  # its names
-    finally:
-        os.close(descriptor)

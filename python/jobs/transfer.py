@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from jobs._native import Blake3, failpoint
+from jobs.durable import sync_directory
 from jobs.net import Stream, StreamBroken
 
 VERSION: Final = 1
@@ -267,12 +268,8 @@ class PartFile:
         failpoint("transfer.rename.before")
         self._part.rename(self._path)
         failpoint("transfer.rename.after")
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)  # the name, before the sender is told that the file is kept
-            failpoint("transfer.directory.sync.after")
-        finally:
-            os.close(folder)
+        sync_directory(self._path.parent)  # before the sender is told that the file is kept
+        failpoint("transfer.directory.sync.after")
         return True
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from jobs._native import failpoint
+from jobs.durable import sync_directory
 
 FILE_NAME: Final = "cluster.json"
 VERSION: Final = 1
@@ -62,9 +63,5 @@ def save(data_dir: Path, belonging: Belonging) -> None:
     failpoint("cluster.file.rename.before")
     draft.rename(data_dir / FILE_NAME)
     failpoint("cluster.file.rename.after")
-    folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)  # the name: a node that forgets its cluster would found another one
-        failpoint("cluster.file.directory.sync.after")
-    finally:
-        os.close(folder)
+    sync_directory(data_dir)  # a node that forgets its cluster would found another one
+    failpoint("cluster.file.directory.sync.after")

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from jobs.backups.crypt import IdentityError, read_identities
+from jobs.durable import sync_directory
 
 if TYPE_CHECKING:  # few processes need it
     from pyrage.x25519 import Identity
@@ -222,8 +223,4 @@ def _replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(descriptor)  # before the name: a key that something is encrypted with must not be lost
     draft.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)  # its name
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
