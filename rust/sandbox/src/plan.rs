@@ -473,9 +473,12 @@ fn process_limits(limits: &Limits, means: &Means) -> Vec<(ProcessLimit, u64)> {
     let memory = limits.memory_bytes.filter(|_| means.cgroup.is_none());
     // One more than asked: the namespace's first process counts, and is ours. Without one it is not the job's user's.
     let first = u64::from(means.level > Level::None);
-    // The kernel looks at this limit first, and only the cgroup tells afterwards that it was reached.
-    let behind = u64::from(means.cgroup.is_some());
-    let pids = limits.pids.map(|pids| pids.saturating_add(first + behind));
+    // The kernel looks at this limit first, and only the cgroup tells afterwards that it was reached. It also counts a
+    // process here before it is one: with every process of a full cgroup about to fork there are twice as many.
+    let counted = if means.cgroup.is_some() { 2 } else { 1 };
+    let pids = limits
+        .pids
+        .map(|pids| pids.saturating_add(first).saturating_mul(counted));
     [
         (ProcessLimit::AddressSpace, memory),
         (ProcessLimit::Processes, pids),
@@ -712,8 +715,8 @@ mod tests {
         );
         assert_eq!((with.cgroup.memory_bytes, with.cgroup.pids), (Some(1 << 30), Some(10)));
         assert!(without.limits.contains(&(ProcessLimit::Processes, 11)));
-        // The cgroup's is reached before it.
-        assert!(with.limits.contains(&(ProcessLimit::Processes, 12)));
+        // The cgroup's, of 11, is reached before it, though all of them fork at once.
+        assert!(with.limits.contains(&(ProcessLimit::Processes, 22)));
     }
 
     #[test]
