@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for input in ["sandbox/src", "sandbox/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
-    }
     let variable = |name: &str| env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
+    // Asked for now, and not compiled in: two copies of this tree may share the directory of what is built.
+    let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).join("..");
+    for input in ["sandbox/src", "sandbox/Cargo.toml", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed=../{input}");
+    }
     let (host, target) = (variable("HOST"), variable("TARGET"));
     // Of its own: the directory of the build that runs this is locked by it.
     let directory = PathBuf::from(variable("OUT_DIR")).join("launcher");
