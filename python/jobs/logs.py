@@ -1,4 +1,4 @@
-"""Structured logging on standard error: JSON lines or lines for people, with the fields of the context they are about.
+"""Structured logging: JSON lines, lines for people or entries of the journal, with the fields of what they are about.
 
 Fields come from `extra={…}` of a call and from `context(…)` around it. Nothing that a job was given (arguments,
 environment, input, output) is ever logged.
@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from jobs.journal import JournalHandler, is_journal, priority
+
 if TYPE_CHECKING:
     from jobs.config import Logging
 
 _context: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_PRIORITY: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-"""Least level → syslog priority; what is below is 7, debug."""
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 
@@ -37,13 +36,17 @@ def context(**fields: Any) -> Iterator[None]:
 
 
 def setup(config: Logging, *, stream: TextIO | None = None) -> None:
-    """Log to `stream` (default standard error) in the configured format and from the configured level on."""
+    """Log to `stream` (default standard error) in the configured format and from the configured level on.
+
+    Where the stream is the journal's and no format is asked for, each line is an entry with fields of its own.
+    """
     stream = stream or sys.stderr
-    terminal = stream.isatty()
+    terminal, journal = stream.isatty(), is_journal(stream)
     json_lines = config.format == "json" or (config.format == "auto" and not terminal)
     formatter = JsonFormatter() if json_lines else ConsoleFormatter(colour=terminal)
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JournalFormatter(formatter) if is_journal(stream) else formatter)
+    native = journal and config.format == "auto"
+    handler = JournalHandler(stream, fields_of) if native else logging.StreamHandler(stream)
+    handler.setFormatter(JournalFormatter(formatter) if journal else formatter)
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -119,16 +122,8 @@ class JournalFormatter(logging.Formatter):
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = next((number for level, number in _PRIORITY if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).splitlines())
-
-
-def is_journal(stream: TextIO) -> bool:
-    """Tell whether the stream goes to journald, which says so with the stream's device and inode."""
-    with contextlib.suppress(OSError, ValueError):
-        status = os.fstat(stream.fileno())
-        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-    return False
+        number = priority(record.levelno)
+        return "\n".join(f"<{number}>{line}" for line in self._inner.format(record).splitlines())
 
 
 def _rfc3339(seconds: float) -> str:

@@ -116,16 +116,14 @@ def test_what_the_journal_holds_says_which_job_it_is_about(appliance: Machine) -
     # When an array ends
     job = submitted(appliance, "--array", "0-1", "--", "true")
     jobctl(appliance, "wait", "--timeout", "120", job)
-    # Then the node's journal has a line of it, with its fields and the priority of its level
-    entries = [
-        (entry, json.loads(entry["MESSAGE"]))
-        for entry in appliance.journal("--unit=jobs-node", f"--grep={job}")
-        if entry["MESSAGE"].startswith("{")
-    ]
-    ended = [(entry, line) for entry, line in entries if line["message"] == "array ended"]
-    ((entry, line),) = ended
-    assert (line["job"], line["state"], line["level"], entry["PRIORITY"]) == (job, "completed", "info", "6")
-    assert entry["_SYSTEMD_UNIT"] == "jobs-node.service"
+    # Then the journal is asked for it by its id, and has the node's entry with its fields and the priority of its level
+    entries = appliance.journal(f"JOBS_JOB_ID={job}")
+    (entry,) = [entry for entry in entries if entry["MESSAGE"] == "array ended"]
+    assert (entry["JOBS_STATE"], entry["PRIORITY"]) == ("completed", "6")
+    assert (entry["_SYSTEMD_UNIT"], entry["SYSLOG_IDENTIFIER"]) == ("jobs-node.service", "jobs-node")
+    # and that of a worker is the unit's of its type
+    (entry, *_) = appliance.journal("--unit=jobs-worker@shell", "JOBS_LOGGER=jobs.worker")
+    assert entry["JOBS_WORKER"]
 
 
 def test_a_job_runs_on_while_the_node_is_restarted_and_clients_wait(appliance: Machine) -> None:

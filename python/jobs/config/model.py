@@ -266,7 +266,8 @@ class Logging(_Section):
     """The program's own log, on standard error."""
 
     format: Literal["auto", "json", "console"] = "auto"
-    """One JSON object a line, or lines for people; `auto` is `console` on a terminal and `json` elsewhere."""
+    """A JSON object a line, or lines for people; `auto`: on a terminal `console`, under systemd entries of the journal
+    with fields of their own, else `json`."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is written."""
 
