@@ -181,9 +181,9 @@ async def test_requests_sent_ahead_leave_others_their_turn(api: Api) -> None:
 async def test_plain_requests_are_read_here_and_others_by_aiohttp_on_one_connection(api: Api) -> None:
     """`requests_count` is what aiohttp has read."""
     put, get = REQUESTS[4], REQUESTS[0]
-    wait = request("GET", f"/v1/jobs/{MISSING}/wait?timeout_s=0")
+    wait, logs = (request("GET", f"/v1/jobs/{MISSING}/{what}") for what in ("wait?timeout_s=0", "logs"))
     async with await api.connect() as raw:
-        for one, by_aiohttp in ((put, 0), (get, 0), (wait, 1), (put, 1), (wait, 2), (get, 2)):
+        for one, by_aiohttp in ((put, 0), (wait, 0), (get, 0), (logs, 1), (put, 1), (logs, 2), (get, 2)):
             await raw.send(one)
             await answers(raw, [one])
             assert api.server.requests_count == by_aiohttp
@@ -285,6 +285,23 @@ async def test_a_client_that_leaves_before_its_answer_is_forgotten(api: Api) -> 
                 await asyncio.sleep(0.01)
     assert (await api.ask("GET", "/v1/health")).status == 200
     assert api.plane.store.revision == 1, "what had begun was carried out, and no more"
+
+
+@scenario()
+async def test_nobody_waits_for_a_client_that_has_left(api: Api) -> None:
+    """Given a request that waits for a job, and others behind it, when the client leaves, it waits no longer."""
+    waiting = (await api.ask("POST", "/v1/jobs", job())).json()["job"]["id"]
+    for behind in (b"", request("GET", "/v1/health"), request("GET", "/v1/health") * 400):
+        async with await api.connect() as raw:
+            await raw.send(request("GET", f"/v1/jobs/{waiting}/wait?timeout_s=300"))
+            async with asyncio.timeout(10):
+                while not api.server.desk.slots.used:
+                    await asyncio.sleep(0.01)
+            await raw.send(behind)
+            await turns()
+        async with asyncio.timeout(10):
+            while api.server.desk.slots.used:
+                await asyncio.sleep(0.01)
 
 
 @scenario(write_timeout_s=0.3)

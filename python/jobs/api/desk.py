@@ -49,13 +49,13 @@ class Desk:
         self._backend = backend
         self._router = Router()
 
-    def is_slow(self, method: str, path: str) -> bool:
-        """Whether the answer to a request may take long."""
+    def in_pieces(self, method: str, path: str) -> bool:
+        """Whether the body of a request or its answer may go on."""
         try:
             target, _ = self._router.find(method, path)
         except (NotFound, MethodNotAllowed):
             return False
-        return target.is_slow
+        return target.route.in_pieces
 
     def route(self, ask: Ask) -> Routed:
         """Raises NotFound, MethodNotAllowed, and InvalidRequest for a query."""

@@ -79,9 +79,8 @@ class NoOutlet:
 
     has_begun = False
 
-    @property
-    def gone(self) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
+    def __init__(self, gone: asyncio.Future[None]) -> None:
+        self.gone = gone
 
     async def begin(self, headers: Mapping[str, str], status: int = 200) -> None:
         raise InternalError("whoever passed the request on does not know that its answer is a stream")

@@ -22,16 +22,17 @@ from jobs.api.plain import PlainRequest, read, write
 
 logger = logging.getLogger(__name__)
 
-NO_OUTLET: Final = NoOutlet()
 MAX_AT_ONCE: Final = 16
 """Requests of a connection that are answered in one turn of the event loop: one read may bring thousands."""
+MAX_HELD_BYTES: Final = 64 << 10
+"""Of the requests behind one that is answered: when there is so much, nothing more is read."""
 
 
 class QuickConnection(Connection):
     """A connection on which each request is answered here or by aiohttp, one after the other.
 
     Who reads what is decided where a request begins, and only when aiohttp has answered all it was given. A plain
-    request that is not for here, since it waits for something or is not whole, is lent to aiohttp: its length is known,
+    request that is not for here, since its answer goes on or it is not whole, is lent to aiohttp: its length is known,
     so where the next one begins is known too. After any other bytes only aiohttp knows that, and the rest is its own.
     """
 
@@ -40,12 +41,13 @@ class QuickConnection(Connection):
         manager: web.Server,
         gate: Gate,
         answer: Callable[[Ask, bytes, NoOutlet], Awaitable[Answer]],
-        is_slow: Callable[[str, str], bool],
+        in_pieces: Callable[[str, str], bool],
         **settings: Any,
     ) -> None:
         super().__init__(manager, gate, **settings)
         self._answer = answer
-        self._is_slow = is_slow
+        self._in_pieces = in_pieces
+        self._outlet = NoOutlet(self.gone)
         self._max_body_bytes = gate.config.max_body_bytes
         self._has_lent = False
         self._is_foreign = False
@@ -106,7 +108,7 @@ class QuickConnection(Connection):
     def _is_for_here(self, request: PlainRequest, data: bytes) -> bool:
         if request.end > len(data) or request.end - request.body > self._max_body_bytes:
             return False
-        return not self._is_slow(request.method, request.path)
+        return not self._in_pieces(request.method, request.path)
 
     def _lend(self, data: bytes, size: int) -> None:
         """Give aiohttp what begins with `size` bytes of a request; if more came, the connection is its own."""
@@ -117,9 +119,10 @@ class QuickConnection(Connection):
         super().data_received(data)
 
     def _hold(self, data: bytes) -> None:
-        """Keep what came, which is one read at most, until the request before it is answered."""
+        """Keep what came until the request before it is answered. While there is room, more is read: only who reads
+        notices that the client has gone."""
         self._held += data
-        if self.transport is not None:
+        if self.transport is not None and len(self._held) >= MAX_HELD_BYTES:
             self.transport.pause_reading()
 
     async def _serve(self, request: PlainRequest, data: bytes) -> None:
@@ -154,7 +157,7 @@ class QuickConnection(Connection):
         """Answer a request; tell whether the connection can carry another one."""
         ask = Ask(request.method, request.path, request.query, request.headers, self.caller)
         try:
-            answer = await self._answer(ask, data[request.body : request.end], NO_OUTLET)
+            answer = await self._answer(ask, data[request.body : request.end], self._outlet)
             if self.transport is None:
                 return False
             self.transport.write(write(answer, int(time.time())))

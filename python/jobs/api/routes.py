@@ -82,9 +82,14 @@ class Route(Struct, frozen=True, kw_only=True):
     errors: Errors = ()
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether the body or the answer may go on."""
+        return bool(self.streams) or self.takes_stream
+
+    @property
     def is_slow(self) -> bool:
         """Whether the answer may take long: it waits for something, or goes on."""
-        return bool(self.streams) or self.takes_stream or "timeout_s" in self.query.__struct_fields__
+        return self.in_pieces or "timeout_s" in self.query.__struct_fields__
 
 
 ROUTES: Final = (

@@ -105,7 +105,7 @@ class ApiServer(web.Server):
         await self.shutdown(grace_s)
 
     def __call__(self) -> RequestHandler:
-        return QuickConnection(self, self._gate, self.answer, self.desk.is_slow, loop=self._loop, **self._kwargs)
+        return QuickConnection(self, self._gate, self.answer, self.desk.in_pieces, loop=self._loop, **self._kwargs)
 
     def _make_request(
         self,
