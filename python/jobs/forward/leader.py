@@ -87,7 +87,9 @@ class LeaderSide:
 
     async def _reply(self, request: Envelope, control: Service) -> bytes:
         assert isinstance(request, Request)
-        answer = await self._answer(request, request.body, control, NoOutlet(asyncio.get_running_loop().create_future()))
+        answer = await self._answer(
+            request, request.body, control, NoOutlet(asyncio.get_running_loop().create_future())
+        )
         assert answer is not None
         if isinstance(answer, Answer) and len(answer.body) > MAX_UNARY_BYTES:
             return encode(TooLarge(len(answer.body)))
