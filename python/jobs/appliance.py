@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,16 @@ BACKOFF_SINCE: Final = 254
 """The version of systemd that knows what is in it; an older one would complain of each line."""
 _BACKED_OFF: Final = ("jobs-node.service", "jobs-worker@.service")
 NODE_UNITS: Final = ("jobs.target", "jobs-node.service", "jobs-node.socket", "jobs-node-workers.socket")
+HIDDEN: Final = (Path("/home"), Path("/root"), Path("/run/user"))
+"""What the services cannot see (ProtectHome=)."""
+
+
+class Change(StrEnum):
+    """What is done with a file."""
+
+    INSTALLED = "installed"
+    REPLACED = "replaced"
+    REMOVED = "removed"
 
 
 class File(Struct, frozen=True, kw_only=True):
@@ -63,40 +74,70 @@ def _adapted(path: Path, commands: Path) -> bytes:
     return _COMMAND.sub(lambda match: f"{match[1]}{commands}/", path.read_text()).encode()
 
 
-def put(wanted: Iterable[File], root: Path) -> Iterator[Path]:
-    """Make the files below `root`; yields those that were made or changed. Raises OSError."""
-    for file in wanted:
-        path = root / file.path.relative_to("/")
-        if _is_there(path, file):
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.new")
-        draft.write_bytes(file.content)
-        draft.chmod(0o644)
-        draft.rename(path)
-        yield file.path
-
-
-def _is_there(path: Path, file: File) -> bool:
-    try:
-        return file.keep or path.read_bytes() == file.content if os.path.lexists(path) else False
-    except OSError:
-        return False
-
-
-def take_away(wanted: Iterable[File], root: Path) -> Iterator[Path]:
-    """Remove the files, but for what is kept, and directories of drop-ins that are empty then; yields what went.
+def put(wanted: Iterable[File], root: Path, *, dry: bool = False) -> Iterator[tuple[Path, Change]]:
+    """Make the files below `root`; yields those that are made or changed, which is all that is done if `dry`.
 
     Raises OSError.
     """
     for file in wanted:
-        path = root / file.path.relative_to("/")
+        path = _below(root, file)
+        is_there = os.path.lexists(path)
+        if is_there and (file.keep or _holds(path, file.content)):
+            continue
+        if not dry:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.new")
+            draft.write_bytes(file.content)
+            draft.chmod(0o644)
+            draft.rename(path)
+        yield file.path, Change.REPLACED if is_there else Change.INSTALLED
+
+
+def _below(root: Path, file: File) -> Path:
+    return root / file.path.relative_to("/")
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def take_away(wanted: Iterable[File], root: Path, *, dry: bool = False) -> Iterator[tuple[Path, Change]]:
+    """Remove the files, but for what is kept, and directories of drop-ins that are empty then; yields what goes.
+
+    Raises OSError.
+    """
+    for file in wanted:
+        path = _below(root, file)
         if file.keep or not os.path.lexists(path):
             continue
-        path.unlink()
-        if path.parent.suffix == ".d" and path.parent.name.startswith("jobs-") and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-        yield file.path
+        if not dry:
+            path.unlink()
+            if path.parent.suffix == ".d" and path.parent.name.startswith("jobs-") and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        yield file.path, Change.REMOVED
+
+
+def installed(units: Iterable[str], wanted: Sequence[File], root: Path) -> list[str]:
+    """Return those of the units whose files are there: nothing else can be disabled."""
+    there = {file.path.name for file in wanted if os.path.lexists(_below(root, file))}
+    return [unit for unit in units if re.sub(r"@[^.]+", "@", unit) in there]
+
+
+def unusable(commands: Path) -> str | None:
+    """Return why services cannot run the commands in this directory, and what to do about it; None if they can."""
+    for name in COMMANDS:
+        command = commands / name
+        if not os.access(command, os.X_OK):
+            return f"{command} is not there, or cannot be executed: name the directory of the commands with --commands"
+        # An interpreter that a tool keeps for its user hides behind a link in the environment.
+        for path in (command, command.with_name("python")):
+            where = path.resolve()
+            if any(where.is_relative_to(hidden) for hidden in HIDDEN):
+                return f"{path} is {where}, which services cannot see: install Jobs elsewhere, such as in /opt/jobs"
+    return None
 
 
 def worker_types(sources: Path = SOURCES) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from jobs.errors import InvalidRequest
 from jobs.invalid import invalid_body
@@ -55,6 +55,15 @@ class Declaration(Struct, frozen=True, kw_only=True):
     schedules: Mapping[str, Schedule]
 
 
+class Difference(Struct, frozen=True, kw_only=True):
+    """A value that is to be another; null stands for none."""
+
+    path: str
+    """Such as `job.payload.argv`."""
+    before: Any
+    after: Any
+
+
 class Step(Struct, frozen=True, kw_only=True):
     """What is to be done with one object."""
 
@@ -67,6 +76,8 @@ class Step(Struct, frozen=True, kw_only=True):
     """At which the schedule was last set, as it was looked at; 0 for one that is not there."""
     fields: tuple[str, ...] = ()
     """What is other than before."""
+    changes: tuple[Difference, ...] = ()
+    """The same to the last value."""
 
 
 class Conflict(Struct, frozen=True, kw_only=True):
@@ -250,7 +261,20 @@ def _step(kind: Kind, name: str, wanted: Wanted, old: Wanted | None) -> Step:
     if old is None:
         return Step(kind=kind, name=name, action=Action.CREATE, wanted=wanted)
     fields = tuple(key for key in wanted.__struct_fields__ if getattr(wanted, key) != getattr(old, key))
-    return Step(kind=kind, name=name, action=Action.CHANGE if fields else Action.KEEP, wanted=wanted, fields=fields)
+    if not fields:
+        return Step(kind=kind, name=name, action=Action.KEEP, wanted=wanted)
+    changes = tuple(_differences("", old, wanted))
+    return Step(kind=kind, name=name, action=Action.CHANGE, wanted=wanted, fields=fields, changes=changes)
+
+
+def _differences(path: str, before: Any, after: Any) -> Iterator[Difference]:
+    if isinstance(before, Struct) and type(before) is type(after):
+        before, after = asdict(before), asdict(after)
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in before | after:
+            yield from _differences(f"{path}.{key}" if path else str(key), before.get(key), after.get(key))
+    elif before != after:
+        yield Difference(path=path, before=msgspec.to_builtins(before), after=msgspec.to_builtins(after))
 
 
 def _new(name: str, schedule: Schedule) -> Step:

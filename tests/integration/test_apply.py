@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs import Client, Schedule, shell_job
+from jobs.cli import apply
+from jobs.cli.main import main
 from jobs.protocol.model import QueueSettings
 from jobs.testing import EmbeddedNode
 from tests.support.jobctl import jobctl
@@ -166,6 +170,57 @@ def test_what_the_node_refuses_is_told_and_nothing_is_removed_then(node: Embedde
     assert b"schedule bad: " in done.stderr
     assert b"schedule nightly is not removed" in done.stderr
     assert client.schedules.get("nightly").schedule.managed_by == "site"
+
+
+def test_who_applies_at_the_same_time_does_not_make_it_fail(
+    node: EmbeddedNode, client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As nodes do that have the same declaration, and are started at the same time."""
+    # Given somebody who sets a schedule while it is looked at what is there
+    real, passed = apply._plan, iter(range(3))
+
+    def overtaken(*arguments: Any) -> Any:
+        plan = real(*arguments)
+        if (number := next(passed, None)) is not None:
+            client.schedules.set("nightly", Schedule(job=shell_job(["true"]), every_s=60 + number, managed_by="site"))
+        return plan
+
+    monkeypatch.setattr(apply, "_plan", overtaken)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(DECLARED.encode())))
+    # When it is applied, then it is as declared all the same, and told once
+    assert main(["--socket", str(node.socket), "apply", "-f", "-"]) == 0
+    assert client.schedules.get("nightly").schedule.cron == "30 2 * * *"
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if "batch" in line] == ["created queue batch", '    job.queue: "default" → "batch"']
+    assert [line for line in out if "nightly" in line] == ["changed schedule nightly"]
+    assert out[-1] == "3 created, 1 changed, 0 unchanged, 0 removed"
+
+
+def test_a_dry_run_tells_each_value_that_would_be_another(node: EmbeddedNode, client: Client) -> None:
+    applied(node, DECLARED)
+    changed = DECLARED.replace("max_running = 8", "max_pending = 3").replace("backup.sh", "other.sh")
+    told = _apply(node, changed, "--dry-run").stdout.decode().splitlines()
+    assert told == [
+        "to change queue batch",
+        "    max_pending: none → 3",
+        "    max_running: 8 → none",
+        "to change schedule nightly",
+        '    job.payload.argv: ["./backup.sh"] → ["./other.sh"]',
+    ]
+    (batch, *_) = (json.loads(line) for line in _apply(node, changed, "--dry-run", "--json").stdout.splitlines())
+    assert batch["changes"][0] == {"path": "max_pending", "before": None, "after": 3}
+    assert client.queues.get("batch").max_running == 8
+    assert _apply(node, DECLARED, "--dry-run").stdout == b"nothing to do\n"
+
+
+def test_a_queue_that_is_not_declared_any_more_keeps_its_jobs(node: EmbeddedNode, client: Client) -> None:
+    applied(node, DECLARED)
+    client.queues.pause("batch")
+    job = client.submit(shell_job(["echo", "kept"], queue="batch")).job
+    applied(node, 'name = "site"')
+    assert client.queues.get("batch").paused
+    client.queues.resume("batch")
+    assert client.wait(job.id).state == "completed"
 
 
 def test_words_for_people(node: EmbeddedNode, client: Client, tmp_path: Path) -> None:

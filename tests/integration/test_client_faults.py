@@ -241,6 +241,12 @@ def test_a_node_that_nobody_serves_is_reported_at_once(connect: Connect, tmp_pat
     assert not caught.value.sent
 
 
+def test_a_path_that_is_no_socket_is_called_so(connect: Connect, tmp_path: Path) -> None:
+    """Not a node that has ended, as which the kernel refuses it, too: there is nothing to be started there."""
+    with pytest.raises(ConnectionFailed, match="it is no socket"):
+        connect(tmp_path, patience_s=0).health()
+
+
 def test_a_node_with_many_to_accept_is_waited_for(tmp_path: Path) -> None:
     # Given a node whose queue of connections is full
     path = tmp_path / "busy.sock"

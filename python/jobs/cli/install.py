@@ -16,7 +16,7 @@ from jobs.cli.output import note, print_json
 from jobs.client import Client
 
 if TYPE_CHECKING:
-    from jobs.appliance import File
+    from jobs.appliance import Change, File
 
 _ROOT: Final = Path("/")
 _KINDS: Final = ("sysusers", "tmpfiles")
@@ -33,17 +33,25 @@ def install_units(client: Client, options: argparse.Namespace) -> int:
 
     types = _types(options.workers, appliance.worker_types())
     into_another = options.root != _ROOT
+    if into_another and options.enable:
+        raise UsageError("--enable is for this machine; there is `systemctl --root=DIR preset-all` for another's files")
     version = options.systemd or (0 if into_another else _systemd_version())
-    wanted = appliance.files(options.prefix, options.commands or _own_directory(), version)
+    commands = options.commands or _own_directory()
+    wanted = appliance.files(options.prefix, commands, version)
     try:
         if options.remove:
             return _remove(wanted, options)
-        for path in appliance.put(wanted, options.root):
-            _tell(path, "installed", options)
+        reason = None if into_another else appliance.unusable(commands)
+        if reason is not None:
+            note(reason)
+            return exits.FAILED
+        for path, change in appliance.put(wanted, options.root, dry=options.dry_run):
+            _tell(path, change, options)
         if not into_another:
-            _prepare(wanted)
+            _prepare(wanted, options)
             if options.enable:
-                _run("systemctl", "enable", "--quiet", *appliance.NODE_UNITS, *appliance.worker_units(types))
+                units = [*appliance.NODE_UNITS, *appliance.worker_units(types)]
+                _run("systemctl", "enable", "--quiet", *units, options=options)
     except (OSError, _StepFailed) as error:
         note(str(error))
         return exits.FAILED
@@ -55,22 +63,23 @@ def _remove(wanted: Sequence[File], options: argparse.Namespace) -> int:
     from jobs import appliance
 
     into_another = options.root != _ROOT
-    if not into_another:
-        workers = appliance.worker_units(appliance.worker_types())
-        _run("systemctl", "disable", "--quiet", "--now", *reversed(appliance.NODE_UNITS), *workers)
-    for path in appliance.take_away(wanted, options.root):
-        _tell(path, "removed", options)
-    if not into_another:
-        _run("systemctl", "daemon-reload")
+    units = [*reversed(appliance.NODE_UNITS), *appliance.worker_units(appliance.worker_types())]
+    there = appliance.installed(units, wanted, options.root)
+    if there and not into_another:
+        _run("systemctl", "disable", "--quiet", "--now", *there, options=options)
+    for path, change in appliance.take_away(wanted, options.root, dry=options.dry_run):
+        _tell(path, change, options)
+    if there and not into_another:
+        _run("systemctl", "daemon-reload", options=options)
     return exits.OK
 
 
-def _prepare(wanted: Sequence[File]) -> None:
+def _prepare(wanted: Sequence[File], options: argparse.Namespace) -> None:
     """Make users and directories, and have the service manager read its files again."""
     by_kind = {kind: [str(file.path) for file in wanted if f"/{kind}.d/" in str(file.path)] for kind in _KINDS}
-    _run("systemd-sysusers", *by_kind["sysusers"])
-    _run("systemd-tmpfiles", "--create", *by_kind["tmpfiles"])
-    _run("systemctl", "daemon-reload")
+    _run("systemd-sysusers", *by_kind["sysusers"], options=options)
+    _run("systemd-tmpfiles", "--create", *by_kind["tmpfiles"], options=options)
+    _run("systemctl", "daemon-reload", options=options)
 
 
 def _types(text: str | None, known: Sequence[str]) -> list[str]:
@@ -97,8 +106,11 @@ def _systemd_version() -> int:
     return int(said[1]) if len(said) > 1 and said[1].isdigit() else 0
 
 
-def _run(program: str, *arguments: str) -> None:
+def _run(program: str, *arguments: str, options: argparse.Namespace) -> None:
     """Raises _StepFailed."""
+    if options.dry_run:
+        _say({"command": [program, *arguments]}, f"to run {program} {' '.join(arguments)}", options)
+        return
     path = shutil.which(program)
     if path is None:
         raise _StepFailed(f"{program} is not there: this machine has no systemd; --root DIR only puts the files")
@@ -108,11 +120,16 @@ def _run(program: str, *arguments: str) -> None:
         raise _StepFailed(f"{program} {' '.join(arguments)}: {said}")
 
 
-def _tell(path: Path, what: str, options: argparse.Namespace) -> None:
+def _tell(path: Path, change: Change, options: argparse.Namespace) -> None:
+    key, words = ("change", f"to be {change}:") if options.dry_run else ("done", str(change))
+    _say({"path": str(path), key: change}, f"{words} {path}", options)
+
+
+def _say(found: dict[str, object], text: str, options: argparse.Namespace) -> None:
     if options.json:
-        print_json({"path": str(path), "done": what})
+        print_json(found)
     else:
-        print(f"{what} {path}")
+        print(text)
 
 
 def _absolute(text: str) -> Path:
@@ -131,6 +148,7 @@ def _configure(parser: Parser) -> None:
     add("--systemd", type=int, metavar="N", help="version of systemd that the files are for (default: that of here)")
     add("--workers", metavar="TYPES", help="types of workers to enable, such as shell,sql (default: all)")
     add("--enable", action="store_true", help="start at boot, and the workers with the node")
+    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
     add("--remove", action="store_true", help="stop, disable and remove; data, users and configuration stay")
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from typing import Final
+
 import msgspec
 
 from jobs.client.decoding import decode_json
 from jobs.errors import InternalError, JobsError, error_types
 from jobs.protocol.ids import JobId
 from jobs.protocol.model import Problem, Reason
+
+_A_SOCKET: Final = "the path of a node's socket"
 
 
 class ConnectionFailed(JobsError):
@@ -59,6 +65,8 @@ class OperationFailed(JobsError):
 
 def unreachable(socket: str, error: OSError) -> ConnectionFailed:
     """Return what to do about a socket that cannot be used."""
+    if isinstance(error, ConnectionRefusedError) and not _is_socket(socket):
+        return ConnectionFailed(f"cannot connect to {socket}: it is no socket", expected=_A_SOCKET, sent=False)
     hints = {
         FileNotFoundError: "a running node: start jobs-node, or name its socket in JOBS_SOCKET",
         ConnectionRefusedError: "a running node: the socket is there, but nobody serves it; start jobs-node",
@@ -66,6 +74,14 @@ def unreachable(socket: str, error: OSError) -> ConnectionFailed:
     }
     hint = next((text for kind, text in hints.items() if isinstance(error, kind)), "the path of a node's socket")
     return ConnectionFailed(f"cannot connect to {socket}: {error.strerror or error}", expected=hint, sent=False)
+
+
+def _is_socket(path: str) -> bool:
+    """Return False for something else; True as well where that cannot be told."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True
 
 
 def gone(error: BaseException) -> ConnectionFailed:

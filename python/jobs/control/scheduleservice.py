@@ -288,9 +288,8 @@ def _put(name: str, record: ScheduleRecord) -> Put:
 def _check_revision(name: str, found: int, wanted: int | None) -> None:
     if wanted is not None and wanted != found:
         raise RevisionConflict(
-            f"schedule {name!r} was last set at revision {found}" if found else f"there is no schedule {name!r}",
-            field="revision",
-            expected=f"{found}, after a look at what it is now" if found else "0, to make one",
+            f"schedule {name!r} was set meanwhile, at {found}" if found else f"there is no schedule {name!r}",
+            expected="the revision of a look at what it is now" if found else "revision 0, to make one",
         )
 
 
