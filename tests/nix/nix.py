@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,10 +25,13 @@ class EvaluationFailed(Exception):
     """What Nix says."""
 
 
-def evaluate(file: Path, **arguments: str) -> Any:
-    """Return what a file of nix/tests comes to; `arguments` are expressions. Raises EvaluationFailed."""
+def evaluate(file: Path, attribute: str = "", **arguments: str) -> Any:
+    """Return what a file of nix/tests, or one attribute of it, comes to; `arguments` are expressions.
+
+    Raises EvaluationFailed.
+    """
     assert EVALUATE is not None
-    command = [EVALUATE, "--store", "dummy://", "--eval", "--strict", "--json", str(file)]
+    command = [EVALUATE, "--store", "dummy://", "--eval", "--strict", "--json", str(file), "--attr", attribute]
     for name, expression in arguments.items():
         command += ["--arg", name, expression]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -39,10 +42,19 @@ def evaluate(file: Path, **arguments: str) -> Any:
 
 def machine(*options: str, lib: str | None = None) -> dict[str, Any]:
     """Return what the module makes of a machine whose options are set in so many places."""
-    modules = " ".join(f"({{ lib, ... }}: {{ {text} }})" for text in options)
-    arguments = {"machine": f"{{ imports = [ {modules} ]; }}"} | ({} if lib is None else {"lib": lib})
-    found: dict[str, Any] = evaluate(NIX / "tests" / "eval.nix", **arguments)
+    found: dict[str, Any] = evaluate(NIX / "tests" / "eval.nix", **_arguments(options, lib))
     return found
+
+
+def refusals(*options: str, lib: str | None = None) -> list[str]:
+    """Return what the module has against a machine, without building anything of it."""
+    found: list[str] = evaluate(NIX / "tests" / "eval.nix", "failed", **_arguments(options, lib))
+    return found
+
+
+def _arguments(options: Sequence[str], lib: str | None) -> dict[str, str]:
+    modules = " ".join(f"({{ lib, ... }}: {{ {text} }})" for text in options)
+    return {"machine": f"{{ imports = [ {modules} ]; }}"} | ({} if lib is None else {"lib": lib})
 
 
 def nixpkgs_lib() -> str | None:

@@ -16,7 +16,8 @@ import pytest
 
 from jobs.config import NodeConfig, check_config, load_config
 from jobs.declarations import parse
-from tests.nix.nix import NIX, ROOT, EvaluationFailed, machine, needs_nix, nixpkgs_lib, toml
+from tests.docs.guides import blocks
+from tests.nix.nix import NIX, ROOT, EvaluationFailed, evaluate, machine, needs_nix, nixpkgs_lib, refusals, toml
 from tests.nix.units import KINDS, lay_out, read_unit
 
 pytestmark = needs_nix
@@ -56,7 +57,7 @@ FULL = """
 """
 MANY = """
   services.jobs.cluster.members = lib.genAttrs
-    [ "a" "b" "c" "d" "e" "f" "g" "h" "i" ] (_: { addresses = [ ]; });
+    [ "1" "2" "3" "4" "5" "6" "7" "8" "9" ] (name: { addresses = [ "10.0.1.${name}:7420" ]; });
 """
 
 
@@ -168,8 +169,6 @@ def test_the_build_fails_for_what_no_node_would_take(
 
 
 def test_a_cross_build_runs_nothing() -> None:
-    from tests.nix.nix import evaluate
-
     found = evaluate(NIX / "tests" / "eval.nix", machine=f"{{ {ALONE} }}", canExecute="false")
     assert "jobs-node" not in found["settings"]["script"]
 
@@ -370,7 +369,52 @@ def test_a_member_that_declares_nothing_takes_nothing_away() -> None:
             "written by the worker for replication",
             "workers.replication.enable = true",
         ),
-        ((ALONE, 'services.jobs.backups.b.directory = "b";'), "no absolute path", "/srv/backups/b"),
+        ((ALONE, 'services.jobs.backups.b.directory = "b";'), "backups.b.directory is no absolute path", "/srv/jobs"),
+        ((ALONE, 'services.jobs.backups.b.directory = "/srv/b c";'), "white space", "/srv/jobs"),
+        ((ALONE, 'services.jobs.backups.b.directory = "/home/b";'), "do not see", "/srv/jobs"),
+        ((ALONE, 'services.jobs.workers.blob.readWritePaths = [ "srv" ];'), "workers.blob.readWritePaths", "/srv/jobs"),
+        (
+            (ALONE, 'services.jobs.backups = { a.directory = "/srv/b"; b.directory = "/srv/b"; };'),
+            "same directory twice",
+            "a directory of its own",
+        ),
+        (
+            (MEMBERS, 'services.jobs.cluster.members.beta.addresses = lib.mkForce [ "10.0.0.2" ];'),
+            "cluster.members.beta.addresses is 10.0.0.2",
+            "[fd00::1]:7420",
+        ),
+        (
+            (MEMBERS, 'services.jobs.cluster.members.beta.addresses = lib.mkForce [ "beta:7420" ];'),
+            "cluster.members.beta.addresses is beta:7420",
+            "IP addresses",
+        ),
+        (
+            (MEMBERS, "services.jobs.cluster.members.alpha.addresses = lib.mkForce [ ];"),
+            "cluster.members.alpha.addresses is empty",
+            "list IP addresses with ports",
+        ),
+        (
+            (MEMBERS, 'services.jobs.cluster.members.beta.addresses = [ "10.0.0.3:7420" ];'),
+            "same address twice",
+            "give each member its own",
+        ),
+        (("services.jobs.enable = true;", 'networking.hostName = "";'), "no name of a node", "such as alpha"),
+        ((ALONE, 'services.jobs.credentials."a:b" = "/run/a";'), '"a:b" is no name', "as in jobs.secrets-key"),
+        (
+            (ALONE, 'services.jobs.settings.tracing.headers_file = "/nix/store/aaa-headers";'),
+            "settings.tracing.headers_file would be in the Nix store",
+            "/run/secrets/jobs",
+        ),
+        (
+            (ALONE, "services.jobs.settings.secrets.key_file = /etc/key;"),
+            "settings.secrets.key_file would be in the Nix store",
+            "in quotes",
+        ),
+        (
+            (ALONE, 'services.jobs.settings.workers.shell.credentials.k.path = "/nix/store/aaa-k";'),
+            "settings.workers.shell.credentials.k.path would be",
+            "/run/secrets/jobs",
+        ),
         (
             (ALONE, 'services.jobs.credentials.key = "/nix/store/aaa-key";'),
             'services.jobs.credentials."key" would be in the Nix store',
@@ -396,7 +440,7 @@ def test_a_member_that_declares_nothing_takes_nothing_away() -> None:
     ],
 )
 def test_a_refusal_says_what_would_be_right(options: tuple[str, str], wrong: str, fix: str) -> None:
-    failed = machine(*options)["failed"]
+    failed = refusals(*options)
     assert len(failed) == 1, failed
     assert wrong in failed[0]
     assert fix in failed[0]
@@ -404,7 +448,8 @@ def test_a_refusal_says_what_would_be_right(options: tuple[str, str], wrong: str
 
 def test_an_even_number_of_members_is_warned_of() -> None:
     found = machine(
-        ALONE, 'services.jobs.cluster.members = { alpha.addresses = [ "10.0.0.1:1" ]; beta.addresses = [ ]; };'
+        ALONE,
+        'services.jobs.cluster.members = { alpha.addresses = [ "10.0.0.1:1" ]; beta.addresses = [ "10.0.0.2:1" ]; };',
     )
     assert len(found["warnings"]) == 1
 
@@ -422,6 +467,46 @@ def test_an_even_number_of_members_is_warned_of() -> None:
 def test_options_that_are_none_or_contradict_each_other_do_not_evaluate(options: str) -> None:
     with pytest.raises(EvaluationFailed):
         machine(ALONE, options)
+
+
+# --- what the document shows ------------------------------------------------------------------------------------------
+
+
+def shown() -> list[str]:
+    found = [block.text for block in blocks("docs/nixos.md") if block.language == "nix"]
+    assert len(found) == 6
+    return found
+
+
+def test_the_configurations_of_the_document_are_taken(tmp_path: Path) -> None:
+    whole, cluster, founder, joiner, declared, secrets = shown()
+    name = 'networking.hostName = "alpha";'
+    for options in ((cluster,), (cluster, founder), (cluster, joiner), (cluster, founder, declared), (ALONE, secrets)):
+        found = machine(name, *options)
+        assert found["failed"] == found["warnings"] == []
+        config_of(found, tmp_path)
+        if found["declaration"] is not None:
+            parse(json.dumps(found["declaration"]["value"]).encode())
+    # The whole of a flake, with the module in place of nixpkgs' way to a system
+    expression = f"""
+      let
+        lib = import {NIX}/tests/stubs/lib.nix;
+        flake = {whole};
+        made = flake.outputs {{
+          nixpkgs.lib.nixosSystem = {{ modules, ... }}: import {NIX}/tests/eval.nix {{
+            machine = {{ imports = modules; }};
+          }};
+          jobs.nixosModules.default = {{ }};
+        }};
+      in made.nixosConfigurations.alpha
+    """
+    (tmp_path / "whole.nix").write_text(expression)
+    found = evaluate(tmp_path / "whole.nix")
+    assert found["failed"] == []
+    config = config_of(found, tmp_path)
+    assert (config.node.id, config.workers.shell.slots, config.retention.keep_s) == ("alpha", 8, 2592000)
+    assert found["groups"]["jobs"]["members"] == ["alice", "bob"]
+    assert "jobs-worker@sql" not in found["services"]
 
 
 # --- the stub ---------------------------------------------------------------------------------------------------------
