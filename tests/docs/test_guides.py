@@ -35,6 +35,10 @@ ELSEWHERE = {
 GIVEN: dict[str, dict[str, str]] = {
     "docs/arrays.md": {"jobs.json": '[1, {"a": 2}]', "one.wav": "", "two.wav": ""},
     "docs/jobs.md": {"model.bin": "weights"},
+    # As much of OpenTelemetry as the document calls: Jobs does not use it.
+    "docs/tracing.md": {
+        "opentelemetry/propagate.py": f"def inject(carrier): carrier['traceparent'] = '00-{'a' * 32}-{'b' * 16}-01'",
+    },
 }
 """What a reader of a document is taken to have: files in the directory, by name. A TOML block of a document that its
 commands name is put there, too."""
@@ -94,6 +98,7 @@ def run(directory: Path, command: list[str], socket: Path) -> str:
 
 def lay_out(document: str, directory: Path) -> None:
     for name, text in GIVEN.get(document, {}).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text)
     if document in DECLARATIONS:
         (directory / DECLARATIONS[document]).write_text(of(document, "toml")[0].text)

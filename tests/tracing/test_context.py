@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from jobs.client.requests import get, in_trace, post
 from jobs.protocol.model import Health, Submitted
-from jobs.tracing.context import TraceContext, from_environment, parse
+from jobs.tracing.context import TraceContext, from_environment, from_headers, parse
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
@@ -22,6 +23,7 @@ HEX = "0123456789abcdef"
         (f"  {PARENT}\t", 1),
         (f"00-{TRACE}-{SPAN}-00", 0),
         (f"00-{TRACE}-{SPAN}-03", 3),
+        (f"00-{TRACE}-{SPAN}-ff", 3),
         (f"01-{TRACE}-{SPAN}-ff", 1),
         (f"cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like", 1),
     ],
@@ -70,7 +72,7 @@ def test_a_state_that_is_none_is_dropped_and_the_context_stays(state: str) -> No
     assert parse(PARENT, state) == TraceContext(TRACE, SPAN, 1)
 
 
-@given(st.text(HEX, min_size=32, max_size=32), st.text(HEX, min_size=16, max_size=16), st.integers(0, 255))
+@given(st.text(HEX, min_size=32, max_size=32), st.text(HEX, min_size=16, max_size=16), st.integers(0, 3))
 def test_what_is_written_is_read_again(trace: str, span: str, flags: int) -> None:
     context = TraceContext(trace, span, flags)
     assert parse(context.parent) == (context if int(trace, 16) and int(span, 16) else None)
@@ -80,6 +82,18 @@ def test_what_is_written_is_read_again(trace: str, span: str, flags: int) -> Non
 def test_no_text_makes_headers_of_more_than_a_line(parent: str, state: str) -> None:
     for context in (parse(parent, state), parse(PARENT, state)):
         assert context is None or all(value.isprintable() and value.isascii() for value in context.headers().values())
+
+
+def test_headers_in_several_lines_are_taken_as_the_standard_has_it() -> None:
+    def taken(*lines: tuple[str, str]) -> TraceContext | None:
+        return from_headers(CIMultiDictProxy(CIMultiDict(lines)))
+
+    states = [("tracestate", "a=1,b=2"), ("Tracestate", "c=3")]
+    assert taken(("traceparent", PARENT), *states) == TraceContext(TRACE, SPAN, 1, "a=1,b=2,c=3")
+    assert taken(("traceparent", PARENT)) == from_headers({"traceparent": PARENT}) == TraceContext(TRACE, SPAN, 1)
+    # Which of two would it be?
+    assert taken(("traceparent", PARENT), ("Traceparent", PARENT.replace("-01", "-00")), *states) is None
+    assert taken(*states) is from_headers({}) is None
 
 
 def test_the_environment_is_taken_where_it_tells_of_a_trace() -> None:

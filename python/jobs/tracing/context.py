@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -15,6 +15,8 @@ HEADERS: Final = (PARENT_HEADER, STATE_HEADER)
 PARENT_VARIABLE: Final = "TRACEPARENT"
 STATE_VARIABLE: Final = "TRACESTATE"
 SAMPLED: Final = 0x01
+RANDOM: Final = 0x02
+"""The right-most 7 bytes of the trace's id are of chance; of later versions of the standard."""
 MAX_STATE_CHARS: Final = 512
 """A longer trace state is dropped whole, which the standard allows above this."""
 MAX_STATE_MEMBERS: Final = 32
@@ -61,8 +63,8 @@ def parse(parent: str | None, state: str | None = None) -> TraceContext | None:
     version, trace_id, span_id, flags, rest = match.groups()
     if version == "ff" or (version == "00" and rest is not None) or not (int(trace_id, 16) and int(span_id, 16)):
         return None
-    # Of a newer version only this flag is known to mean the same.
-    known = int(flags, 16) if version == "00" else int(flags, 16) & SAMPLED
+    # Flags that nobody has defined yet are not to be passed on; of a newer version only one is known to mean the same.
+    known = int(flags, 16) & (SAMPLED | RANDOM if version == "00" else SAMPLED)
     return TraceContext(trace_id, span_id, known, state if state is not None and _is_state(state) else "")
 
 
@@ -72,7 +74,17 @@ def trace_id_of(parent: str) -> str:
 
 
 def from_headers(headers: Mapping[str, str]) -> TraceContext | None:
-    return parse(headers.get(PARENT_HEADER), headers.get(STATE_HEADER))
+    """Return the context of a request: of a `tracestate` in several lines all, and none of two `traceparent`s."""
+    parents = _lines(headers, PARENT_HEADER)
+    return parse(parents[0], ",".join(_lines(headers, STATE_HEADER))) if len(parents) == 1 else None
+
+
+def _lines(headers: Mapping[str, str], name: str) -> list[str]:
+    """Return each line of a header, where the mapping tells them apart."""
+    every: Callable[[str, list[str]], list[str]] | None = getattr(headers, "getall", None)
+    if every is not None:
+        return every(name, [])
+    return [headers[name]] if name in headers else []
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
