@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ import pytest
 
 from jobs import AsyncClient, Client, ConnectionFailed, JobState, Reason, shell_job
 from jobs._native import Store
+from jobs.cli import exits
+from jobs.cli.main import main
 from jobs.protocol.model import Content, KvCompare, KvOp, KvPut, Schedule
 from jobs.testing import EmbeddedNode
 
@@ -245,6 +248,20 @@ def test_a_path_that_is_no_socket_is_called_so(connect: Connect, tmp_path: Path)
     """Not a node that has ended, as which the kernel refuses it, too: there is nothing to be started there."""
     with pytest.raises(ConnectionFailed, match="it is no socket"):
         connect(tmp_path, patience_s=0).health()
+
+
+def test_the_health_of_a_node_that_hangs_is_told_in_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As one is whose socket is the service manager's, and which does not start."""
+    path = tmp_path / "mute.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(8)
+        begun = time.monotonic()
+        assert main(["--socket", str(path), "health", "--wait", "1s"]) == exits.UNAVAILABLE
+        assert time.monotonic() - begun < 30, "a request may otherwise take a minute"
+    told = capsys.readouterr().err
+    assert "no answer in time" in told
+    assert "systemctl status jobs-node" in told
 
 
 def test_a_node_with_many_to_accept_is_waited_for(tmp_path: Path) -> None:

@@ -86,8 +86,10 @@ def _is_socket(path: str) -> bool:
 
 def gone(error: BaseException) -> ConnectionFailed:
     """Return the loss of a node that was asked something."""
-    cause = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-    return ConnectionFailed(f"the connection to the node was lost: {cause}", sent=True)
+    if isinstance(error, TimeoutError):
+        hint = "a node that has started: systemctl status jobs-node, and its log, say what it does"
+        return ConnectionFailed("the connection to the node was lost: no answer in time", expected=hint, sent=True)
+    return ConnectionFailed(f"the connection to the node was lost: {str(error) or type(error).__name__}", sent=True)
 
 
 def error_of(status: int, data: bytes, retry_after: str | None) -> JobsError:
