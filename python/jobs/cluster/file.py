@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from jobs._native import failpoint
-from jobs.durable import sync_directory
+from jobs.durable import Points, replace_private
 
 FILE_NAME: Final = "cluster.json"
 VERSION: Final = 1
+_POINTS: Final = Points(
+    "cluster.file.write.before",
+    "cluster.file.sync.before",
+    "cluster.file.rename.before",
+    "cluster.file.rename.after",
+    "cluster.file.directory.sync.after",
+)
 
 
 class ClusterFileError(Exception):
@@ -50,18 +55,8 @@ def load(data_dir: Path) -> Belonging | None:
 
 
 def save(data_dir: Path, belonging: Belonging) -> None:
-    """Write the file: all of it or none, durable when this returns."""
-    draft = data_dir / f"{FILE_NAME}.new"
-    failpoint("cluster.file.write.before")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, msgspec.json.format(msgspec.json.encode(belonging)) + b"\n")
-        failpoint("cluster.file.sync.before")
-        os.fsync(descriptor)  # its content before its name
-    finally:
-        os.close(descriptor)
-    failpoint("cluster.file.rename.before")
-    draft.rename(data_dir / FILE_NAME)
-    failpoint("cluster.file.rename.after")
-    sync_directory(data_dir)  # a node that forgets its cluster would found another one
-    failpoint("cluster.file.directory.sync.after")
+    """Write the file: all of it or none, durable when this returns: a node that forgets its cluster founds another.
+
+    Raises OSError.
+    """
+    replace_private(data_dir / FILE_NAME, msgspec.json.format(msgspec.json.encode(belonging)) + b"\n", _POINTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,21 +34,28 @@ _UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10,
 
 def document() -> str:
     """Return the reference of every key as Markdown."""
-    return _HEAD + "".join(_section((), NodeConfig))
+    return _HEAD + "".join(line for section in sections() for line in _section(*section))
 
 
-def _section(path: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
+def _section(path: tuple[str, ...], model: type[BaseModel], keys: Mapping[str, FieldInfo]) -> Iterator[str]:
+    yield f"\n## `[{'.'.join(path)}]`\n\n{paragraph(model)}\n\n"
+    yield "| Key | Default | Values | Meaning |\n|---|---|---|---|\n"
+    for name, field in keys.items():
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        yield f"| `{name}` | {_default(name, field)} | {values(name, field)} | {meaning} |\n"
+
+
+def sections(
+    model: type[BaseModel] = NodeConfig, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[BaseModel], dict[str, FieldInfo]]]:
+    """Yield every section that has keys: where it is, its model, and the keys of its own."""
     keys = {name: field for name, field in model.model_fields.items() if submodel(field) is None}
     if keys:
-        yield f"\n## `[{'.'.join(path)}]`\n\n{paragraph(model)}\n\n"
-        yield "| Key | Default | Values | Meaning |\n|---|---|---|---|\n"
-        for name, field in keys.items():
-            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-            yield f"| `{name}` | {_default(name, field)} | {values(name, field)} | {meaning} |\n"
+        yield path, model, keys
     for name, field in model.model_fields.items():
         inner = submodel(field)
         if inner is not None:
-            yield from _section((*path, name), inner)
+            yield from sections(inner, (*path, name))
 
 
 def paragraph(model: type[BaseModel]) -> str:

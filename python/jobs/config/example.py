@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jobs.config.document import paragraph, shown, submodel, values
-from jobs.config.model import NodeConfig
+from jobs.config.document import paragraph, sections, shown, values
 
 WIDTH: Final = 120
 _HEAD: Final = """\
@@ -28,19 +27,13 @@ _HEAD: Final = """\
 
 def example() -> str:
     """Return a file that sets nothing and explains every key."""
-    return _HEAD + "".join(_section((), NodeConfig))
+    return _HEAD + "".join(line for section in sections() for line in _section(*section))
 
 
-def _section(path: tuple[str, ...], model: type[BaseModel]) -> Iterator[str]:
-    keys = {name: field for name, field in model.model_fields.items() if submodel(field) is None}
-    if keys:
-        yield f"\n{_comment(paragraph(model))}[{'.'.join(path)}]\n"
-        for name, field in keys.items():
-            yield f"\n{_comment(_meaning(name, field))}#{name} = {_value(name, field)}\n"
-    for name, field in model.model_fields.items():
-        inner = submodel(field)
-        if inner is not None:
-            yield from _section((*path, name), inner)
+def _section(path: tuple[str, ...], model: type[BaseModel], keys: Mapping[str, FieldInfo]) -> Iterator[str]:
+    yield f"\n{_comment(paragraph(model))}[{'.'.join(path)}]\n"
+    for name, field in keys.items():
+        yield f"\n{_comment(_meaning(name, field))}#{name} = {_value(name, field)}\n"
 
 
 def _meaning(name: str, field: FieldInfo) -> str:

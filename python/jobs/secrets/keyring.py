@@ -7,9 +7,7 @@ What is encrypted names its owner and itself, so that it is of no use under anot
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +15,8 @@ import msgspec
 from msgspec import Struct
 
 from jobs.backups.crypt import IdentityError, read_identities
-from jobs.durable import sync_directory
+from jobs.credentials import credentials_directory
+from jobs.durable import replace_private
 
 if TYPE_CHECKING:  # few processes need it
     from pyrage.x25519 import Identity
@@ -126,7 +125,7 @@ class Keyring:
         if self.path is not None and not self.is_provided:
             text = "".join(f"# fingerprint: {key.fingerprint}\n{key.identity}\n" for key in keys.values())
             try:
-                _replace(self.path, text.encode())
+                replace_private(self.path, text.encode())
             except OSError as error:
                 raise KeyFileError(f"the key of secrets cannot be written to {self.path}: {error.strerror}") from error
         self._keys = keys
@@ -152,7 +151,7 @@ class Keyring:
 def keyring_of(configured: Path | None, data_dir: Path) -> Keyring:
     """Return the keys of a node: of the file that is configured, of the credential that systemd has given it, or of a
     file of its own."""
-    given = _credentials()
+    given = credentials_directory()
     if configured is None and given is not None and _is_there(given / CREDENTIAL):
         configured = given / CREDENTIAL
     return Keyring(configured or data_dir / FILE, is_provided=configured is not None)
@@ -201,26 +200,6 @@ def _key_of(identity: Identity) -> SecretKey:
     return SecretKey(fingerprint=fingerprint_of(recipient), recipient=recipient, identity=str(identity))
 
 
-def _credentials() -> Path | None:
-    """Return where systemd has put what it gives this service."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    return None if directory is None else Path(directory)
-
-
 def _is_credential(path: Path) -> bool:
-    given = _credentials()
+    given = credentials_directory()
     return given is not None and path.is_relative_to(given)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Have a file with this content, which only its user may read, or the one that was there before."""
-    draft = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        draft.unlink()
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)  # before the name: a key that something is encrypted with must not be lost
-    draft.rename(path)
-    sync_directory(path.parent)

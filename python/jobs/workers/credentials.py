@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.config import Credential
+from jobs.credentials import credentials_directory
 from jobs.protocol.model import CREDENTIAL, MAX_SECRET_BYTES, Reason, ShellPayload
 from jobs.protocol.wire import Assignment
 from jobs.workers.executor import NotStarted
@@ -51,12 +51,12 @@ def _credential(name: str, owner: int, credentials: Mapping[str, Credential]) ->
 
 def _given(name: str) -> Path:
     """Return where systemd has put a credential of this service. Raises NotStarted."""
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    directory = credentials_directory()
     if directory is None:
         raise NotStarted(
             Reason.SPAWN_FAILED, f"credential {name!r} has no path, and the service manager gave this worker none"
         )
-    return Path(directory) / name
+    return directory / name
 
 
 def _is(user: str, uid: int) -> bool:
