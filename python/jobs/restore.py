@@ -171,10 +171,9 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
                 f"{self._data_dir} is uid {owner}'s, and so is the node that is to read what is restored: restore "
                 f"as that user (sudo -u '#{owner}' jobs-node restore …)"
             )
-        left = [one.name for one in self._data_dir.iterdir()]
-        if UNFINISHED in left:
+        if (self._data_dir / UNFINISHED).exists():
             return  # all of it is of a restore that was broken off
-        if found := [name for name in left if name != "lost+found"]:
+        if found := [one.name for one in self._data_dir.iterdir() if not is_vacant(one)]:
             raise RestoreError(
                 f"{self._data_dir} is not empty ({', '.join(sorted(found)[:5])}): a backup is restored into an empty "
                 "node.data_dir, so that nothing of a node is overwritten"
@@ -275,6 +274,11 @@ after the loss of a worker. The nodes of the old cluster must not run on: they w
         sync_directory(self._data_dir)
         making.rmdir()
         sync_directory(self._data_dir)
+
+
+def is_vacant(path: Path) -> bool:
+    """Tell whether something in a node's directory is nothing of the node's: made ahead of it, or come with a disk."""
+    return path.name == "lost+found" or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
 def moment_of(text: str) -> int:

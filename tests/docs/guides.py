@@ -1,8 +1,8 @@
 """The documents as what they ask a reader to type: blocks of code, and what is said of those that are not run here.
 
 The first word behind the fence is the language. What follows it, which no reader of the rendered page sees, marks a
-block that is not simply run on an embedded node: `skip: WHY`, `vm: WHY` for one of a machine with systemd, `job: WHY`
-for what a job itself does.
+block that is not simply run on an embedded node: `skip: WHY`, `vm: TEST` for one of a machine with systemd and the
+test that runs it there, `job: WHY` for what a job itself does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 JOB: Final = "job"
 MARKS: Final = ("skip", "vm", JOB)
 _FENCE: Final = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_PROMPT: Final = re.compile(r"(?P<who>[a-z]*)(?P<sign>[#$]) (?P<command>.+)")
 _LINK: Final = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -37,6 +38,17 @@ class Block(Struct, frozen=True):
         return f"{self.document}:{self.line}"
 
 
+class Typed(Struct, frozen=True):
+    """A command that a block shows behind a prompt."""
+
+    who: str
+    """The user or the machine that the prompt names."""
+    is_root: bool
+    command: str
+    after: str
+    """The lines that follow: what it prints, or what is typed into it."""
+
+
 def documents() -> list[str]:
     """Return every document for users, as paths below the root."""
     docs = ROOT / "docs"
@@ -54,6 +66,15 @@ def blocks(document: str) -> list[Block]:
         line = text.count("\n", 0, fenced.start()) + 1
         found.append(Block(document, line, language, mark.strip(), why.strip(), fenced["text"]))
     return found
+
+
+def console(block: Block) -> Iterator[Typed]:
+    """Yield the commands of a block that shows a console."""
+    lines = block.text.splitlines()
+    prompts = [(number, found) for number, line in enumerate(lines) if (found := _PROMPT.fullmatch(line))]
+    ends = [number for number, _ in prompts[1:]] + [len(lines)]
+    for (number, prompt), end in zip(prompts, ends, strict=True):
+        yield Typed(prompt["who"], prompt["sign"] == "#", prompt["command"], "\n".join(lines[number + 1 : end]))
 
 
 def anchors(path: Path) -> set[str]:

@@ -208,6 +208,18 @@ def test_a_moment_that_is_none_is_explained(tmp_path: Path, moment: str, expecte
     assert (refused.returncode, expected in refused.stderr) == (2, True)
 
 
+def test_directories_that_were_made_ahead_are_not_in_its_way(series: Series, tmp_path: Path) -> None:
+    """As the package and the disk itself make them, before there is a node."""
+    for name in ("store", "lost+found"):
+        (tmp_path / "new" / "data" / name).mkdir(parents=True)
+    restored = node_command(tmp_path / "new", "restore", "--from", str(series.directory), "--yes")
+    assert restored.returncode == 0, restored.stderr
+    # and what is in one of them is
+    refused = node_command(tmp_path / "new", "restore", "--from", str(series.directory), "--yes")
+    assert "is not empty (blobs, " in refused.stderr
+    assert "lost+found" not in refused.stderr
+
+
 def test_what_a_node_has_is_not_overwritten(series: Series, tmp_path: Path) -> None:
     with EmbeddedNode(tmp_path / "node") as node, node.client() as client:
         client.kv.put("/data/mine", "x")
