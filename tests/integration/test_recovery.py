@@ -112,6 +112,14 @@ def test_only_a_node_of_a_cluster_is_recovered(tmp_path: Path) -> None:
         pass
     refused = recover(alone, "--yes")
     assert (refused.returncode, "there is no node of a cluster here" in refused.stderr) == (1, True)
+    # Nor one that a backup was restored as, which has the file of a founder
+    save(alone.directory / "data", Belonging(cluster="c", founder=True))
+    with alone, alone.client() as client:
+        client.kv.put("/data/k", "v")
+    refused = recover(alone, "--yes")
+    assert (refused.returncode, "has never had other members" in refused.stderr) == (1, True)
+    with alone, alone.client() as client:
+        assert client.kv.get("/data/k") is not None
 
 
 @pytest.mark.slow

@@ -91,6 +91,10 @@ class Recovery:
             # All of the log counts as committed: what is in it and was acknowledged must not get lost.
             await consensus.start()
             members = read_members(self._store)
+            if not members.records:  # a backup restored as a node that is alone: it has another id than a member
+                raise RecoveryError(
+                    f"{self._data_dir}: this node has never had other members: there is nobody to go on without"
+                )
             own = members.get(self._id) or MemberRecord(id=self._id, name=self._name, joined_ms=wall_ms())
             await consensus.change_members(sole_voter(members, own))
             # Durable before the node is told: else a power cut could bring the former members back.
