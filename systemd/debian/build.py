@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -69,7 +70,7 @@ def build(wheel: Path, directory: Path, compression: str = "xz") -> Path:
                 kibibytes=size // 1024 + 1,
                 python=f"{sys.version_info.major}.{sys.version_info.minor}",
                 next_python=f"{sys.version_info.major}.{sys.version_info.minor + 1}",
-                libc=".".join(re.findall(r"\d+", platform)[:2]),
+                libc=libc(platform),
             )
         )
         for script in SCRIPTS:
@@ -81,6 +82,13 @@ def build(wheel: Path, directory: Path, compression: str = "xz") -> Path:
             stdout=subprocess.DEVNULL,
         )
     return package
+
+
+def libc(platform: str) -> str:
+    """Return the C library that a wheel of this platform needs: a plain Linux's is for what is here."""
+    if named := re.match(r"manylinux_(\d+)_(\d+)_", platform):
+        return f"{named[1]}.{named[2]}"
+    return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ")
 
 
 def lay_out(root: Path, wheel: Path) -> None:

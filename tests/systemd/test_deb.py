@@ -6,6 +6,7 @@ Its installation, upgrade and removal belong to a machine with systemd.
 from __future__ import annotations
 
 import os
+import platform as platform_of_here
 import re
 import shutil
 import subprocess
@@ -38,9 +39,15 @@ def test_its_scripts_name_the_units_that_there_are() -> None:
 
 
 @needs_dpkg
-def test_it_holds_commands_units_and_guides_and_leaves_the_configuration_to_the_operator(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("platform", "libc"),
+    [("manylinux_2_34_x86_64", "2.34"), ("linux_x86_64", platform_of_here.libc_ver()[1])],
+)
+def test_it_holds_commands_units_and_guides_and_leaves_the_configuration_to_the_operator(
+    tmp_path: Path, platform: str, libc: str
+) -> None:
     # Given a wheel that needs nothing: what a real one needs is some hundred megabytes
-    wheel = tmp_path / "jobs-9.8.7-cp311-abi3-manylinux_2_34_x86_64.whl"
+    wheel = tmp_path / f"jobs-9.8.7-cp311-abi3-{platform}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("jobs/__init__.py", "")
         archive.writestr("jobs-9.8.7.dist-info/METADATA", "Name: jobs\nVersion: 9.8.7\n")
@@ -70,4 +77,4 @@ def test_it_holds_commands_units_and_guides_and_leaves_the_configuration_to_the_
     assert [path.name for path in (tmp_path / "dist").iterdir()] == [Path(package).name]
     fields = subprocess.run(["dpkg-deb", "-f", package], check=True, capture_output=True, text=True).stdout
     assert "Version: 9.8.7\n" in fields
-    assert "libc6 (>= 2.34)" in fields
+    assert f"libc6 (>= {libc})" in fields
