@@ -421,6 +421,13 @@ def give_up_capabilities() -> None:
 def sandbox_probe() -> list[tuple[str, bool, bool, str]]:
     """What the sandbox needs of this host: (feature, present, required by level `strict`, why or how, in words)."""
 
+def confine(*, identity: int | None, memory_bytes: int, file_bytes: int, cpu_s: int) -> None:
+    """Leave this process, of one thread, nothing but its working directory, which becomes its root, and what is open.
+
+    `identity` is the uid and gid to become, for a process of root's. It ends with the thread that has started it.
+    Raises RuntimeError; then it must not go on.
+    """
+
 # --- transport -----------------------------------------------------------------------------------------------------
 
 NetEvent = tuple[str, str, int, bytes, str, str, int]

@@ -156,6 +156,7 @@ def _open_files() -> Check:
 
 _SANDBOX_FIXES: Final = {
     "seccomp": "use a kernel with CONFIG_SECCOMP_FILTER, and no container that forbids seccomp(2)",
+    "overlay": "use Linux 5.11 or newer with overlay; root images of jobs are read-only otherwise",
     "landlock": "boot with `landlock` in the kernel's lsm= list (Linux 5.13 or newer)",
     "cgroup": "mount cgroup v2 and run the worker with Delegate=yes; limits then hold for all of a job's processes",
 }

@@ -42,6 +42,7 @@ from jobs.protocol.model import (
     ReplicationRestore,
     ReplicationSync,
     ReplicationVerify,
+    RootImage,
     ShellJob,
     ShellPayload,
     SqlJob,
@@ -303,6 +304,8 @@ def named_blobs(job: JobSubmit, where: str = "$") -> dict[str, str]:
     if isinstance(job, MaintenanceJob | ReplicationJob):
         return found
     if isinstance(job, ShellJob):
+        if isinstance(job.payload.root, RootImage):
+            found[job.payload.root.blob] = f"{where}.payload.root.blob"
         files = {f"[{path!r}]": file for path, file in job.payload.files.items()}
     else:
         files = {f"[{name!r}].content": file.content for name, file in job.payload.files.items()}

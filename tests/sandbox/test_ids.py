@@ -61,12 +61,12 @@ def test_without_any_to_give_all_have_the_worker_s_and_that_is_said() -> None:
 
 def test_a_range_that_others_have_taken_is_not_shared() -> None:
     with (
-        launched("root", uid_count=3),
+        launched("root", uid_count=4),
         pytest.raises(Exception, match="other workers of this machine have those from"),
-        launched("root", uid_count=3),
+        launched("root", uid_count=4),
     ):
         pass
-    with launched("root", uid_count=3) as sandbox:
+    with launched("root", uid_count=4) as sandbox:
         assert sandbox.run("true").outcome.reason is None
 
 

@@ -406,7 +406,7 @@ def test_an_attempt_that_is_stopped_before_it_runs_ends_exactly_once(tmp_path: P
         scene.open.clear()
         events: list[Event] = []
         errands = Errands(
-            ShellWorker(slots=1), scene.cache.directory, scene.socket, sandbox="strict",
+            ShellWorker(slots=1), scene.cache.directory, None, scene.socket, sandbox="strict",
             spawn=lambda spawn: pytest.fail("it was started"), on_events=events.extend,
         )  # fmt: skip
         job, attempt = JobId("j"), Attempt(1)

@@ -180,7 +180,7 @@ def print_result(found: JobResult) -> None:
             ("waited", f"{max(0, run.started_ms - run.queued_ms)} ms"),
             ("ran", f"{run.wall_s:.3f} s (user {run.cpu_user_s:.3f}, system {run.cpu_system_s:.3f})"),
             ("peak memory", f"{run.peak_memory_bytes / 1048576:.1f} MiB"),
-            ("sandbox", run.sandbox),
+            ("sandbox", run.sandbox if run.root is None else f"{run.sandbox}, root image {run.root.replace('_', '-')}"),
         ]
         for name, stream in (("stdout", run.stdout), ("stderr", run.stderr)):
             fields.append(

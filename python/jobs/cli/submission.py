@@ -19,6 +19,7 @@ from jobs.protocol.model import (
     Requires,
     Retention,
     Retry,
+    RootImage,
     ShellJob,
     SqlJob,
     tag_of,
@@ -216,6 +217,9 @@ def _add_attempts(parser: Parser) -> None:
     how.add_argument("--cpu-weight", type=int, metavar="N", help="share of the processor, 1 to 10000; 100 is ordinary")
     how.add_argument("--io-weight", type=int, metavar="N", help="share of disks, 1 to 10000; 100 is ordinary")
     how.add_argument(
+        "--root", metavar="NAME", help="have an image for its root: one of the worker's operator, or blob:HASH"
+    )
+    how.add_argument(
         "--network", choices=("none", "loopback", "host"), default="none", help="host only where a worker allows it"
     )
     how.add_argument(
@@ -251,6 +255,7 @@ def job_of(options: argparse.Namespace) -> ShellJob:
         ),
         on_output_limit=options.on_output_limit,
         network=options.network,
+        root=_root(options.root),
         connect=options.connect,
         grace_s=options.grace,
         secrets=dict(options.secret),
@@ -296,6 +301,12 @@ def command_of(job: JobSubmit) -> str:
         return " ".join(job.payload.argv) if job.payload.argv is not None else "(script)"
     about = getattr(job.payload, "hash", None) or getattr(job.payload, "name", None)
     return f"{tag_of(job.payload)} {about}" if about else tag_of(job.payload)
+
+
+def _root(name: str | None) -> str | RootImage | None:
+    if name is None or not name.startswith(BLOB_PREFIX):
+        return name
+    return RootImage(blob=blob_hash(name))
 
 
 def _file(path: str) -> bytes | InputFile:

@@ -20,6 +20,7 @@ from jobs.protocol.model import (
     Requires,
     Retention,
     Retry,
+    RootImage,
     ShellJob,
     ShellPayload,
 )
@@ -66,13 +67,15 @@ class ShellOptions(JobOptions, total=False):
     connect: list[str]
     grace_s: float | None
     secrets: dict[str, str]
+    root: str | RootImage | None
 
 
 def shell_job(command: Sequence[str] | str, **options: Unpack[ShellOptions]) -> ShellJob:
     """Return a job that runs a command: a sequence of arguments, or one string as a script for /bin/sh.
 
     `timeout_s` and `grace_s` are seconds; `files` maps paths in the job's directory to what they hold: bytes, text, or
-    `InputFile(blob=…)`; `secrets` maps names of files below /run/secrets to names of the owner's secrets.
+    `InputFile(blob=…)`; `secrets` maps names of files below /run/secrets to names of the owner's secrets;
+    `root` is the name of an image of the worker's operator, or `RootImage(blob=…)`.
     """
     fields = dict(options)
     payload = {name: fields.pop(name) for name in ShellPayload.__struct_fields__ if name in fields}

@@ -80,6 +80,7 @@ Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 FileMode: TypeAlias = Annotated[int, BeforeValidator(_permissions)]
 """Permission bits, as octal text ("0660") or TOML octal (0o660)."""
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$")]
+RootName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
 SecretName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
 Attribute: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
 Label: TypeAlias = Annotated[str, Field(max_length=256)]
@@ -410,8 +411,9 @@ class ShellWorker(InputSettings):
     """First of the uids and gids that jobs get when the worker is started as root, or with the capabilities CAP_SETUID
     and CAP_SETGID; nobody but workers of this machine may use them. Another worker's jobs get what `/etc/subuid` and
     `/etc/subgid` give its user, and without that all have the worker's own."""
-    uid_count: Annotated[int, Field(ge=2, le=65_536)] = 8_192
-    """How many uids and gids there are from `uid_base`: one a slot and one more, for each worker of this machine."""
+    uid_count: Annotated[int, Field(ge=3, le=65_536)] = 8_192
+    """How many uids and gids there are from `uid_base`: one a slot and one more for each worker of this machine, and
+    the last for the root images of all."""
     outputs_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(4 << 30)
     """What the files may have together that one job leaves as blobs."""
     limits: ShellLimits = ShellLimits()
@@ -425,15 +427,26 @@ class ShellWorker(InputSettings):
     work_dir: Path | None = None
     """With `sandbox = "none"`: where jobs have their directories; every uid has to be let to it. By default among the
     system's temporary files."""
+    roots: Annotated[dict[RootName, Path], Field(max_length=256)] = {}
+    """Directories of this machine that jobs may have in place of its programs, each with the name that jobs say
+    (`root`), such as `debian = "/srv/roots/debian-12"`."""
+    roots_dir: Path | None = None
+    """Where root images that are blobs are kept unpacked. By default in the cache directory of the worker's unit;
+    without a unit among the system's temporary files."""
+    roots_bytes: Annotated[Bytes, Field(ge=0, le=1 << 50)] = ByteSize(10 << 30)
+    """What they may take there in all, and once more while one is unpacked; each file counts 4 KiB more than it holds.
+    With 0 no job has any."""
 
     @model_validator(mode="after")
     def _enough_uids(self) -> ShellWorker:
-        if self.slots >= self.uid_count:
-            raise ValueError(f"uid_count must be greater than slots, that is at least {self.slots + 1}")
+        if self.slots + 2 > self.uid_count:
+            raise ValueError(f"uid_count must be at least {self.slots + 2}: two more than slots")
         if any(not path.is_absolute() for path in self.read_only_paths):
             raise ValueError("read_only_paths must be absolute")
         if self.work_dir is not None and not self.work_dir.is_absolute():
             raise ValueError("work_dir must be absolute")
+        if any(not path.is_absolute() for path in (*self.roots.values(), *filter(None, [self.roots_dir]))):
+            raise ValueError("roots and roots_dir must be absolute")
         return self
 
 
@@ -713,7 +726,7 @@ def embedded_defaults(directory: Path) -> dict[str, Any]:
     return {
         "node": {"data_dir": directory / "data", "run_dir": directory},
         "workers": {
-            "shell": {"inputs_dir": directory / "inputs"},
+            "shell": {"inputs_dir": directory / "inputs", "roots_dir": directory / "roots"},
             "sql": {"inputs_dir": directory / "inputs", "spill_dir": directory / "spill"},
             "replication": {"scratch_dir": directory / "scratch"},
         },

@@ -409,6 +409,7 @@ def execution_of(
         sandbox=outcome.sandbox,
         stdout=outcome.stdout,
         stderr=outcome.stderr,
+        root=outcome.root,
     )
 
 

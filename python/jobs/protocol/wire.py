@@ -111,6 +111,8 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operation on blobs came to."""
     maintenance: MaintenanceResult | None = None
     replication: ReplicationResult | None = None
+    root: Literal["writable", "read_only"] | None = None
+    """What a job could do to its root image, if it had one."""
 
 
 class TableWrite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,13 +18,14 @@ from jobs.clock import wall_ms
 from jobs.config import ShellWorker
 from jobs.errors import JobsError
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import Reason, ShellPayload
+from jobs.protocol.model import Reason, RootImage, ShellPayload
 from jobs.protocol.wire import Assignment, Outcome
 from jobs.workers.artefacts import ArtefactStore
 from jobs.workers.executor import Ended, Event, Produced, Progressed, Stop, never_ran
 from jobs.workers.inputs import Held, InputCache, InputError, fetching
 from jobs.workers.nodeapi import NodeApi
 from jobs.workers.outputs import OutputError, TooMuchError
+from jobs.workers.roots import HeldRoot, RootCache, RootError
 from jobs.workers.sandbox import Spawn
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class _Errand(Struct):
     node: NodeApi
     payload: ShellPayload
     held: Held | None = None
+    root: HeldRoot | None = None
     task: asyncio.Task[Any] | None = None
     """Before it runs and after it has ended."""
     stopped: Reason | None = None
@@ -53,6 +55,7 @@ class Errands:
         self,
         config: ShellWorker,
         directory: Path,
+        roots: RootCache | None,
         api_socket: Path,
         *,
         sandbox: str,
@@ -60,6 +63,7 @@ class Errands:
         on_events: Callable[[Sequence[Event]], None],
     ) -> None:
         self._cache = InputCache(directory, config.inputs_bytes)
+        self._roots = roots
         self._store = ArtefactStore(config.outputs_bytes)
         self._api_socket = api_socket
         self._sandbox = sandbox
@@ -72,7 +76,7 @@ class Errands:
         node = NodeApi(self._api_socket, assignment.owner, admin=assignment.admin)
         errand = self._errands[assignment.job, assignment.attempt] = _Errand(node, payload)
         wanted = {path: file.blob for path, file in payload.files.items() if file.blob is not None}
-        if wanted:
+        if wanted or isinstance(payload.root, RootImage):
             fetch = asyncio.get_running_loop().create_task(self._fetch(errand, wanted, spawn))
             fetch.add_done_callback(partial(self._on_fetched, errand, spawn))
             errand.task = fetch
@@ -97,9 +101,7 @@ class Errands:
             if root is not None:
                 os.close(root)
             return ended
-        if errand.held is not None:
-            errand.held.release()
-            errand.held = None
+        _release(errand)
         if not _leaves(errand.payload, ended.outcome):
             del self._errands[ended.job, ended.attempt]
             if root is not None:
@@ -123,25 +125,37 @@ class Errands:
 
     # What is done may be cancelled before it has begun, so its end is told by a callback and not by itself.
 
-    async def _fetch(self, errand: _Errand, wanted: dict[str, str], spawn: Spawn) -> Held:
-        def on_fetch(size_bytes: int) -> None:
-            message = fetching(size_bytes)
+    async def _fetch(self, errand: _Errand, wanted: dict[str, str], spawn: Spawn) -> None:
+        def tell(message: str) -> None:
             self._on_events([Progressed(job=spawn.job, attempt=spawn.attempt, percent=0.0, message=message)])
 
-        return await self._cache.hold(errand.node, wanted, on_fetch)
+        def on_fetch(size_bytes: int) -> None:
+            tell(fetching(size_bytes))
 
-    def _on_fetched(self, errand: _Errand, spawn: Spawn, fetch: asyncio.Task[Held]) -> None:
+        # Its root image comes first, which is among the inputs only until it is unpacked: who waits for room there has
+        # nothing that others wait for.
+        root = errand.payload.root
+        if isinstance(root, RootImage):
+            if self._roots is None:
+                raise RootError("this worker has no room for root images (workers.shell.roots_bytes)")
+            told = partial(tell, "unpacking its root image")
+            errand.root = await self._roots.hold(errand.node, root.blob, self._cache, on_fetch, told)
+        if wanted:
+            errand.held = await self._cache.hold(errand.node, wanted, on_fetch)
+
+    def _on_fetched(self, errand: _Errand, spawn: Spawn, fetch: asyncio.Task[None]) -> None:
         errand.task = None
+        if fetch.cancelled() or fetch.exception() is not None:
+            _release(errand)
         if fetch.cancelled():
             if errand.stopped is not None:
                 self._never_ran(spawn, errand.stopped, "ended before it was started")
         elif (error := fetch.exception()) is not None:
-            if not isinstance(error, InputError):
+            if not isinstance(error, InputError | RootError):
                 logger.error("inputs were not fetched", exc_info=error, extra={"job": spawn.job})
             self._never_ran(spawn, Reason.BLOB_ERROR, str(error) or type(error).__name__)
         else:
-            errand.held = fetch.result()
-            self._spawn(replace(spawn, inputs=errand.held.names))
+            self._spawn(_completed(spawn, errand))
 
     def _never_ran(self, spawn: Spawn, reason: Reason, message: str) -> None:
         del self._errands[spawn.job, spawn.attempt]
@@ -181,6 +195,27 @@ class Errands:
         except (OutputError, JobsError, OSError) as error:
             return replace(ended, outcome=_without_outputs(ended.outcome, str(error)))
         return replace(ended, artefacts=artefacts, skipped=skipped)
+
+
+def _completed(spawn: Spawn, errand: _Errand) -> Spawn:
+    """Return what is to be started, with what has been fetched."""
+    if errand.held is not None:
+        spawn = replace(spawn, inputs=errand.held.names)
+    if errand.root is None:
+        return spawn
+    image = errand.root.image
+    cwd = image.directory if spawn.cwd is None else spawn.cwd
+    return replace(spawn, root=errand.root.root, env={**image.variables, **spawn.env}, cwd=cwd)
+
+
+def _release(errand: _Errand) -> None:
+    """Let go of what the attempt was given."""
+    if errand.held is not None:
+        errand.held.release()
+        errand.held = None
+    if errand.root is not None:
+        errand.root.release()
+        errand.root = None
 
 
 def _leaves(payload: ShellPayload, outcome: Outcome) -> bool:

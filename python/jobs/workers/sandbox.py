@@ -68,9 +68,14 @@ class Configure(_Frame, frozen=True, tag="configure"):
     """At level `none`: a directory of the worker's, in which each job gets one (`Spawn.directory`). Whoever starts the
     launcher deletes them after the jobs' ends."""
     uid_count: int = 8_192
-    """How many uids and gids there are from `uid_base` on; no other launcher of the machine has what this one takes."""
+    """How many uids and gids there are from `uid_base` on; no other launcher of the machine has what this one takes,
+    and the last owns the root images of root's workers."""
     subordinate: Subordinate | None = None
     """What a worker's user that is not root may give to its jobs."""
+    roots: dict[str, str] = {}
+    """Directories of the host that jobs may have as their root, by name."""
+    root_cache: str | None = None
+    """A directory of the worker's with unpacked images: `ENTRY/tree`."""
 
 
 class JobLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +128,8 @@ class Spawn(_Frame, frozen=True, tag="spawn"):
 
     directory: str | None = None
     """At level `none`: name of its directory in `Configure.directories`."""
+    root: str | None = None
+    """What it has in place of the host's programs: `named/NAME` of `Configure.roots`, or `cache/ENTRY`."""
 
     def __repr__(self) -> str:
         # In the text of an exception or a log there is nothing of the job's.

@@ -21,7 +21,7 @@ from jobs.destinations import parse_allowed, parse_destination
 from jobs.errors import Forbidden, InvalidRequest
 from jobs.mounts import is_in_memory
 from jobs.protocol.ids import Attempt, JobId
-from jobs.protocol.model import Limits, Reason, ShellPayload
+from jobs.protocol.model import Limits, Reason, RootImage, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
 from jobs.validate import MAX_SPEC_BYTES, NODE_DIR, check_shell
 from jobs.workers.credentials import secrets_of
@@ -43,6 +43,7 @@ from jobs.workers.former import clear
 from jobs.workers.ids import subordinate_ids
 from jobs.workers.inputs import input_directory
 from jobs.workers.notes import read_lines
+from jobs.workers.roots import RootCache
 from jobs.workers.sandbox import (
     Ack,
     Configure,
@@ -88,10 +89,14 @@ class ShellExecutor:
         clear(tag, lambda uid: is_ours(uid, config))
         self._inputs = input_directory(config.inputs_dir, tag)
         self._work = WorkDirectories(config.work_dir, tag) if config.sandbox == "none" else None
+        self._roots: RootCache | None = None
+        if self._work is None and config.roots_bytes:
+            self._roots = RootCache(config.roots_dir, tag, config.roots_bytes, owner_of_images(config))
         self._api_socket = api_socket
         try:
             work = None if self._work is None else self._work.path
-            self._launcher = Launcher.start(launcher_config(config, self._inputs, work), tag=tag)
+            roots = None if self._roots is None else self._roots.directory
+            self._launcher = Launcher.start(launcher_config(config, self._inputs, work, roots), tag=tag)
             # What it was given them for is done.
             _native.give_up_capabilities()
         except (LauncherError, RuntimeError) as error:
@@ -121,6 +126,7 @@ class ShellExecutor:
         self._errands = Errands(
             self._config,
             self._inputs,
+            self._roots,
             self._api_socket,
             sandbox=self.sandbox,
             spawn=lambda spawn: self._send([spawn]),
@@ -141,7 +147,7 @@ class ShellExecutor:
                     except (InvalidRequest, Forbidden, NotStarted) as error:
                         refused.append(self._refusal(assignment, error))
                         continue
-                    if spawn.keep or any(file.blob is not None for file in payload.files.values()):
+                    if needs_errand(payload):
                         self._errands.begin(assignment, payload, spawn)
                     else:
                         requests.append(spawn)
@@ -183,6 +189,8 @@ class ShellExecutor:
         spawn = spawn_of(assignment, payload, self._config, self._limits)
         if self._work is None:
             return spawn
+        if payload.root is not None:
+            raise Forbidden("root: at level none a job has the host's")
         return replace(spawn, directory=self._work.name(spawn.job, spawn.attempt))
 
     def _check_secrets(self, spawn: Spawn) -> None:
@@ -261,7 +269,21 @@ def is_ours(uid: int, config: ShellWorker) -> bool:
     )
 
 
-def launcher_config(config: ShellWorker, inputs: Path | None = None, work: Path | None = None) -> Configure:
+def owner_of_images(config: ShellWorker) -> int | None:
+    """Return the uid and gid of unpacked root images where they are not this worker's: what is root's has no owner in
+    the launcher's namespace, and the last of the uids is no job's."""
+    return config.uid_base + config.uid_count - 1 if os.geteuid() == 0 else None
+
+
+def needs_errand(payload: ShellPayload) -> bool:
+    """Tell whether there is something to do for a job besides running it."""
+    blobs = any(file.blob is not None for file in payload.files.values())
+    return blobs or bool(payload.outputs) or isinstance(payload.root, RootImage)
+
+
+def launcher_config(
+    config: ShellWorker, inputs: Path | None = None, work: Path | None = None, roots: Path | None = None
+) -> Configure:
     """Return what the launcher is told of the worker's configuration."""
     return Configure(
         slots=config.slots,
@@ -275,6 +297,8 @@ def launcher_config(config: ShellWorker, inputs: Path | None = None, work: Path 
         directories=None if work is None else str(work),
         uid_count=config.uid_count,
         subordinate=subordinate_ids(),
+        roots={name: str(path) for name, path in config.roots.items()},
+        root_cache=None if roots is None else str(roots),
     )
 
 
@@ -286,6 +310,9 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
     """
     if payload.connect:
         check_destinations(payload.connect, config.allow_connect)
+    if isinstance(payload.root, str) and payload.root not in config.roots:
+        known = ", ".join(sorted(config.roots)) or "none"
+        raise Forbidden(f"root {payload.root}: the operator of this worker names {known} (workers.shell.roots)")
     given = {path: file for path, file in payload.files.items() if file.blob is None}
     return Spawn(
         job=assignment.job,
@@ -306,6 +333,7 @@ def spawn_of(assignment: Assignment, payload: ShellPayload, config: ShellWorker,
         secrets=secrets_of(assignment, payload, config.credentials),
         limits=_limits(payload.limits, config.max_limits, defaults, assignment.cpu_milli),
         fail_on_output_limit=payload.on_output_limit == "fail",
+        root=f"named/{payload.root}" if isinstance(payload.root, str) else None,
     )
 
 

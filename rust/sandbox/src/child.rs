@@ -29,7 +29,8 @@ use rustix::thread::{
 
 use crate::bare::{self, Bare};
 use crate::netns::raise_loopback;
-use crate::plan::{JOB_ID, NOTES_FD, Place, PlannedFile, PlannedInput};
+use crate::plan::{JOB_ID, NOTES_FD, Place, PlannedFile, PlannedInput, PlannedRoot};
+use crate::root;
 use crate::syscall::{self, Instruction, PointerList, Usage};
 
 /// Where the job's memory file system is mounted in its view; /work, /tmp and /dev/shm are parts of it.
@@ -91,6 +92,8 @@ steps! {
     Files => "write the job's files",
     Inputs => "show the job's inputs",
     Secrets => "give the job its secrets",
+    Root => "show the job its root image",
+    RootPlaces => "make room for the job's own in its root image",
     UserNamespace => "enter the user namespace",
     IdMaps => "map the job's uid and gid",
     Privileges => "drop capabilities",
@@ -184,6 +187,15 @@ pub struct Scratch<'a> {
     pub is_opened: bool,
 }
 
+/// What the launcher's view has of all jobs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shared {
+    /// A directory of inputs.
+    pub inputs: bool,
+    /// Root images.
+    pub roots: bool,
+}
+
 /// All that the child needs, made before it is cloned.
 pub struct Prepared<'a> {
     /// pidfd of the launcher.
@@ -214,8 +226,8 @@ pub struct Prepared<'a> {
     pub inputs: &'a [PlannedInput],
     /// What only the job may read, if there is anything.
     pub secrets: Option<&'a Secrets<'a>>,
-    /// Whether the launcher's view has a directory of inputs.
-    pub has_inputs: bool,
+    /// What the launcher's view has of which a job is to see its own only.
+    pub shared: Shared,
     /// Limits of each process.
     pub limits: &'a [(Resource, Rlimit)],
     /// Landlock rules, if the kernel has it.
@@ -230,6 +242,8 @@ pub struct Prepared<'a> {
     pub environment: &'a PointerList<'a>,
     /// Directory to start in.
     pub working_directory: &'a CStr,
+    /// Its root image, in place of the launcher's view.
+    pub root: Option<&'a PlannedRoot>,
     /// At level `none`: what there is instead of all walls.
     pub bare: Option<Bare<'a>>,
 }
@@ -386,6 +400,11 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     write_files(prepared, scratch.as_fd(), work.as_fd()).during(Step::Files)?;
     show_inputs(prepared, work.as_fd()).during(Step::Inputs)?;
     give_secrets(prepared).during(Step::Secrets)?;
+    if let Some(root) = prepared.root {
+        root::enter(root, prepared.secrets.is_some())?;
+    } else if prepared.shared.roots {
+        unmount(root::ROOTS, UnmountFlags::DETACH).during(Step::Root)?;
+    }
     become_unprivileged(prepared)?;
     if let Some(rules) = prepared.landlock {
         rules.apply().during(Step::Landlock)?;
@@ -498,7 +517,7 @@ fn show_inputs(prepared: &Prepared<'_>, work: BorrowedFd<'_>) -> Result<(), Errn
         }
         move_mount(tree, c"", &directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
-    if prepared.has_inputs {
+    if prepared.shared.inputs {
         unmount(INPUTS, UnmountFlags::DETACH)?;
     }
     Ok(())

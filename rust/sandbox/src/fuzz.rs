@@ -63,6 +63,9 @@ fn all_means() -> impl Iterator<Item = Means> {
                 cgroup: second.then_some(Controllers { cpu: first, io: true }),
                 has_inputs: second,
                 directories: None,
+                roots: BTreeSet::from(["named".into()]),
+                has_root_cache: second,
+                has_layers: first,
             })
         })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::protocol::Level;
+use crate::root;
 use crate::syscall;
 
 /// One thing that the sandbox uses of the kernel.
@@ -78,7 +79,12 @@ pub fn probe(configured_cgroup: Option<&str>) -> Vec<Feature> {
             }
         })
         .collect();
-    features.extend([seccomp(), landlock(), cgroup(find_cgroup(configured_cgroup).as_deref())]);
+    features.extend([
+        seccomp(),
+        landlock(),
+        layers(),
+        cgroup(find_cgroup(configured_cgroup).as_deref()),
+    ]);
     features
 }
 
@@ -122,6 +128,20 @@ fn landlock() -> Feature {
     Feature {
         name: "landlock",
         present: version.is_some(),
+        without: Level::Strict,
+        detail,
+    }
+}
+
+fn layers() -> Feature {
+    let tried = root::try_layers();
+    let detail = match &tried {
+        Ok(()) => "a job may write to its root image, in a layer of its own".into(),
+        Err(errno) => format!("overlay in a user namespace: {errno}: root images are read-only"),
+    };
+    Feature {
+        name: "overlay",
+        present: tried.is_ok(),
         without: Level::Strict,
         detail,
     }

@@ -78,6 +78,8 @@ pub struct Entered<T> {
 pub struct Ids {
     way: Way,
     slots: u32,
+    /// Whose the unpacked root images are, for a worker of root's; those of another are its user's.
+    images: u32,
 }
 
 enum Way {
@@ -114,6 +116,7 @@ impl Ids {
         Ok(Self {
             way,
             slots: config.slots,
+            images: owner_of_images(config),
         })
     }
 
@@ -127,16 +130,20 @@ impl Ids {
     }
 
     /// Root's launcher becomes the first of the ids; another one stays what it is, as what it was given is its user's.
-    fn maps(&self, (own, _): (u32, u32)) -> Maps {
+    /// Whoever has root images is mapped as well: without, the kernel lays nothing over them.
+    fn maps(&self, (uid, gid): (u32, u32)) -> Maps {
         let slots = self.slots;
         match self.way {
-            Way::Root(first) => Maps {
-                uids: vec![(0, first, slots + 1)],
-                gids: vec![(0, first, slots + 1)],
-            },
+            Way::Root(first) => {
+                let all = vec![(0, first, slots + 1), (slots + 1, self.images, 1)];
+                Maps {
+                    uids: all.clone(),
+                    gids: all,
+                }
+            }
             Way::Capable(first) | Way::Programs(first, _) => Maps {
-                uids: vec![(0, own, 1), (1, first + 1, slots)],
-                gids: vec![(0, self.first_gid(first), slots + 1)],
+                uids: vec![(0, uid, 1), (1, first + 1, slots)],
+                gids: vec![(0, self.first_gid(first), slots + 1), (slots + 1, gid, 1)],
             },
             Way::None(_) => Maps::default(),
         }
@@ -244,7 +251,12 @@ const GRANULE: u32 = 64;
 /// # Errors
 /// When others have all that there is.
 pub fn claim(config: &Configure) -> io::Result<u32> {
-    claim_of(config.uid_base, config.uid_count, config.slots + 1)
+    claim_of(config.uid_base, config.uid_count.saturating_sub(1), config.slots + 1)
+}
+
+/// The last of the ids that launchers share is no job's.
+const fn owner_of_images(config: &Configure) -> u32 {
+    config.uid_base.saturating_add(config.uid_count.saturating_sub(1))
 }
 
 /// Takes `wanted` of the ids for as long as this process lives, so that no two workers of this machine give the same;

@@ -16,7 +16,7 @@ use crate::notes::Notes;
 use crate::outcome::{Bounds, Evidence, judge};
 use crate::output::{Output, Stream};
 use crate::plan::Plan;
-use crate::protocol::{Event, Level, Outcome, Reason, Secret, Spawn, encode};
+use crate::protocol::{Event, Level, Outcome, Reason, RootKind, Secret, Spawn, encode};
 use crate::redact::{Patterns, Redactor};
 use crate::spawn::Process;
 use crate::syscall::{self, Usage};
@@ -58,6 +58,7 @@ pub struct Job {
     program: String,
     working_directory: String,
     level: Level,
+    root: Option<RootKind>,
     process: Process,
     output: Output,
     notes: Notes,
@@ -108,6 +109,16 @@ impl Redaction {
     }
 }
 
+/// Names what is run, and where it is looked for when that is not the host.
+fn program_of(spawn: &Spawn) -> String {
+    let name = spawn.argv.first().map_or("/bin/sh", String::as_str);
+    if spawn.root.is_none() {
+        name.into()
+    } else {
+        format!("{name}, or what it needs to be run, in its root image")
+    }
+}
+
 impl Job {
     /// Takes charge of a process that was started at `started` for `spawn`.
     #[must_use]
@@ -115,9 +126,16 @@ impl Job {
         Self {
             id: spawn.job.clone(),
             attempt: spawn.attempt,
-            program: spawn.argv.first().map_or("/bin/sh", String::as_str).to_owned(),
+            program: program_of(spawn),
             working_directory: plan.working_directory.to_string_lossy().into_owned(),
             level: plan.level,
+            root: plan.root.as_ref().map(|root| {
+                if root.is_writable {
+                    RootKind::Writable
+                } else {
+                    RootKind::ReadOnly
+                }
+            }),
             process,
             output: Output::new(spawn.limits.output_bytes, window_bytes),
             notes: Notes::default(),
@@ -470,6 +488,7 @@ impl Job {
             sandbox: self.level,
             stdout,
             stderr,
+            root: self.root,
         }
     }
 

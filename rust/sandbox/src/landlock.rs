@@ -1,7 +1,7 @@
 //! Landlock as a second wall behind the mount namespace: the view is for reading, the job's own directories for all.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
@@ -12,6 +12,10 @@ const EXECUTE: u64 = 1;
 const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
+const MAKE_CHAR: u64 = 1 << 6;
+const MAKE_SOCK: u64 = 1 << 9;
+const MAKE_FIFO: u64 = 1 << 10;
+const MAKE_BLOCK: u64 = 1 << 11;
 const TRUNCATE: u64 = 1 << 14;
 const IOCTL_DEV: u64 = 1 << 15;
 /// Connections to abstract sockets and signals to processes outside.
@@ -60,6 +64,14 @@ impl Rules {
         }
     }
 
+    /// The same for a job whose whole root lies below a layer of its own.
+    #[must_use]
+    pub const fn of_own_root(version: u32) -> Self {
+        let mut rules = Self::new(version);
+        rules.allowed[0].1 = known_accesses(version);
+        rules
+    }
+
     /// Puts the calling process under the rules. Does not allocate.
     ///
     /// # Errors
@@ -72,6 +84,19 @@ impl Rules {
         }
         syscall::landlock_restrict(ruleset.as_fd())
     }
+}
+
+/// Leaves the calling process files, directories and links below `root`, to be read and written, and nothing else.
+///
+/// # Errors
+/// What the kernel says.
+pub fn leave_files(version: u32, root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let all = known_accesses(version);
+    let scopes = if version >= 6 { SCOPES } else { 0 };
+    let ruleset = syscall::landlock_ruleset(all, scopes)?;
+    let unwanted = EXECUTE | MAKE_CHAR | MAKE_SOCK | MAKE_FIFO | MAKE_BLOCK | IOCTL_DEV;
+    syscall::landlock_allow(ruleset.as_fd(), root, all & !unwanted)?;
+    syscall::landlock_restrict(ruleset.as_fd())
 }
 
 #[cfg(test)]

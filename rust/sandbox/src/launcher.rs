@@ -359,6 +359,7 @@ impl<'a> Launcher<'a> {
                 sandbox: self.means.level,
                 stdout: StreamInfo::default(),
                 stderr: StreamInfo::default(),
+                root: None,
             };
             let (job, attempt) = (spawn.job.as_str(), spawn.attempt);
             encode(

@@ -6,6 +6,7 @@ mod bare;
 pub mod calls;
 mod cgroup;
 mod child;
+pub mod confine;
 mod copy;
 mod error;
 #[cfg(any(test, feature = "fuzz"))]
@@ -24,6 +25,7 @@ mod plan;
 mod protocol;
 mod redact;
 mod relay;
+mod root;
 mod seccomp;
 mod spawn;
 mod startup;

@@ -1,6 +1,6 @@
 //! From a job's wishes and what the host has to what will be done; pure, so that every refusal can be tested.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::net::SocketAddr;
 
@@ -34,6 +34,10 @@ const PAGE_BYTES: u64 = 4096;
 const MAX_STRING_BYTES: usize = 128 << 10;
 
 /// What the launcher may use for its jobs on this host.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a thing that a host has or has not"
+)]
 #[derive(Clone, Debug)]
 pub struct Means {
     /// Isolation of a job that asks for nothing weaker. At `none` there are no walls.
@@ -48,6 +52,12 @@ pub struct Means {
     pub has_inputs: bool,
     /// Where jobs have their directories, at level `none`.
     pub directories: Option<String>,
+    /// Names of the root images of the operator's.
+    pub roots: BTreeSet<String>,
+    /// Whether the worker has a directory of unpacked images.
+    pub has_root_cache: bool,
+    /// Whether the kernel can lay a memory file system over an image.
+    pub has_layers: bool,
 }
 
 /// Why a job is not started.
@@ -148,6 +158,19 @@ pub struct Plan {
     pub cgroup: CgroupLimits,
     /// Name of its directory among those of others, at level `none`.
     pub directory: Option<CString>,
+    /// Its root image.
+    pub root: Option<PlannedRoot>,
+}
+
+/// The image that a job has as its root.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlannedRoot {
+    /// In the launcher's view.
+    pub source: CString,
+    /// Whether a layer of the job's own lies over it.
+    pub is_writable: bool,
+    /// Mount options of that.
+    pub options: CString,
 }
 
 /// What is written into a job's cgroup; what is not given stays as the kernel has it.
@@ -235,6 +258,7 @@ pub fn plan(spawn: &Spawn, means: &Means) -> Result<Plan, Refusal> {
         secrets: secrets(spawn)?,
         cgroup: cgroup_limits(&spawn.limits, means.cgroup)?,
         directory,
+        root: root(spawn, means)?,
     })
 }
 
@@ -444,6 +468,39 @@ fn secrets(spawn: &Spawn) -> Result<Option<PlannedSecrets>, Refusal> {
     }))
 }
 
+fn root(spawn: &Spawn, means: &Means) -> Result<Option<PlannedRoot>, Refusal> {
+    let Some(wanted) = &spawn.root else {
+        return Ok(None);
+    };
+    let refuse = |message: String| Refusal {
+        reason: Reason::SandboxUnavailable,
+        message,
+    };
+    if means.level == Level::None {
+        return Err(refuse("root: at level none a job has the host's".into()));
+    }
+    let path = match wanted.split_once('/') {
+        Some(("named", name)) if means.roots.contains(name) => format!("/.roots/named/{name}"),
+        Some(("named", name)) => {
+            return Err(refuse(format!("root: the operator of this worker names none {name:?}")));
+        }
+        Some(("cache", entry))
+            if means.has_root_cache
+                && !matches!(entry, "" | "." | "..")
+                && entry.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.') =>
+        {
+            format!("/.roots/cache/{entry}/tree")
+        }
+        _ => return Err(invalid(format!("root: {wanted:?} is none"))),
+    };
+    let layers = "upperdir=/.job/root/upper,workdir=/.job/root/work,userxattr";
+    Ok(Some(PlannedRoot {
+        options: c_string("root", format!("lowerdir={path},{layers}"))?,
+        source: c_string("root", path)?,
+        is_writable: means.has_layers,
+    }))
+}
+
 fn place(path: &str) -> Result<Place, Refusal> {
     let refuse = |what: &str| Err(invalid(format!("files: {path:?} {what}")));
     if path.len() > MAX_PATH_BYTES {
@@ -505,6 +562,9 @@ mod tests {
         cgroup: None,
         has_inputs: true,
         directories: None,
+        roots: BTreeSet::new(),
+        has_root_cache: true,
+        has_layers: true,
     };
 
     fn spawn() -> Spawn {
@@ -539,6 +599,7 @@ mod tests {
             secrets: BTreeMap::new(),
             directory: None,
             fail_on_output_limit: false,
+            root: None,
         }
     }
 
@@ -747,6 +808,50 @@ mod tests {
             job.env.insert(name.into(), "x".into());
             assert_eq!(reason(&job, &MEANS), Reason::InvalidPayload, "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_root_is_one_that_the_operator_names_or_one_that_was_unpacked() {
+        let mut means = MEANS;
+        means.roots.insert("debian".into());
+        let asks = |means: &Means, root: &str| {
+            let mut job = spawn();
+            job.root = Some(root.into());
+            plan(&job, means).map(|plan| plan.root.unwrap())
+        };
+        let named = asks(&means, "named/debian").unwrap();
+        assert_eq!(named.source, CString::from(c"/.roots/named/debian"));
+        assert!(named.is_writable);
+        assert_eq!(
+            asks(&means, "cache/00ff.w").unwrap().source,
+            CString::from(c"/.roots/cache/00ff.w/tree")
+        );
+        assert_eq!(
+            asks(&means, "named/other").unwrap_err().reason,
+            Reason::SandboxUnavailable
+        );
+        for wrong in [
+            "",
+            "debian",
+            "named",
+            "cache/",
+            "cache/..",
+            "cache/a/b",
+            "cache/a,b",
+            "cache/a:b",
+            "x/y",
+        ] {
+            assert_eq!(
+                asks(&means, wrong).unwrap_err().reason,
+                Reason::InvalidPayload,
+                "{wrong:?}"
+            );
+        }
+        means.level = Level::None;
+        assert_eq!(
+            asks(&means, "named/debian").unwrap_err().reason,
+            Reason::SandboxUnavailable
+        );
     }
 
     #[test]

@@ -93,6 +93,10 @@ pub struct Configure {
     pub uid_count: u32,
     /// Those of the worker's user, when it is not root.
     pub subordinate: Option<Subordinate>,
+    /// Directories of the host that jobs may have as their root, by name.
+    pub roots: BTreeMap<String, String>,
+    /// Directory of the worker's in which unpacked images are.
+    pub root_cache: Option<String>,
 }
 
 /// uids and gids that `/etc/subuid` and `/etc/subgid` give a user.
@@ -152,6 +156,8 @@ pub struct Spawn {
     pub directory: Option<String>,
     /// Whether more output than is kept ends the job.
     pub fail_on_output_limit: bool,
+    /// Its root image: `named/NAME`, or `cache/ENTRY`.
+    pub root: Option<String>,
 }
 
 /// What must not be told to anybody but the job.
@@ -208,6 +214,7 @@ impl Spawn {
             secrets: BTreeMap::from([("secret".into(), Secret(ByteBuf::from(b"content")))]),
             directory: None,
             fail_on_output_limit: false,
+            root: None,
         }
     }
 }
@@ -326,6 +333,18 @@ pub struct Outcome {
     pub sandbox: Level,
     pub stdout: StreamInfo,
     pub stderr: StreamInfo,
+    /// What it may do to its root image, where it has one.
+    pub root: Option<RootKind>,
+}
+
+/// What a job may do to its root image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootKind {
+    /// Write to it, in a layer of its own.
+    Writable,
+    /// Read it.
+    ReadOnly,
 }
 
 /// How much one stream carried, and how much of it was kept.

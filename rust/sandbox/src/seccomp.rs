@@ -206,6 +206,23 @@ pub fn compile() -> Vec<Instruction> {
     program
 }
 
+/// Returns a filter that allows these calls, whatever their arguments, and answers all others by ENOSYS.
+#[must_use]
+pub fn compile_list(allowed: &[libc::c_long]) -> Vec<Instruction> {
+    let mut program = vec![
+        instruction(LOAD, 0, 0, OFFSET_ARCHITECTURE),
+        instruction(JUMP_EQUAL, 1, 0, ARCHITECTURE),
+        instruction(RETURN, 0, 0, RETURN_KILL),
+        instruction(LOAD, 0, 0, OFFSET_NUMBER),
+    ];
+    for call in allowed {
+        program.push(instruction(JUMP_EQUAL, 0, 1, *call as u32));
+        program.push(instruction(RETURN, 0, 0, RETURN_ALLOW));
+    }
+    program.push(instruction(RETURN, 0, 0, return_errno(libc::ENOSYS)));
+    program
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrl
 
 use crate::bare::{Bare, Directories};
 use crate::cgroup::{JobCgroup, Subtree};
-use crate::child::{self, Prepared, REPORT_BYTES, Report, Scratch, Secrets};
+use crate::child::{self, Prepared, REPORT_BYTES, Report, Scratch, Secrets, Shared};
 use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
@@ -78,8 +78,8 @@ pub struct Basis {
     pub network: Option<NetworkPool>,
     /// Where the cgroups of jobs are made.
     pub cgroups: Option<Subtree>,
-    /// Whether the launcher's view has a directory of inputs.
-    pub has_inputs: bool,
+    /// What the launcher's view has of all jobs.
+    pub shared: Shared,
     /// At level `none`: where jobs have their directories.
     pub directories: Option<Directories>,
     /// Whether the kernel has filters of system calls, and jobs are to have one.
@@ -89,11 +89,31 @@ pub struct Basis {
 /// What is made once and used for every job.
 pub struct Spawner {
     basis: Basis,
-    landlock: Option<Rules>,
+    landlock: Option<RuleSets>,
     seccomp: Option<Vec<Instruction>>,
     null: OwnedFd,
     launcher: OwnedFd,
     stack: Vec<u8>,
+}
+
+/// Landlock's rules, for jobs that see the launcher's view and for those that may write to their whole root.
+struct RuleSets {
+    view: Rules,
+    own_root: Rules,
+}
+
+impl RuleSets {
+    const fn new(version: u32) -> Self {
+        Self {
+            view: Rules::new(version),
+            own_root: Rules::of_own_root(version),
+        }
+    }
+
+    fn of(&self, plan: &Plan) -> &Rules {
+        let has_own = plan.root.as_ref().is_some_and(|root| root.is_writable);
+        if has_own { &self.own_root } else { &self.view }
+    }
 }
 
 /// What could not be had, and why.
@@ -130,7 +150,7 @@ impl Spawner {
     pub fn new(basis: Basis) -> Result<Self, SpawnError> {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
-            landlock: syscall::landlock_version().map(Rules::new),
+            landlock: syscall::landlock_version().map(RuleSets::new),
             seccomp: basis.has_seccomp.then(seccomp::compile),
             null: null.map_err(failed("open /dev/null"))?,
             launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
@@ -207,18 +227,19 @@ impl Spawner {
             files: &files,
             inputs: &plan.inputs,
             secrets: secrets.as_ref(),
-            has_inputs: self.basis.has_inputs,
+            shared: self.basis.shared,
             limits: &plan
                 .limits
                 .iter()
                 .map(|(limit, value)| process_limit(*limit, value.saturating_add(self.others(*limit))))
                 .collect::<Vec<_>>(),
-            landlock: self.landlock.as_ref(),
+            landlock: self.landlock.as_ref().map(|rules| rules.of(plan)),
             seccomp: self.seccomp.as_deref(),
             candidates: &plan.candidates,
             argv: &argv,
             environment: &environment,
             working_directory: &plan.working_directory,
+            root: plan.root.as_ref(),
             bare: self.basis.directories.as_ref().map(|directories| Bare {
                 directory: directory.as_ref().map(AsFd::as_fd),
                 inputs: directories.inputs(),

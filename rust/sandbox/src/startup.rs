@@ -1,13 +1,13 @@
 //! The launcher's start: configuration, what the host has, the way into its own namespaces, and a rehearsal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use rustix::io::read;
 use rustix::process::umask;
 
 use crate::cgroup::{Controllers, Subtree};
-use crate::child::{Ended, Report};
+use crate::child::{Ended, Report, Shared};
 use crate::error::{LauncherError, host, system};
 use crate::host::{self as features, Feature};
 use crate::identity::Ids;
@@ -15,6 +15,7 @@ use crate::netns::NetworkPool;
 use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
+use crate::root::Roots;
 use crate::spawn::{Basis, Mode, Spawner};
 use crate::view::Inputs;
 use crate::{bare, identity, inherited, syscall, view};
@@ -86,6 +87,9 @@ impl Foundation {
             cgroup: laid.controllers,
             has_inputs: config.inputs.is_some(),
             directories: None,
+            roots: config.roots.keys().cloned().collect(),
+            has_root_cache: config.root_cache.is_some(),
+            has_layers: is_present(&features, "overlay"),
         };
         let mut foundation = Self {
             spawner: laid.spawner,
@@ -113,6 +117,9 @@ impl Foundation {
             cgroup: cgroups.as_ref().map(Subtree::controllers),
             has_inputs: config.inputs.is_some(),
             directories: config.directories.clone(),
+            roots: BTreeSet::new(),
+            has_root_cache: false,
+            has_layers: false,
         };
         let spawner = Spawner::new(Basis {
             identities,
@@ -120,7 +127,7 @@ impl Foundation {
             namespaces: 0,
             network: None,
             cgroups,
-            has_inputs: config.inputs.is_some(),
+            shared: Shared::default(),
             directories: Some(directories),
             has_seccomp: false,
         });
@@ -172,17 +179,23 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
     let ids = Ids::choose(config).map_err(host)?;
     let cgroups = take_over_cgroup(config, ids.owner())?;
     let controllers = cgroups.as_ref().map(Subtree::controllers);
-    let inputs = || config.inputs.as_deref().map(Inputs::find).transpose();
-    let entered = identity::enter(&ids, inputs).map_err(host)?;
+    let find = || {
+        let inputs = config.inputs.as_deref().map(Inputs::find).transpose()?;
+        Ok((inputs, Roots::find(&config.roots, config.root_cache.as_deref())?))
+    };
+    let entered = identity::enter(&ids, find).map_err(host)?;
     inherited::share_limits(config.slots).map_err(host)?;
     let inotify = inherited::bound_inotify(entered.identities, config.slots).map_or_else(
         |error| format!("missing: not bounded ({error}): a job can use up what the worker's user has"),
         |instances| format!("{instances} instances for {}", entered.identities.sharers()),
     );
-    let inputs = entered.done;
-    let has_inputs = inputs.is_some();
-    view::enter(&config.read_only_paths, inputs, config.allow_host_network).map_err(host)?;
-    let has = |name: &str| features.iter().any(|feature| feature.name == name && feature.present);
+    let (inputs, roots) = entered.done;
+    let shared = Shared {
+        inputs: inputs.is_some(),
+        roots: !roots.trees.is_empty(),
+    };
+    view::enter(&config.read_only_paths, inputs, roots, config.allow_host_network).map_err(host)?;
+    let has = |name: &str| is_present(features, name);
     let stock = NETWORK_STOCK.min(config.slots.max(2));
     let network = has("network namespace").then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
@@ -193,7 +206,7 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
         namespaces,
         network,
         cgroups,
-        has_inputs,
+        shared,
         directories: None,
         has_seccomp: has("seccomp"),
     })
@@ -204,6 +217,10 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
         ids: entered.detail,
         inotify,
     })
+}
+
+fn is_present(features: &[Feature], name: &str) -> bool {
+    features.iter().any(|feature| feature.name == name && feature.present)
 }
 
 fn take_over_cgroup(config: &Configure, owner: Option<u32>) -> Result<Option<Subtree>, LauncherError> {

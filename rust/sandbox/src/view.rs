@@ -18,6 +18,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root};
 
 use crate::plan::{INPUTS_DIRECTORY, JOB_ID, SECRETS_DIRECTORY};
+use crate::root::Roots;
 use crate::syscall;
 
 /// Shown as they are on the host, where they are there: directories and files read-only, links as links.
@@ -94,9 +95,7 @@ impl Inputs {
     /// # Errors
     /// Names the path, and why it cannot be shown.
     pub fn find(path: &str) -> io::Result<Self> {
-        read_only_tree(Path::new(path))
-            .map(Self)
-            .map_err(|error| named("show", path, &error))
+        find_tree(path).map(Self)
     }
 }
 
@@ -105,11 +104,15 @@ impl Inputs {
 ///
 /// # Errors
 /// Names the path that could not be shown, and why.
-pub fn enter(read_only_paths: &[String], inputs: Option<Inputs>, host_network: bool) -> io::Result<()> {
+pub fn enter(read_only_paths: &[String], inputs: Option<Inputs>, roots: Roots, host_network: bool) -> io::Result<()> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(at("make private", "/"))?;
     let mut plan = ViewPlan::default();
     if let Some(Inputs(tree)) = inputs {
         plan.mounts.push((PathBuf::from(INPUTS_DIRECTORY), true, tree));
+    }
+    plan.has_roots = !roots.trees.is_empty();
+    for (path, tree) in roots.trees {
+        plan.mounts.push((PathBuf::from(path), true, tree));
     }
     for path in SYSTEM_PATHS
         .iter()
@@ -143,6 +146,7 @@ struct ViewPlan {
     links: Vec<(PathBuf, PathBuf)>,
     mounts: Vec<(PathBuf, bool, OwnedFd)>,
     copies: Vec<(PathBuf, Vec<u8>)>,
+    has_roots: bool,
 }
 
 impl ViewPlan {
@@ -209,6 +213,13 @@ impl ViewPlan {
             fs::create_dir_all(path.parent().unwrap_or(Path::new(STAGE)))?;
             symlink(target, path)?;
         }
+        if self.has_roots {
+            // A mount of its own, so that a job lets go of all of them at once.
+            let roots = on_stage(Path::new("/.roots"));
+            fs::create_dir_all(&roots)?;
+            mount(c"roots", &roots, c"tmpfs", flags, Some(c"size=1m,mode=0755"))
+                .map_err(at("mount a file system for", "/.roots"))?;
+        }
         for (path, is_directory, tree) in self.mounts {
             attach(&tree, &path, is_directory).map_err(|error| named("mount", &path.to_string_lossy(), &error))?;
         }
@@ -223,6 +234,14 @@ fn on_stage(path: &Path) -> PathBuf {
 fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(open_tree(CWD, path, flags)?)
+}
+
+/// Takes hold of a directory of the host's, read-only.
+///
+/// # Errors
+/// Names the path, and why it cannot be shown.
+pub fn find_tree(path: &str) -> io::Result<OwnedFd> {
+    read_only_tree(Path::new(path)).map_err(|error| named("show", path, &error))
 }
 
 fn read_only_tree(path: &Path) -> io::Result<OwnedFd> {

@@ -133,6 +133,8 @@ class Execution(Model, frozen=True):
     operation on blobs `worker`, as nothing of its owner's is run."""
     stdout: StreamInfo
     stderr: StreamInfo
+    root: Literal["writable", "read_only"] | None = None
+    """What it could do to its root image, if it had one: write in a layer of its own, or only read."""
 
 
 class SqlColumn(Model, frozen=True):

@@ -80,6 +80,16 @@ CREDENTIAL: Final = "credential:"
 SecretRef = Annotated[str, Meta(pattern=r"^(credential:)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")]
 
 
+RootName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")]
+
+
+class RootImage(Given, frozen=True):
+    """A blob with the files that a job has in place of the host's programs."""
+
+    blob: BlobHash
+    """A squashfs file, or a tar file of an OCI image layout."""
+
+
 class ShellPayload(Given, frozen=True):
     """A command (`argv`) or a script for `/bin/sh` (`script`): exactly one of them."""
 
@@ -104,6 +114,9 @@ class ShellPayload(Given, frozen=True):
     and `[…]` within a name and `**` for any directories. A path without them has to be there."""
     outputs_on_failure: bool = False
     """Also when it fails by itself or by a limit."""
+    root: RootName | RootImage | None = None
+    """An image in place of the host's programs: the name of one that the worker's operator has
+    (`workers.shell.roots`), or a blob. Its variables and its directory are the defaults of `env` and `cwd`."""
     secrets: Annotated[dict[SecretFile, SecretRef], Meta(max_length=32)] = field(default_factory=dict)
     """Name of a file below `/run/secrets` → the owner's secret that is in it, or `credential:NAME` for what the
     worker's operator has for the owner. Only the job can read it, and its value is hidden in what the job writes."""
