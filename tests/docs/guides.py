@@ -2,7 +2,7 @@
 
 The first word behind the fence is the language. What follows it, which no reader of the rendered page sees, marks a
 block that is not simply run on an embedded node: `skip: WHY`, `vm: TEST` for one of a machine with systemd and the
-test that runs it there, `job: WHY` for what a job itself does.
+test that runs it there, `test: TEST` for one that a test of its own runs here, `job: WHY` for what a job itself does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from msgspec import Struct
 
 ROOT: Final = Path(__file__).parents[2]
 JOB: Final = "job"
-MARKS: Final = ("skip", "vm", JOB)
+TEST: Final = "test"
+MARKS: Final = ("skip", "vm", JOB, TEST)
+LANGUAGES: Final = ("console", "json", "nix", "python", "sh", "sql", "text", "toml", "yaml")
 _FENCE: Final = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
 _PROMPT: Final = re.compile(r"(?P<who>[a-z]*)(?P<sign>[#$]) (?P<command>.+)")
 _LINK: Final = re.compile(r"\]\(([^)\s]+)\)")

@@ -21,7 +21,7 @@ from jobs.config import check_config
 from jobs.protocol.model import JobSubmit, Problem
 from jobs.testing import EmbeddedNode
 from jobs.validate import check_job
-from tests.docs.guides import JOB, MARKS, ROOT, Block, anchors, blocks, documents, links
+from tests.docs.guides import JOB, LANGUAGES, MARKS, ROOT, Block, anchors, blocks, documents, links
 
 README = "README.md"
 ELSEWHERE = {
@@ -66,6 +66,8 @@ jobctl() {
 }
 """
 TIMEOUT_S = 280
+CLI = "docs/reference/cli.md"
+COMMAND = re.compile(r"(?m)^(\w*[#$] |jobctl |jobs-|systemctl |sudo |make |python)")
 
 
 def of(document: str, language: str, mark: str = "") -> list[Block]:
@@ -173,6 +175,8 @@ def free_ports() -> int:
 def test_what_is_not_run_says_why() -> None:
     for document in documents():
         for block in blocks(document):
+            assert block.language in LANGUAGES, f"{block.place}: a block has a language, `text` for what nobody types"
+            assert block.language != "text" or not COMMAND.search(block.text) or block.document == CLI, block.place
             assert block.mark in ("", *MARKS), block.place
             assert bool(block.mark) == bool(block.why), f"{block.place}: a mark has a reason"
             assert block.mark or block.language != "console", f"{block.place}: it cannot be run here"
