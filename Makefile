@@ -18,6 +18,8 @@ FUZZ_SECONDS ?= 20
 RUST_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 # How much more than the everyday tests the campaigns do.
 SCALE ?= 10
+# How long the tests in virtual machines may take, with the wheel and the image that they make first.
+VM_MINUTES ?= 35
 # What some tests try with, and are skipped without (Debian packages).
 TEST_PACKAGES := bubblewrap curl dbus-daemon gcc iproute2 nix-bin prometheus skopeo squashfs-tools systemd uidmap umoci zsh
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -87,8 +89,8 @@ setup-vm: setup ## Install what virtual machines need (Debian packages, with sud
 	  $$($(BIN)/python -m tests.vm --packages)
 
 test-vm: setup ## What needs a machine of its own: systemd, cgroup limits, power cuts; in virtual machines
-	# One after the other: an emulated machine takes a core or two.
-	$(PYTEST) -q tests/vm
+	# With an end of its own: it is the longest of all, and waits for machines that may hang.
+	timeout --kill-after=60s $(VM_MINUTES)m $(PYTEST) -q -n 2 --dist loadfile --durations=0 tests/vm
 
 fuzz: ## Random bytes for whatever reads bytes of others (FUZZ_SECONDS=20 each)
 	cd rust/fuzz && $(CARGO) build --release --locked --quiet --target $(RUST_HOST)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.vm.image import TOOLS, base_image, missing_tools
 from tests.vm.machine import Command, Machine
-from tests.vm.product import DISK, mount_product, product
+from tests.vm.product import DISK, mount_product, product, wheel
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
         print(f"missing packages: {' '.join(missing)} (make setup-vm)", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="jobs-vm-", dir="/var/tmp") as directory:
-        shares = {DISK: product(Path(directory))} if options.product else {}
+        shares = {DISK: built(Path(directory))} if options.product else {}
         machine = Machine(
             "trial", Path(directory), base_image(), cores=options.cores, memory_mib=options.memory, shares=shares
         )
@@ -42,6 +42,12 @@ def main() -> int:
                 code = show(machine.start(line, directory="/root"), options.timeout)
                 print(f"[{code}]", file=sys.stderr)
     return 0
+
+
+def built(directory: Path) -> Path:
+    wheel(directory)
+    (made,) = directory.glob("*.whl")
+    return product(directory, made)
 
 
 def show(command: Command, timeout_s: float) -> int:

@@ -39,6 +39,7 @@ PACKAGES: Final = (
 )
 # The initial file system brings the root disk and nothing else: the less of it, the sooner a machine is up.
 INITRD_MODULES: Final = ("virtio_pci", "virtio_blk")
+MAKING_TIMEOUT_S: Final = 900
 DISK_BYTES: Final = 6 * 2**30
 TOOLS: Final = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -49,6 +50,10 @@ TOOLS: Final = {
     "nbdkit": "nbdkit",
 }
 """What a run needs of this machine, and the Debian package that brings it (`make setup-vm` installs them)."""
+
+
+class ImageError(Exception):
+    """There is no Debian to be had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +108,11 @@ def make(directory: Path) -> None:
             disk.truncate(DISK_BYTES)
         modules = "\\n".join(INITRD_MODULES)
         conf = "$1/etc/initramfs-tools"
-        subprocess.run(
-            [
-                "mmdebstrap",
-                "--quiet",
-                "--variant=apt",
-                "--format=null",
-                f"--include={','.join(PACKAGES)}",
-                f"--setup-hook=mkdir -p {conf}/conf.d && printf 'MODULES=list\\nCOMPRESS=zstd\\n' >{conf}/conf.d/vm",
-                f"--setup-hook=printf '{modules}\\n' >{conf}/modules",
-                f'--customize-hook={GUEST}/setup.sh "$1" {work}',
-                SUITE,
-                "-",
-            ],
-            check=True,
-            stdin=subprocess.DEVNULL,
+        debootstrap(
+            f"--include={','.join(PACKAGES)}",
+            f"--setup-hook=mkdir -p {conf}/conf.d && printf 'MODULES=list\\nCOMPRESS=zstd\\n' >{conf}/conf.d/vm",
+            f"--setup-hook=printf '{modules}\\n' >{conf}/modules",
+            f'--customize-hook={GUEST}/setup.sh "$1" {work}',
         )
         made = directory.with_suffix(".new")
         shutil.rmtree(made, ignore_errors=True)
@@ -125,6 +120,18 @@ def make(directory: Path) -> None:
         for path in files.values():
             subprocess.run(["cp", "--sparse=always", path, made / path.name], check=True)
     made.rename(directory)
+
+
+def debootstrap(*options: str) -> None:
+    command = ["mmdebstrap", "--quiet", "--variant=apt", "--format=null", *options, SUITE, "-"]
+    try:
+        ended = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MAKING_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ImageError(f"mmdebstrap has not ended in {MAKING_TIMEOUT_S} s") from None
+    if ended.returncode != 0:
+        raise ImageError(f"mmdebstrap: {ended.stderr.strip()[-500:]}")
 
 
 @contextlib.contextmanager

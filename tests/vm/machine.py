@@ -27,6 +27,7 @@ from tests.vm.image import Image
 BOOT_TIMEOUT_S: Final = 600
 COMMAND_TIMEOUT_S: Final = 120
 DATA_BYTES: Final = 2 * 2**30
+ROOT: Final = "root.qcow2"
 # What the wheels are built for, with the instructions that ciphers use; wider vectors only cost an emulator time.
 CPU: Final = "Nehalem,+aes,+pclmulqdq,+rdrand,+rdtscp"
 
@@ -157,7 +158,7 @@ class Machine:
 
     @property
     def root_disk(self) -> Path:
-        return self.directory / "root.qcow2"
+        return self.directory / ROOT
 
     @property
     def data_disk(self) -> Path:

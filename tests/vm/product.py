@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,33 +32,37 @@ PREFIX: Final[Path] = PACKAGER.HOME
 PYTHON: Final = f"{PREFIX}/bin/python"
 DISK: Final = "product"
 """Name of the disk; see `Machine`."""
+PRODUCT: Final = "product.squashfs"
 
 
-def product(directory: Path) -> Path:
-    """Make a disk with what the Debian package has below its home: the wheel of this tree, and what that needs.
+def product(directory: Path, built: Path) -> Path:
+    """Make a disk with what the Debian package has below its home: a wheel of this tree, and what that needs.
 
     What it needs comes from the environment that this runs in, where the lock file has put it: no network is used.
     """
-    disk = directory / "product.squashfs"
     with tempfile.TemporaryDirectory(dir=directory) as name:
-        root = Path(name) / "root"
-        PACKAGER.lay_out(root, wheel(Path(name)))
-        plain = ["-noI", "-noD", "-noF", "-noX", "-all-root", "-quiet", "-no-progress"]
-        home = root / PREFIX.relative_to("/")
-        subprocess.run(["mksquashfs", str(home), str(disk), "-noappend", *plain], check=True)
+        root = Path(name)
+        PACKAGER.lay_out(root, built)
+        return pack(root / PREFIX.relative_to("/"), directory / PRODUCT)
+
+
+def pack(directory: Path, disk: Path) -> Path:
+    """Make a disk for machines, that they only read, of a directory."""
+    # An emulated processor is slow to decompress.
+    plain = ["-noI", "-noD", "-noF", "-noX", "-all-root", "-quiet", "-no-progress"]
+    subprocess.run(["mksquashfs", str(directory), str(disk), *plain], check=True)
     return disk
 
 
-def wheel(directory: Path) -> Path:
-    """Return a wheel of this tree, or the one that `$JOBS_VM_WHEEL` names."""
+def wheel(directory: Path) -> None:
+    """Put a wheel of this tree into a directory, or the one that `$JOBS_VM_WHEEL` names."""
     if named := os.environ.get("JOBS_VM_WHEEL"):
-        return Path(named)
+        shutil.copy(named, directory)
+        return
     maturin = Path(sys.executable).with_name("maturin")
     # For the image alone, whose libraries are no older than those of what builds it.
     options = ["--release", "--locked", "--skip-auditwheel", "--quiet", "--out", str(directory)]
     subprocess.run([str(maturin), "build", *options], check=True, cwd=TREE)
-    (made,) = directory.glob("*.whl")
-    return made
 
 
 def mount_product(machine: Machine) -> None:
