@@ -243,3 +243,24 @@ def test_every_command_that_is_named_exists() -> None:
         for first, second in re.findall(r"jobctl ([a-z][a-z-]*)(?: ([a-z][a-z-]*))?", file.read_text()):
             assert (first,) in known, f"{file} names jobctl {first}"
             assert not second or first not in groups or (first, second) in known, f"{file}: jobctl {first} {second}"
+
+
+def test_every_option_and_every_key_that_is_named_exists() -> None:
+    """Those within sentences. What these documents say of other programs' options is no concern of ours."""
+    of_others = {"docs/performance.md", "docs/reliability.md", "docs/sandbox.md"}
+    options = set(re.findall(r"--[a-z][a-z0-9-]+", (ROOT / CLI).read_text()))
+    keys, section = set(), ""
+    for line in (ROOT / "docs/config.md").read_text().splitlines():
+        if found := re.match(r"## `\[(.+)\]`|\| `(\w+)` \|", line):
+            section = found[1] or section
+            keys |= {section, f"{section}.{found[2]}"} if found[2] else {section}
+    sections = {key.split(".")[0] for key in keys}
+    files = {"secrets.key", "node.key", "api.sock", "worker.sock"}
+    for name in documents():
+        text = (ROOT / name).read_text()
+        if name not in of_others:
+            for option in re.findall(r"`(--[a-z][a-z0-9-]+)", text):
+                assert option in options, f"{name} names {option}"
+        for key in set(re.findall(r"`([a-z_]+(?:\.[a-z_*A-Z]+)+)`", text)) - files:
+            if key.split(".")[0] in sections:
+                assert re.sub(r"TYPE|\*", "shell", key) in keys | {"workers.shell.allow_files"}, f"{name} names {key}"

@@ -131,6 +131,8 @@ def test_key_values(jobctl: Jobctl) -> None:
     assert rows == ["/data/cli/a", "/data/cli/b"]
     txn = {"compare": [{"key": "/data/cli/a", "target": "version", "number": 7}], "then": []}
     assert jobctl("kv", "txn", stdin=json.dumps(txn).encode()).returncode == 1
+    unknown = jobctl("kv", "txn", stdin=b'{"ops": []}')
+    assert (unknown.returncode, b"expected one of compare, otherwise, then" in unknown.stderr) == (65, True)
     assert jobctl("kv", "delete", "--prefix", "/data/cli/").stdout == b"2\n"
     assert jobctl("kv", "get", "/data/cli/a").returncode == 1
     lease = jobctl("kv", "lease", "grant", "60").stdout.decode().strip()
@@ -169,7 +171,7 @@ def test_workers_health_doctor_completion_version(jobctl: Jobctl) -> None:
         (["status", "not-an-id"], 65, b"UUIDv7"),
         (["status", "01900000-0000-7000-8000-000000000000"], 1, b"there is no job"),
         (["logs", "01900000-0000-7000-8000-000000000000"], 1, b"there is no job"),
-        (["kv", "txn", "/etc/hostname"], 2, b"JSON"),
+        (["kv", "txn", "/etc/hostname"], 65, b"JSON"),
         (["drain", "nobody"], 1, b"there is no worker"),
     ],
 )

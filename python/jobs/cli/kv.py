@@ -10,10 +10,12 @@ from typing import Final
 import msgspec
 
 from jobs.cli import exits
-from jobs.cli.command import Command, Parser, UsageError, add_stale, at_least, consistency
+from jobs.cli.command import Command, Parser, add_stale, at_least, consistency
 from jobs.cli.output import clean, note, print_json, print_table
 from jobs.cli.submission import duration, read
 from jobs.client import Client
+from jobs.errors import InvalidRequest
+from jobs.invalid import invalid_body
 from jobs.protocol.model import KeyValue, KvTxn
 
 
@@ -74,8 +76,12 @@ def shown(row: KeyValue) -> str:
 def txn(client: Client, options: argparse.Namespace) -> int:
     try:
         wanted = msgspec.json.decode(read(options.file), type=KvTxn)
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{options.file}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise invalid_body(error, KvTxn) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(
+            f"{options.file} is not JSON: {error}", field="$", expected="a KvTxn of the API"
+        ) from error
     done = client.kv.txn(compare=wanted.compare, then=wanted.then, otherwise=wanted.otherwise)
     print_json(done)
     return exits.OK if done.succeeded else exits.FAILED
