@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import pytest
 
 from jobs import shell_job
 from jobs.config import check_config
-from jobs.protocol.model import JobSubmit, Problem
+from jobs.config.model import WorkerType
+from jobs.protocol.model import JobSubmit, Problem, Reason
 from jobs.testing import EmbeddedNode
 from jobs.validate import check_job
 from tests.docs.guides import JOB, LANGUAGES, MARKS, ROOT, Block, anchors, blocks, documents, links
@@ -264,3 +266,10 @@ def test_every_option_and_every_key_that_is_named_exists() -> None:
         for key in set(re.findall(r"`([a-z_]+(?:\.[a-z_*A-Z]+)+)`", text)) - files:
             if key.split(".")[0] in sections:
                 assert re.sub(r"TYPE|\*", "shell", key) in keys | {"workers.shell.allow_files"}, f"{name} names {key}"
+
+
+def test_every_reason_and_every_type_is_explained() -> None:
+    text = (ROOT / "docs/jobs.md").read_text()
+    rows = "\n".join(re.findall(r"(?m)^\| (`.+?) \|", text))
+    assert {reason.value for reason in Reason} <= set(re.findall(r"`(\w+)`", rows))
+    assert set(typing.get_args(WorkerType)) <= set(re.findall(r"`(\w+)`", rows))
