@@ -273,3 +273,15 @@ def test_every_reason_and_every_type_is_explained() -> None:
     rows = "\n".join(re.findall(r"(?m)^\| (`.+?) \|", text))
     assert {reason.value for reason in Reason} <= set(re.findall(r"`(\w+)`", rows))
     assert set(typing.get_args(WorkerType)) <= set(re.findall(r"`(\w+)`", rows))
+
+
+def test_what_symptoms_say_is_what_the_programs_say() -> None:
+    """Words that are looked for have to be found."""
+    of_others = {"Permission denied", "No such file or directory", "Read-only file system"}
+    table = (ROOT / "docs/operations.md").read_text().partition("| symptom |")[2]
+    rows = re.findall(r"(?m)^\| ([^|]+) \| [^|]+ \| [^|]+ \|$", table)
+    quoted = {part.strip() for row in rows for text in re.findall(r"`([^`]+)`", row) for part in text.split("…")}
+    words = {part for part in quoted - of_others if re.match(r"[a-z]+ [a-z ]+", part) and ":" not in part}
+    assert len(words) >= 5
+    sources = "".join(file.read_text() for file in (ROOT / "python/jobs").rglob("*.py"))
+    assert {part for part in words if part not in sources} == set()

@@ -174,15 +174,20 @@ class _Origin:
         self._flags = flags
 
     def problem(self, error: ErrorDetails) -> Problem:
-        loc = tuple(str(part) for part in error["loc"] if not str(part).startswith(("function-", "constrained-")))
+        # What pydantic adds to the path: how it came there, and that it is the key itself that is wrong.
+        own = ("function-", "constrained-", "[key]")
+        loc = tuple(str(part) for part in error["loc"] if not str(part).startswith(own))
         file, line = self._source(loc)
         if error["type"] == "extra_forbidden":
             what, fix = "is not known", _nearest(loc[-1], sorted(_fields(loc[:-1])), "key")
         else:
             what = _WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+            if error["type"] == "string_pattern_mismatch":
+                what = f"{str(error['input'])!r} is no name; it is to be as {error['ctx']['pattern'].strip('^$')}"
             what = what[:1].lower() + what[1:]
             field = _field(loc)
-            fix = f"it means: {field.description}" if field is not None and field.description else "see docs/config.md"
+            meaning = " ".join((field.description or "").split()) if field is not None else ""
+            fix = f"it means: {meaning}" if meaning else "see docs/config.md"
         return Problem(file=file, line=line, key=".".join(loc), problem=what, fix=fix)
 
     def _source(self, loc: _Path) -> tuple[str, int | None]:
