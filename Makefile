@@ -76,6 +76,9 @@ test-faults: setup ## The campaigns at length (SCALE=10): kills, crashes, long r
 	JOBS_TEST_SCALE=$(SCALE) $(CARGO) test $(MANIFEST) --quiet --workspace --exclude jobs-bindings --exclude jobs-sql \
 	  --lib --test hostile
 	JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -m 'slow and not vm' -q --timeout 1800 -n 2 --dist loadfile
+	# libFuzzer is built from its source.
+	if command -v c++ >/dev/null; then $(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10; \
+	  else echo "skipped: fuzz (there is no C++ compiler)"; fi
 	# At the scale of every day these are what `make test` has run.
 	test $(SCALE) = 1 || JOBS_TEST_SCALE=$(SCALE) $(PYTEST) -m 'not slow' -q --timeout 1800 -n 2 --dist loadfile $(CAMPAIGNS)
 

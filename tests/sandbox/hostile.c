@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <mqueue.h>
 #include <pthread.h>
 #include <sched.h>
@@ -36,6 +38,15 @@
 
 static void told(const char *name, long result) { printf("%s %d\n", name, result == -1 ? errno : 0); }
 #define TRY(name, call) do { errno = 0; told(name, (long)(call)); } while (0)
+
+static int write_to(const char *path, const char *content) {
+    int fd = open(path, O_WRONLY);
+    if (fd < 0) return -1;
+    int result = write(fd, content, strlen(content)) < 0 ? -1 : 0, met = errno;
+    close(fd);
+    errno = met;
+    return result;
+}
 
 static int open_close(const char *path, int flags) {
     int fd = open(path, flags);
@@ -90,10 +101,11 @@ static void others(void) {
     TRY("descriptors", open_close("/proc/1/fd", O_RDONLY | O_DIRECTORY));
     TRY("maps", open_close("/proc/1/maps", O_RDONLY));
     TRY("oom score", open_close("/proc/1/oom_score_adj", O_WRONLY));
-    TRY("less likely killed", ({
-        int fd = open("/proc/self/oom_score_adj", O_WRONLY);
-        fd < 0 ? -1 : write(fd, "-1000", 5) == 5 ? 0 : -1;
-    }));
+    TRY("less likely killed", write_to("/proc/self/oom_score_adj", "-1000"));
+    TRY("compare", syscall(SYS_kcmp, 1, getpid(), 0, 0, 0));
+    TRY("advise", syscall(SYS_process_madvise, pidfd, &here, 1L, 21, 0));
+    TRY("move pages", syscall(SYS_move_pages, 1, 0, NULL, NULL, NULL, 0));
+    TRY("migrate pages", syscall(SYS_migrate_pages, 1, 0, NULL, NULL));
     int seen = 0;
     for (int pid = 3; pid < 70000; pid++)
         if (pid != getpid() && kill(pid, 0) == 0) seen++;
@@ -127,10 +139,10 @@ static void namespaces(void) {
     TRY("setns by a process", setns(pidfd, CLONE_NEWNS | CLONE_NEWPID));
     TRY("namespaces of the first", open_close("/proc/1/ns/mnt", O_RDONLY));
     TRY("more namespaces", open_close("/proc/sys/user/max_user_namespaces", O_WRONLY));
-    TRY("map of uids", ({
-        int fd = open("/proc/self/uid_map", O_WRONLY);
-        fd < 0 ? -1 : write(fd, "0 0 1", 5);
-    }));
+    TRY("map of uids", write_to("/proc/self/uid_map", "0 0 1"));
+    TRY("map of gids", write_to("/proc/self/gid_map", "0 0 1"));
+    TRY("map of projects", write_to("/proc/self/projid_map", "0 0 1"));
+    TRY("groups after all", write_to("/proc/self/setgroups", "allow"));
     TRY("map of the first", open_close("/proc/1/uid_map", O_WRONLY));
 }
 
@@ -157,6 +169,37 @@ static void rights(void) {
     TRY("ambient", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_SYS_ADMIN, 0, 0));
     TRY("new privileges again", prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0));
     TRY("no filter", prctl(PR_SET_SECCOMP, 0, 0, 0, 0));
+    TRY("another program's name", prctl(PR_SET_MM, PR_SET_MM_EXE_FILE, 0, 0, 0));
+    TRY("fixed addresses", syscall(SYS_personality, 0x0040000));
+    TRY("readable is executable", syscall(SYS_personality, 0x0400000));
+    TRY("segments", syscall(SYS_modify_ldt, 0, NULL, 0));
+}
+
+/* A filter of the job's own that asks a supervisor of the job's, who lets the call go on. */
+static void *let_go_on(void *listener) {
+    struct seccomp_notif asked;
+    memset(&asked, 0, sizeof asked);
+    ioctl((int)(intptr_t)listener, SECCOMP_IOCTL_NOTIF_RECV, &asked);
+    struct seccomp_notif_resp answer = {.id = asked.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+    ioctl((int)(intptr_t)listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
+    return NULL;
+}
+static void filters(void) {
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_unshare, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof steps / sizeof *steps, steps};
+    long listener = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+    TRY("a supervisor", listener);
+    pthread_t thread;
+    pthread_create(&thread, NULL, let_go_on, (void *)(intptr_t)listener);
+    TRY("unshare all the same", unshare(CLONE_NEWUSER));
+    TRY("what is allowed", getppid()); /* ends the thread */
+    pthread_join(thread, NULL);
 }
 
 /* Devices, raw sockets, and families that know no network namespace. */
@@ -172,10 +215,33 @@ static void devices(void) {
     TRY("terminal", open_close("/dev/tty", O_RDWR));
     TRY("packet socket", socket(AF_PACKET, SOCK_RAW, 0));
     TRY("raw socket", socket(AF_INET, SOCK_RAW, 1));
-    TRY("raw netlink of audit", socket(AF_NETLINK, SOCK_RAW, 9) < 0 ? -1 : 0);
-    TRY("vsock", socket(40, SOCK_STREAM, 0));
-    TRY("crypto", socket(38, SOCK_SEQPACKET, 0));
-    TRY("bluetooth", socket(31, SOCK_RAW, 1));
+    TRY("terminals", open_close("/dev/ptmx", O_RDWR));
+    TRY("terminals of its own", open_close("/dev/pts/ptmx", O_RDWR));
+    TRY("routes", socket(AF_NETLINK, SOCK_RAW, 0));
+    int others = 0;
+    for (int protocol = 1; protocol < 32; protocol++) others += socket(AF_NETLINK, SOCK_RAW, protocol) >= 0;
+    printf("other netlink %d\n", others);
+    others = 0;
+    for (int family = 0; family < 64; family++)
+        for (int type = 1; type < 11; type++)
+            if (family != AF_UNIX && family != AF_INET && family != AF_INET6 && family != AF_NETLINK)
+                others += socket(family, type, 0) >= 0 || errno != EAFNOSUPPORT;
+    printf("other families %d\n", others);
+    TRY("sctp", socket(AF_INET, SOCK_STREAM, 132));
+    TRY("sctp by its type", socket(AF_INET6, SOCK_SEQPACKET, 0));
+    TRY("dccp", socket(AF_INET, 6 | SOCK_CLOEXEC, 0));
+    TRY("l2tp", socket(AF_INET, SOCK_DGRAM, 115));
+    TRY("mptcp", socket(AF_INET, SOCK_STREAM, 262));
+    int pair[2];
+    struct msghdr message = {0};
+    TRY("a pair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    TRY("out of band", send(pair[0], "x", 1, MSG_OOB));
+    TRY("out of band, as a message", sendmsg(pair[0], &message, MSG_OOB));
+    for (int request = 0; request < 3; request++) {
+        char name[32];
+        snprintf(name, sizeof name, "terminal request %d", request);
+        TRY(name, ioctl(0, (int[]){0x541C /* TIOCLINUX */, 0x541D /* TIOCCONS */, 0x5423 /* TIOCSETD */}[request], 0));
+    }
 }
 
 /* Mounts: their masks, their flags, new ones. */
@@ -190,6 +256,27 @@ static void mounts(void) {
     TRY("chroot", chroot("/tmp"));
     TRY("fsopen", syscall(430, "tmpfs", 0));
     TRY("open_tree", syscall(428, AT_FDCWD, "/", 1));
+    TRY("fsconfig", syscall(431, -1, 6, NULL, NULL, 0));
+    TRY("fsmount", syscall(432, -1, 0, 0));
+    TRY("fspick", syscall(433, AT_FDCWD, "/usr", 0));
+    TRY("move_mount", syscall(429, AT_FDCWD, "/tmp", AT_FDCWD, "/usr", 0));
+    TRY("mount_setattr", syscall(442, AT_FDCWD, "/usr", 0, NULL, 0));
+    TRY("open_tree_attr", syscall(467, AT_FDCWD, "/usr", 1, NULL, 0));
+    TRY("statmount", syscall(457, NULL, NULL, 0, 0));
+    TRY("listmount", syscall(458, NULL, NULL, 0, 0));
+    static const char *const settings[] = {
+        "kernel/core_pattern", "kernel/modprobe", "kernel/hostname", "kernel/ns_last_pid", "vm/drop_caches",
+        "vm/overcommit_memory", "fs/file-max", "fs/aio-max-nr", "net/ipv4/ip_forward", "net/ipv4/ping_group_range",
+        "user/max_user_namespaces", "user/max_inotify_instances",
+    };
+    int written = 0;
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "/proc/sys/%s", settings[i]);
+        written += write_to(path, "1") == 0;
+    }
+    printf("settings %d\n", written);
+    TRY("formats of programs", write_to("/proc/sys/fs/binfmt_misc/register", ":x:M::x::/work/hostile:"));
     TRY("write /usr", open_close("/usr/x", O_CREAT | O_WRONLY));
     TRY("write /etc", open_close("/etc/x", O_CREAT | O_WRONLY));
     TRY("write /proc/sys", open_close("/proc/sys/kernel/core_pattern", O_WRONLY));
@@ -223,6 +310,15 @@ static void machine(void) {
     TRY("handles", syscall(SYS_open_by_handle_at, AT_FDCWD, NULL, 0));
     TRY("secret memory", syscall(447, 0));
     TRY("everybody's files", (sync(), 0));
+    TRY("the files of a file system", syncfs(-1)); /* nothing is looked at, so that it is no file's */
+    unsigned long context = 0;
+    TRY("asynchronous reads", syscall(SYS_io_setup, 60000, &context));
+    TRY("huge pages", ({
+        void *made = mmap(NULL, 2 << 20, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+        made == MAP_FAILED ? -1 : 0;
+    }));
+    TRY("huge pages of a file", memfd_create("x", MFD_HUGETLB));
+    TRY("huge pages shared", shmget(IPC_PRIVATE, 2 << 20, SHM_HUGETLB | 0600));
 }
 
 /* Going before others. */
@@ -230,6 +326,25 @@ static void precedence(void) {
     TRY("nicer", setpriority(PRIO_PROCESS, 0, -20));
     TRY("real time", sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){50}));
     TRY("first at the disk", syscall(SYS_ioprio_set, 1, 0, (1 << 13) | 0));
+    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t runtime, deadline, period; }
+        deadline = {.size = 48, .policy = 6, .runtime = 10000000, .deadline = 30000000, .period = 30000000},
+        idle = {.size = 48, .policy = SCHED_IDLE};
+    TRY("by a deadline", syscall(SYS_sched_setattr, 0, &deadline, 0));
+    TRY("a core for itself", prctl(62, 1, 0, 0, 0));
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(0, &one);
+    struct sched_param none = {0};
+    TRY("the first's niceness", setpriority(PRIO_PROCESS, 1, 19));
+    TRY("the niceness of all", setpriority(PRIO_USER, 0, 19));
+    TRY("the first's scheduler", sched_setscheduler(1, SCHED_IDLE, &none));
+    TRY("the first's parameters", sched_setparam(1, &none));
+    TRY("the first's attributes", syscall(SYS_sched_setattr, 1, &idle, 0));
+    TRY("the first's processors", sched_setaffinity(1, sizeof one, &one));
+    TRY("the first's disk", syscall(SYS_ioprio_set, 1, 1, 3 << 13));
+    TRY("the disk of all", syscall(SYS_ioprio_set, 3, 1000, 3 << 13));
+    TRY("its own niceness", setpriority(PRIO_PROCESS, getpid(), 19));
+    TRY("its own processors", sched_setaffinity(getpid(), sizeof one, &one));
     TRY("locked memory", ({
         size_t size = 1 << 30;
         void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -353,7 +468,7 @@ static void look(void) {
 int main(int count, char **names) {
     const struct { const char *name; void (*tries)(void); } all[] = {
         {"descriptors", descriptors}, {"programs", programs}, {"others", others}, {"namespaces", namespaces},
-        {"cgroups", cgroups}, {"rights", rights}, {"devices", devices}, {"mounts", mounts}, {"machine", machine},
+        {"cgroups", cgroups}, {"rights", rights}, {"filters", filters}, {"devices", devices}, {"mounts", mounts}, {"machine", machine},
         {"precedence", precedence}, {"exhaustion", exhaustion}, {"hoard", hoard}, {"modest", modest}, {"leave", leave}, {"look", look},
     };
     for (int i = 1; i < count; i++)

@@ -105,6 +105,19 @@ def test_children_that_hold_the_pipes_do_not_keep_the_job(sandbox: Sandbox) -> N
     assert time.monotonic() - begin < 10
 
 
+def test_when_the_end_is_told_nothing_runs_any_more(sandbox: Sandbox) -> None:
+    """Given jobs that end by themselves, each with many processes that would stay."""
+    for _ in range(5):
+        many = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1000 & setsid sleep 1000 & done"
+        job = sandbox.start("sh", "-c", f"{many}; echo up; sleep 0.3")
+        sandbox.wait_output(job, b"up")
+        first = sandbox.wait_started(job)
+        others = descendants_of(first) - {first}
+        assert len(others) >= 20
+        sandbox.wait(job)
+        assert not {pid for pid in others if Path(f"/proc/{pid}").exists()}
+
+
 def test_what_was_written_before_the_end_is_all_there(sandbox: Sandbox) -> None:
     result = sandbox.run("sh", "-c", "head -c 60000 /dev/zero | tr '\\0' x; exit 4")
     assert (len(result.stdout), result.outcome.exit_code) == (60_000, 4)

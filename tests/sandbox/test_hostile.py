@@ -7,9 +7,25 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from errno import EACCES, EAFNOSUPPORT, EINVAL, EMFILE, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENXIO, EPERM, EROFS
-
-from errno import ETXTBSY, EXDEV, ECONNREFUSED  # isort: skip
+from errno import (
+    EACCES,
+    EAFNOSUPPORT,
+    ECONNREFUSED,
+    EINVAL,
+    EMFILE,
+    ENOENT,
+    ENOMEM,
+    ENOSPC,
+    ENOSYS,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    EPROTONOSUPPORT,
+    EROFS,
+    ESOCKTNOSUPPORT,
+    ETXTBSY,
+    EXDEV,
+)
 from pathlib import Path
 
 import pytest
@@ -21,6 +37,7 @@ from .conftest import Sandbox, limits
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 
+FIRST_PROCESS = ("niceness", "scheduler", "parameters", "attributes", "processors", "disk")
 KINDS = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup")
 MET: dict[str, dict[str, object]] = {
     # Nothing is open that leads out, and above the root is the root.
@@ -43,6 +60,7 @@ MET: dict[str, dict[str, object]] = {
         "maps": ENOENT,
         "oom score": ENOENT,
         "less likely killed": EACCES,
+        **dict.fromkeys(("compare", "advise", "move pages", "migrate pages"), EPERM),
         "others": 0,
         "limits of the first": EPERM,
     },
@@ -54,7 +72,8 @@ MET: dict[str, dict[str, object]] = {
         "setns by a process": EPERM,
         "namespaces of the first": ENOENT,
         "more namespaces": EACCES,
-        "map of uids": EPERM,
+        **dict.fromkeys(("map of uids", "map of gids", "map of projects"), EPERM),
+        "groups after all": EACCES,
         "map of the first": ENOENT,
     },
     "cgroups": {
@@ -76,7 +95,9 @@ MET: dict[str, dict[str, object]] = {
         "ambient": EPERM,
         "new privileges again": EINVAL,
         "no filter": EINVAL,
+        **dict.fromkeys(("another program's name", "fixed addresses", "readable is executable", "segments"), EPERM),
     },
+    "filters": {"a supervisor": 0, "unshare all the same": EPERM, "what is allowed": 0},
     "devices": {
         "character device": EPERM,
         "block device": EPERM,
@@ -89,16 +110,28 @@ MET: dict[str, dict[str, object]] = {
         "terminal": ENXIO,
         "packet socket": EAFNOSUPPORT,
         "raw socket": EPERM,
-        "raw netlink of audit": 0,  # of its own network; what it asks there needs a capability
-        "vsock": EAFNOSUPPORT,
-        "crypto": EAFNOSUPPORT,
-        "bluetooth": EAFNOSUPPORT,
+        "terminals": ENOENT,
+        "terminals of its own": ENOENT,
+        "routes": 0,
+        "other netlink": 0,
+        "other families": 0,
+        **dict.fromkeys(("sctp", "l2tp", "mptcp"), EPROTONOSUPPORT),
+        **dict.fromkeys(("sctp by its type", "dccp"), ESOCKTNOSUPPORT),
+        "a pair": 0,
+        **dict.fromkeys(("out of band", "out of band, as a message"), EOPNOTSUPP),
+        **{f"terminal request {number}": EPERM for number in range(3)},
     },
     "mounts": {
         **dict.fromkeys(
-            ("unmask", "remount", "shared", "bind", "proc", "tmpfs", "pivot_root", "chroot", "fsopen", "open_tree"),
+            (
+                *("unmask", "remount", "shared", "bind", "proc", "tmpfs", "pivot_root", "chroot"),
+                *("fsopen", "open_tree", "fsconfig", "fsmount", "fspick", "move_mount", "mount_setattr"),
+            ),
             EPERM,
         ),
+        **dict.fromkeys(("open_tree_attr", "statmount", "listmount"), ENOSYS),
+        "settings": 0,
+        "formats of programs": ENOENT,
         "write /usr": EROFS,
         "write /etc": EROFS,
         "write /proc/sys": EACCES,
@@ -110,16 +143,26 @@ MET: dict[str, dict[str, object]] = {
             (
                 *("clock", "clock_settime", "adjtimex", "hostname", "reboot", "kexec", "module", "bpf", "perf"),
                 *("userfaultfd", "io_uring", "acct", "swap", "quota", "kernel log", "ports", "keys"),
-                *("a session of keys", "handles", "secret memory"),
+                *("a session of keys", "handles", "secret memory", "asynchronous reads"),
+                *("huge pages", "huge pages of a file", "huge pages shared"),
             ),
             EPERM,
         ),
-        "everybody's files": 0,  # nothing is done, and it is told that it is
+        # nothing is done, and it is told that it is
+        "everybody's files": 0,
+        "the files of a file system": 0,
     },
     "precedence": {
         "nicer": EACCES,
         "real time": EPERM,
         "first at the disk": EPERM,
+        "by a deadline": EPERM,
+        "a core for itself": EPERM,
+        **dict.fromkeys((f"the first's {what}" for what in FIRST_PROCESS), EPERM),
+        "the niceness of all": EPERM,
+        "the disk of all": EPERM,
+        "its own niceness": 0,
+        "its own processors": 0,
         "locked memory": ENOMEM,
         "core": "1 1",  # 1, not 0, keeps it from a program of the host as well
         "more processes": EPERM,

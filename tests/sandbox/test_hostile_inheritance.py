@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 import shutil
@@ -50,6 +51,15 @@ def test_masks_of_signals_and_of_files_are_not_handed_down(started: Callable[...
     assert (status["SigBlk"], status["Umask"]) == ("0000000000000000", "0022")
 
 
+def test_descriptors_that_are_left_open_are_not_handed_down(started: Callable[..., Sandbox]) -> None:
+    before = """
+for number in (7, 40, 300):
+    os.dup2(os.open("/", os.O_RDONLY | os.O_DIRECTORY), number, inheritable=True)
+"""
+    program = "import os; print([name for name in os.listdir('/proc/self/fd') if int(name) > 4])"
+    assert started(before).python(program).stdout == "[]\n"
+
+
 def test_precedence_of_the_worker_is_not_handed_down(started: Callable[..., Sandbox]) -> None:
     try:
         before = os.getpriority(os.PRIO_PROCESS, 0)
@@ -83,8 +93,16 @@ def test_a_worker_that_is_killed_late_has_jobs_that_are_not(started: Callable[..
     assert sandbox.run("cat", "/proc/self/oom_score_adj").stdout == "0\n"
 
 
-def test_limits_that_would_let_it_go_before_others_are_none(sandbox: Sandbox) -> None:
-    text = sandbox.run("cat", "/proc/self/limits").stdout
+def test_limits_that_would_let_it_go_before_others_are_none(started: Callable[..., Sandbox]) -> None:
+    """Given a worker that may be as nice to itself as it likes, run in real time and lock much memory, where a host
+    lets the test give it that."""
+    before = """
+import contextlib, resource
+for limit, most in ((resource.RLIMIT_NICE, 40), (resource.RLIMIT_RTPRIO, 99), (resource.RLIMIT_MEMLOCK, 1 << 40)):
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(limit, (most, most))
+"""
+    text = started(before).run("cat", "/proc/self/limits").stdout
     values = {line[:26].strip(): line[26:].split()[:2] for line in text.splitlines()[1:]}
     assert values["Max nice priority"] == ["0", "0"]
     assert values["Max realtime priority"] == ["0", "0"]
@@ -104,9 +122,20 @@ def test_the_program_of_the_launcher_cannot_be_written_by_anybody(sandbox: Sandb
         assert "memfd:jobs-launcher" in os.readlink(path)
     except PermissionError:
         pytest.skip("not allowed to look at the launcher")
+    with open(path, "rb") as program:
+        # Once nobody runs it any more, too.
+        assert fcntl.fcntl(program, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
     with pytest.raises(OSError, match=r"busy|not permitted"):
         Path(path).write_bytes(b"x")
     assert sandbox.run("echo", "x").stdout == "x\n"
+
+
+def test_nothing_of_the_worker_s_environment_is_handed_down(sandbox: Sandbox) -> None:
+    for pid in (sandbox.launcher.pid, *sandbox.helpers):
+        try:
+            assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+        except PermissionError:
+            pytest.skip("not allowed to look at the launcher")
 
 
 def run_as(ids: dict[str, object], argv: list[str], program: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.protocol.model import Reason
-from jobs.workers.sandbox import Configure, Exited
+from jobs.workers.sandbox import Configure, Exited, Launcher
 
 from .conftest import USER_ID, Sandbox, descendants_of, start_launcher
 
@@ -50,6 +51,19 @@ def test_each_job_has_a_uid_of_its_own_that_nobody_else_has(identity: str) -> No
             assert BASE < uid == gid < BASE + COUNT
             assert groups == ""
         assert "each job has its own" in one.launcher.ready.features["uids"]
+
+
+def test_groups_of_the_worker_are_not_the_job_s() -> None:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("not root, or no setpriv")
+    config = Configure(slots=1, uid_base=BASE, uid_count=COUNT)
+    sandbox = Sandbox(Launcher.start(config, wrapper=["setpriv", "--groups=4,27,54399"]))
+    try:
+        assert sandbox.run("grep", "Groups", "/proc/self/status").stdout.split() == ["Groups:"]
+        ((_, _, groups),) = ids_of(sandbox, slots=1)
+        assert groups == ""
+    finally:
+        sandbox.launcher.close()
 
 
 def test_without_any_to_give_all_have_the_worker_s_and_that_is_said() -> None:

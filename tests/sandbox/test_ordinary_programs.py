@@ -40,6 +40,63 @@ def test_a_compiler_and_what_it_made(sandbox: Sandbox) -> None:
     assert (result.stderr, result.stdout) == ("", "compiled\n")
 
 
+@needs("gcc", "make")
+def test_make(sandbox: Sandbox) -> None:
+    rules = b"all: one two\n\t./one && ./two\n%: %.c\n\tgcc -o $@ $<\n"
+    source = b"#include <stdio.h>\nint main(void) { puts(__FILE__); return 0; }\n"
+    result = sandbox.run("make", "-s", "-j2", files={"Makefile": rules, "one.c": source, "two.c": source})
+    assert (result.stderr, result.stdout) == ("", "one.c\ntwo.c\n")
+
+
+def test_sockets_of_the_usual_kinds(sandbox: Sandbox) -> None:
+    program = """
+import asyncio, socket
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+    server = socket.create_server((address, 0), family=family)
+    client = socket.create_connection(server.getsockname()[:2])
+    client.sendall(b"stream")
+    assert server.accept()[0].recv(16) == b"stream"
+    with socket.socket(family, socket.SOCK_DGRAM) as one, socket.socket(family, socket.SOCK_DGRAM) as two:
+        one.bind((address, 0))
+        two.sendto(b"datagram", one.getsockname())
+        assert one.recv(16) == b"datagram"
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+    one, two = socket.socketpair(socket.AF_UNIX, kind)
+    socket.send_fds(one, [b"x"], [0])
+    assert len(socket.recv_fds(two, 1, 1)[1]) == 1
+assert (1, "lo") in socket.if_nameindex()
+assert socket.getaddrinfo("localhost", 80)
+async def echo():
+    server = await asyncio.start_server(lambda reader, writer: writer.write(b"hello"), "127.0.0.1", 0)
+    reader, _ = await asyncio.open_connection(*server.sockets[0].getsockname())
+    return await reader.readexactly(5)
+print(asyncio.run(echo()))
+"""
+    result = sandbox.python(program, network="loopback")
+    assert (result.stderr, result.stdout) == ("", "b'hello'\n")
+
+
+def test_threads_and_children_have_their_own_turns(sandbox: Sandbox) -> None:
+    program = """
+import os, subprocess, threading
+child = subprocess.Popen(["sleep", "1000"])
+os.setpriority(os.PRIO_PROCESS, child.pid, 19)
+os.sched_setaffinity(child.pid, {min(os.sched_getaffinity(0))})
+os.sched_setscheduler(child.pid, os.SCHED_IDLE, os.sched_param(0))
+print(os.getpriority(os.PRIO_PROCESS, child.pid), os.sched_getscheduler(child.pid) == os.SCHED_IDLE)
+def pinned():
+    os.sched_setaffinity(threading.get_native_id(), {min(os.sched_getaffinity(0))})
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    print(len(os.sched_getaffinity(0)))
+thread = threading.Thread(target=pinned)
+thread.start()
+thread.join()
+child.kill()
+"""
+    result = sandbox.python(program)
+    assert (result.stderr, result.stdout) == ("", "19 True\n1\n")
+
+
 def test_fifos_and_pipelines(sandbox: Sandbox) -> None:
     result = sandbox.run(script="mkfifo f; (echo through > f) & cat f; seq 1000 | sort -rn | head -1")
     assert result.stdout == "through\n1000\n"

@@ -146,6 +146,16 @@ def test_privileges_are_gone_for_good(sandbox: Sandbox) -> None:
     assert bits.stdout == "True\n"
 
 
+def test_the_first_process_has_no_rights_either(sandbox: Sandbox) -> None:
+    job = sandbox.start("sleep", "1000")
+    lines = Path(f"/proc/{sandbox.wait_started(job)}/status").read_text().splitlines()
+    sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True)])
+    sandbox.wait(job)
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert [int(status[f"Cap{which}"], 16) for which in ("Inh", "Prm", "Eff", "Bnd", "Amb")] == [0] * 5
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+
+
 RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[os.uname().machine]
 
 
@@ -201,7 +211,7 @@ def test_dangerous_system_calls_are_refused(sandbox: Sandbox) -> None:
 
 @requires_x86_64
 def test_input_cannot_be_pushed_into_a_terminal_whatever_the_high_bits(sandbox: Sandbox) -> None:
-    for request in (0x5412, 0x1_0000_5412, 0x7FFF_0000_0000_541C):
+    for request in (0x5412, 0x1_0000_5412, 0x7FFF_0000_0000_541C, 0x1_0000_541D, 0x8000_0000_0000_5423):
         assert sandbox.python(CALL + f"print(call(16, 0, {request}, 0))").stdout == f"{EPERM}\n"
     assert sandbox.python(CALL + "print(call(16, 0, 0x5401, 0))").stdout == "25\n"  # ENOTTY: the call itself is allowed
 
@@ -229,14 +239,38 @@ def test_a_call_by_the_32_bit_convention_ends_the_process(sandbox: Sandbox, tmp_
     assert "foreign architecture" in (outcome.message or "")
 
 
-def test_landlock_stands_behind_the_mount_namespace_where_the_kernel_has_it(sandbox: Sandbox) -> None:
+def landlock_version() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(ctypes.c_long(444), None, ctypes.c_long(0), ctypes.c_long(1))
-    if version < 1:
+    return int(libc.syscall(ctypes.c_long(444), None, ctypes.c_long(0), ctypes.c_long(1)))
+
+
+def test_landlock_stands_behind_the_mount_namespace_where_the_kernel_has_it(sandbox: Sandbox) -> None:
+    if (version := landlock_version()) < 1:
         pytest.skip("this kernel has no Landlock")
     assert sandbox.launcher.ready.features["landlock"].startswith(f"version {version}")
     # Linking across directories needs Landlock's REFER, which /work has within itself but not towards /tmp's mount.
     assert sandbox.run(script="echo x > a; mkdir d; ln a d/b; cat d/b").stdout == "x\n"
+    # A message queue is a file that is in no directory of the job's, so that Landlock alone refuses it.
+    program = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+made = libc.mq_open(b"/queue", 0o102, 0o600, None)
+print(made, errno.errorcode[ctypes.get_errno()])
+"""
+    assert sandbox.python(program).stdout == "-1 EACCES\n"
+
+
+def test_with_the_host_s_network_landlock_keeps_its_abstract_sockets_away(fresh: Callable[..., Sandbox]) -> None:
+    if landlock_version() < 6:
+        pytest.skip("the kernel's Landlock has no scopes")
+    allowed = fresh(allow_host_network=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0jobs-sandbox-test-host")
+        server.listen()
+        program = "import socket; socket.socket(socket.AF_UNIX).connect('\\0jobs-sandbox-test-host')"
+        result = allowed.python(program, network="host")
+    assert result.outcome.sandbox == "standard"
+    assert "PermissionError" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "./x", "a//x", "", "..", "a/", "a\0b", "x" * 256])

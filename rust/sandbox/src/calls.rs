@@ -14,12 +14,12 @@ macro_rules! group {
     };
 }
 
-/// What programs are made of. Those with conditions beside them are judged by their arguments in `seccomp`.
+/// What programs are made of. Some are judged by their arguments as well: `CONDITIONS` of `seccomp`.
 pub const ALLOWED: &[Group] = &[
     group!("read and write what is open":
         SYS_read SYS_write SYS_pread64 SYS_pwrite64 SYS_readv SYS_writev SYS_preadv SYS_pwritev SYS_preadv2
         SYS_pwritev2 SYS_lseek SYS_close SYS_close_range SYS_dup SYS_dup3 SYS_fcntl SYS_flock SYS_fsync SYS_fdatasync
-        SYS_syncfs SYS_sync_file_range SYS_fallocate SYS_fadvise64 SYS_readahead SYS_ftruncate SYS_sendfile SYS_splice
+        SYS_sync_file_range SYS_fallocate SYS_fadvise64 SYS_readahead SYS_ftruncate SYS_sendfile SYS_splice
         SYS_tee SYS_vmsplice SYS_copy_file_range SYS_pipe2 SYS_ioctl),
     group!("files by name, within the job's view of them":
         SYS_openat SYS_openat2 SYS_mkdirat SYS_mknodat SYS_unlinkat SYS_renameat2 SYS_linkat SYS_symlinkat
@@ -45,7 +45,7 @@ pub const ALLOWED: &[Group] = &[
         SYS_timerfd_create SYS_timerfd_settime SYS_timerfd_gettime SYS_timer_create SYS_timer_settime SYS_timer_gettime
         SYS_timer_getoverrun SYS_timer_delete SYS_nanosleep SYS_clock_nanosleep SYS_clock_gettime SYS_clock_getres
         SYS_gettimeofday SYS_setitimer SYS_getitimer SYS_times),
-    group!("sockets, of the families that namespaces hold (`socket` and `socketpair` by family)":
+    group!("sockets, of the families that namespaces hold (`socket` and `socketpair` by family and protocol)":
         SYS_socket SYS_socketpair SYS_bind SYS_listen SYS_accept SYS_accept4 SYS_connect SYS_getsockname
         SYS_getpeername SYS_sendto SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_sendmmsg SYS_recvmmsg SYS_shutdown
         SYS_setsockopt SYS_getsockopt),
@@ -53,8 +53,6 @@ pub const ALLOWED: &[Group] = &[
         SYS_shmget SYS_shmat SYS_shmctl SYS_shmdt SYS_semget SYS_semop SYS_semtimedop SYS_semctl SYS_msgget SYS_msgsnd
         SYS_msgrcv SYS_msgctl SYS_mq_open SYS_mq_unlink SYS_mq_timedsend SYS_mq_timedreceive SYS_mq_notify
         SYS_mq_getsetattr),
-    group!("asynchronous reads and writes of the older kind": SYS_io_setup SYS_io_destroy SYS_io_submit SYS_io_cancel
-        SYS_io_getevents),
     group!("who the process is; without a capability it changes to nobody else":
         SYS_getuid SYS_geteuid SYS_getgid SYS_getegid SYS_getresuid SYS_getresgid SYS_getgroups SYS_setuid SYS_setgid
         SYS_setreuid SYS_setregid SYS_setresuid SYS_setresgid SYS_setgroups SYS_setfsuid SYS_setfsgid SYS_capget
@@ -81,11 +79,8 @@ pub const ALLOWED_HERE: &[Group] = &[group!("older forms of what is allowed abov
 pub const ALLOWED_HERE: &[Group] = &[group!("older forms of what is allowed above": SYS_newfstatat SYS_renameat)];
 
 /// Calls that libc has no name for yet: `cachestat`, `fchmodat2`, `map_shadow_stack`, `futex_wake`, `futex_wait`,
-/// `futex_requeue`, `mseal`, and `io_pgetevents`, whose number alone is not the same everywhere.
-#[cfg(target_arch = "x86_64")]
-pub const ALLOWED_NUMBERS: &[libc::c_long] = &[451, 452, 453, 454, 455, 456, 462, 333];
-#[cfg(not(target_arch = "x86_64"))]
-pub const ALLOWED_NUMBERS: &[libc::c_long] = &[451, 452, 453, 454, 455, 456, 462, 292];
+/// `futex_requeue`, `mseal`.
+pub const ALLOWED_NUMBERS: &[libc::c_long] = &[451, 452, 453, 454, 455, 456, 462];
 
 /// What is answered with EPERM: programs know what it means. All else that is not allowed is ENOSYS.
 pub const DENIED: &[Group] = &[
@@ -97,6 +92,8 @@ pub const DENIED: &[Group] = &[
     group!("large parts of the kernel that few programs need, with a history of holes": SYS_bpf SYS_perf_event_open
         SYS_userfaultfd SYS_io_uring_setup SYS_io_uring_enter SYS_io_uring_register SYS_fanotify_init
         SYS_fanotify_mark SYS_memfd_secret),
+    group!("asynchronous reads and writes of the older kind: the machine has so many for all (`fs.aio-max-nr`)":
+        SYS_io_setup SYS_io_destroy SYS_io_submit SYS_io_cancel SYS_io_getevents),
     group!("keys are not kept apart by namespaces": SYS_add_key SYS_request_key SYS_keyctl),
     group!("would change the kernel or the machine": SYS_init_module SYS_finit_module SYS_delete_module SYS_kexec_load
         SYS_kexec_file_load SYS_reboot SYS_swapon SYS_swapoff SYS_acct SYS_syslog SYS_sethostname SYS_setdomainname
@@ -113,7 +110,7 @@ pub const DENIED_HERE: &[Group] = &[group!("would change the kernel, the machine
 pub const DENIED_HERE: &[Group] = &[];
 
 /// Answered with success, and nothing is done: a job's files are in memory, and its wait would be for everybody's.
-pub const PRETENDED: Group = group!("would write everybody's files to the disks": SYS_sync);
+pub const PRETENDED: Group = group!("would write everybody's files to the disks": SYS_sync SYS_syncfs);
 
 /// Every group: what becomes of its calls (`allowed`, `EPERM`, `nothing`), and the group.
 pub fn groups() -> impl Iterator<Item = (&'static str, &'static Group)> {

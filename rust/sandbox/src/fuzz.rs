@@ -68,6 +68,17 @@ fn all_means() -> impl Iterator<Item = Means> {
                 has_layers: first,
             })
         })
+        .chain([Means {
+            level: Level::None,
+            accepted: Level::None,
+            allow_host_network: true,
+            cgroup: None,
+            has_inputs: true,
+            directories: Some("/jobs".into()),
+            roots: BTreeSet::new(),
+            has_root_cache: false,
+            has_layers: false,
+        }])
 }
 
 fn check_plan(spawn: &Spawn, means: &Means, plan: &Plan) {
@@ -100,6 +111,12 @@ fn check_plan(spawn: &Spawn, means: &Means, plan: &Plan) {
                 .expect("an entry of the directory"),
         );
     }
+    for name in plan.secrets.iter().flat_map(|secrets| &secrets.names) {
+        check_name(name.to_bytes());
+    }
+    if let Some(name) = &plan.directory {
+        check_name(name.to_bytes());
+    }
     assert!(plan.limits.len() >= 3, "limits that hold for all");
     assert!(means.cgroup.is_some() || plan.cgroup == CgroupLimits::default());
 }
@@ -122,12 +139,16 @@ fn check_name(name: &[u8]) {
 /// What a job writes of itself: turns of one byte that says what is done, and the bytes that it is done with.
 pub fn notes(data: &[u8]) {
     let (mut notes, start) = (Notes::default(), Instant::now());
-    // All that was written, for the lines that come out of it.
+    // What was written since lines were taken, for those that come out of it.
     let mut written = Vec::new();
     for (number, turn) in (0..).zip(turns(data)) {
         let now = start + Duration::from_millis(number);
         match turn {
-            (0, _) => check_lines(notes.take(), &written),
+            (0, _) => {
+                check_lines(notes.take(), &written);
+                let begun = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+                written.drain(..begun);
+            }
             (1, _) => notes.put_off(now),
             (_, bytes) => {
                 let bytes = &bytes[..bytes.len().min(notes.room())];

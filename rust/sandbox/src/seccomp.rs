@@ -29,10 +29,34 @@ const DENIED_IOCTLS: &[u32] = &[
     0x541D, /* TIOCCONS */
     0x5423, /* TIOCSETD */
 ];
-/// Socket families a job may use: unix, inet, inet6, netlink (others such as vsock know no network namespace).
-const ALLOWED_FAMILIES: &[u32] = &[1, 2, 10, 16];
+/// Socket families a job may use (others such as vsock know no network namespace), and what of each: the kernel loads
+/// the module of any other protocol for whoever asks for a socket of it.
+const FAMILIES: &[(u32, &[Check])] = &[
+    (libc::AF_UNIX as u32, &[]),
+    (libc::AF_INET as u32, INTERNET),
+    (libc::AF_INET6 as u32, INTERNET),
+    // Of netlink only what tells of interfaces and routes (`NETLINK_ROUTE`).
+    (
+        libc::AF_NETLINK as u32,
+        &[Check::new(2, Test::OneOf(&[0]), libc::EPROTONOSUPPORT)],
+    ),
+];
+/// Streams, datagrams, raw; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
+const INTERNET: &[Check] = &[
+    Check::new(1, Test::NoBits(0b100), libc::ESOCKTNOSUPPORT),
+    Check::new(2, Test::OneOf(&[0, 1, 6, 17, 58]), libc::EPROTONOSUPPORT),
+];
 /// personality values that change no protection: Linux, query.
 const ALLOWED_PERSONALITIES: &[u32] = &[0, 0xFFFF_FFFF];
+/// The first process of the job's pid namespace, which is ours: it ends what is left of the job.
+const FIRST: &[u32] = &[1];
+/// Of all processes of the job's uid the first process is one.
+const PRIO_USER: &[u32] = &[2];
+const IOPRIO_WHO_USER: &[u32] = &[3];
+/// Keeps everybody else from the second thread of a processor's core.
+const PR_SCHED_CORE: u32 = 62;
+/// Pages of a stock that is the whole machine's, and that no limit of a job counts.
+const HUGE_PAGES: Test = Test::NoBits(libc::MAP_HUGETLB as u32);
 
 const RETURN_ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const RETURN_KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
@@ -44,6 +68,7 @@ const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const JUMP_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const JUMP_ANY_BIT: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const JUMP: u16 = (libc::BPF_JMP | libc::BPF_JA) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
 const OFFSET_NUMBER: u32 = 0;
@@ -53,27 +78,64 @@ const fn offset_argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
+/// What an argument has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Test {
+    /// It has none of the bits.
+    NoBits(u32),
+    /// It is none of the values.
+    NoneOf(&'static [u32]),
+    /// It is one of the values.
+    OneOf(&'static [u32]),
+}
+
+/// A condition of a call: its argument is as it has to be, or it is refused with the errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Check {
+    argument: u32,
+    test: Test,
+    errno: i32,
+}
+
+impl Check {
+    const fn new(argument: u32, test: Test, errno: i32) -> Self {
+        Self { argument, test, errno }
+    }
+
+    fn emit(self, program: &mut Vec<Instruction>) {
+        let refused = instruction(RETURN, 0, 0, return_errno(self.errno));
+        program.push(instruction(LOAD, 0, 0, offset_argument(self.argument)));
+        match self.test {
+            Test::NoBits(bits) => program.extend([instruction(JUMP_ANY_BIT, 0, 1, bits), refused]),
+            Test::NoneOf(values) => {
+                // To the refusal, which is behind the comparisons and a jump past it.
+                emit_comparisons(program, values, 1);
+                program.extend([instruction(JUMP, 0, 0, 1), refused]);
+            }
+            Test::OneOf(values) => {
+                emit_comparisons(program, values, 1);
+                program.push(refused);
+            }
+        }
+    }
+}
+
+/// Jumps over `skipped` instructions behind the comparisons when the value is there.
+fn emit_comparisons(program: &mut Vec<Instruction>, values: &[u32], skipped: usize) {
+    for (index, value) in values.iter().enumerate() {
+        let to_end = u8::try_from(values.len() - 1 - index + skipped).expect("the values are few");
+        program.push(instruction(JUMP_EQUAL, to_end, 0, *value));
+    }
+}
+
 /// What happens to one range of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Return(u32),
-    /// Refused with EPERM when the argument has one of the bits.
-    UnlessBits {
-        argument: u32,
-        bits: u32,
-    },
-    /// Refused with the errno when the argument is one of the values.
-    Unless {
-        argument: u32,
-        values: &'static [u32],
-        errno: i32,
-    },
-    /// Refused with the errno when the argument is none of the values.
-    OnlyIf {
-        argument: u32,
-        values: &'static [u32],
-        errno: i32,
-    },
+    /// Allowed if all of it is so.
+    If(&'static [Check]),
+    /// The same for each value of the first argument; with another one it is refused with the errno.
+    ByFirst(&'static [(u32, &'static [Check])], i32),
 }
 
 const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> Instruction {
@@ -84,38 +146,25 @@ impl Verdict {
     fn emit(self, program: &mut Vec<Instruction>) {
         match self {
             Self::Return(action) => program.push(instruction(RETURN, 0, 0, action)),
-            Self::UnlessBits { argument, bits } => program.extend([
-                instruction(LOAD, 0, 0, offset_argument(argument)),
-                instruction(JUMP_ANY_BIT, 0, 1, bits),
-                instruction(RETURN, 0, 0, return_errno(libc::EPERM)),
-                instruction(RETURN, 0, 0, RETURN_ALLOW),
-            ]),
-            Self::Unless {
-                argument,
-                values,
-                errno,
-            } => {
-                emit_choice(program, argument, values, return_errno(errno), RETURN_ALLOW);
+            Self::If(checks) => {
+                for check in checks {
+                    check.emit(program);
+                }
+                program.push(instruction(RETURN, 0, 0, RETURN_ALLOW));
             }
-            Self::OnlyIf {
-                argument,
-                values,
-                errno,
-            } => {
-                emit_choice(program, argument, values, RETURN_ALLOW, return_errno(errno));
+            Self::ByFirst(cases, errno) => {
+                program.push(instruction(LOAD, 0, 0, offset_argument(0)));
+                for (value, checks) in cases {
+                    let mut then = Vec::new();
+                    Self::If(checks).emit(&mut then);
+                    let length = u8::try_from(then.len()).expect("the conditions are few");
+                    program.push(instruction(JUMP_EQUAL, 0, length, *value));
+                    program.append(&mut then);
+                }
+                program.push(instruction(RETURN, 0, 0, return_errno(errno)));
             }
         }
     }
-}
-
-fn emit_choice(program: &mut Vec<Instruction>, argument: u32, values: &[u32], listed: u32, otherwise: u32) {
-    program.push(instruction(LOAD, 0, 0, offset_argument(argument)));
-    for (index, value) in values.iter().enumerate() {
-        let to_listed = u8::try_from(values.len() - index).unwrap_or(u8::MAX);
-        program.push(instruction(JUMP_EQUAL, to_listed, 0, *value));
-    }
-    program.push(instruction(RETURN, 0, 0, otherwise));
-    program.push(instruction(RETURN, 0, 0, listed));
 }
 
 fn verdict(number: u32) -> Verdict {
@@ -127,40 +176,86 @@ fn verdict(number: u32) -> Verdict {
         Verdict::Return(return_errno(0))
     } else if !(listed(ALLOWED) || listed(ALLOWED_HERE) || ALLOWED_NUMBERS.iter().any(|call| is(*call))) {
         Verdict::Return(return_errno(libc::ENOSYS))
-    } else if is(libc::SYS_clone) {
-        Verdict::UnlessBits {
-            argument: 0,
-            bits: NAMESPACE_FLAGS,
-        }
-    } else if is(libc::SYS_ioctl) {
-        Verdict::Unless {
-            argument: 1,
-            values: DENIED_IOCTLS,
-            errno: libc::EPERM,
-        }
-    } else if is(libc::SYS_socket) || is(libc::SYS_socketpair) {
-        Verdict::OnlyIf {
-            argument: 0,
-            values: ALLOWED_FAMILIES,
-            errno: libc::EAFNOSUPPORT,
-        }
-    } else if is(libc::SYS_prlimit64) {
-        // Of the process itself: the first process of the job runs as the same user.
-        Verdict::OnlyIf {
-            argument: 0,
-            values: &[0],
-            errno: libc::EPERM,
-        }
-    } else if is(libc::SYS_personality) {
-        Verdict::OnlyIf {
-            argument: 0,
-            values: ALLOWED_PERSONALITIES,
-            errno: libc::EPERM,
-        }
     } else {
-        Verdict::Return(RETURN_ALLOW)
+        let number = libc::c_long::from(number);
+        let found = CONDITIONS.iter().find(|(calls, _)| calls.contains(&number));
+        found.map_or(Verdict::Return(RETURN_ALLOW), |(_, verdict)| *verdict)
     }
 }
+
+/// Allowed calls that are judged by their arguments.
+const CONDITIONS: &[(&[libc::c_long], Verdict)] = &[
+    (
+        &[libc::SYS_clone],
+        Verdict::If(&[Check::new(0, Test::NoBits(NAMESPACE_FLAGS), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_ioctl],
+        Verdict::If(&[Check::new(1, Test::NoneOf(DENIED_IOCTLS), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_socket, libc::SYS_socketpair],
+        Verdict::ByFirst(FAMILIES, libc::EAFNOSUPPORT),
+    ),
+    // Out-of-band data: nobody uses it, and its code has been a way into the kernel.
+    (
+        &[libc::SYS_sendto, libc::SYS_sendmmsg],
+        Verdict::If(&[Check::new(3, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
+    ),
+    (
+        &[libc::SYS_sendmsg],
+        Verdict::If(&[Check::new(2, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
+    ),
+    // Of the process itself: the first process of the job runs as the same user.
+    (
+        &[libc::SYS_prlimit64],
+        Verdict::If(&[Check::new(0, Test::OneOf(&[0]), libc::EPERM)]),
+    ),
+    // One that hardly runs would let the job run on after its end.
+    (
+        &[
+            libc::SYS_sched_setaffinity,
+            libc::SYS_sched_setattr,
+            libc::SYS_sched_setparam,
+            libc::SYS_sched_setscheduler,
+        ],
+        Verdict::If(&[Check::new(0, Test::NoneOf(FIRST), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_setpriority],
+        Verdict::If(&[
+            Check::new(0, Test::NoneOf(PRIO_USER), libc::EPERM),
+            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
+        ]),
+    ),
+    (
+        &[libc::SYS_ioprio_set],
+        Verdict::If(&[
+            Check::new(0, Test::NoneOf(IOPRIO_WHO_USER), libc::EPERM),
+            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
+        ]),
+    ),
+    (
+        &[libc::SYS_personality],
+        Verdict::If(&[Check::new(0, Test::OneOf(ALLOWED_PERSONALITIES), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_prctl],
+        Verdict::If(&[Check::new(0, Test::NoneOf(&[PR_SCHED_CORE]), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_mmap],
+        Verdict::If(&[Check::new(3, HUGE_PAGES, libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_memfd_create],
+        Verdict::If(&[Check::new(1, Test::NoBits(libc::MFD_HUGETLB), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_shmget],
+        Verdict::If(&[Check::new(2, Test::NoBits(libc::SHM_HUGETLB as u32), libc::EPERM)]),
+    ),
+];
 
 /// Runs of neighbouring numbers with the same verdict: (first number, verdict), the first run begins at 0.
 fn runs() -> Vec<(u32, Verdict)> {
@@ -187,21 +282,26 @@ fn emit_tree(program: &mut Vec<Instruction>, runs: &[(u32, Verdict)]) {
         program.push(instruction(JUMP_AT_LEAST, near, 0, high[0].0));
     } else {
         program.push(instruction(JUMP_AT_LEAST, 0, 1, high[0].0));
-        program.push(instruction((libc::BPF_JMP | libc::BPF_JA) as u16, 0, 0, skip));
+        program.push(instruction(JUMP, 0, 0, skip));
     }
     program.append(&mut low_program);
     emit_tree(program, high);
 }
 
-/// Returns the filter for this architecture.
-#[must_use]
-pub fn compile() -> Vec<Instruction> {
-    let mut program = vec![
+/// Ends a process that calls by another architecture's convention, and loads the number of the call.
+fn begin() -> Vec<Instruction> {
+    vec![
         instruction(LOAD, 0, 0, OFFSET_ARCHITECTURE),
         instruction(JUMP_EQUAL, 1, 0, ARCHITECTURE),
         instruction(RETURN, 0, 0, RETURN_KILL),
         instruction(LOAD, 0, 0, OFFSET_NUMBER),
-    ];
+    ]
+}
+
+/// Returns the filter for this architecture.
+#[must_use]
+pub fn compile() -> Vec<Instruction> {
+    let mut program = begin();
     emit_tree(&mut program, &runs());
     program
 }
@@ -209,12 +309,7 @@ pub fn compile() -> Vec<Instruction> {
 /// Returns a filter that allows these calls, whatever their arguments, and answers all others by ENOSYS.
 #[must_use]
 pub fn compile_list(allowed: &[libc::c_long]) -> Vec<Instruction> {
-    let mut program = vec![
-        instruction(LOAD, 0, 0, OFFSET_ARCHITECTURE),
-        instruction(JUMP_EQUAL, 1, 0, ARCHITECTURE),
-        instruction(RETURN, 0, 0, RETURN_KILL),
-        instruction(LOAD, 0, 0, OFFSET_NUMBER),
-    ];
+    let mut program = begin();
     for call in allowed {
         program.push(instruction(JUMP_EQUAL, 0, 1, *call as u32));
         program.push(instruction(RETURN, 0, 0, RETURN_ALLOW));
@@ -228,6 +323,11 @@ mod tests {
     use super::*;
     use crate::calls::groups;
 
+    fn program() -> &'static [Instruction] {
+        static PROGRAM: std::sync::OnceLock<Vec<Instruction>> = std::sync::OnceLock::new();
+        PROGRAM.get_or_init(compile)
+    }
+
     /// Runs the program as the kernel would.
     fn evaluate(number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
         let mut data = Vec::new();
@@ -237,7 +337,7 @@ mod tests {
         for argument in arguments {
             data.extend(argument.to_le_bytes());
         }
-        let (program, mut at, mut accumulator) = (compile(), 0usize, 0u32);
+        let (program, mut at, mut accumulator) = (program(), 0usize, 0u32);
         loop {
             let step = program[at];
             at += 1;
@@ -251,7 +351,7 @@ mod tests {
                 JUMP_AT_LEAST => at += jump(accumulator >= step.k),
                 JUMP_ANY_BIT => at += jump(accumulator & step.k != 0),
                 RETURN => return step.k,
-                code if code == (libc::BPF_JMP | libc::BPF_JA) as u16 => at += step.k as usize,
+                JUMP => at += step.k as usize,
                 code => panic!("unknown instruction {code:#x}"),
             }
         }
@@ -261,15 +361,36 @@ mod tests {
         evaluate(u32::try_from(number).unwrap(), ARCHITECTURE, arguments)
     }
 
+    /// What the verdict says of a call, without the program.
+    fn expected(verdict: Verdict, arguments: [u64; 6]) -> u32 {
+        let argument = |index: u32| arguments[index as usize] as u32;
+        let checks = match verdict {
+            Verdict::Return(action) => return action,
+            Verdict::If(checks) => checks,
+            Verdict::ByFirst(cases, errno) => match cases.iter().find(|(value, _)| *value == argument(0)) {
+                Some((_, checks)) => checks,
+                None => return return_errno(errno),
+            },
+        };
+        let failing = checks.iter().find(|check| match check.test {
+            Test::NoBits(bits) => argument(check.argument) & bits != 0,
+            Test::NoneOf(values) => values.contains(&argument(check.argument)),
+            Test::OneOf(values) => !values.contains(&argument(check.argument)),
+        });
+        failing.map_or(RETURN_ALLOW, |check| return_errno(check.errno))
+    }
+
     #[test]
     fn every_number_gets_the_verdict_of_the_table() {
         for number in 0..2000 {
-            let expected = match verdict(number) {
-                Verdict::Return(action) => action,
-                Verdict::UnlessBits { .. } | Verdict::Unless { .. } => RETURN_ALLOW,
-                Verdict::OnlyIf { .. } => continue,
-            };
-            assert_eq!(evaluate(number, ARCHITECTURE, [0; 6]), expected, "system call {number}");
+            for value in (0..64).chain([0x5412, 0x1_0000_5412, 0x4_0000, 0xFFFF_FFFF, u64::MAX]) {
+                let arguments = [value & 31, value, value >> 1, value, value, value];
+                assert_eq!(
+                    evaluate(number, ARCHITECTURE, arguments),
+                    expected(verdict(number), arguments),
+                    "system call {number} of {value:#x}"
+                );
+            }
         }
     }
 
@@ -337,13 +458,93 @@ mod tests {
     }
 
     #[test]
-    fn only_ordinary_socket_families_are_there() {
-        assert_eq!(call(libc::SYS_socket, [2, 1, 0, 0, 0, 0]), RETURN_ALLOW);
+    fn only_ordinary_socket_families_and_protocols_are_there() {
+        for (family, kind, protocol) in [
+            (1, 5, 0),
+            (2, 1, 0),
+            (2, 0x8_0802, 17),
+            (10, 1, 6),
+            (10, 3, 58),
+            (16, 3, 0),
+        ] {
+            assert_eq!(
+                call(libc::SYS_socket, [family, kind, protocol, 0, 0, 0]),
+                RETURN_ALLOW,
+                "{family}"
+            );
+        }
+        for (family, kind, protocol, errno) in [
+            (2, 1, 132, libc::EPROTONOSUPPORT),
+            (2, 1, 262, libc::EPROTONOSUPPORT),
+            (10, 2, 136, libc::EPROTONOSUPPORT),
+            (2, 5, 0, libc::ESOCKTNOSUPPORT),
+            (2, 0x8_0806, 0, libc::ESOCKTNOSUPPORT),
+            (16, 3, 12, libc::EPROTONOSUPPORT),
+        ] {
+            assert_eq!(
+                call(libc::SYS_socket, [family, kind, protocol, 0, 0, 0]),
+                return_errno(errno)
+            );
+        }
         for family in [17, 38, 40] {
             assert_eq!(
                 call(libc::SYS_socket, [family, 1, 0, 0, 0, 0]),
                 return_errno(libc::EAFNOSUPPORT)
             );
+        }
+    }
+
+    #[test]
+    fn nothing_is_changed_of_how_the_first_process_runs() {
+        let refused = return_errno(libc::EPERM);
+        for number in [
+            libc::SYS_sched_setaffinity,
+            libc::SYS_sched_setattr,
+            libc::SYS_sched_setparam,
+            libc::SYS_sched_setscheduler,
+        ] {
+            assert_eq!(call(number, [1, 0, 0, 0, 0, 0]), refused, "{number}");
+            for other in [0, 2, 77] {
+                assert_eq!(call(number, [other, 0, 0, 0, 0, 0]), RETURN_ALLOW, "{number}");
+            }
+        }
+        for (number, process, user) in [(libc::SYS_setpriority, 0, 2), (libc::SYS_ioprio_set, 1, 3)] {
+            assert_eq!(call(number, [process, 1, 0, 0, 0, 0]), refused);
+            assert_eq!(call(number, [user, 0, 0, 0, 0, 0]), refused);
+            assert_eq!(call(number, [process, 0, 0, 0, 0, 0]), RETURN_ALLOW);
+            assert_eq!(call(number, [process, 7, 0, 0, 0, 0]), RETURN_ALLOW);
+        }
+    }
+
+    #[test]
+    fn huge_pages_and_out_of_band_data_are_refused_whatever_else_is_asked() {
+        let refused = return_errno(libc::EPERM);
+        assert_eq!(call(libc::SYS_mmap, [0, 4096, 3, 0x4_0022, 0, 0]), refused);
+        assert_eq!(call(libc::SYS_mmap, [0, 4096, 3, 0x22, 0, 0]), RETURN_ALLOW);
+        assert_eq!(call(libc::SYS_memfd_create, [0, 5, 0, 0, 0, 0]), refused);
+        assert_eq!(call(libc::SYS_memfd_create, [0, 3, 0, 0, 0, 0]), RETURN_ALLOW);
+        assert_eq!(call(libc::SYS_shmget, [0, 4096, 0o5600, 0, 0, 0]), refused);
+        assert_eq!(call(libc::SYS_shmget, [0, 4096, 0o1600, 0, 0, 0]), RETURN_ALLOW);
+        assert_eq!(
+            call(libc::SYS_sendto, [3, 0, 1, 0x4001, 0, 0]),
+            return_errno(libc::EOPNOTSUPP)
+        );
+        assert_eq!(
+            call(libc::SYS_sendmsg, [3, 0, 0x4001, 0, 0, 0]),
+            return_errno(libc::EOPNOTSUPP)
+        );
+        assert_eq!(call(libc::SYS_sendmsg, [3, 0, 0x4000, 0, 0, 0]), RETURN_ALLOW);
+    }
+
+    #[test]
+    fn every_condition_is_of_a_call_that_is_allowed_and_each_call_has_one() {
+        let mut seen = std::collections::BTreeSet::new();
+        let allowed = |number| {
+            groups().any(|(what, group)| what == "allowed" && group.calls.iter().any(|(_, call)| *call == number))
+        };
+        for number in CONDITIONS.iter().flat_map(|(calls, _)| calls.iter()) {
+            assert!(seen.insert(*number), "{number}");
+            assert!(allowed(*number), "{number}");
         }
     }
 
