@@ -45,8 +45,8 @@ def rules() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """What a cluster exports that has passed requests on, kept data in step and made spans: labels by series."""
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the nodes of a cluster export that has passed requests on, kept data in step and made spans."""
     env = {"JOBS_TRACING__OTLP_ENDPOINT": "http://127.0.0.1:9"}
     with EmbeddedCluster(tmp_path_factory.mktemp("exported"), 2, env=env, types=("shell", "replication")) as cluster:
         for node in cluster.nodes.values():
@@ -63,8 +63,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             return any("jobs_replication_rows_total{" in text for text in texts)
 
         until(syncs)
+    return texts
+
+
+@pytest.fixture(scope="module")
+def exported(scraped: list[str]) -> dict[str, set[str]]:
+    """The labels of each series."""
     series: dict[str, set[str]] = {}
-    for line in "\n".join(texts).splitlines():
+    for line in "\n".join(scraped).splitlines():
         if line and not line.startswith("#"):
             name, _, rest = line.partition("{") if "{" in line else (line.split()[0], "", "")
             series.setdefault(name, set()).update(re.findall(r'([a-z_]+)="', rest))
@@ -102,6 +108,13 @@ def test_the_dashboard_is_one_that_grafana_lays_out_as_it_is_meant() -> None:
     for panel in board["panels"]:
         assert panel["type"] == "row" or (panel["description"] and panel["targets"])
     assert [variable["name"] for variable in board["templating"]["list"]] == ["datasource", "job", "instance"]
+
+
+@needs_promtool
+def test_prometheus_has_no_complaint_of_what_is_exported(scraped: list[str]) -> None:
+    for text in scraped:
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @needs_promtool
