@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from jobs import Client, RootImage, shell_job
 from jobs.errors import InvalidRequest, NotFound
 from jobs.protocol.model import InputFile, JobResult, Reason
 from jobs.testing import EmbeddedNode
+from tests.sandbox.conftest import USER_ID
 from tests.sandbox.images import add, layer, layout, make_tree, of_tree, squashfs
 from tests.support.blobcluster import until
 from tests.support.jobctl import jobctl
@@ -35,10 +38,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tree(made / "tree")
 
 
-def node_with(directory: Path, tree: Path, **settings: str) -> EmbeddedNode:
+def node_with(directory: Path, tree: Path, prefix: tuple[str, ...] = (), **settings: str) -> EmbeddedNode:
     let_others_in(directory)
-    named = {"mine": str(tree)}
-    return EmbeddedNode(directory / "node", env={"JOBS_WORKERS__SHELL__ROOTS": json.dumps(named), **settings})
+    named = {"JOBS_WORKERS__SHELL__ROOTS": json.dumps({"mine": str(tree)})}
+    return EmbeddedNode(directory / "node", env={**named, **settings}, prefix=prefix)
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +135,39 @@ def test_jobs_at_once_unpack_once_and_share_nothing_that_they_write(
     script = 'cat /etc/image in; echo; echo "$0" >> /etc/image; cat /etc/image'
     jobs = [client.submit(shell_job(script, root=image, files={"in": InputFile(blob=blob)})).job.id for _ in range(6)]
     for job in jobs:
-        assert text(ended(client, job)) == "shared\nan input\nshared\n/.job/script\n"
+        result = ended(client, job)
+        assert text(result) == "shared\nan input\nshared\n/.job/script\n", result
     unpacked = [
         line for line in node.log_file.read_text().splitlines() if "root image unpacked" in line and image.blob in line
     ]
     assert len(unpacked) == 1
     assert not [name for name in cache(node) if name.startswith(".")]
+
+
+def test_what_a_job_leaves_beside_its_image_becomes_blobs(client: Client) -> None:
+    result = client.run(shell_job("cat /etc/image > out; ln -s /etc/image link", root="mine", outputs=["out"]))
+    assert [artefact.path for artefact in result.artefacts] == ["out"], result
+    assert client.blobs.get(result.artefacts[0].hash) == b"of the image\n"
+
+
+@pytest.mark.parametrize("capabilities", ["", "+setuid,+setgid"])
+def test_a_worker_that_is_not_root_has_images_as_well(tmp_path: Path, tree: Path, capabilities: str) -> None:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("not root, or no setpriv")
+    user = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups"]
+    if subprocess.run([*user, "test", "-x", os.path.realpath(sys.executable)], check=False).returncode:
+        pytest.skip("other users cannot run this interpreter")
+    given = [f"--{which}-caps={capabilities}" for which in ("inh", "ambient") if capabilities]
+    (tmp_path / "node").mkdir()
+    os.chown(tmp_path / "node", USER_ID, USER_ID)
+    with node_with(tmp_path, tree, prefix=(*user, *given)) as node, node.client() as client:
+        image = put(client, oci(tree, tmp_path / "image.tar"))
+        script = "cat /etc/image; echo changed > /etc/image; rm /bin/env; mkdir /made; cat /etc/image"
+        for _ in range(2):
+            result = client.run(shell_job(script, root=image))
+            assert result.execution is not None, result
+            changed = "changed" if result.execution.root == "writable" else "of the image"
+            assert text(result) == f"of the image\n{changed}\n", result
 
 
 def test_what_is_no_image_is_refused_with_what_is_wrong(client: Client, tree: Path, tmp_path: Path) -> None:

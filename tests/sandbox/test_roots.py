@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs import _native
 from jobs.protocol.model import Reason
-from jobs.workers.sandbox import Configure
+from jobs.workers.sandbox import Configure, Launcher
 from tests.support.users import let_others_in
 
 from .conftest import USER_ID, Sandbox, limits, start_launcher
@@ -101,6 +102,36 @@ def test_a_worker_that_is_not_root_and_gives_uids_has_layers_as_well(tmp_path: P
             assert result.outcome.root == "read_only"
     finally:
         sandbox.launcher.close()
+
+
+@pytest.fixture
+def plain(identity: str, images: Path, tmp_path: Path) -> Iterator[Sandbox]:
+    """A launcher on a kernel that has no overlay: it asks for a file system that there is not."""
+    if identity == "user":
+        pytest.skip("once is enough")
+    program = tmp_path / "launcher"
+    program.write_bytes(_native.launcher_program().replace(b"\0overlay\0", b"\0overlax\0"))
+    program.chmod(0o755)
+    wrapper = ["/bin/sh", "-c", 'shift; exec "$PROGRAM" "$@"'.replace("$PROGRAM", str(program)), "sh"]
+    config = Configure(slots=2, roots={"mine": str(images / "named")}, root_cache=str(images / "cache"))
+    launcher = Launcher.start(config, wrapper=wrapper)
+    yield Sandbox(launcher)
+    launcher.close()
+
+
+def test_without_overlay_an_image_is_read_only_and_that_is_said(plain: Sandbox, images: Path) -> None:
+    assert plain.launcher.ready.features["overlay"].startswith("missing")
+    for root in ("named/mine", "cache/one"):
+        script = "cat /etc/image given; echo x > /etc/image; rm -f /bin/cat; echo out > out; cat out; ls /proc/self/fd"
+        result = plain.run(script=script, root=root, files={"given": b"given\n"}, secrets={"token": b"hunter2-hunter2"})
+        assert result.outcome.root == "read_only"
+        assert result.stdout == "of the image\ngiven\nout\n0\n1\n2\n3\n4\n", result.stderr
+        assert "ead-only" in result.stderr
+    # Nothing can be made in such an image: what it lacks is named.
+    (images / "named/work").rmdir()
+    outcome = plain.run("true", root="named/mine").outcome
+    assert outcome.reason is Reason.SANDBOX_UNAVAILABLE
+    assert outcome.message == "make room for the job's own in its root image: no such file or directory"
 
 
 def test_an_operator_s_directory_is_written_only_where_all_may(rooted: Sandbox, images: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -77,6 +78,70 @@ def content(root: Path) -> dict[str, str]:
         elif path.is_file():
             found[str(path.relative_to(root))] = path.read_bytes()[:40].decode("latin-1")
     return found
+
+
+TRIES = """
+import ctypes, mmap, os, socket, sys
+sys.path.insert(0, sys.argv[1])
+from jobs import _native
+parent, outside = os.getppid(), sys.argv[2]
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*arguments):
+    if libc.syscall(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+_native.confine(identity=eval(sys.argv[3]), memory_bytes=1 << 30, file_bytes=1 << 20, cpu_s=60)
+TRIES = {
+    "a file of the host": lambda: os.open("/etc/passwd", os.O_RDONLY),
+    "a file beside its directory": lambda: os.open("../outside/kept", os.O_RDONLY),
+    "a path of the host": lambda: os.open(outside, os.O_RDONLY | os.O_DIRECTORY),
+    "processes of the host": lambda: os.open("/proc/self/status", os.O_RDONLY),
+    "a process": os.fork,
+    "a thread or process by clone3": lambda: call(435, 0, 0),
+    "a program": lambda: os.execv("/made", ["made"]),
+    "a socket": lambda: socket.socket(socket.AF_UNIX),
+    "a socket of the network": lambda: socket.socket(socket.AF_INET),
+    "a signal to its parent": lambda: os.kill(parent, 0),
+    "a signal by tgkill": lambda: call(234, parent, parent, 0),
+    "a mount": lambda: call(165, b"x", b"/", b"tmpfs", 0, 0),
+    "a namespace": lambda: call(272, 0x10000000),
+    "another root": lambda: os.chroot("."),
+    "a device": lambda: os.mknod("device", 0o20666, os.makedev(1, 3), dir_fd=root),
+    "a fifo": lambda: os.mkfifo("fifo", dir_fd=root),
+    "another owner": lambda: os.chown("made", 0, 0, dir_fd=root),
+    "another uid": lambda: os.setuid(0),
+    "an attribute": lambda: os.setxattr("/made", "security.capability", b"x"),
+    "a terminal's input": lambda: call(16, 0, 0x5412, b"x"),
+    "a file larger than it may have": lambda: os.ftruncate(os.open("/made", os.O_WRONLY), 2 << 20),
+    "memory beyond its bound": lambda: mmap.mmap(-1, 2 << 30),
+}
+with open("/made", "w") as made:
+    made.write("made")
+root = os.open("/", os.O_RDONLY)
+os.mkdir("directory", dir_fd=root)
+os.symlink("/made", "directory/link", dir_fd=root)
+os.link("made", "again", src_dir_fd=root, dst_dir_fd=root)
+os.unlink("again", dir_fd=root)
+for name, tried in TRIES.items():
+    try:
+        tried()
+    except (OSError, ValueError):
+        continue
+    os.write(1, f"it got {name}\\n".encode())
+os.write(1, open("/directory/link").read().encode())
+os._exit(0)
+"""
+
+
+def test_what_unpacks_has_nothing_but_the_directory(outside: Path, tmp_path: Path) -> None:
+    """Given a program that does whatever it can in the place of what reads an image."""
+    (tmp_path / "tree").mkdir()
+    if OWNER is not None:
+        os.chown(tmp_path / "tree", OWNER, OWNER)
+    package = Path(roots.__file__).parents[2]
+    command = [sys.executable, "-c", TRIES, str(package), str(outside), repr(OWNER)]
+    ended = subprocess.run(command, cwd=tmp_path / "tree", capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "made"), ended
+    assert sorted(path.name for path in (tmp_path / "tree").iterdir()) == ["directory", "made"]
 
 
 @requires_mksquashfs
