@@ -23,7 +23,7 @@ from jobs.mounts import is_in_memory
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, Reason, RootImage, ShellPayload
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment
-from jobs.validate import MAX_SPEC_BYTES, NODE_DIR, check_shell
+from jobs.validate import NODE_DIR, check_shell
 from jobs.workers.credentials import secrets_of
 from jobs.workers.errands import Errands
 from jobs.workers.executor import (
@@ -43,6 +43,7 @@ from jobs.workers.former import clear
 from jobs.workers.ids import subordinate_ids
 from jobs.workers.inputs import input_directory
 from jobs.workers.notes import read_lines
+from jobs.workers.payloads import checked
 from jobs.workers.roots import RootCache
 from jobs.workers.sandbox import (
     Ack,
@@ -141,7 +142,7 @@ class ShellExecutor:
             match command:
                 case Start(assignment):
                     try:
-                        payload = payload_of(assignment)
+                        payload = checked(assignment.payload, _decode_payload, check_shell, "a shell job")
                         spawn = self._spawn_of(assignment, payload)
                         self._check_secrets(spawn)
                     except (InvalidRequest, Forbidden, NotStarted) as error:
@@ -355,19 +356,6 @@ def progress_of(job: JobId, attempt: Attempt, lines: bytes) -> list[Event]:
         return []
     progress = said.progress
     return [Progressed(job=job, attempt=attempt, percent=progress.percent, message=progress.message)]
-
-
-def payload_of(assignment: Assignment) -> ShellPayload:
-    """Return what is to be run. Raises InvalidRequest for what cannot be: the node's checks are not relied on."""
-    data = assignment.payload
-    if len(data) > MAX_SPEC_BYTES:
-        raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
-    try:
-        payload = _decode_payload(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the payload is not one of a shell job: {error}") from error
-    check_shell(payload, "$")
-    return payload
 
 
 def _limits(wanted: Limits, caps: ShellCaps, defaults: JobLimits, cpu_milli: int) -> JobLimits:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from jobs.clock import wall_ms
@@ -17,9 +16,9 @@ from jobs.errors import InvalidRequest, JobsError
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, StreamInfo
 from jobs.protocol.wire import MAX_PROGRESS_MESSAGE, OUTPUT_WINDOW_BYTES, Assignment, Outcome
-from jobs.validate import MAX_SPEC_BYTES
 from jobs.workers.executor import Command, Credit, Ended, Event, Produced, Progressed, Start, Stop, never_ran
 from jobs.workers.nodeapi import NodeApi
+from jobs.workers.payloads import checked
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +137,7 @@ class TaskExecutor(Generic[P, R]):
     def _start(self, assignment: Assignment) -> None:
         loop = asyncio.get_running_loop()
         try:
-            payload = _payload_of(self._kind, assignment.payload)
+            payload = checked(assignment.payload, self._kind.decode, self._kind.check, self._kind.noun)
         except InvalidRequest as error:
             outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=SANDBOX)
             ended = Ended(job=assignment.job, attempt=assignment.attempt, outcome=outcome, segments=[])
@@ -263,15 +262,3 @@ class _Running(Generic[P, R]):
     def credit(self, count: int) -> None:
         self._unsafe_bytes -= count
         self._room.set()
-
-
-def _payload_of(kind: TaskKind[P, R], data: bytes) -> P:
-    """Return what is to be done. Raises InvalidRequest for what cannot be: the node's checks are not relied on."""
-    if len(data) > MAX_SPEC_BYTES:
-        raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
-    try:
-        payload = kind.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the payload is not one of {kind.noun}: {error}") from error
-    kind.check(payload, "$")
-    return payload

@@ -23,7 +23,7 @@ from jobs.errors import InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Reason, SqlLimits, SqlPayload, StreamInfo
 from jobs.protocol.wire import OUTPUT_WINDOW_BYTES, Assignment, Outcome
-from jobs.validate import MAX_SPEC_BYTES, check_sql
+from jobs.validate import check_sql
 from jobs.workers.executor import (
     Command,
     Credit,
@@ -39,6 +39,7 @@ from jobs.workers.executor import (
 from jobs.workers.former import clear
 from jobs.workers.inputs import Held, InputCache, InputError, fetching, input_directory
 from jobs.workers.nodeapi import NodeApi
+from jobs.workers.payloads import checked
 from jobs.workers.scratch import scratch
 from jobs.workers.sql import frames
 from jobs.workers.sql.frames import Bounds, Configure, FromEngine, Run, Usage
@@ -173,7 +174,7 @@ class SqlExecutor:
 
     def _start(self, assignment: Assignment) -> None:
         try:
-            payload = payload_of(assignment)
+            payload = checked(assignment.payload, _decode_payload, check_sql, "a query")
             run = run_of(assignment, payload, self._config)
         except InvalidRequest as error:
             outcome = never_ran(Reason.INVALID_PAYLOAD, str(error), at_ms=wall_ms(), sandbox=SANDBOX)
@@ -380,19 +381,6 @@ def _crash(end: End) -> str:
     if "SIGSEGV" in text or "SIGBUS" in text:
         return f"the query's process crashed, most likely because the statement is nested too deeply: {text}"
     return f"the query's process is gone: {text}"
-
-
-def payload_of(assignment: Assignment) -> SqlPayload:
-    """Return what is asked. Raises InvalidRequest for what cannot be run: the node's checks are not relied on."""
-    data = assignment.payload
-    if len(data) > MAX_SPEC_BYTES:
-        raise InvalidRequest(f"the payload takes {len(data)} bytes", expected=f"at most {MAX_SPEC_BYTES}")
-    try:
-        payload = _decode_payload(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the payload is not one of a query: {error}") from error
-    check_sql(payload, "$")
-    return payload
 
 
 def run_of(assignment: Assignment, payload: SqlPayload, config: SqlWorker) -> Run:
