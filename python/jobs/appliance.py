@@ -18,6 +18,8 @@ from msgspec import Struct
 SOURCES: Final = Path(__file__).parent / "systemd"
 """The directory `systemd` of the source tree, which the wheel carries here."""
 CONFIGURATION: Final = Path("/etc/jobs/node.toml")
+PREFIXES: Final = (Path("/usr/local"), Path("/usr"))
+"""Below which systemd looks for units: of whoever installs by hand, and of packages."""
 COMMANDS: Final = ("jobs-node", "jobs-worker")
 _COMMAND: Final = re.compile(rf"(?m)^(Exec[A-Za-z]*=)/usr/bin/(?=(?:{'|'.join(COMMANDS)})\b)")
 _UNITS: Final = "lib/systemd/system"
@@ -124,6 +126,15 @@ def installed(units: Iterable[str], wanted: Sequence[File], root: Path) -> list[
     """Return those of the units whose files are there: nothing else can be disabled."""
     there = {file.path.name for file in wanted if os.path.lexists(_below(root, file))}
     return [unit for unit in units if re.sub(r"@[^.]+", "@", unit) in there]
+
+
+def other_installation(prefix: Path, root: Path) -> Path | None:
+    """Return the node's unit of another installation: of two systemd takes one, and upgrades of the other are lost."""
+    for other in PREFIXES:
+        unit = other / _UNITS / "jobs-node.service"
+        if other != prefix and os.path.lexists(root / unit.relative_to("/")):
+            return unit
+    return None
 
 
 def unusable(commands: Path) -> str | None:

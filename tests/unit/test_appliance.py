@@ -138,6 +138,18 @@ def test_what_is_for_this_machine_only_is_refused_for_another_root(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_installation_is_refused_and_the_first_can_be_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["install-units", "--root", str(tmp_path)]
+    assert main([*command, "--prefix", "/usr"]) == exits.OK
+    assert main(command) == exits.FAILED
+    assert "/usr/lib/systemd/system/jobs-node.service is there" in capsys.readouterr().err
+    assert not (tmp_path / "usr/local").exists()
+    assert main([*command, "--prefix", "/usr", "--remove"]) == exits.OK
+    assert main(command) == exits.OK
+
+
 @pytest.mark.skipif(shutil.which("systemctl") is None, reason="systemctl is not here")
 def test_the_preset_enables_the_node_and_a_worker_of_each_type(tmp_path: Path) -> None:
     assert main(["install-units", "--root", str(tmp_path)]) == exits.OK

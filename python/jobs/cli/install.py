@@ -41,7 +41,7 @@ def install_units(client: Client, options: argparse.Namespace) -> int:
     try:
         if options.remove:
             return _remove(wanted, options)
-        reason = None if into_another else appliance.unusable(commands)
+        reason = _reason_against(commands, options)
         if reason is not None:
             note(reason)
             return exits.FAILED
@@ -56,6 +56,16 @@ def install_units(client: Client, options: argparse.Namespace) -> int:
         note(str(error))
         return exits.FAILED
     return exits.OK
+
+
+def _reason_against(commands: Path, options: argparse.Namespace) -> str | None:
+    """Return why what is installed would not do, and what to do about it; None if it would."""
+    from jobs import appliance
+
+    other = appliance.other_installation(options.prefix, options.root)
+    if other is not None:
+        return f"{other} is there, of another installation, such as the Debian package: remove that first"
+    return appliance.unusable(commands) if options.root == _ROOT else None
 
 
 def _remove(wanted: Sequence[File], options: argparse.Namespace) -> int:
