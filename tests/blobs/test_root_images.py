@@ -255,6 +255,7 @@ def test_what_is_cut_short_is_not_taken_for_whole_and_leaves_nothing(tmp_path: P
         node.start()
         assert (client.run(wanted).stdout.text or "").startswith("of the image\n")
         assert len(names(node)) == len(cache(node)) == 1
+        until(lambda: not [*node.directory.glob("roots/jobs-roots-*/gone/*")])
         node.restart()
         assert text(client.run(shell_job(SHELL, root=wanted.payload.root))) == "of the image\n"
     assert node.log_file.read_text().count("root image unpacked") == 1

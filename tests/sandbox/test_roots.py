@@ -13,7 +13,7 @@ from jobs.protocol.model import Reason
 from jobs.workers.sandbox import Configure, Launcher
 from tests.support.users import let_others_in
 
-from .conftest import USER_ID, Sandbox, limits, start_launcher
+from .conftest import USER_ID, LauncherError, Sandbox, limits, start_launcher
 from .images import make_tree
 
 OWNER = Configure(slots=1).uid_base + Configure(slots=1).uid_count - 1
@@ -164,6 +164,11 @@ def test_rights_are_as_without_an_image(rooted: Sandbox) -> None:
 def test_what_is_no_image_is_refused(rooted: Sandbox, root: str) -> None:
     outcome = rooted.run("true", root=root).outcome
     assert outcome.reason in (Reason.SANDBOX_UNAVAILABLE, Reason.INVALID_PAYLOAD), outcome
+
+
+def test_a_directory_that_is_not_there_is_named(fresh: Callable[..., Sandbox]) -> None:
+    with pytest.raises(LauncherError, match="show /nowhere/at/all in the jobs' view: No such file or directory"):
+        fresh(roots={"mine": "/nowhere/at/all"})
 
 
 def test_places_that_are_links_lead_nowhere_else(rooted: Sandbox, images: Path) -> None:

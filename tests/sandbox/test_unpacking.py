@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ def cache(tmp_path: Path, outside: Path) -> Iterator[RootCache]:
 
 
 def unpack(cache: RootCache, archive: Path, name: str = "0" * 64) -> Image:
-    asyncio.run(cache._unpack(archive, name, "the image"))
+    asyncio.run(cache._unpack(nullcontext(archive), name, "the image"))
     return cache._entries[name].image
 
 

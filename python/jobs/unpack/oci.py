@@ -148,6 +148,7 @@ def _apply(layout: Layout, descriptor: Mapping[str, Any], content: str, tree: Tr
         with tarfile.open(fileobj=ended, mode="r|", bufsize=PIECE_BYTES, errorlevel=2) as members:
             for member in members:
                 _apply_member(members, member, tree)
+                members.members.clear()  # type: ignore[attr-defined]  # a million would take a gigabyte
         unpacked.drain()
         blob.drain()
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import re
+import secrets
 import stat
 import sys
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +119,8 @@ class RootCache:
         place = place_of(configured or (Path(kept) if kept else None)) / f"jobs-roots-{tag.removeprefix('jobs:')}"
         self.directory = place / "shown"
         """What the launcher shows of; only this worker gets there."""
+        self._gone = place / "gone"
+        """What is being deleted."""
         self._owner = owner
         self._tag = tag
         self._max_bytes = max_bytes
@@ -129,6 +133,9 @@ class RootCache:
             _make(place)
             self.directory.mkdir(exist_ok=True)
             self.directory.chmod(0o711)
+            self._gone.mkdir(exist_ok=True)
+            for path in self._gone.iterdir():
+                _delete_later(path)
             self._find()
         except OSError as error:
             raise ExecutorError(f"there is no place for root images in {place}: {error.strerror or error}") from error
@@ -148,12 +155,7 @@ class RootCache:
             # One at a time: more of them would need more room than there may be.
             async with self._turn:
                 if name not in self._entries:
-                    held = await inputs.hold(node, {"its root image": blob}, on_fetch)
-                    try:
-                        on_unpack()
-                        await self._unpack(inputs.directory / blob, name, blob)
-                    finally:
-                        held.release()
+                    await self._unpack(_fetched(node, blob, inputs, on_fetch, on_unpack), name, blob)
         entry = self._entries[name]
         entry.holders += 1
         self._entries.move_to_end(name)
@@ -179,15 +181,17 @@ class RootCache:
                     raise OSError(0, "it is of an earlier boot")
                 found.append((description.stat().st_mtime, path.name, image))
             except (OSError, msgspec.MsgspecError):
-                _delete(path)
+                self._discard(path)
         for _, name, image in sorted(found, key=lambda one: one[:2]):
             self._entries[name] = _Entry(image)
 
-    async def _unpack(self, archive: Path, name: str, blob: str) -> None:
+    async def _unpack(self, fetched: AbstractAsyncContextManager[Path], name: str, blob: str) -> None:
         self._number += 1
         draft = self.directory / f".{self._number}"
         try:
-            image = await self._unpacked(archive, draft)
+            async with fetched as archive:
+                image = await self._unpacked(archive, draft)
+            # It is no input any more: who has another image may wait for its room among them.
             await in_thread(_describe, draft, image)
             while self._held_bytes() + image.bytes > self._max_bytes:
                 self._freed.clear()
@@ -199,7 +203,7 @@ class RootCache:
             raise RootError(f"root image {blob}: {why}") from error
         finally:
             if draft.exists():
-                await asyncio.shield(in_thread(_delete, draft))
+                self._discard(draft)
         self._entries[name] = _Entry(image)
         told = {"blob": blob, "bytes": image.bytes, "entries": image.entries, "skipped": image.skipped}
         logger.info("root image unpacked", extra=told)
@@ -264,10 +268,26 @@ class RootCache:
             if not entry.holders:
                 used -= entry.image.bytes
                 del self._entries[name]
-                self._number += 1
-                gone = self.directory / f".{self._number}"
-                os.rename(self.directory / name, gone)
-                asyncio.get_running_loop().run_in_executor(None, _delete, gone)
+                self._discard(self.directory / name)
+
+    def _discard(self, path: Path) -> None:
+        """Take something out of the way at once, and delete it a little later: it can be a million files."""
+        gone = self._gone / secrets.token_hex(8)
+        os.rename(path, gone)
+        _delete_later(gone)
+
+
+@asynccontextmanager
+async def _fetched(
+    node: NodeApi, blob: str, inputs: InputCache, on_fetch: Callable[[int], None], on_unpack: Callable[[], None]
+) -> AsyncIterator[Path]:
+    """Have the archive of an image among the inputs."""
+    held = await inputs.hold(node, {"its root image": blob}, on_fetch)
+    try:
+        on_unpack()
+        yield inputs.directory / blob
+    finally:
+        held.release()
 
 
 def _make(place: Path) -> None:
@@ -300,6 +320,10 @@ def _describe(draft: Path, image: Image) -> None:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _delete_later(path: Path) -> None:
+    threading.Thread(target=_delete, args=[path], daemon=True).start()
 
 
 def _delete(path: Path) -> None:
