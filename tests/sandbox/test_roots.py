@@ -158,6 +158,20 @@ def test_rights_are_as_without_an_image(rooted: Sandbox) -> None:
     assert "Seccomp:\t2" in result.stdout
 
 
+def test_what_is_hidden_without_an_image_is_hidden_with_one(rooted: Sandbox) -> None:
+    script = """
+    for f in /proc/* /dev/*; do case $f in /proc/[0-9]*) ;; *) stat -c '%n %F %a %s' $f;; esac; done
+    for f in kcore keys timer_list sched_debug; do head -c 1 /proc/$f; done
+    echo x > /proc/sys/kernel/domainname
+    """
+    plain = rooted.run(script=script)
+    assert plain.stdout.count("\n") > 20
+    assert "domainname" in plain.stderr
+    for root in ("named/mine", "cache/one"):
+        result = rooted.run(script=script, root=root)
+        assert (result.stdout, result.stderr) == (plain.stdout, plain.stderr)
+
+
 @pytest.mark.parametrize(
     "root", ["named/other", "cache/missing", "cache/..", "cache/one/../other", "mine", "named/../named"]
 )
