@@ -155,10 +155,8 @@ def _objects(
     made: dict[str, T] = {}
     for name, value in found.items():
         path = f'$.{section}."{name}"'
-        try:
-            declared = msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            problems.append(_below(path, invalid_body(error, kind)))
+        declared = _converted(path, value, kind, problems)
+        if declared is None:
             continue
         try:
             _check(declared)
@@ -168,6 +166,26 @@ def _objects(
             problems.append(InvalidRequest(f"{name!r} is no name", field=path, expected="a short name"))
         made[name] = replace(declared, managed_by=managed_by)
     return made
+
+
+def _converted(path: str, value: Any, kind: type[T], problems: list[InvalidRequest]) -> T | None:
+    """Return the object; None, and each of its keys with which something is wrong, if it is none."""
+    refused: set[str] = set()
+    while True:
+        try:
+            made = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            problem = invalid_body(error, kind)
+            key = re.split(r"[.\[]", problem.field or "")[1:2]
+            if refused.issuperset(key) and refused:
+                return None  # what is missing now is what was refused before
+            problems.append(_below(path, problem))
+            if not (key and isinstance(value, dict) and key[0] in value):
+                return None
+            refused.add(key[0])
+            value = {name: one for name, one in value.items() if name != key[0]}
+        else:
+            return None if refused else made
 
 
 def _check(declared: Wanted) -> None:

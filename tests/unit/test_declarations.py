@@ -142,3 +142,30 @@ def test_a_complaint_names_the_object(text: bytes, field: str) -> None:
         parse(text)
     assert [problem.field for problem in caught.value.problems] == [field]
     assert all(problem.expected for problem in caught.value.problems)
+
+
+def test_each_key_that_is_wrong_is_told() -> None:
+    text = b"""
+    [queues.q]
+    weigth = 2
+    max_running = "x"
+    max_pending = -1
+    [schedules.s]
+    every_s = "often"
+    overlap = "never"
+    job = { type = "shell", payload = { argv = "a" } }
+    [schedules.t]
+    jobs = { }
+    """
+    with pytest.raises(DeclarationError) as caught:
+        parse(text)
+    assert sorted(str(problem.field) for problem in caught.value.problems) == [
+        '$.queues."q".max_pending',
+        '$.queues."q".max_running',
+        '$.queues."q".weigth',
+        '$.schedules."s".every_s',
+        '$.schedules."s".job.payload.argv',
+        '$.schedules."s".overlap',
+        '$.schedules."t".job',
+        '$.schedules."t".jobs',
+    ]
