@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs import shell_job
-from jobs.protocol.model import InputFile
+from jobs.protocol.model import InputFile, Reason, RootImage
 from jobs.testing import EmbeddedNode
 from tests.support.blobcluster import until
 from tests.support.users import let_others_in
@@ -41,6 +41,11 @@ def test_jobs_run_results_say_it_and_their_directories_go(node: EmbeddedNode) ->
         assert [artefact.path for artefact in result.artefacts] == ["out"]
         assert [worker.sandbox for worker in client.workers()] == ["none"]
         assert client.run(shell_job(["false"])).state == "failed"
+        refused = client.run(shell_job("true", root=RootImage(blob=blob)))
+        assert (refused.reason, refused.message) == (
+            Reason.SANDBOX_UNAVAILABLE,
+            "root: at level none a job has the host's",
+        )
     until(lambda: not directories(node))
 
 

@@ -438,6 +438,54 @@ def test_what_nobody_uses_goes_when_its_room_is_needed(
     assert sorted(path.name for path in cache.directory.iterdir() if path.name[0] != ".") == ["a" * 64, "c" * 64]
 
 
+class Inputs:
+    """Stands for the inputs of a worker, of which all are there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.held = 0
+
+    async def hold(self, node: object, wanted: object, on_fetch: object) -> Inputs:
+        self.held += 1
+        return self
+
+    def release(self) -> None:
+        self.held -= 1
+
+
+def test_what_waits_for_room_is_no_input_any_more(tmp_path: Path, outside: Path) -> None:
+    """Given room for one image, and a job that has one and could be waiting for room among the inputs."""
+    (tmp_path / "inputs").mkdir()
+    inputs = Inputs(tmp_path / "inputs")
+    for name in ("a" * 64, "b" * 64):
+        layout(tmp_path / "inputs" / name, [layer(lambda file: add(file, "x", bytes(400_000)))])
+
+    async def scenario() -> None:
+        cache = RootCache(tmp_path / "roots", "jobs:0123456789", 600_000, OWNER)
+
+        def hold(name: str) -> asyncio.Task[roots.HeldRoot]:
+            held = cache.hold(None, name * 64, inputs, lambda size: None, lambda: None)  # type: ignore[arg-type]
+            return asyncio.ensure_future(held)
+
+        first = await hold("a")
+        second, third = hold("b"), hold("b")
+        while inputs.held or cache._number < 2:
+            await asyncio.sleep(0.01)
+        assert not second.done()
+        first.release()
+        for held in (await second, await third):
+            held.release()
+        assert [name[:64] for name in cache._entries] == ["b" * 64]
+        given_up = hold("a")
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        assert (inputs.held, [path.name[:1] for path in cache.directory.iterdir()]) == (0, ["b"])
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_whole_tree_of_the_host_s_makes_a_layer(cache: RootCache, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source")
     unpack(cache, layout(tmp_path / "image.tar", [of_tree(source)]))
