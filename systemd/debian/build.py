@@ -49,7 +49,7 @@ Description: distributed job execution with a replicated store and a sandbox
 """
 
 
-def build(wheel: Path, directory: Path, compression: str = "xz") -> Path:
+def build(wheel: Path, directory: Path, compression: str = "zstd") -> Path:
     """Make the package of a wheel in a directory; return its path."""
     name, version, _, tags = parse_wheel_filename(wheel.name)
     platform = max(tag.platform for tag in tags)
@@ -175,7 +175,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--compression", default="xz", help="of dpkg-deb")
+    parser.add_argument("--compression", default="zstd", help="of dpkg-deb")
     options = parser.parse_args()
     print(build(options.wheel, options.directory, options.compression))
     return 0
