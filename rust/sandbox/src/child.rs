@@ -58,7 +58,7 @@ const READ_ONLY: &[&CStr] = &[c"/proc/sys"];
 /// Number that the report's descriptor gets in the first process, which keeps no other.
 const REPORT_FD: i32 = 0;
 /// How many descriptors a job starts with: the last is [`NOTES_FD`].
-const DESCRIPTORS: usize = NOTES_FD as usize + 1;
+pub const DESCRIPTORS: usize = NOTES_FD as usize + 1;
 
 macro_rules! steps {
     ($($name:ident => $words:literal,)*) => {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, SeekFrom, fchown, fcntl_add_seals, fcntl_setfl, memfd_create, seek};
 use rustix::io::{Errno, read, write};
@@ -12,7 +12,7 @@ use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Uid, getpid, getrl
 
 use crate::bare::{Bare, Directories};
 use crate::cgroup::{JobCgroup, Subtree};
-use crate::child::{self, Prepared, REPORT_BYTES, Report, Scratch, Secrets, Shared};
+use crate::child::{self, DESCRIPTORS, Prepared, REPORT_BYTES, Report, Scratch, Secrets, Shared};
 use crate::identity::Identities;
 use crate::landlock::Rules;
 use crate::netns::NetworkPool;
@@ -133,6 +133,34 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SpawnErro
     }
 }
 
+/// What the kernel has of a job before there is a process of it.
+struct Held {
+    network: Option<OwnedFd>,
+    relay: Option<Relay>,
+    ends: Ends,
+    cgroup: Option<JobCgroup>,
+    directory: Option<OwnedFd>,
+    kept: Option<OwnedFd>,
+}
+
+/// What a job is joined to the launcher by; this process's copies of the job's ends go once the job has them.
+struct Ends {
+    stdin: Option<OwnedFd>,
+    /// Of stdout, stderr and its notes.
+    ours: [OwnedFd; 3],
+    theirs: [OwnedFd; 3],
+    report: OwnedFd,
+    report_theirs: OwnedFd,
+}
+
+impl Ends {
+    /// What the job has under the numbers from 0 on.
+    fn given<'a>(&'a self, null: BorrowedFd<'a>) -> [BorrowedFd<'a>; DESCRIPTORS] {
+        let [stdout, stderr, notes] = self.theirs.each_ref().map(AsFd::as_fd);
+        [self.stdin.as_ref().map_or(null, AsFd::as_fd), stdout, stderr, notes]
+    }
+}
+
 /// What the child does once it is cloned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -165,19 +193,71 @@ impl Spawner {
     /// Names what could not be had.
     pub fn spawn(&mut self, spawn: &Spawn, plan: &Plan, slot: usize, mode: Mode) -> Result<Process, SpawnError> {
         let identity = self.basis.identities.of(slot);
+        let held = self.make(spawn, plan, identity)?;
+        let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
+        let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
+        let secrets = plan.secrets.as_ref().map(|planned| secrets(spawn, planned, identity));
+        let argv = PointerList::new(plan.argv.iter().map(CString::as_c_str));
+        let environment = PointerList::new(plan.environment.iter().map(CString::as_c_str));
+        let prepared = Prepared {
+            launcher: self.launcher.as_fd(),
+            network: held.network.as_ref().map(AsFd::as_fd),
+            has_loopback: plan.network == NetworkKind::Loopback,
+            has_host_name: self.basis.namespaces & libc::CLONE_NEWUTS as u64 != 0,
+            report: held.ends.report_theirs.as_fd(),
+            descriptors: held.ends.given(self.null.as_fd()),
+            identity,
+            id_map: &child::id_map(identity),
+            scratch_options: &scratch_options(plan, identity),
+            scratch: held.kept.as_ref().map(|kept| Scratch {
+                tree: kept.as_fd(),
+                is_opened: self.basis.opens_kept,
+            }),
+            script: spawn.script.as_ref().map(String::as_bytes),
+            files: &files,
+            inputs: &plan.inputs,
+            secrets: secrets.as_ref(),
+            shared: self.basis.shared,
+            limits: &self.limits(plan),
+            landlock: self.landlock.as_ref().map(|rules| rules.of(plan)),
+            seccomp: self.seccomp.as_deref(),
+            candidates: &plan.candidates,
+            argv: &argv,
+            environment: &environment,
+            working_directory: &plan.working_directory,
+            root: plan.root.as_ref(),
+            bare: self.basis.directories.as_ref().map(|directories| Bare {
+                directory: held.directory.as_ref().map(AsFd::as_fd),
+                inputs: directories.inputs(),
+                is_separate: self.basis.identities.are_separate(),
+            }),
+        };
+        let stack = &mut self.stack;
+        let run = || match mode {
+            Mode::Run => child::run(&prepared, stack),
+            Mode::Rehearse => child::rehearse(&prepared),
+        };
+        let group = held.cgroup.as_ref().map(JobCgroup::directory);
+        let (pid, pidfd) = syscall::fork(self.basis.namespaces, group, run).map_err(failed("clone3"))?;
+        Ok(Process {
+            pid,
+            pidfd,
+            report: held.ends.report,
+            pipes: held.ends.ours.map(Some),
+            cgroup: held.cgroup,
+            kept: held.kept,
+            directory: held.directory,
+            _relay: held.relay,
+        })
+    }
+
+    /// Makes what the kernel has of a job before there is a process of it.
+    fn make(&mut self, spawn: &Spawn, plan: &Plan, identity: u32) -> Result<Held, SpawnError> {
         let network = self.take_network(plan)?;
         let relay = self
             .relay(plan, network.as_ref())
             .map_err(failed("the way to the addresses that it may reach"))?;
-        let stdin = match &spawn.stdin {
-            Some(content) => Some(sealed_file(content).map_err(failed("stdin"))?),
-            None => None,
-        };
-        let (stdout, stdout_theirs) = self.output_pipe(identity).map_err(failed("stdout"))?;
-        let (stderr, stderr_theirs) = self.output_pipe(identity).map_err(failed("stderr"))?;
-        let (notes, notes_theirs) = self.output_pipe(identity).map_err(failed("notes"))?;
-        let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("pipe"))?;
-        fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
+        let ends = self.ends(spawn, identity)?;
         let cgroup = self.basis.cgroups.as_ref().map(|subtree| subtree.job(plan)).transpose();
         let cgroup = cgroup.map_err(failed("cgroup"))?;
         let directory = self
@@ -190,79 +270,37 @@ impl Spawner {
             None => made_scratch(plan, identity).map(Some).map_err(Into::into),
         };
         let kept = kept.map_err(failed("what the job leaves"))?;
-
-        let content = |file: &PlannedFile| spawn.files.get(&file.key).map_or(&[][..], |content| content.as_slice());
-        let files: Vec<_> = plan.files.iter().map(|file| (file, content(file))).collect();
-        let secrets = plan.secrets.as_ref().map(|planned| Secrets {
-            options: secrets_options(planned, identity),
-            files: planned
-                .names
-                .iter()
-                .map(CString::as_c_str)
-                .zip(spawn.secrets.values().map(Secret::value))
-                .collect(),
-        });
-        let argv = PointerList::new(plan.argv.iter().map(CString::as_c_str));
-        let environment = PointerList::new(plan.environment.iter().map(CString::as_c_str));
-        let prepared = Prepared {
-            launcher: self.launcher.as_fd(),
-            network: network.as_ref().map(AsFd::as_fd),
-            has_loopback: plan.network == NetworkKind::Loopback,
-            has_host_name: self.basis.namespaces & libc::CLONE_NEWUTS as u64 != 0,
-            report: report_theirs.as_fd(),
-            descriptors: [
-                stdin.as_ref().unwrap_or(&self.null).as_fd(),
-                stdout_theirs.as_fd(),
-                stderr_theirs.as_fd(),
-                notes_theirs.as_fd(),
-            ],
-            identity,
-            id_map: &child::id_map(identity),
-            scratch_options: &scratch_options(plan, identity),
-            scratch: kept.as_ref().map(|kept| Scratch {
-                tree: kept.as_fd(),
-                is_opened: self.basis.opens_kept,
-            }),
-            script: spawn.script.as_ref().map(String::as_bytes),
-            files: &files,
-            inputs: &plan.inputs,
-            secrets: secrets.as_ref(),
-            shared: self.basis.shared,
-            limits: &plan
-                .limits
-                .iter()
-                .map(|(limit, value)| process_limit(*limit, value.saturating_add(self.others(*limit))))
-                .collect::<Vec<_>>(),
-            landlock: self.landlock.as_ref().map(|rules| rules.of(plan)),
-            seccomp: self.seccomp.as_deref(),
-            candidates: &plan.candidates,
-            argv: &argv,
-            environment: &environment,
-            working_directory: &plan.working_directory,
-            root: plan.root.as_ref(),
-            bare: self.basis.directories.as_ref().map(|directories| Bare {
-                directory: directory.as_ref().map(AsFd::as_fd),
-                inputs: directories.inputs(),
-                is_separate: self.basis.identities.are_separate(),
-            }),
-        };
-        let stack = &mut self.stack;
-        let run = || match mode {
-            Mode::Run => child::run(&prepared, stack),
-            Mode::Rehearse => child::rehearse(&prepared),
-        };
-        let group = cgroup.as_ref().map(JobCgroup::directory);
-        let (pid, pidfd) = syscall::fork(self.basis.namespaces, group, run).map_err(failed("clone3"))?;
-        Ok(Process {
-            pid,
-            pidfd,
-            report,
-            pipes: [Some(stdout), Some(stderr), Some(notes)],
+        Ok(Held {
+            network,
+            relay,
+            ends,
             cgroup,
-            kept,
             directory,
-            _relay: relay,
+            kept,
         })
+    }
+
+    fn ends(&self, spawn: &Spawn, identity: u32) -> Result<Ends, SpawnError> {
+        let stdin = spawn.stdin.as_ref().map(|content| sealed_file(content)).transpose();
+        let stdin = stdin.map_err(failed("stdin"))?;
+        let (stdout, stdout_theirs) = self.output_pipe(identity).map_err(failed("stdout"))?;
+        let (stderr, stderr_theirs) = self.output_pipe(identity).map_err(failed("stderr"))?;
+        let (notes, notes_theirs) = self.output_pipe(identity).map_err(failed("notes"))?;
+        let (report, report_theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(failed("pipe"))?;
+        fcntl_setfl(&report, OFlags::NONBLOCK).map_err(failed("pipe"))?;
+        Ok(Ends {
+            stdin,
+            ours: [stdout, stderr, notes],
+            theirs: [stdout_theirs, stderr_theirs, notes_theirs],
+            report,
+            report_theirs,
+        })
+    }
+
+    fn limits(&self, plan: &Plan) -> Vec<(Resource, Rlimit)> {
+        let of_job =
+            |(limit, value): &(ProcessLimit, u64)| process_limit(*limit, value.saturating_add(self.others(*limit)));
+        plan.limits.iter().map(of_job).collect()
     }
 
     /// Whether jobs have no walls.
@@ -346,6 +384,14 @@ fn scratch_parameters(plan: &Plan, identity: u32) -> [(&'static str, String); 5]
 fn scratch_options(plan: &Plan, identity: u32) -> CString {
     let options = scratch_parameters(plan, identity).map(|(name, value)| format!("{name}={value}"));
     CString::new(options.join(",")).unwrap_or_default()
+}
+
+fn secrets<'a>(spawn: &'a Spawn, planned: &'a PlannedSecrets, identity: u32) -> Secrets<'a> {
+    let values = spawn.secrets.values().map(Secret::value);
+    Secrets {
+        options: secrets_options(planned, identity),
+        files: planned.names.iter().map(CString::as_c_str).zip(values).collect(),
+    }
 }
 
 /// Mount options of the memory file system of a job's secrets.
