@@ -1,4 +1,5 @@
-//! The system calls that a job may make, in groups with the reason for each; what is in no group is not there for it.
+//! The system calls that a job may make, in groups with the reason for each, and what their arguments have to be; what
+//! is in no group is not there for it.
 
 /// System calls for which one reason holds.
 pub struct Group {
@@ -14,7 +15,7 @@ macro_rules! group {
     };
 }
 
-/// What programs are made of. Some are judged by their arguments as well: `CONDITIONS` of `seccomp`.
+/// What programs are made of. Some are judged by their arguments as well: [`CONDITIONS`].
 pub const ALLOWED: &[Group] = &[
     group!("read and write what is open":
         SYS_read SYS_write SYS_pread64 SYS_pwrite64 SYS_readv SYS_writev SYS_preadv SYS_pwritev SYS_preadv2
@@ -111,6 +112,155 @@ pub const DENIED_HERE: &[Group] = &[];
 
 /// Answered with success, and nothing is done: a job's files are in memory, and its wait would be for everybody's.
 pub const PRETENDED: Group = group!("would write everybody's files to the disks": SYS_sync SYS_syncfs);
+
+/// What an argument has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// It has none of the bits.
+    NoBits(u32),
+    /// It is none of the values.
+    NoneOf(&'static [u32]),
+    /// It is one of the values.
+    OneOf(&'static [u32]),
+}
+
+/// A condition of a call: its argument is as it has to be, or it is refused with the errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Its place among the arguments, from 0 on.
+    pub argument: u32,
+    /// What it has to be.
+    pub test: Test,
+    /// What the call is answered with otherwise.
+    pub errno: i32,
+}
+
+impl Check {
+    const fn new(argument: u32, test: Test, errno: i32) -> Self {
+        Self { argument, test, errno }
+    }
+}
+
+/// What has to be so of a call's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// All of it.
+    If(&'static [Check]),
+    /// The same for each value of the first argument; with another one it is refused with the errno.
+    ByFirst(&'static [(u32, &'static [Check])], i32),
+}
+
+/// `CLONE_NEW*` flags of clone's first argument, `CLONE_NEWTIME` included.
+const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
+/// ioctl requests that push input into or reprogram a terminal.
+const DENIED_IOCTLS: &[u32] = &[
+    0x5412, /* TIOCSTI */
+    0x541C, /* TIOCLINUX */
+    0x541D, /* TIOCCONS */
+    0x5423, /* TIOCSETD */
+];
+/// Socket families a job may use (others such as vsock know no network namespace), and what of each: the kernel loads
+/// the module of any other protocol for whoever asks for a socket of it.
+const FAMILIES: &[(u32, &[Check])] = &[
+    (libc::AF_UNIX as u32, &[]),
+    (libc::AF_INET as u32, INTERNET),
+    (libc::AF_INET6 as u32, INTERNET),
+    // Of netlink only what tells of interfaces and routes (`NETLINK_ROUTE`).
+    (
+        libc::AF_NETLINK as u32,
+        &[Check::new(2, Test::OneOf(&[0]), libc::EPROTONOSUPPORT)],
+    ),
+];
+/// Streams, datagrams, raw; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
+const INTERNET: &[Check] = &[
+    Check::new(1, Test::NoBits(0b100), libc::ESOCKTNOSUPPORT),
+    Check::new(2, Test::OneOf(&[0, 1, 6, 17, 58]), libc::EPROTONOSUPPORT),
+];
+/// personality values that change no protection: Linux, query.
+const ALLOWED_PERSONALITIES: &[u32] = &[0, 0xFFFF_FFFF];
+/// The first process of the job's pid namespace, which is ours: it ends what is left of the job.
+const FIRST: &[u32] = &[1];
+/// Of all processes of the job's uid the first process is one.
+const PRIO_USER: &[u32] = &[2];
+const IOPRIO_WHO_USER: &[u32] = &[3];
+/// Keeps everybody else from the second thread of a processor's core.
+const PR_SCHED_CORE: u32 = 62;
+/// Pages of a stock that is the whole machine's, and that no limit of a job counts.
+const HUGE_PAGES: Test = Test::NoBits(libc::MAP_HUGETLB as u32);
+
+/// Allowed calls that are judged by their arguments.
+pub const CONDITIONS: &[(&[libc::c_long], Condition)] = &[
+    (
+        &[libc::SYS_clone],
+        Condition::If(&[Check::new(0, Test::NoBits(NAMESPACE_FLAGS), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_ioctl],
+        Condition::If(&[Check::new(1, Test::NoneOf(DENIED_IOCTLS), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_socket, libc::SYS_socketpair],
+        Condition::ByFirst(FAMILIES, libc::EAFNOSUPPORT),
+    ),
+    // Out-of-band data: nobody uses it, and its code has been a way into the kernel.
+    (
+        &[libc::SYS_sendto, libc::SYS_sendmmsg],
+        Condition::If(&[Check::new(3, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
+    ),
+    (
+        &[libc::SYS_sendmsg],
+        Condition::If(&[Check::new(2, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
+    ),
+    // Of the process itself: the first process of the job runs as the same user.
+    (
+        &[libc::SYS_prlimit64],
+        Condition::If(&[Check::new(0, Test::OneOf(&[0]), libc::EPERM)]),
+    ),
+    // One that hardly runs would let the job run on after its end.
+    (
+        &[
+            libc::SYS_sched_setaffinity,
+            libc::SYS_sched_setattr,
+            libc::SYS_sched_setparam,
+            libc::SYS_sched_setscheduler,
+        ],
+        Condition::If(&[Check::new(0, Test::NoneOf(FIRST), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_setpriority],
+        Condition::If(&[
+            Check::new(0, Test::NoneOf(PRIO_USER), libc::EPERM),
+            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
+        ]),
+    ),
+    (
+        &[libc::SYS_ioprio_set],
+        Condition::If(&[
+            Check::new(0, Test::NoneOf(IOPRIO_WHO_USER), libc::EPERM),
+            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
+        ]),
+    ),
+    (
+        &[libc::SYS_personality],
+        Condition::If(&[Check::new(0, Test::OneOf(ALLOWED_PERSONALITIES), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_prctl],
+        Condition::If(&[Check::new(0, Test::NoneOf(&[PR_SCHED_CORE]), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_mmap],
+        Condition::If(&[Check::new(3, HUGE_PAGES, libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_memfd_create],
+        Condition::If(&[Check::new(1, Test::NoBits(libc::MFD_HUGETLB), libc::EPERM)]),
+    ),
+    (
+        &[libc::SYS_shmget],
+        Condition::If(&[Check::new(2, Test::NoBits(libc::SHM_HUGETLB as u32), libc::EPERM)]),
+    ),
+];
 
 /// Every group: what becomes of its calls (`allowed`, `EPERM`, `nothing`), and the group.
 pub fn groups() -> impl Iterator<Item = (&'static str, &'static Group)> {

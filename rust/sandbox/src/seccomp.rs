@@ -9,7 +9,9 @@
     reason = "small constants of the kernel, whose types differ between its headers"
 )]
 
-use crate::calls::{ALLOWED, ALLOWED_HERE, ALLOWED_NUMBERS, DENIED, DENIED_HERE, Group, PRETENDED};
+use crate::calls::{
+    ALLOWED, ALLOWED_HERE, ALLOWED_NUMBERS, CONDITIONS, Check, Condition, DENIED, DENIED_HERE, Group, PRETENDED, Test,
+};
 use crate::syscall::Instruction;
 
 /// Largest system call number that the tables were made for (`mseal`); the same on all modern architectures.
@@ -19,44 +21,6 @@ const LAST_KNOWN: u32 = 462;
 const ARCHITECTURE: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xC000_00B7;
-
-/// `CLONE_NEW*` flags of clone's first argument, `CLONE_NEWTIME` included.
-const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
-/// ioctl requests that push input into or reprogram a terminal.
-const DENIED_IOCTLS: &[u32] = &[
-    0x5412, /* TIOCSTI */
-    0x541C, /* TIOCLINUX */
-    0x541D, /* TIOCCONS */
-    0x5423, /* TIOCSETD */
-];
-/// Socket families a job may use (others such as vsock know no network namespace), and what of each: the kernel loads
-/// the module of any other protocol for whoever asks for a socket of it.
-const FAMILIES: &[(u32, &[Check])] = &[
-    (libc::AF_UNIX as u32, &[]),
-    (libc::AF_INET as u32, INTERNET),
-    (libc::AF_INET6 as u32, INTERNET),
-    // Of netlink only what tells of interfaces and routes (`NETLINK_ROUTE`).
-    (
-        libc::AF_NETLINK as u32,
-        &[Check::new(2, Test::OneOf(&[0]), libc::EPROTONOSUPPORT)],
-    ),
-];
-/// Streams, datagrams, raw; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
-const INTERNET: &[Check] = &[
-    Check::new(1, Test::NoBits(0b100), libc::ESOCKTNOSUPPORT),
-    Check::new(2, Test::OneOf(&[0, 1, 6, 17, 58]), libc::EPROTONOSUPPORT),
-];
-/// personality values that change no protection: Linux, query.
-const ALLOWED_PERSONALITIES: &[u32] = &[0, 0xFFFF_FFFF];
-/// The first process of the job's pid namespace, which is ours: it ends what is left of the job.
-const FIRST: &[u32] = &[1];
-/// Of all processes of the job's uid the first process is one.
-const PRIO_USER: &[u32] = &[2];
-const IOPRIO_WHO_USER: &[u32] = &[3];
-/// Keeps everybody else from the second thread of a processor's core.
-const PR_SCHED_CORE: u32 = 62;
-/// Pages of a stock that is the whole machine's, and that no limit of a job counts.
-const HUGE_PAGES: Test = Test::NoBits(libc::MAP_HUGETLB as u32);
 
 const RETURN_ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const RETURN_KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
@@ -78,30 +42,7 @@ const fn offset_argument(index: u32) -> u32 {
     16 + 8 * index
 }
 
-/// What an argument has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Test {
-    /// It has none of the bits.
-    NoBits(u32),
-    /// It is none of the values.
-    NoneOf(&'static [u32]),
-    /// It is one of the values.
-    OneOf(&'static [u32]),
-}
-
-/// A condition of a call: its argument is as it has to be, or it is refused with the errno.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Check {
-    argument: u32,
-    test: Test,
-    errno: i32,
-}
-
 impl Check {
-    const fn new(argument: u32, test: Test, errno: i32) -> Self {
-        Self { argument, test, errno }
-    }
-
     fn emit(self, program: &mut Vec<Instruction>) {
         let refused = instruction(RETURN, 0, 0, return_errno(self.errno));
         program.push(instruction(LOAD, 0, 0, offset_argument(self.argument)));
@@ -109,54 +50,51 @@ impl Check {
             Test::NoBits(bits) => program.extend([instruction(JUMP_ANY_BIT, 0, 1, bits), refused]),
             Test::NoneOf(values) => {
                 // To the refusal, which is behind the comparisons and a jump past it.
-                emit_comparisons(program, values, 1);
+                emit_comparisons(program, values);
                 program.extend([instruction(JUMP, 0, 0, 1), refused]);
             }
             Test::OneOf(values) => {
-                emit_comparisons(program, values, 1);
+                emit_comparisons(program, values);
                 program.push(refused);
             }
         }
     }
 }
 
-/// Jumps over `skipped` instructions behind the comparisons when the value is there.
-fn emit_comparisons(program: &mut Vec<Instruction>, values: &[u32], skipped: usize) {
+/// Jumps over one instruction behind the comparisons when the value is there.
+fn emit_comparisons(program: &mut Vec<Instruction>, values: &[u32]) {
     for (index, value) in values.iter().enumerate() {
-        let to_end = u8::try_from(values.len() - 1 - index + skipped).expect("the values are few");
+        let to_end = u8::try_from(values.len() - index).expect("the values are few");
         program.push(instruction(JUMP_EQUAL, to_end, 0, *value));
     }
-}
-
-/// What happens to one range of numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Return(u32),
-    /// Allowed if all of it is so.
-    If(&'static [Check]),
-    /// The same for each value of the first argument; with another one it is refused with the errno.
-    ByFirst(&'static [(u32, &'static [Check])], i32),
 }
 
 const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> Instruction {
     Instruction { code, jt, jf, k }
 }
 
+/// What happens to one range of numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Return(u32),
+    Judged(Condition),
+}
+
 impl Verdict {
     fn emit(self, program: &mut Vec<Instruction>) {
         match self {
             Self::Return(action) => program.push(instruction(RETURN, 0, 0, action)),
-            Self::If(checks) => {
+            Self::Judged(Condition::If(checks)) => {
                 for check in checks {
                     check.emit(program);
                 }
                 program.push(instruction(RETURN, 0, 0, RETURN_ALLOW));
             }
-            Self::ByFirst(cases, errno) => {
+            Self::Judged(Condition::ByFirst(cases, errno)) => {
                 program.push(instruction(LOAD, 0, 0, offset_argument(0)));
                 for (value, checks) in cases {
                     let mut then = Vec::new();
-                    Self::If(checks).emit(&mut then);
+                    Self::Judged(Condition::If(checks)).emit(&mut then);
                     let length = u8::try_from(then.len()).expect("the conditions are few");
                     program.push(instruction(JUMP_EQUAL, 0, length, *value));
                     program.append(&mut then);
@@ -179,83 +117,11 @@ fn verdict(number: u32) -> Verdict {
     } else {
         let number = libc::c_long::from(number);
         let found = CONDITIONS.iter().find(|(calls, _)| calls.contains(&number));
-        found.map_or(Verdict::Return(RETURN_ALLOW), |(_, verdict)| *verdict)
+        found.map_or(Verdict::Return(RETURN_ALLOW), |(_, condition)| {
+            Verdict::Judged(*condition)
+        })
     }
 }
-
-/// Allowed calls that are judged by their arguments.
-const CONDITIONS: &[(&[libc::c_long], Verdict)] = &[
-    (
-        &[libc::SYS_clone],
-        Verdict::If(&[Check::new(0, Test::NoBits(NAMESPACE_FLAGS), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_ioctl],
-        Verdict::If(&[Check::new(1, Test::NoneOf(DENIED_IOCTLS), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_socket, libc::SYS_socketpair],
-        Verdict::ByFirst(FAMILIES, libc::EAFNOSUPPORT),
-    ),
-    // Out-of-band data: nobody uses it, and its code has been a way into the kernel.
-    (
-        &[libc::SYS_sendto, libc::SYS_sendmmsg],
-        Verdict::If(&[Check::new(3, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
-    ),
-    (
-        &[libc::SYS_sendmsg],
-        Verdict::If(&[Check::new(2, Test::NoBits(libc::MSG_OOB as u32), libc::EOPNOTSUPP)]),
-    ),
-    // Of the process itself: the first process of the job runs as the same user.
-    (
-        &[libc::SYS_prlimit64],
-        Verdict::If(&[Check::new(0, Test::OneOf(&[0]), libc::EPERM)]),
-    ),
-    // One that hardly runs would let the job run on after its end.
-    (
-        &[
-            libc::SYS_sched_setaffinity,
-            libc::SYS_sched_setattr,
-            libc::SYS_sched_setparam,
-            libc::SYS_sched_setscheduler,
-        ],
-        Verdict::If(&[Check::new(0, Test::NoneOf(FIRST), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_setpriority],
-        Verdict::If(&[
-            Check::new(0, Test::NoneOf(PRIO_USER), libc::EPERM),
-            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
-        ]),
-    ),
-    (
-        &[libc::SYS_ioprio_set],
-        Verdict::If(&[
-            Check::new(0, Test::NoneOf(IOPRIO_WHO_USER), libc::EPERM),
-            Check::new(1, Test::NoneOf(FIRST), libc::EPERM),
-        ]),
-    ),
-    (
-        &[libc::SYS_personality],
-        Verdict::If(&[Check::new(0, Test::OneOf(ALLOWED_PERSONALITIES), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_prctl],
-        Verdict::If(&[Check::new(0, Test::NoneOf(&[PR_SCHED_CORE]), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_mmap],
-        Verdict::If(&[Check::new(3, HUGE_PAGES, libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_memfd_create],
-        Verdict::If(&[Check::new(1, Test::NoBits(libc::MFD_HUGETLB), libc::EPERM)]),
-    ),
-    (
-        &[libc::SYS_shmget],
-        Verdict::If(&[Check::new(2, Test::NoBits(libc::SHM_HUGETLB as u32), libc::EPERM)]),
-    ),
-];
 
 /// Runs of neighbouring numbers with the same verdict: (first number, verdict), the first run begins at 0.
 fn runs() -> Vec<(u32, Verdict)> {
@@ -366,11 +232,13 @@ mod tests {
         let argument = |index: u32| arguments[index as usize] as u32;
         let checks = match verdict {
             Verdict::Return(action) => return action,
-            Verdict::If(checks) => checks,
-            Verdict::ByFirst(cases, errno) => match cases.iter().find(|(value, _)| *value == argument(0)) {
-                Some((_, checks)) => checks,
-                None => return return_errno(errno),
-            },
+            Verdict::Judged(Condition::If(checks)) => checks,
+            Verdict::Judged(Condition::ByFirst(cases, errno)) => {
+                match cases.iter().find(|(value, _)| *value == argument(0)) {
+                    Some((_, checks)) => checks,
+                    None => return return_errno(errno),
+                }
+            }
         };
         let failing = checks.iter().find(|check| match check.test {
             Test::NoBits(bits) => argument(check.argument) & bits != 0,
