@@ -107,10 +107,15 @@ def test_many_jobs_and_kills_leave_nothing_behind(tmp_path: Path) -> None:
             assert processes.with_argument(marker) == []
             # (what is there while another test runs beside this one goes with that)
             until(lambda: of_the_host(tmp_path) <= before, STEP_S, "something of the host's is left")
-            assert descriptors(worker.launcher()) <= launcher_files
-            # (streams that the client has just closed)
-            kept = "the node keeps what it has opened"
-            await asyncio.to_thread(until, lambda: descriptors(node.process.pid) <= node_files + 2, STEP_S, kept)
+            # (what has just been closed goes at its end: a job's pipes, a client's streams)
+            await asyncio.to_thread(
+                until,
+                lambda: (
+                    descriptors(worker.launcher()) <= launcher_files and descriptors(node.process.pid) <= node_files + 2
+                ),
+                STEP_S,
+                "the launcher or the node keeps what it has opened",
+            )
             (lives,) = await client.workers()
             assert lives.running == 0
         left = [str(path.relative_to(temporary)) for path in temporary.rglob("*")]
