@@ -82,8 +82,11 @@ def layout(
     compress: bool = True,
     architecture: str = MACHINE,
     broken: str = "",
+    said: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Write an OCI image layout as a tar file; `broken`: what of it is not as it should be."""
+    """Write an OCI image layout as a tar file; `broken`: what of it is not as it should be; `said`: what its
+    documents (`image`, `manifest`, `entry` of the index) say in place of what they should."""
+    said = said or {}
     blobs: dict[str, bytes] = {}
 
     def put(data: bytes, media_type: str) -> dict[str, Any]:
@@ -101,9 +104,11 @@ def layout(
     }
     if broken == "content":
         image["rootfs"]["diff_ids"][0] = f"sha256:{'0' * 64}"  # type: ignore[index]
+    image |= said.get("image", {})
     described = put(json.dumps(image).encode(), "application/vnd.oci.image.config.v1+json")
-    manifest = {"schemaVersion": 2, "config": described, "layers": stored}
+    manifest = {"schemaVersion": 2, "config": described, "layers": stored, **said.get("manifest", {})}
     entry = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
+    entry |= said.get("entry", {})
     if broken == "digest":
         digest = stored[0]["digest"].removeprefix("sha256:")
         blobs[digest] = blobs[digest][:-1] + bytes([blobs[digest][-1] ^ 1])

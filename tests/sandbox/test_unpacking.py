@@ -378,6 +378,37 @@ def test_bombs_are_cut_at_the_bounds(
         assert "bytes" in refusal(cache, squashfs(tmp_path / "source", tmp_path / "image.sqfs", "-no-duplicates"))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"image": {"config": {"Env": [1]}}},
+        {"image": {"config": {"Env": ["A=\ud800"]}}},
+        {"image": {"config": {"Env": "A=b"}}},
+        {"image": {"config": {"WorkingDir": 5}}},
+        {"image": {"config": {"WorkingDir": "/\0"}}},
+        {"image": {"config": [1]}},
+        {"image": {"rootfs": None}},
+        {"image": {"rootfs": {"diff_ids": [None]}}},
+        {"image": {"rootfs": {"diff_ids": []}}},
+        {"image": {"os": ["linux"], "architecture": {"a": 1}}},
+        {"manifest": {"layers": [None]}},
+        {"manifest": {"layers": {}}},
+        {"manifest": {"layers": [{"digest": None, "size": None}]}},
+        {"manifest": {"config": None}},
+        {"entry": {"mediaType": [], "size": -1}},
+        {"entry": {"mediaType": {}, "digest": "sha512:00"}},
+        {"entry": {"mediaType": "application/vnd.oci.image.index.v1+json"}},
+        {"entry": {"digest": "sha256:../../../etc/passwd"}},
+    ],
+)
+def test_documents_that_say_what_none_does_are_refused_in_words(
+    cache: RootCache, image: Callable[..., Path], said: dict[str, dict[str, object]]
+) -> None:
+    told = refusal(cache, image(lambda file: add(file, "x"), said=said))
+    assert told.startswith("root image the image: ")
+    assert "ended with" not in told
+
+
 @pytest.mark.parametrize("broken", ["digest", "content", "missing"])
 def test_what_is_not_what_its_digest_says_is_refused(cache: RootCache, image: Callable[..., Path], broken: str) -> None:
     assert "sha256:" in refusal(cache, image(lambda file: add(file, "x", b"content"), broken=broken))

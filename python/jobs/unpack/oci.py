@@ -52,8 +52,10 @@ def unpack(archive: int, tree: Tree, machine: str) -> dict[str, Any]:
     for layer, content in zip(layers, contents, strict=True):
         _apply(layout, _mapping(layer), str(content), tree)
     run = _mapping(image.get("config") or {})
-    cwd = run.get("WorkingDir")
-    return {"env": [str(one) for one in _list(run.get("Env") or [])], "cwd": None if not cwd else str(cwd)}
+    return {
+        "env": [_text(one) for one in _list(run.get("Env") or [])],
+        "cwd": _text(run.get("WorkingDir") or "") or None,
+    }
 
 
 class Layout:
@@ -112,7 +114,7 @@ def _manifest(layout: Layout, machine: str) -> dict[str, Any]:
     for _ in range(MAX_INDEXES):
         chosen = _chosen([_mapping(one) for one in _list(index.get("manifests") or [])], machine)
         found = layout.document(chosen)
-        if chosen.get("mediaType") not in INDEXES:
+        if str(chosen.get("mediaType")) not in INDEXES:
             return found
         index = found
     raise ImageError(f"it has more than {MAX_INDEXES} indexes in each other")
@@ -290,3 +292,12 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ImageError("a document of it has a value where there should be a list")
     return value
+
+
+def _text(value: Any) -> str:
+    try:
+        if isinstance(value, str) and b"\0" not in value.encode():
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise ImageError("a document of it has a value where there should be text")
