@@ -234,6 +234,7 @@ static void devices(void) {
     TRY("mptcp", socket(AF_INET, SOCK_STREAM, 262));
     int pair[2];
     struct msghdr message = {0};
+    TRY("a pair of audit's", socketpair(AF_NETLINK, SOCK_RAW, 9, pair));
     TRY("a pair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
     TRY("out of band", send(pair[0], "x", 1, MSG_OOB));
     TRY("out of band, as a message", sendmsg(pair[0], &message, MSG_OOB));

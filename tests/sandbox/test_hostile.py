@@ -115,7 +115,7 @@ MET: dict[str, dict[str, object]] = {
         "routes": 0,
         "other netlink": 0,
         "other families": 0,
-        **dict.fromkeys(("sctp", "l2tp", "mptcp"), EPROTONOSUPPORT),
+        **dict.fromkeys(("sctp", "l2tp", "mptcp", "a pair of audit's"), EPROTONOSUPPORT),
         **dict.fromkeys(("sctp by its type", "dccp"), ESOCKTNOSUPPORT),
         "a pair": 0,
         **dict.fromkeys(("out of band", "out of band, as a message"), EOPNOTSUPP),

@@ -181,6 +181,21 @@ def test_a_job_has_its_own_session_and_host_name(sandbox: Sandbox) -> None:
     assert sandbox.python(program).stdout == "True job\n"
 
 
+def test_every_namespace_of_a_job_is_its_own(sandbox: Sandbox) -> None:
+    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    program = f"import os; print(*(os.readlink(f'/proc/self/ns/{{kind}}') for kind in {kinds}))"
+    hosts = [os.readlink(f"/proc/{pid}/ns/{kind}") for pid in ("self", sandbox.launcher.pid) for kind in kinds]
+    # Two at the same time, as the kernel gives numbers out again.
+    first = sandbox.start("sh", "-c", '/usr/bin/python3 -I -c "$PROGRAM"; exec sleep 1000', env={"PROGRAM": program})
+    sandbox.wait_output(first, b"\n")
+    second = sandbox.python(program).stdout.split()
+    own = sandbox.output(first).decode().split()
+    sandbox.launcher.send([End(job=first, attempt=Attempt(1), now=True)])
+    sandbox.wait(first)
+    assert len({*own, *second}) == 2 * len(kinds)
+    assert not {*own, *second} & {*hosts}
+
+
 def test_other_processes_are_invisible(sandbox: Sandbox) -> None:
     other = sandbox.start("sleep", "5")
     sandbox.wait_started(other)
