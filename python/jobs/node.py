@@ -40,7 +40,7 @@ from jobs.control.secrets import SecretsConfig
 from jobs.control.tracing import Sink
 from jobs.coredumps import forbid_core_dumps
 from jobs.embedded import Children
-from jobs.errors import Unavailable
+from jobs.errors import MembershipConflict, Unavailable
 from jobs.forward.passage import Passage
 from jobs.maintenance.compact import Kept
 from jobs.maintenance.health import HealthLimits
@@ -69,6 +69,7 @@ CANNOT_START: Final = (
     NativeError,
     ConsensusError,
     ClusterFileError,
+    MembershipConflict,
     SocketError,
     KeyFileError,
     TracingError,

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from jobs import shell_job
-from jobs._native import Log
+from jobs._native import Endpoint, Log
+from jobs.cluster.cluster import KEY_FILE
 from jobs.cluster.file import Belonging, save
-from jobs.cluster.recovery import Recovery
+from jobs.cluster.recovery import ANYWHERE, Recovery
 from jobs.protocol.model import JobState
 from jobs.recover import warning
 from jobs.testing import EmbeddedCluster, EmbeddedNode, free_port
@@ -96,6 +97,7 @@ def test_who_has_more_is_told_by_the_last_entry_not_by_a_term_that_was_only_stoo
         log.sync()
         log.set_hard_state(9, "another")
     save(tmp_path, Belonging(cluster="c", founder=True))
+    Endpoint(str(tmp_path / KEY_FILE), bind=ANYWHERE, cluster="c", node="n1").close()
     recovery = Recovery("n1", tmp_path, tmp_path / "log", tmp_path / "store", 64 << 20)
     # When an operator asks what it has, to compare it with other nodes
     with contextlib.closing(recovery):

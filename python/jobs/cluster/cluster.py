@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -12,7 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from jobs._native import Endpoint, __version__
+from jobs._native import Endpoint, NativeError, __version__
 from jobs.clock import wall_ms
 from jobs.cluster.changes import Changes
 from jobs.cluster.file import Belonging, load, save
@@ -145,7 +146,14 @@ class Cluster:
         return () if self.is_alone else (self._config.data_dir / KEY_FILE,)
 
     def open(self) -> None:
-        """Open the endpoint of a node that belongs to a cluster. Raises NativeError."""
+        """Open the endpoint of a node that belongs to a cluster. Raises MembershipConflict for one that has no address,
+        or none that is to be had."""
+        if self.is_alone and self.belongs_to and (self._config.data_dir / KEY_FILE).exists():
+            # It would wait for a leader, and never have one. Without a key it was never reached by anybody.
+            raise MembershipConflict(
+                f"this node is a member of cluster {self.belongs_to}, and has no address for the others",
+                expected="cluster.listen in its configuration",
+            )
         if self._belonging is not None:
             self.peers = self._open_endpoint(self._belonging.cluster)
             self._allow()
@@ -187,9 +195,16 @@ class Cluster:
 
     def _open_endpoint(self, cluster: str) -> Peers:
         config = self._config
-        endpoint = Endpoint(
-            str(config.data_dir / KEY_FILE), bind=list(config.listen), cluster=cluster, node=config.name, limits=LIMITS
-        )
+        key = str(config.data_dir / KEY_FILE)
+        try:
+            endpoint = Endpoint(key, bind=list(config.listen), cluster=cluster, node=config.name, limits=LIMITS)
+        except NativeError as error:
+            refused = _refused(config.listen)
+            if refused is None:
+                raise
+            raise MembershipConflict(
+                f"cluster.listen: {refused}", expected="an address of this machine, and a port that nobody else has"
+            ) from error
         return Peers(endpoint, config.incoming_dir)
 
     def _allow(self) -> None:
@@ -569,6 +584,19 @@ class Cluster:
                 lag = max(0, consensus.commit_index - seen.match_index)
                 found[record.id] = _Progress(lag, seen.answered_ago_s)
         return found
+
+
+def _refused(addresses: tuple[str, ...]) -> str | None:
+    """Return the first address that the system does not let be listened on, and why."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((host.strip("[]"), int(port)))
+            except OSError as error:
+                return f"{address} cannot be listened on: {error.strerror}"
+    return None
 
 
 def _any_ports(listen: tuple[str, ...]) -> list[str]:

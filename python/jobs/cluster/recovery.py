@@ -23,6 +23,7 @@ from jobs.consensus.membership import read_members, sole_voter
 
 ANYWHERE: Final = ["127.0.0.1:0"]
 """An endpoint is opened for its key alone: nobody is spoken with."""
+_NEVER_WITH_OTHERS: Final = "this node has never had other members: there is nobody to go on without"
 
 
 class RecoveryError(Exception):
@@ -56,6 +57,8 @@ class Recovery:
         if belonging is None:
             raise RecoveryError(f"{data_dir}: there is no node of a cluster here")
         check_owner(data_dir)
+        if not (data_dir / KEY_FILE).exists():
+            raise RecoveryError(f"{data_dir}: {_NEVER_WITH_OTHERS}")  # and no key is made by asking
         self._belonging = belonging
         self._log = Log(str(log_dir))
         try:
@@ -92,9 +95,7 @@ class Recovery:
             await consensus.start()
             members = read_members(self._store)
             if not members.records:  # a backup restored as a node that is alone: it has another id than a member
-                raise RecoveryError(
-                    f"{self._data_dir}: this node has never had other members: there is nobody to go on without"
-                )
+                raise RecoveryError(f"{self._data_dir}: {_NEVER_WITH_OTHERS}")
             own = members.get(self._id) or MemberRecord(id=self._id, name=self._name, joined_ms=wall_ms())
             await consensus.change_members(sole_voter(members, own))
             # Durable before the node is told: else a power cut could bring the former members back.
