@@ -133,6 +133,7 @@ def test_a_member_that_is_removed_leaves_the_factor_as_it_was(cluster: BlobClust
     until(lambda: is_repaired(cluster, blobs, 2))
 
 
+@pytest.mark.slow
 def test_the_factor_is_restored_when_a_disk_is_lost(cluster: BlobCluster) -> None:
     blobs = [
         one["hash"] for one in cluster.leading().order(do="add", size=50_000, seed=1, count=60, at_once=8, tag="t")

@@ -96,6 +96,7 @@ def until_under_way(events: Iterator[dict[str, Any]], at_least: int) -> None:
     raise AssertionError("it ended before it was seen under way")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["kill", "cut"])
 def test_another_provider_goes_on_where_one_is_lost(apart: Apart, loss: str) -> None:
     # Given a blob on two nodes, of which the slow one that does not lead is asked first
@@ -170,6 +171,7 @@ def test_a_node_that_is_cut_off_acknowledges_nothing_and_goes_on_afterwards(apar
     until(lambda: len(alone.add(MIB, seed=40, tag="alone")["nodes"]) >= 2)
 
 
+@pytest.mark.slow
 def test_a_copy_under_way_to_a_node_that_is_cut_off_goes_elsewhere(apart: Apart) -> None:
     leader = apart.leading()
     followers = apart.followers()

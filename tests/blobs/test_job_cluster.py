@@ -49,6 +49,7 @@ def test_a_blob_is_fetched_and_replicated_where_it_is_asked_for(cluster: Embedde
             client.blobs.fetch(blob, providers=["nobody"], requires=on("n2"))
 
 
+@pytest.mark.slow
 def test_an_operation_names_the_nodes_that_it_did_not_reach(cluster: EmbeddedCluster) -> None:
     with cluster.nodes["n1"].client() as client:
         blob = client.blobs.put(b"for three", replicas=1, tag="data").hash

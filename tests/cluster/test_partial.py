@@ -20,6 +20,7 @@ def cut(cluster: Members, one: int, other: int) -> None:
     cluster.net.lose(other, one)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_who_is_cut_off_from_the_leader_alone_is_answered_and_nobody_is_deposed(tmp_path: Path) -> None:
     with members(tmp_path, 3) as cluster:

@@ -37,6 +37,7 @@ def next_fire(client: Client, name: str) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + 20 * KILLS)
 def test_kills_around_fires_leave_exactly_one_job_for_each_time(tmp_path: Path) -> None:
     print(f"replay with JOBS_TEST_SEED={SEED}")

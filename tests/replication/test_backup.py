@@ -368,6 +368,7 @@ def test_a_full_target_leaves_the_series_as_it_was(node: EmbeddedNode, client: C
         client.replication.prove(directory=str(target))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_leaves_nothing_half_made(
     tmp_path_factory: pytest.TempPathFactory, place: Path, target: Path
 ) -> None:

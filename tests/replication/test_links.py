@@ -407,6 +407,7 @@ def test_a_link_that_is_cut_while_it_is_used_ends_what_comes_over_it_until_it_is
     assert two.brought("/data/cut/") == {"1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_a_partition_and_the_loss_of_the_node_that_is_read_are_got_over(two: Two) -> None:
     two.link()
     two.put("/data/lost/", "1")

@@ -185,6 +185,7 @@ def test_a_sync_outlives_kills_of_either_side_and_of_history(tmp_path: Path) -> 
             assert client.replication.verify(source="there", prefix="/data/a/").differences == []
 
 
+@pytest.mark.slow
 def test_a_blob_that_breaks_off_is_brought_again_and_only_then_named(tmp_path: Path) -> None:
     content = random.Random(1).randbytes(12 << 20)
     with (

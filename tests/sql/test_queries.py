@@ -329,7 +329,7 @@ def test_a_query_tells_how_far_it_is(sql_client: Client) -> None:
             told.append(detail.progress.percent)
         return detail.job.state.is_final or len(told) > 1
 
-    until(seen)
+    until(seen, 120)
     assert told == sorted(told)
     assert all(0 < percent <= 99 for percent in told), told
     sql_client.cancel(job)

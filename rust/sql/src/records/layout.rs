@@ -378,6 +378,7 @@ const RESULTS: Layout = Layout {
         maybe("exit_code", execution(&[Member("exit_code")]), Int),
         maybe("signal", execution(&[Member("signal")]), Int),
         maybe("sandbox", execution(&[Member("sandbox")]), Text),
+        maybe("root", execution(&[Member("root")]), Text),
         maybe("stdout_bytes", execution(&[Member("stdout"), Member("bytes")]), Int),
         maybe(
             "stdout_stored_bytes",
