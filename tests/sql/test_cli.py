@@ -114,8 +114,8 @@ def wait_for(terminal: Terminal, text: str) -> None:
 
 
 def interrupt(terminal: Terminal) -> None:
-    """Press Ctrl-C until there is a prompt: Python's `input` misses one that comes between its own prompt and the moment
-    from which it waits for keys."""
+    """Press Ctrl-C until there is a prompt: Python's `input` misses one that comes between its own prompt and the
+    moment from which it waits for keys."""
     pressed_s = 0.0
 
     def prompts(shown: Terminal) -> bool:

@@ -211,8 +211,8 @@ def test_a_result_is_shown_with_all_its_fields(tmp_path: Path) -> None:
         "job_id": FULL_ID, "attempt": 3, "state": "failed", "reason": "exit_code", "message": "no",
         "worker": "shell-0", "incarnation": "a" * 32, "node": "n1", "queued_at": at(NOW_MS),
         "started_at": at(NOW_MS + 1), "finished_at": at(NOW_MS + 2), "wall_s": 0.5, "cpu_user_s": 0.25,
-        "cpu_system_s": 0.125, "peak_memory_bytes": 1 << 30, "exit_code": 9, "signal": None, "sandbox": "strict", "root": "writable",
-        "stdout_bytes": 10, "stdout_stored_bytes": 9, "stdout_truncated": True, "stderr_bytes": 1,
+        "cpu_system_s": 0.125, "peak_memory_bytes": 1 << 30, "exit_code": 9, "signal": None, "sandbox": "strict",
+        "root": "writable", "stdout_bytes": 10, "stdout_stored_bytes": 9, "stdout_truncated": True, "stderr_bytes": 1,
         "stderr_stored_bytes": 1, "stderr_truncated": False, "query": None, "blob": None, "artefacts": "[]",
         "skipped": "[]", "maintenance": None, "replication": None, "revision": snapshot.revision,
     }  # fmt: skip
