@@ -17,16 +17,7 @@ from jobs import logs
 from jobs.config import Logging
 from jobs.journal import JournalHandler
 
-
-@pytest.fixture(autouse=True)
-def untouched_root() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.captureWarnings(False)
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
+pytestmark = pytest.mark.usefixtures("untouched_root")
 
 
 @pytest.fixture

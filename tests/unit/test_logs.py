@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,14 +16,7 @@ import pytest
 from jobs import logs
 from jobs.config import Logging
 
-
-@pytest.fixture(autouse=True)
-def untouched_root() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.captureWarnings(False)
-    root.handlers[:], root.level = handlers, level
+pytestmark = pytest.mark.usefixtures("untouched_root")
 
 
 def logger(log_format: Literal["auto", "json", "console"], level: Literal["debug", "info"] = "info") -> io.StringIO:
