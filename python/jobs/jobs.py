@@ -14,10 +14,11 @@ from msgspec.structs import replace
 
 from jobs import keys, retention
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, array_id, task_index
-from jobs.protocol.model import JobState, JobSubmit, MaintenanceJob, Reason, Retry, tag_of
+from jobs.protocol.model import JobState, JobSubmit, MaintenanceJob, Reason, Requires, Retry, ShellJob, tag_of
 from jobs.protocol.model.maintenance import SOLE_KEY
 from jobs.protocol.wire import Outcome
 from jobs.records import DeadLetterRecord, Demand, EndedRecord, JobRecord, RunningRecord, UniqueRecord
+from jobs.rootlabels import root_labels
 
 PENDING: Final = JobState.PENDING
 RUNNING: Final = JobState.RUNNING
@@ -78,7 +79,7 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int, tasks: int = 0) -> JobRec
         delayed=ready_ms > now_ms,
         timeout_s=job.timeout_s,
         retry=job.retry,
-        requires=job.requires,
+        requires=_required(job),
         labels=job.labels,
         deadline_ms=job.deadline_ms,
         heartbeat_s=job.heartbeat_s,
@@ -90,6 +91,14 @@ def on_submit(job: JobSubmit, owner: int, now_ms: int, tasks: int = 0) -> JobRec
         ref=job.ref,
         tasks=tasks,
     )
+
+
+def _required(job: JobSubmit) -> Requires:
+    """Return what a worker must have: what the job says, and the root image that it names."""
+    root = job.payload.root if isinstance(job, ShellJob) else None
+    if not isinstance(root, str):
+        return job.requires
+    return replace(job.requires, labels=job.requires.labels | root_labels([root]))
 
 
 def on_due(record: JobRecord, now_ms: int) -> Step:

@@ -49,6 +49,7 @@ from jobs.protocol.model import (
     SqlPayload,
     tag_of,
 )
+from jobs.protocol.model.base import MAX_LABELS
 from jobs.protocol.model.maintenance import SOLE_KEY
 
 MAX_SPEC_BYTES: Final = (1 << 20) - 1
@@ -87,6 +88,7 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
         check_replication(job.payload, f"{where}.payload")
     else:
         check_shell(job.payload, f"{where}.payload")
+        _check_root_label(job, where)
     if job.array is not None:
         _check_array(job, job.array, f"{where}.array")
     kept = job.retention
@@ -109,6 +111,15 @@ def check_job(job: JobSubmit, where: str = "$") -> None:
         )
     if job.ref is not None and is_job_id(job.ref):
         raise InvalidRequest(f"{job.ref!r} is a job's id", field=f"{where}.ref", expected="a name that is none")
+
+
+def _check_root_label(job: ShellJob, where: str) -> None:
+    if isinstance(job.payload.root, str) and len(job.requires.labels) == MAX_LABELS:
+        raise InvalidRequest(
+            f"{MAX_LABELS} labels and a root image by name, which is one more",
+            field=f"{where}.requires.labels",
+            expected=f"at most {MAX_LABELS - 1}",
+        )
 
 
 def _check_array(job: JobSubmit, array: ArraySpec, where: str) -> None:

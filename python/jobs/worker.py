@@ -77,7 +77,7 @@ def identity(name: WorkerId, executor: Executor, settings: WorkerSettings) -> Id
         incarnation=Incarnation(secrets.token_hex(16)),
         type=executor.type,
         slots=executor.slots,
-        labels=settings.labels,
+        labels=settings.announced,
         cpu_milli=settings.cpu_milli,
         memory_bytes=settings.memory_bytes,
         sandbox=executor.sandbox,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from jobs import Client, RootImage, shell_job
 from jobs.errors import InvalidRequest, NotFound
@@ -24,6 +26,7 @@ from tests.support.blobcluster import until
 from tests.support.jobctl import jobctl
 from tests.support.processes import children_of, is_alive
 from tests.support.users import let_others_in
+from tests.support.workerprocess import worker_process
 
 MANY = {"JOBS_WORKERS__SHELL__SLOTS": "4"}
 SHELL = "cat /etc/image"
@@ -178,11 +181,6 @@ def test_what_is_no_image_is_refused_with_what_is_wrong(client: Client, tree: Pa
     collection = client.blobs.collect({"a": client.blobs.put(b"a").hash})
     ended = client.run(shell_job(SHELL, root=RootImage(blob=collection.hash)))
     assert "it is a collection, and no file of an image" in (ended.message or "")
-    ended = client.run(shell_job(SHELL, root="another"))
-    assert (ended.reason, ended.message) == (
-        Reason.SANDBOX_UNAVAILABLE,
-        "root another: the operator of this worker names mine (workers.shell.roots)",
-    )
     bare = layout(tmp_path / "bare.tar", [layer(lambda file: add(file, "file", b"x"))])
     ended = client.run(shell_job(SHELL, root=put(client, bare)))
     assert ended.reason is Reason.SPAWN_FAILED
@@ -198,6 +196,61 @@ def test_what_can_be_known_is_refused_at_once(client: Client, node: EmbeddedNode
     ran = jobctl(node, "run", "--root", "blob:zz", "--", "true")
     assert ran.returncode == 2
     assert b"zz" in ran.stderr
+
+
+def test_a_job_that_names_an_image_goes_to_a_worker_that_has_it_or_says_why_it_waits(
+    tmp_path: Path, tree: Path
+) -> None:
+    """Given two other workers with more room: one that has no image, and one without walls, where none can be had."""
+
+    async def scenario() -> None:
+        theirs = {"JOBS_WORKERS__SHELL__ROOTS": json.dumps({"theirs": str(tree)})}
+        bare = {**theirs, "JOBS_WORKERS__SHELL__SANDBOX": "none", "JOBS_WORKERS__SHELL__WORK_DIR": str(tmp_path / "w")}
+        with node_with(tmp_path, tree, JOBS_WORKERS__SHELL__SLOTS="1") as node:
+            async with (
+                worker_process(node.directory, "--name", "roomy", "--slots", "9"),
+                worker_process(node.directory, "--name", "bare", "--slots", "9", **bare),
+            ):
+                await asyncio.to_thread(among_three, node)
+                waiting = await asyncio.to_thread(for_nobody, node)
+                async with worker_process(node.directory, "--name", "late", **theirs):
+                    result = await asyncio.to_thread(lambda: outcome(node, waiting))
+        assert result.execution is not None
+        assert (result.execution.worker, text(result)) == ("late", "of the image\n")
+
+    def among_three(node: EmbeddedNode) -> None:
+        with node.client() as client:
+            until(lambda: len([one for one in client.workers() if one.state == "ready"]) == 3)
+            shown = {one.id: one.labels for one in client.workers()}
+            (own,) = shown.keys() - {"roomy", "bare"}
+            assert shown == {own: {"root:mine": "yes"}, "roomy": {}, "bare": {}}
+            # One after the other: the emptiest worker, to which a job goes that asks for nothing, has none.
+            for _ in range(3):
+                result = client.run(shell_job(SHELL, root="mine"))
+                assert result.execution is not None, result
+                assert (result.execution.worker, text(result)) == (own, "of the image\n")
+            plain = client.run(shell_job("true"))
+            assert plain.execution is not None
+            assert plain.execution.worker in ("roomy", "bare")
+
+    def for_nobody(node: EmbeddedNode) -> str:
+        sent = jobctl(node, "submit", "--root", "theirs", "--", "cat", "/etc/image")
+        job = sent.stdout.decode().strip()
+        with node.client() as client:
+            found = client.explain(job)
+            assert (found.job.state, found.job.attempt) == ("pending", 0), found
+            assert [obstacle.kind for obstacle in found.obstacles] == ["unsuitable"]
+            assert [fit.lacks for fit in found.workers] == [["label root:theirs=yes wanted, has none"]] * 3
+        shown = jobctl(node, "explain", job).stdout.decode()
+        assert "none of the 3 registered workers can ever take it" in shown
+        assert "label root:theirs=yes wanted, has none" in shown
+        return job
+
+    def outcome(node: EmbeddedNode, job: str) -> JobResult:
+        with node.client() as client:
+            return ended(client, job)
+
+    uvloop.run(scenario())
 
 
 def test_the_cache_is_bounded_and_lets_go_of_none_in_use(tmp_path: Path, tree: Path) -> None:

@@ -9,8 +9,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from jobs import keys
+from jobs.jobs import demand_of, on_submit
 from jobs.protocol.ids import Incarnation, JobId, WorkerId, uuid7
-from jobs.protocol.model import Requires
+from jobs.protocol.model import Requires, ShellJob, ShellPayload
 from jobs.records import Demand, OwnerRecord, QueueRecord
 from jobs.scheduler import Amounts, Assignment, Backlog, Candidate, Plan, plan
 
@@ -43,6 +44,12 @@ def worker(
 
 def asks(**requires: object) -> Demand:
     return Demand("shell", Requires(**requires))  # type: ignore[arg-type]
+
+
+def named_root(name: str) -> Demand:
+    """Return what a job asks that names a root image and nothing else."""
+    job = ShellJob(payload=ShellPayload(argv=["true"], root=name))
+    return demand_of(on_submit(job, 1, 1))
 
 
 def key(

@@ -91,6 +91,7 @@ def test_the_configuration_cannot_be_changed() -> None:
         ("[api]\n  mode = 660\n", 2, "api.mode", "octal", "Permission bits"),
         ("[raft]\nheartbeat_s = 5\n", 1, "raft", "three times heartbeat_s", ""),
         ('[workers.shell]\nsandbox = "lax"\n', 2, "workers.shell.sandbox", "strict", ""),
+        ("[workers.shell]\nlabels = {'root:x' = 'yes'}\n", 1, "workers.shell", "follow from roots", ""),
         ("[workers.shell]\nslots = 8\nuid_count = 9\n", 1, "workers.shell", "at least 10", ""),
         ("[store]\nmax_bytes = 1\n", 2, "store.max_bytes", "16777216", ""),
         ("[workers.shell.labels]\n'bad name' = \"x\"\n", 2, "workers.shell.labels.bad name", "no name", ""),

@@ -10,10 +10,11 @@ from jobs.explain import MAX_JOBS, Circumstances, Parent, explain
 from jobs.protocol.ids import Attempt, Incarnation, JobId, WorkerId, uuid7
 from jobs.protocol.model import AttemptView, JobState, Reason, Retry, ShellJob, ShellPayload
 from jobs.records import Demand, JobRecord
+from jobs.rootlabels import root_labels
 from jobs.scheduler import RESERVE_AFTER_MS
 from jobs.scheduler.explain import MAX_HOLDERS, MAX_WORKERS, Finding
 from jobs.scheduler.explain import explain as find
-from tests.support.scheduling import GIB, SHELL, Cluster, asks, key, worker
+from tests.support.scheduling import GIB, SHELL, Cluster, asks, key, named_root, worker
 
 JOB = uuid7(1, 1)
 NOW_MS = 1_000_000
@@ -55,6 +56,14 @@ def test_what_each_worker_lacks_for_good_is_said_with_what_it_has() -> None:
     assert [obstacle.kind for obstacle in found.obstacles] == ["unsuitable"]
     assert found.obstacles[0].text == "none of the 2 registered workers can ever take it"
     assert not any(fit.suits for fit in found.workers)
+
+
+def test_a_root_image_that_no_worker_has_is_named() -> None:
+    cluster = Cluster(worker("a", labels=root_labels(["debian"])), worker("b"))
+    found = finding(cluster, named_root("alpine"))
+    assert lacks(found) == {name: ["label root:alpine=yes wanted, has none"] for name in "ab"}
+    assert [obstacle.kind for obstacle in found.obstacles] == ["unsuitable"]
+    assert finding(cluster, named_root("debian")).obstacles == []
 
 
 def test_without_a_worker_the_type_that_is_missing_is_said() -> None:

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from jobs.protocol.ids import WorkerId
 from jobs.records import Demand
+from jobs.rootlabels import root_labels
 from jobs.scheduler import LOW_WATER, RESERVE_AFTER_MS, WINDOW
-from tests.support.scheduling import GIB, SHELL, Cluster, asks, key, worker
+from tests.support.scheduling import GIB, SHELL, Cluster, asks, key, named_root, worker
 
 # --- order ------------------------------------------------------------------------------------------------------------
 
@@ -155,6 +156,27 @@ def test_a_job_that_suits_no_worker_starts_when_one_comes_that_it_suits() -> Non
     assert cluster.started() == []
     cluster.workers[WorkerId("g")] = worker("g", labels={"gpu": "yes"})
     assert cluster.started() == [key(1, hopeless)]
+
+
+def test_jobs_that_name_a_root_image_go_only_where_it_is_and_those_of_one_name_share_a_lane() -> None:
+    debian, alpine = (named_root(name) for name in ("debian", "alpine"))
+    cluster = Cluster(
+        worker("roomy", 9), worker("one", 2, labels=root_labels(["debian"])), worker("old", 9, labels={"zone": "a"})
+    )
+    entries = [(key(number, debian), debian) for number in range(1, 4)]
+    cluster.add(*entries, (key(4, alpine), alpine), (key(5), SHELL))
+    assert [(item.queue_key, item.worker) for item in cluster.plan()] == [
+        (entries[0][0], "one"),
+        (entries[1][0], "one"),
+        (key(5), "old"),
+    ]
+    # However many wait for an image, they are looked at as one
+    assert len(cluster.backlog.lanes) == 2
+    cluster.end(entries[0][0])
+    assert cluster.started() == [entries[2][0]]
+    # When a worker comes that has the other one, too
+    cluster.workers[WorkerId("two")] = worker("two", labels=root_labels(["alpine", "debian"]))
+    assert cluster.started() == [key(4, alpine)]
 
 
 def test_any_number_of_jobs_that_fit_nowhere_hides_no_job_that_fits() -> None:

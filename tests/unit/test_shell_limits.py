@@ -1,4 +1,4 @@
-"""What a shell worker makes of the limits of a job and of what it requires."""
+"""What a shell worker makes of the limits of a job, of what it requires and of the image that it names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from jobs.config import ShellWorker
-from jobs.errors import InvalidRequest
+from jobs.errors import Forbidden, InvalidRequest
 from jobs.protocol.ids import Attempt, JobId
 from jobs.protocol.model import Limits, ShellPayload
 from jobs.protocol.wire import Assignment
@@ -51,3 +51,13 @@ def test_what_the_operator_caps_is_refused_and_the_rest_reaches_the_launcher() -
         spawned(wanted, max_limits={"cpu_milli": 1000})
     with pytest.raises(InvalidRequest, match="more than this worker allows"):
         spawned(ShellPayload(argv=["true"], limits=Limits(cpu_weight=1001)))
+
+
+def test_an_image_that_its_operator_does_not_name_is_refused_with_those_that_there_are() -> None:
+    """As a job may still name one that was stored before jobs required a worker that has it."""
+    wanted = ShellPayload(argv=["true"], root="debian")
+    assert spawned(wanted, roots={"debian": "/srv/debian"}).root == "named/debian"
+    with pytest.raises(Forbidden, match=r"^root debian: the operator of this worker names a, b "):
+        spawned(wanted, roots={"b": "/srv/b", "a": "/srv/a"})
+    with pytest.raises(Forbidden, match="names none "):
+        spawned(wanted)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.destinations import parse_allowed
+from jobs.rootlabels import ROOT_LABEL, root_labels
 
 ENV_PREFIX: Final = "JOBS_"
 ENV_DELIMITER: Final = "__"
@@ -361,6 +362,11 @@ class WorkerSettings(_Section):
     drain_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     """When the worker is stopped, running jobs have this long to finish before they are ended."""
 
+    @property
+    def announced(self) -> dict[str, str]:
+        """The labels with which the worker registers."""
+        return self.labels
+
 
 class InputSettings(WorkerSettings):
     """What can be configured of a worker whose jobs are given blobs."""
@@ -429,7 +435,8 @@ class ShellWorker(InputSettings):
     system's temporary files."""
     roots: Annotated[dict[RootName, Path], Field(max_length=256)] = {}
     """Directories of this machine that jobs may have in place of its programs, each with the name that jobs say
-    (`root`), such as `debian = "/srv/roots/debian-12"`."""
+    (`root`), such as `debian = "/srv/roots/debian-12"`: jobs with that one go to workers with the label
+    `root:debian=yes`, which follows from this."""
     roots_dir: Path | None = None
     """Where root images that are blobs are kept unpacked. By default in the cache directory of the worker's unit;
     without a unit among the system's temporary files."""
@@ -447,7 +454,14 @@ class ShellWorker(InputSettings):
             raise ValueError("work_dir must be absolute")
         if any(not path.is_absolute() for path in (*self.roots.values(), *filter(None, [self.roots_dir]))):
             raise ValueError("roots and roots_dir must be absolute")
+        if any(name.startswith(ROOT_LABEL) for name in self.labels):
+            raise ValueError(f"labels that begin with {ROOT_LABEL} follow from roots")
         return self
+
+    @property
+    def announced(self) -> dict[str, str]:
+        """Also which root images it has; at level `none` jobs have no other than the host's."""
+        return self.labels if self.sandbox == "none" else self.labels | root_labels(self.roots)
 
 
 class SqlLimits(_Section):

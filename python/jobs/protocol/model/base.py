@@ -13,7 +13,8 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.:/@-]{0,127}\Z"
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="A short name.")]
 Ref = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}\Z", description="A name without slashes.")]
 LabelValue = Annotated[str, Meta(max_length=256)]
-Labels = Annotated[dict[Name, LabelValue], Meta(max_length=64)]
+MAX_LABELS: Final = 64
+Labels = Annotated[dict[Name, LabelValue], Meta(max_length=MAX_LABELS)]
 DurationS = Annotated[float, Meta(gt=0, le=31_536_000)]
 TimeMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since 1970, until the end of the year 9999."""

@@ -115,8 +115,9 @@ class ShellPayload(Given, frozen=True):
     outputs_on_failure: bool = False
     """Also when it fails by itself or by a limit."""
     root: RootName | RootImage | None = None
-    """An image in place of the host's programs: the name of one that the worker's operator has
-    (`workers.shell.roots`), or a blob. Its variables and its directory are the defaults of `env` and `cwd`."""
+    """An image in place of the host's programs: the name of one that operators of workers have
+    (`workers.shell.roots`), or a blob. Its variables and its directory are the defaults of `env` and `cwd`. A name
+    requires a worker with the label `root:NAME=yes`."""
     secrets: Annotated[dict[SecretFile, SecretRef], Meta(max_length=32)] = field(default_factory=dict)
     """Name of a file below `/run/secrets` → the owner's secret that is in it, or `credential:NAME` for what the
     worker's operator has for the owner. Only the job can read it, and its value is hidden in what the job writes."""
