@@ -307,9 +307,12 @@ fn wait_for(main: Pid, opens_scratch: bool) -> Report {
             if pid == main.as_raw_nonzero().get() {
                 // Before the others are gone, with the files that only they hold.
                 let scratch_is_full = is_full(SCRATCH);
-                // Not left to our own end: the report is to say that nothing runs any more.
-                syscall::signal_everyone(libc::SIGKILL);
-                syscall::reap_everyone();
+                // Not left to our own end: the report is to say that nothing runs any more. What has lost its parent is
+                // our child: without any, there is nothing, and no need to have all processes of the host looked at.
+                if syscall::has_child() {
+                    syscall::signal_everyone(libc::SIGKILL);
+                    syscall::reap_everyone();
+                }
                 if opens_scratch {
                     let _ = open_to_others();
                 }
@@ -395,7 +398,7 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     }
     mount_views(prepared)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let work = open(c"/work", flags, Mode::empty()).during(Step::Files)?;
+    let work = open(WORK, flags, Mode::empty()).during(Step::Files)?;
     let scratch = open(SCRATCH, flags, Mode::empty()).during(Step::Files)?;
     write_files(prepared, scratch.as_fd(), work.as_fd()).during(Step::Files)?;
     show_inputs(prepared, work.as_fd()).during(Step::Inputs)?;
@@ -407,7 +410,8 @@ fn set_up(prepared: &Prepared<'_>) -> Outcome {
     }
     become_unprivileged(prepared)?;
     if let Some(rules) = prepared.landlock {
-        rules.apply().during(Step::Landlock)?;
+        let opened = [(SCRATCH, scratch.as_fd()), (WORK, work.as_fd())];
+        rules.apply(&opened).during(Step::Landlock)?;
     }
     // Cleared by every change of identity, so it comes after the last; then the launcher may be gone already.
     set_parent_process_death_signal(Some(Signal::KILL)).during(Step::ParentDeath)?;

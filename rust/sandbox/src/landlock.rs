@@ -72,15 +72,19 @@ impl Rules {
         rules
     }
 
-    /// Puts the calling process under the rules. Does not allocate.
+    /// Puts the calling process under the rules, of whose paths some are open. Does not allocate.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn apply(&self) -> Result<(), Errno> {
+    pub fn apply(&self, opened: &[(&CStr, BorrowedFd<'_>)]) -> Result<(), Errno> {
         let ruleset = syscall::landlock_ruleset(self.handled, self.scoped)?;
         for (path, access) in &self.allowed {
-            let parent = open(*path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            syscall::landlock_allow(ruleset.as_fd(), parent.as_fd(), *access)?;
+            if let Some((_, parent)) = opened.iter().find(|(name, _)| name == path) {
+                syscall::landlock_allow(ruleset.as_fd(), *parent, *access)?;
+            } else {
+                let parent = open(*path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+                syscall::landlock_allow(ruleset.as_fd(), parent.as_fd(), *access)?;
+            }
         }
         syscall::landlock_restrict(ruleset.as_fd())
     }

@@ -250,6 +250,14 @@ pub fn reap_any() -> Option<(i32, c_int)> {
     (pid > 0).then_some((pid, status))
 }
 
+/// Whether this process has a child, ended or not.
+#[must_use]
+pub fn has_child() -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the kernel takes a null pointer for a caller who does not want to know which.
+    unsafe { libc::waitid(libc::P_ALL, 0, ptr::null_mut(), flags) == 0 }
+}
+
 /// Whether a blocked signal has been sent.
 #[must_use]
 pub fn is_pending(signal: c_int) -> bool {
