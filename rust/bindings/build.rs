@@ -17,7 +17,7 @@ fn main() {
     let mut cargo = Command::new(variable("CARGO"));
     cargo
         .args([
-            "build",
+            "rustc",
             "--release",
             "--locked",
             "--quiet",
@@ -31,11 +31,19 @@ fn main() {
         .arg("--target-dir")
         .arg(&directory)
         // Clippy checks in the place of the compiler; here a program is needed.
-        .env_remove("RUSTC_WORKSPACE_WRAPPER");
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        // Each job's first process is a copy of it: what it has not need not be copied.
+        .envs([
+            ("CARGO_PROFILE_RELEASE_LTO", "fat"),
+            ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
+            ("CARGO_PROFILE_RELEASE_PANIC", "abort"),
+        ]);
     let mut program = directory;
     if target != host {
         cargo.args(["--target", &target]);
         program.push(target);
+    } else if has_static_libc() {
+        cargo.args(["--", "-C", "target-feature=+crt-static"]);
     }
     let status = cargo.status().expect("cargo runs");
     assert!(status.success(), "building the launcher: {status}");
@@ -43,4 +51,12 @@ fn main() {
         "cargo::rustc-env=JOBS_LAUNCHER={}",
         program.join("release/jobs-launcher").display()
     );
+}
+
+/// Whether the host's C library can be linked into a program: without libraries of its own the launcher has a third of the
+/// mappings, which every start of a job copies and every end takes down.
+fn has_static_libc() -> bool {
+    let asked = Command::new("cc").arg("-print-file-name=libc.a").output();
+    // A name that the compiler does not find comes back as it was.
+    asked.is_ok_and(|told| Path::new(String::from_utf8_lossy(&told.stdout).trim()).is_absolute())
 }
