@@ -13,6 +13,7 @@ from errno import (
     ECONNREFUSED,
     EINVAL,
     EMFILE,
+    ENETUNREACH,
     ENOENT,
     ENOMEM,
     ENOSPC,
@@ -191,11 +192,19 @@ def told(output: str) -> dict[str, object]:
     return found
 
 
+OFFLINE = dict.fromkeys(("raw socket", "sctp", "sctp by its type", "dccp", "l2tp", "mptcp"), ENETUNREACH)
+"""What is met by a job without a network, which has no socket of the internet's."""
+
+
 @pytest.mark.parametrize("name", MET)
-def test_a_hostile_program_meets_a_wall_at_every_turn(sandbox: Sandbox, hostile: bytes, name: str) -> None:
-    result = sandbox.run("./hostile", name, files={"hostile": hostile})
+@pytest.mark.parametrize("network", ["none", "loopback"])
+def test_a_hostile_program_meets_a_wall_at_every_turn(
+    sandbox: Sandbox, hostile: bytes, name: str, network: str
+) -> None:
+    result = sandbox.run("./hostile", name, files={"hostile": hostile}, network=network)
     assert result.outcome.reason is None, result.outcome
-    assert told(result.stdout) == MET[name]
+    offline = OFFLINE if (name, network) == ("devices", "none") else {}
+    assert told(result.stdout) == MET[name] | offline
 
 
 def test_programs_that_give_rights_give_none(sandbox: Sandbox, hostile: bytes) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import ECONNREFUSED, ENETUNREACH
 from pathlib import Path
 
@@ -57,7 +59,152 @@ def echo(host: str = "127.0.0.1") -> Iterator[tuple[str, list[bytes]]]:
 
 def test_without_a_network_not_even_the_loopback_answers(sandbox: Sandbox) -> None:
     program = CONNECT + "print(reach('127.0.0.1:9'), reach('192.0.2.1:80'), reach('[::1]:9'))"
-    assert sandbox.python(program).stdout == f"{ENETUNREACH} {ENETUNREACH} 99\n"
+    assert sandbox.python(program).stdout == f"{ENETUNREACH} {ENETUNREACH} {ENETUNREACH}\n"
+
+
+SOCKETS = """
+import errno, itertools, socket
+for family, kind in itertools.product(socket.AddressFamily, (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW)):
+    for make in (socket.socket, socket.socketpair):
+        try:
+            make(family, kind)
+        except OSError as error:
+            continue
+        print(family.name, end=" ")
+print(socket.if_nameindex())
+"""
+
+
+def test_without_a_network_there_are_sockets_of_the_job_s_own_and_of_no_other_family(sandbox: Sandbox) -> None:
+    told = sandbox.python(SOCKETS).stdout
+    assert set(told.partition("[")[0].split()) == {"AF_UNIX", "AF_NETLINK"}
+    assert told.endswith("[(1, 'lo')]\n")
+    # What has been refused there is there with a network.
+    assert {"AF_INET", "AF_INET6"} < set(sandbox.python(SOCKETS, network="loopback").stdout.split())
+
+
+# Which network namespace it is (SO_NETNS_COOKIE: numbers of files come again), and all that the kernel tells of it.
+SURVEY = """
+import os, socket
+def content(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode()
+    except OSError as error:
+        return os.strerror(error.errno)
+with socket.socket(socket.AF_UNIX) as one:
+    print(int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 71, 8), "little"))
+for directory, _, files in os.walk("/proc/self/net"):
+    for name in sorted(files):
+        # What all namespaces have together, such as memory.
+        if name not in ("protocols", "sockstat", "sockstat6", "softnet_stat"):
+            print(directory, name, content(os.path.join(directory, name)))
+print(content("/proc/self/net/sockstat").splitlines()[0])
+"""
+# Names that are taken, connections that nobody accepts, messages that nobody reads, a process that goes on.
+SOIL = """
+import os, socket
+held = []
+for name in ("taken", *map(str, range(200))):
+    one = socket.socket(socket.AF_UNIX)
+    one.bind("\\0" + name)
+    held.append(one)
+held[0].listen()
+for _ in range(50):
+    one = socket.socket(socket.AF_UNIX)
+    one.connect("\\0taken")
+    one.send(b"x")
+    held.append(one)
+if os.fork() == 0:
+    os.setsid()
+    os.execv("/bin/sleep", ["sleep", "1000"])
+"""
+# Sockets that hold each other up: the kernel collects them some time after the end of who made them.
+TANGLE = """
+import socket
+name = socket.socket(socket.AF_UNIX)
+name.bind("\\0taken")
+name.listen()
+for _ in range(100):
+    one, (here, there) = socket.socket(socket.AF_UNIX), socket.socketpair()
+    one.connect("\\0taken")
+    socket.send_fds(here, [b"x"], [here.fileno(), there.fileno(), one.fileno(), name.fileno()])
+rest = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+rest.bind((0, 0xFFFF))
+"""
+
+
+def test_a_network_namespace_that_is_used_again_tells_nothing_of_the_job_before(fresh: Callable[..., Sandbox]) -> None:
+    sandbox = fresh(slots=1)
+    surveys: dict[str, list[str]] = {}
+    for soil in (SOIL, TANGLE) * 10:
+        namespace, _, told = sandbox.python(SURVEY).stdout.partition("\n")
+        surveys.setdefault(namespace, []).append(told)
+        assert sandbox.python(soil).outcome.exit_code == 0
+        # Whatever namespace comes then: the name is not taken in it.
+        assert sandbox.python("import socket; socket.socket(socket.AF_UNIX).bind('\\0taken')").outcome.exit_code == 0
+    assert max(map(len, surveys.values())) > 1, "none was used again"
+    for tales in surveys.values():
+        assert set(tales) == {tales[0]}
+        assert tales[0].endswith("sockets: used 0\n")
+
+
+def test_no_two_jobs_have_a_network_namespace_at_the_same_time(fresh: Callable[..., Sandbox]) -> None:
+    sandbox = fresh(slots=4)
+    for _ in range(5):
+        running = [sandbox.start("/bin/sh", "-c", "stat -Lc %i /proc/self/ns/net; exec sleep 1000") for _ in range(4)]
+        for job in running:
+            sandbox.wait_output(job, b"\n")
+        assert len({sandbox.output(job) for job in running}) == 4
+        sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True) for job in running])
+        for job in running:
+            sandbox.wait(job)
+
+
+def test_what_a_job_with_a_network_has_done_to_it_no_other_finds(fresh: Callable[..., Sandbox]) -> None:
+    sandbox = fresh(slots=1)
+    for network in ("loopback", "none") * 4:
+        told = sandbox.python(SURVEY, network=network).stdout
+        counters = next(line for line in told.splitlines() if line.startswith("Udp: ") and line[5].isdigit())
+        assert set(counters.split()[1:]) == {"0"}
+        soil = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
+        sandbox.python(soil, network=network)
+
+
+def test_a_namespace_in_which_a_socket_is_left_goes_to_nobody(fresh: Callable[..., Sandbox]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("not root: cannot enter the job's network namespace")
+    sandbox = fresh(slots=1)
+    seen: set[bytes] = set()
+    with contextlib.ExitStack() as left:
+        for _ in range(8):
+            job = sandbox.start("/bin/sh", "-c", "stat -Lc %i /proc/self/ns/net; exec sleep 1000")
+            sandbox.wait_output(job, b"\n")
+            assert sandbox.output(job) not in seen
+            seen.add(sandbox.output(job))
+            left.enter_context(socket_within(sandbox.wait_started(job)))
+            sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True)])
+            sandbox.wait(job)
+
+
+@contextlib.contextmanager
+def socket_within(pid: int) -> Iterator[None]:
+    """A socket in the network namespace of a process, which is this one's."""
+    with open("/proc/thread-self/ns/net", "rb") as own, open(f"/proc/{pid}/ns/net", "rb") as other:
+        enter(other.fileno())
+        try:
+            made = socket.socket(socket.AF_UNIX)
+        finally:
+            enter(own.fileno())
+    with made:
+        yield
+
+
+def enter(namespace: int) -> None:
+    """Enter a network namespace with the calling thread."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, 0x4000_0000) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def test_a_loopback_is_the_job_s_own(sandbox: Sandbox) -> None:

@@ -156,6 +156,15 @@ def test_the_first_process_has_no_rights_either(sandbox: Sandbox) -> None:
     assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
 
 
+def test_the_launcher_and_its_helper_live_with_a_filter_which_jobs_inherit_and_add_to(sandbox: Sandbox) -> None:
+    def filters(status: str) -> list[str]:
+        return [line.split()[1] for line in status.splitlines() if line.startswith("Seccomp")]
+
+    for pid in (sandbox.launcher.pid, *sandbox.helpers):
+        assert filters(Path(f"/proc/{pid}/status").read_text()) == ["2", "1"]
+    assert filters(sandbox.run("cat", "/proc/self/status").stdout) == ["2", "2"]
+
+
 RT_SIGACTION = {"x86_64": 13, "aarch64": 134}[os.uname().machine]
 
 

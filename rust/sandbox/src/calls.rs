@@ -110,6 +110,23 @@ pub const DENIED_HERE: &[Group] = &[group!("would change the kernel, the machine
 #[cfg(not(target_arch = "x86_64"))]
 pub const DENIED_HERE: &[Group] = &[];
 
+/// What the launcher builds a job's world with, of what no job may call. All else is denied to the launcher, too.
+pub const BUILDING: &[libc::c_long] = &[
+    libc::SYS_clone3,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_sethostname,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_mount_setattr,
+];
+
 /// Answered with success, and nothing is done: a job's files are in memory, and its wait would be for everybody's.
 pub const PRETENDED: Group = group!("would write everybody's files to the disks": SYS_sync SYS_syncfs);
 
@@ -171,6 +188,13 @@ const FAMILIES: &[(u32, &[Check])] = &[
         &[Check::new(2, Test::OneOf(&[0]), libc::EPROTONOSUPPORT)],
     ),
 ];
+/// What a job without a network has not of those: nothing else of it can leave a trace in its network namespace once its
+/// sockets are gone, so that another job can have the namespace then. The errno is what programs tell their users.
+pub const OFFLINE: Condition = Condition::If(&[Check::new(
+    0,
+    Test::NoneOf(&[libc::AF_INET as u32, libc::AF_INET6 as u32]),
+    libc::ENETUNREACH,
+)]);
 /// Streams, datagrams, raw; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
 const INTERNET: &[Check] = &[
     Check::new(1, Test::NoBits(0b100), libc::ESOCKTNOSUPPORT),

@@ -445,6 +445,7 @@ impl Job {
         }
         let leaving = Leaving {
             pidfd: self.process.pidfd,
+            network: self.process.network,
             _cgroup: self.process.cgroup,
         };
         (leaving, self.process.kept)
@@ -502,6 +503,7 @@ impl Job {
 /// The first process of a job that has ended, until it is reaped; its cgroup goes after it.
 pub struct Leaving {
     pidfd: OwnedFd,
+    network: Option<OwnedFd>,
     _cgroup: Option<JobCgroup>,
 }
 
@@ -513,7 +515,13 @@ impl Leaving {
     }
 
     /// Waits until it has gone, and reaps it.
-    pub fn reap(self) {
+    pub fn reap(&self) {
         let _ = syscall::wait_readable(self.pidfd()).and_then(|()| syscall::reap(self.pidfd()));
+    }
+
+    /// The job's network namespace, where another may have it once it has gone.
+    #[must_use]
+    pub const fn network(&self) -> Option<&OwnedFd> {
+        self.network.as_ref()
     }
 }

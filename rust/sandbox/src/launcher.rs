@@ -205,7 +205,7 @@ impl<'a> Launcher<'a> {
                     self.end_orphans(slot);
                 }
                 if let Some(left) = self.finish(slot, report, usage, now) {
-                    self.unwatch(left.pidfd());
+                    self.clear_up(&left);
                 }
             }
             SOURCE_REPORT => match job.report() {
@@ -254,8 +254,16 @@ impl<'a> Launcher<'a> {
 
     fn on_left(&mut self, token: u64) {
         if let Some(left) = self.leaving.remove(&token) {
-            self.unwatch(left.pidfd());
             left.reap();
+            self.clear_up(&left);
+        }
+    }
+
+    /// Takes back what a job had whose first process has been reaped.
+    fn clear_up(&mut self, left: &Leaving) {
+        self.unwatch(left.pidfd());
+        if let Some(network) = left.network() {
+            self.spawner.take_back(network);
         }
     }
 
@@ -479,7 +487,7 @@ impl<'a> Launcher<'a> {
         for job in self.jobs.iter_mut().filter_map(Option::take) {
             let _ = syscall::wait_readable(job.pidfd()).and_then(|()| syscall::reap(job.pidfd()));
         }
-        std::mem::take(&mut self.leaving).into_values().for_each(Leaving::reap);
+        std::mem::take(&mut self.leaving).values().for_each(Leaving::reap);
         if self.spawner.is_bare() {
             bare::end_children(&|_| false, &mut |_, _| ());
         }

@@ -1,4 +1,8 @@
-//! The tables of `calls`, compiled (purely) into a classic BPF program.
+//! The tables of `calls`, compiled (purely) into classic BPF programs.
+//!
+//! There are two, as the kernel compiles each anew for whoever installs it, which takes a tenth of a millisecond for the
+//! whole of the tables. The launcher installs them once, but for the few calls that it builds jobs' worlds with, and
+//! what it starts inherits that; a job's own filter has those calls only. Of two answers the kernel takes the stricter.
 //!
 //! What is allowed by no group (newer calls, x32, clone3, whose flags are in memory, where a filter cannot look) is
 //! answered by ENOSYS, what is dangerous by EPERM, and a call by another architecture's convention ends the process.
@@ -10,7 +14,8 @@
 )]
 
 use crate::calls::{
-    ALLOWED, ALLOWED_HERE, ALLOWED_NUMBERS, CONDITIONS, Check, Condition, DENIED, DENIED_HERE, Group, PRETENDED, Test,
+    ALLOWED, ALLOWED_HERE, ALLOWED_NUMBERS, BUILDING, CONDITIONS, Check, Condition, DENIED, DENIED_HERE, Group,
+    OFFLINE, PRETENDED, Test,
 };
 use crate::syscall::Instruction;
 
@@ -123,11 +128,35 @@ fn verdict(number: u32) -> Verdict {
     }
 }
 
+/// Whose filter it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The launcher's, which each job inherits: all but what worlds are built with.
+    Launcher,
+    /// A job's own: what worlds are built with.
+    Job,
+    /// That of a job without a network: what worlds are built with, and sockets of the internet.
+    OfflineJob,
+}
+
+impl Layer {
+    fn verdict(self, number: u32) -> Verdict {
+        let is = |call: &libc::c_long| *call == libc::c_long::from(number);
+        if self == Self::OfflineJob && [libc::SYS_socket, libc::SYS_socketpair].iter().any(is) {
+            Verdict::Judged(OFFLINE)
+        } else if BUILDING.iter().any(is) == (self != Self::Launcher) {
+            verdict(number)
+        } else {
+            Verdict::Return(RETURN_ALLOW)
+        }
+    }
+}
+
 /// Runs of neighbouring numbers with the same verdict: (first number, verdict), the first run begins at 0.
-fn runs() -> Vec<(u32, Verdict)> {
+fn runs(layer: Layer) -> Vec<(u32, Verdict)> {
     let mut runs: Vec<(u32, Verdict)> = Vec::new();
     for number in 0..=LAST_KNOWN + 1 {
-        let verdict = verdict(number);
+        let verdict = layer.verdict(number);
         if runs.last().is_none_or(|(_, last)| *last != verdict) {
             runs.push((number, verdict));
         }
@@ -166,9 +195,9 @@ fn begin() -> Vec<Instruction> {
 
 /// Returns the filter for this architecture.
 #[must_use]
-pub fn compile() -> Vec<Instruction> {
+pub fn compile(layer: Layer) -> Vec<Instruction> {
     let mut program = begin();
-    emit_tree(&mut program, &runs());
+    emit_tree(&mut program, &runs(layer));
     program
 }
 
@@ -189,13 +218,36 @@ mod tests {
     use super::*;
     use crate::calls::groups;
 
-    fn program() -> &'static [Instruction] {
-        static PROGRAM: std::sync::OnceLock<Vec<Instruction>> = std::sync::OnceLock::new();
-        PROGRAM.get_or_init(compile)
+    fn programs() -> &'static [Vec<Instruction>; 3] {
+        static PROGRAMS: std::sync::OnceLock<[Vec<Instruction>; 3]> = std::sync::OnceLock::new();
+        PROGRAMS.get_or_init(|| [Layer::Launcher, Layer::Job, Layer::OfflineJob].map(compile))
     }
 
-    /// Runs the program as the kernel would.
+    /// What the kernel makes of the answers of the inherited filter and of the job's own: the action with the smallest
+    /// number, taken as signed, and of two alike that of the filter that was installed last.
+    fn both(own: Layer, number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
+        let [inherited, own] = [Layer::Launcher, own].map(|layer| {
+            let program = &programs()[layer as usize];
+            run(program, number, architecture, arguments)
+        });
+        let action = |answer: u32| (answer & libc::SECCOMP_RET_ACTION_FULL).cast_signed();
+        if action(own) <= action(inherited) {
+            own
+        } else {
+            inherited
+        }
+    }
+
     fn evaluate(number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
+        both(Layer::Job, number, architecture, arguments)
+    }
+
+    fn evaluate_offline(number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
+        both(Layer::OfflineJob, number, architecture, arguments)
+    }
+
+    /// Runs a program as the kernel would.
+    fn run(program: &[Instruction], number: u32, architecture: u32, arguments: [u64; 6]) -> u32 {
         let mut data = Vec::new();
         data.extend(number.to_le_bytes());
         data.extend(architecture.to_le_bytes());
@@ -203,7 +255,7 @@ mod tests {
         for argument in arguments {
             data.extend(argument.to_le_bytes());
         }
-        let (program, mut at, mut accumulator) = (program(), 0usize, 0u32);
+        let (mut at, mut accumulator) = (0usize, 0u32);
         loop {
             let step = program[at];
             at += 1;
@@ -253,11 +305,34 @@ mod tests {
         for number in 0..2000 {
             for value in (0..64).chain([0x5412, 0x1_0000_5412, 0x4_0000, 0xFFFF_FFFF, u64::MAX]) {
                 let arguments = [value & 31, value, value >> 1, value, value, value];
+                let expected = expected(verdict(number), arguments);
                 assert_eq!(
                     evaluate(number, ARCHITECTURE, arguments),
-                    expected(verdict(number), arguments),
+                    expected,
                     "system call {number} of {value:#x}"
                 );
+                let is_socket = [libc::SYS_socket, libc::SYS_socketpair].contains(&number.into());
+                if !is_socket {
+                    assert_eq!(
+                        evaluate_offline(number, ARCHITECTURE, arguments),
+                        expected,
+                        "system call {number}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_launcher_may_call_what_worlds_are_built_with_and_nothing_else_that_is_denied_to_jobs() {
+        let inherited = &programs()[0];
+        for number in 0..2000 {
+            let answer = run(inherited, number, ARCHITECTURE, [0; 6]);
+            if BUILDING.contains(&libc::c_long::from(number)) {
+                assert_eq!(answer, RETURN_ALLOW, "system call {number}");
+                assert_ne!(verdict(number), Verdict::Return(RETURN_ALLOW), "system call {number}");
+            } else {
+                assert_eq!(answer, expected(verdict(number), [0; 6]), "system call {number}");
             }
         }
     }
@@ -363,6 +438,31 @@ mod tests {
     }
 
     #[test]
+    fn a_job_without_a_network_has_no_socket_of_the_internet_s() {
+        for number in [libc::SYS_socket, libc::SYS_socketpair] {
+            let number = u32::try_from(number).unwrap();
+            for family in 0..64 {
+                let arguments = [family, 1, 0, 0, 0, 0];
+                let otherwise = evaluate(number, ARCHITECTURE, arguments);
+                let is_of_the_internet = [2, 10].contains(&family);
+                let expected = if is_of_the_internet {
+                    return_errno(libc::ENETUNREACH)
+                } else {
+                    otherwise
+                };
+                assert_eq!(
+                    evaluate_offline(number, ARCHITECTURE, arguments),
+                    expected,
+                    "family {family}"
+                );
+            }
+            // What the inherited filter refuses stays refused.
+            let answer = evaluate_offline(number, ARCHITECTURE, [16, 3, 4, 0, 0, 0]);
+            assert_eq!(answer, return_errno(libc::EPROTONOSUPPORT));
+        }
+    }
+
+    #[test]
     fn nothing_is_changed_of_how_the_first_process_runs() {
         let refused = return_errno(libc::EPERM);
         for number in [
@@ -417,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_is_short_enough_for_the_kernel() {
-        assert!(compile().len() < 4096);
+    fn the_programs_are_short_enough_for_the_kernel() {
+        assert!(programs().iter().all(|program| program.len() < 4096));
     }
 }

@@ -15,11 +15,11 @@ use crate::cgroup::{JobCgroup, Subtree};
 use crate::child::{self, DESCRIPTORS, Prepared, REPORT_BYTES, Report, Scratch, Secrets, Shared};
 use crate::identity::Identities;
 use crate::landlock::Rules;
-use crate::netns::NetworkPool;
+use crate::netns::{NetworkPool, Use};
 use crate::plan::{Plan, PlannedFile, PlannedSecrets, ProcessLimit};
 use crate::protocol::{NetworkKind, Secret, Spawn};
 use crate::relay::Relay;
-use crate::seccomp;
+use crate::seccomp::{self, Layer};
 use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
 
 /// A job's processes and what this side holds of them.
@@ -38,6 +38,8 @@ pub struct Process {
     pub kept: Option<OwnedFd>,
     /// At level `none`: its directory.
     pub directory: Option<OwnedFd>,
+    /// Its network namespace, where another job may have it afterwards.
+    pub network: Option<OwnedFd>,
     /// What passes on for it; it ends with the job.
     pub _relay: Option<Relay>,
 }
@@ -82,7 +84,7 @@ pub struct Basis {
     pub shared: Shared,
     /// At level `none`: where jobs have their directories.
     pub directories: Option<Directories>,
-    /// Whether the kernel has filters of system calls, and jobs are to have one.
+    /// Whether the launcher has a filter of system calls, and jobs are to have the rest of it.
     pub has_seccomp: bool,
 }
 
@@ -90,10 +92,33 @@ pub struct Basis {
 pub struct Spawner {
     basis: Basis,
     landlock: Option<RuleSets>,
-    seccomp: Option<Vec<Instruction>>,
+    seccomp: Option<Filters>,
     null: OwnedFd,
     launcher: OwnedFd,
     stack: Vec<u8>,
+}
+
+/// Jobs' own filters of system calls.
+struct Filters {
+    with_network: Vec<Instruction>,
+    offline: Vec<Instruction>,
+}
+
+impl Filters {
+    fn new() -> Self {
+        Self {
+            with_network: seccomp::compile(Layer::Job),
+            offline: seccomp::compile(Layer::OfflineJob),
+        }
+    }
+
+    fn of(&self, network: NetworkKind) -> &[Instruction] {
+        if network == NetworkKind::None {
+            &self.offline
+        } else {
+            &self.with_network
+        }
+    }
 }
 
 /// Landlock's rules, for jobs that see the launcher's view and for those that may write to their whole root.
@@ -179,7 +204,7 @@ impl Spawner {
         let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         Ok(Self {
             landlock: syscall::landlock_version().map(RuleSets::new),
-            seccomp: basis.has_seccomp.then(seccomp::compile),
+            seccomp: basis.has_seccomp.then(Filters::new),
             null: null.map_err(failed("open /dev/null"))?,
             launcher: pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd"))?,
             stack: vec![0; VFORK_STACK_BYTES],
@@ -220,7 +245,7 @@ impl Spawner {
             shared: self.basis.shared,
             limits: &self.limits(plan),
             landlock: self.landlock.as_ref().map(|rules| rules.of(plan)),
-            seccomp: self.seccomp.as_deref(),
+            seccomp: self.seccomp.as_ref().map(|filters| filters.of(plan.network)),
             candidates: &plan.candidates,
             argv: &argv,
             environment: &environment,
@@ -247,6 +272,7 @@ impl Spawner {
             cgroup: held.cgroup,
             kept: held.kept,
             directory: held.directory,
+            network: held.network.filter(|_| self.planned_use(plan) == Use::Again),
             _relay: held.relay,
         })
     }
@@ -327,21 +353,39 @@ impl Spawner {
     }
 
     fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
+        let planned = self.planned_use(plan);
         match &mut self.basis.network {
             Some(pool) if plan.network != NetworkKind::Host => {
-                pool.take().map(Some).map_err(failed("network namespace"))
+                pool.take(planned).map(Some).map_err(failed("network namespace"))
             }
             _ => Ok(None),
         }
     }
 
+    /// What becomes of the job's network namespace: without a filter it could do in it what it liked.
+    fn planned_use(&self, plan: &Plan) -> Use {
+        if self.seccomp.is_some() && plan.network == NetworkKind::None {
+            Use::Again
+        } else {
+            Use::Once
+        }
+    }
+
+    /// Takes back the network namespace of a job of which nothing runs any more.
+    pub fn take_back(&mut self, network: &OwnedFd) {
+        if let Some(pool) = &mut self.basis.network {
+            pool.give_back(network);
+        }
+    }
+
     /// Starts to listen for the job where it may reach anything.
     fn relay(&self, plan: &Plan, network: Option<&OwnedFd>) -> Result<Option<Relay>, Errno> {
+        let filter = self.seccomp.as_ref().map(|filters| filters.of(plan.network));
         match network {
             _ if plan.connect.is_empty() || self.is_bare() => Ok(None),
             // Without a network of its own it would reach everything.
             None => Err(Errno::OPNOTSUPP),
-            Some(network) => Relay::start(network.as_fd(), &plan.connect, self.seccomp.as_deref()).map(Some),
+            Some(network) => Relay::start(network.as_fd(), &plan.connect, filter).map(Some),
         }
     }
 
@@ -425,7 +469,8 @@ fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
         ProcessLimit::Cpu => Resource::Cpu,
         ProcessLimit::Core => Resource::Core,
     };
-    let bound = |value: u64| Some(getrlimit(resource).maximum.map_or(value, |maximum| maximum.min(value)));
+    let most = getrlimit(resource).maximum;
+    let bound = |value: u64| Some(most.map_or(value, |most| most.min(value)));
     // At the second of the two the kernel kills without a word, so that the first is not seen where they are equal.
     let maximum = if limit == ProcessLimit::Cpu {
         value.saturating_add(CPU_GRACE_S)

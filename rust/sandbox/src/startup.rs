@@ -16,6 +16,7 @@ use crate::outcome::{Evidence, judge};
 use crate::plan::{self, Means};
 use crate::protocol::{Configure, Decoder, Level, PROTOCOL_VERSION, Request, Spawn};
 use crate::root::Roots;
+use crate::seccomp::{self, Layer};
 use crate::spawn::{Basis, Mode, Spawner};
 use crate::view::Inputs;
 use crate::{bare, identity, inherited, syscall, view};
@@ -196,6 +197,9 @@ fn enter_sandbox(config: &Configure, features: &[Feature]) -> Result<Laid, Launc
     };
     view::enter(&config.read_only_paths, inputs, roots, config.allow_host_network).map_err(host)?;
     let has = |name: &str| is_present(features, name);
+    if has("seccomp") {
+        syscall::set_seccomp_filter(&seccomp::compile(Layer::Launcher)).map_err(system("seccomp filter"))?;
+    }
     let stock = NETWORK_STOCK.min(config.slots.max(2));
     let network = has("network namespace").then(|| NetworkPool::start(stock)).transpose();
     let network = network.map_err(system("network namespaces"))?;
