@@ -4,8 +4,10 @@
 
 `posix_spawn` and `bare clone` start /bin/true from a small program (spawner.c), the latter in the same new namespaces
 as a job has; no mounts, no filter, no limits, no output. bubblewrap and nsjail, where they are, get the same namespaces
-and a like view of the files, but none of the filter, Landlock, limits and output of a job. All by turns, N at a time,
-as a worker's slots are; the median of the turns counts.
+and a like view of the files; bubblewrap once also what it can of the rest of a job's walls: the filter, what is covered
+of /proc, no user namespaces within. None has Landlock, limits and output. A job without a network may have a network
+namespace that another has had; one with a loopback has a new one, as all others here. All by turns, N at a time, as a
+worker's slots are; the median of the turns counts.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from jobs import _native
 from jobs.protocol.ids import Attempt, JobId
 from jobs.workers.sandbox import Configure, End, Event, Exited, Launcher, Spawn, Started
 
@@ -46,12 +49,17 @@ BUBBLEWRAP = shlex.split(
     "--symlink usr/lib64 /lib64 --ro-bind /etc /etc --proc /proc --dev /dev "
     "--size 268435456 --tmpfs /work --tmpfs /tmp --chdir /work"
 )
+MASKED = ("kcore", "keys", "timer_list", "sysrq-trigger")
+LIKE_A_JOB = [
+    *(word for name in MASKED if Path("/proc", name).exists() for word in ("--ro-bind", "/dev/null", f"/proc/{name}")),
+    *shlex.split("--ro-bind /proc/sys /proc/sys --disable-userns --seccomp 9"),
+]
 NSJAIL = shlex.split(
     "nsjail --quiet --mode o --user 1000 --group 1000 --hostname job --disable_rlimits --iface_no_lo "
     "--bindmount_ro /usr --bindmount_ro /etc --symlink usr/bin:/bin --symlink usr/lib:/lib --symlink usr/lib64:/lib64 "
     "--tmpfsmount /tmp --tmpfsmount /work --cwd /work --"
 )
-Network = Literal["none", "host"]
+Network = Literal["none", "loopback", "host"]
 
 
 class Spawner:
@@ -62,9 +70,15 @@ class Spawner:
         self._at_once = at_once
         source = Path(__file__).with_name("spawner.c")
         subprocess.run(["cc", "-O2", "-o", str(self._program), str(source)], check=True)
+        self._filter = directory / "filter"
+        """What a job may call, open in each program as number 9."""
+        launcher = directory / "jobs-launcher"
+        launcher.write_bytes(_native.launcher_program())
+        launcher.chmod(0o755)
+        self._filter.write_bytes(subprocess.run([launcher, "--filter"], check=True, stdout=subprocess.PIPE).stdout)
 
     def rate(self, flags: int, seconds: float, argv: list[str]) -> float:
-        command = [str(self._program), f"{flags:x}", str(self._at_once), str(seconds), *argv]
+        command = [str(self._program), f"{flags:x}", str(self._at_once), str(seconds), str(self._filter), *argv]
         return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -156,6 +170,7 @@ def compare(seconds: float, slots: int, turns: int, directory: Path) -> dict[str
     (directory / "none").mkdir()
     configurations: dict[str, tuple[Configure, Network]] = {
         "strict": (Configure(slots=slots), "none"),
+        "strict, with a loopback": (Configure(slots=slots), "loopback"),
         "standard, the host's network": (Configure(slots=slots, allow_host_network=True), "host"),
         "none": (Configure(slots=slots, level="none", directories=str(directory / "none")), "none"),
     }
@@ -165,10 +180,11 @@ def compare(seconds: float, slots: int, turns: int, directory: Path) -> dict[str
         "bare clone, all namespaces": lambda: spawner.rate(ALL, seconds, [TRUE]),
         "bare clone, all but the network": lambda: spawner.rate(ALL - CLONE_NEW["net"], seconds, [TRUE]),
     }
-    for wrapper in (BUBBLEWRAP, NSJAIL):
+    wrappers = {"bwrap": BUBBLEWRAP, "bwrap, like a job": [*BUBBLEWRAP, *LIKE_A_JOB], "nsjail": NSJAIL}
+    for name, wrapper in wrappers.items():
         if path := shutil.which(wrapper[0]):
             argv = [path, *wrapper[1:], TRUE]
-            kinds[wrapper[0]] = lambda argv=argv: spawner.rate(0, seconds, argv)  # type: ignore[misc]
+            kinds[name] = lambda argv=argv: spawner.rate(0, seconds, argv)  # type: ignore[misc]
     for name, jobs in levels.items():
         kinds[name] = lambda jobs=jobs: jobs.rate([TRUE], slots, seconds)  # type: ignore[misc]
     rates: dict[str, list[float]] = {name: [] for name in kinds}

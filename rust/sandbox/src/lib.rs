@@ -26,7 +26,7 @@ mod protocol;
 mod redact;
 mod relay;
 mod root;
-mod seccomp;
+pub mod seccomp;
 mod spawn;
 mod startup;
 mod syscall;

@@ -137,6 +137,8 @@ pub enum Layer {
     Job,
     /// That of a job without a network: what worlds are built with, and sockets of the internet.
     OfflineJob,
+    /// Both of a job with a network in one, for other sandboxes.
+    Whole,
 }
 
 impl Layer {
@@ -144,7 +146,7 @@ impl Layer {
         let is = |call: &libc::c_long| *call == libc::c_long::from(number);
         if self == Self::OfflineJob && [libc::SYS_socket, libc::SYS_socketpair].iter().any(is) {
             Verdict::Judged(OFFLINE)
-        } else if BUILDING.iter().any(is) == (self != Self::Launcher) {
+        } else if self == Self::Whole || BUILDING.iter().any(is) == (self != Self::Launcher) {
             verdict(number)
         } else {
             Verdict::Return(RETURN_ALLOW)
@@ -201,6 +203,16 @@ pub fn compile(layer: Layer) -> Vec<Instruction> {
     program
 }
 
+/// Returns the whole filter as the bytes of its instructions (`struct sock_filter`), as bubblewrap and others read it.
+#[must_use]
+pub fn to_bytes() -> Vec<u8> {
+    let bytes = |step: Instruction| {
+        let code = step.code.to_ne_bytes();
+        code.into_iter().chain([step.jt, step.jf]).chain(step.k.to_ne_bytes())
+    };
+    compile(Layer::Whole).into_iter().flat_map(bytes).collect()
+}
+
 /// Returns a filter that allows these calls, whatever their arguments, and answers all others by ENOSYS.
 #[must_use]
 pub fn compile_list(allowed: &[libc::c_long]) -> Vec<Instruction> {
@@ -218,9 +230,9 @@ mod tests {
     use super::*;
     use crate::calls::groups;
 
-    fn programs() -> &'static [Vec<Instruction>; 3] {
-        static PROGRAMS: std::sync::OnceLock<[Vec<Instruction>; 3]> = std::sync::OnceLock::new();
-        PROGRAMS.get_or_init(|| [Layer::Launcher, Layer::Job, Layer::OfflineJob].map(compile))
+    fn programs() -> &'static [Vec<Instruction>; 4] {
+        static PROGRAMS: std::sync::OnceLock<[Vec<Instruction>; 4]> = std::sync::OnceLock::new();
+        PROGRAMS.get_or_init(|| [Layer::Launcher, Layer::Job, Layer::OfflineJob, Layer::Whole].map(compile))
     }
 
     /// What the kernel makes of the answers of the inherited filter and of the job's own: the action with the smallest
@@ -311,6 +323,8 @@ mod tests {
                     expected,
                     "system call {number} of {value:#x}"
                 );
+                let whole = run(&programs()[Layer::Whole as usize], number, ARCHITECTURE, arguments);
+                assert_eq!(whole, expected, "system call {number} of {value:#x}");
                 let is_socket = [libc::SYS_socket, libc::SYS_socketpair].contains(&number.into());
                 if !is_socket {
                     assert_eq!(
