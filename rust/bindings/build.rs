@@ -53,7 +53,7 @@ fn main() {
     );
 }
 
-/// Whether the host's C library can be linked into a program: without libraries of its own the launcher has a third of the
+/// Whether the host's C library can be linked into a program: without libraries of its own the launcher has half of the
 /// mappings, which every start of a job copies and every end takes down.
 fn has_static_libc() -> bool {
     let asked = Command::new("cc").arg("-print-file-name=libc.a").output();
