@@ -88,8 +88,11 @@ setup-tests: ## Install what some tests are skipped without (Debian packages, wi
 
 setup-vm: setup ## Install what virtual machines need (Debian packages, with sudo when not root)
 	$(AS_ROOT) apt-get update --quiet
-	$(AS_ROOT) apt-get install --yes --quiet --no-install-recommends \
-	  $$($(BIN)/python -m tests.vm --packages)
+	packages="$$($(BIN)/python -m tests.vm --packages)"; install="apt-get install --yes --quiet --no-install-recommends"; \
+	$(AS_ROOT) $$install $$packages || { \
+	  echo "QEMU's parts have to be of one version: those that are newer than this Debian's are replaced by it"; \
+	  $(AS_ROOT) $$install --allow-downgrades \
+	    $$(echo "$$packages" | sed "s|qemu-utils|&/$$(. /etc/os-release && echo $$VERSION_CODENAME)|"); }
 
 test-vm: setup ## What needs a machine of its own: systemd, cgroup limits, power cuts; in virtual machines
 	# With an end of its own: it is the longest of all, and waits for machines that may hang.

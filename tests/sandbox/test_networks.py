@@ -149,13 +149,16 @@ def test_a_network_namespace_that_is_used_again_tells_nothing_of_the_job_before(
         assert tales[0].endswith("sockets: used 0\n")
 
 
-def test_no_two_jobs_have_a_network_namespace_at_the_same_time(fresh: Callable[..., Sandbox]) -> None:
-    sandbox = fresh(slots=4)
-    for _ in range(5):
-        running = [sandbox.start("/bin/sh", "-c", "stat -Lc %i /proc/self/ns/net; exec sleep 1000") for _ in range(4)]
+@pytest.mark.parametrize("slots", [1, 4, 40])
+def test_no_two_jobs_have_a_network_namespace_at_the_same_time(fresh: Callable[..., Sandbox], slots: int) -> None:
+    sandbox = fresh(slots=slots)
+    for _ in range(4):
+        running = [
+            sandbox.start("/bin/sh", "-c", "stat -Lc %i /proc/self/ns/net; exec sleep 1000") for _ in range(slots)
+        ]
         for job in running:
             sandbox.wait_output(job, b"\n")
-        assert len({sandbox.output(job) for job in running}) == 4
+        assert len({sandbox.output(job) for job in running}) == slots
         sandbox.launcher.send([End(job=job, attempt=Attempt(1), now=True) for job in running])
         for job in running:
             sandbox.wait(job)

@@ -94,7 +94,8 @@ impl NetworkPool {
         }
         let taken = receive_one(self.maker.as_fd())?.ok_or(Errno::PIPE)?;
         self.coming -= 1;
-        if planned == Use::Once || self.coming == 0 {
+        // One that comes back is replaced only when so many run that those to come get few.
+        if planned == Use::Once || self.coming < self.stock / 2 {
             // If that fails, the next to take one finds the maker gone.
             let _ = self.order(None);
         }
@@ -103,7 +104,7 @@ impl NetworkPool {
 
     /// Gives back a namespace in which nothing runs any more, and which nobody else has.
     pub fn give_back(&mut self, used: &OwnedFd) {
-        if self.coming < self.stock {
+        if self.coming < self.stock + self.stock / 2 {
             let _ = self.order(Some(used.as_fd()));
         }
     }
