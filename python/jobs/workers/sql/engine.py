@@ -10,10 +10,13 @@ import ctypes
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
+import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +41,7 @@ from jobs.workers.sql.frames import (
     encode,
 )
 from jobs.workers.sql.query import Query, QueryError, warm_up
+from jobs.workers.sql.sessions import Sessions
 
 READ_BYTES: Final = 256 << 10
 PROGRESS_S: Final = 0.5
@@ -45,6 +49,8 @@ MOST_PERCENT: Final = 99.0
 """What is said of a query that has read everything: it may still have to sort it."""
 SPARE_BYTES: Final = 768 << 20
 """What a query may take beyond what its operators account for: batches under way, stacks, what the allocators hold."""
+STATUS_BYTES: Final = 8 << 10
+"""More than the kernel has to say of a process."""
 NICENESS: Final = 10
 """The node's writes and other workers' jobs come first where there are not enough processors for all."""
 _PR_SET_PDEATHSIG: Final = 1
@@ -54,7 +60,8 @@ _COMM_BYTES: Final = 15
 
 
 class Channel:
-    """The socket to the worker: frames out from any thread, frames in by a thread of its own."""
+    """The socket to the worker: frames out from any thread; frames in by a thread of its own, which also tells every
+    now and then how far a query is."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -62,6 +69,9 @@ class Channel:
         self._incoming: queue.SimpleQueue[Configure | Run] = queue.SimpleQueue()
         self._credit = threading.Condition()
         self._room = 0
+        self._tell_s: float | None = None
+        """When it is told next how far the query is; None: none runs."""
+        self._teller: Teller | None = None
         threading.Thread(target=self._receive, name="receive", daemon=True).start()
 
     def next(self) -> Configure | Run:
@@ -72,6 +82,17 @@ class Channel:
         data = encode(frame)
         with self._sending:
             self._socket.sendall(data)
+
+    def watch(self, snapshot: _native.SqlSnapshot) -> None:
+        """From now on, tell how far the query is that reads this."""
+        with self._sending:
+            self._teller = Teller(snapshot)
+
+    def end(self, frame: Done | Failed) -> None:
+        """Send the last of a query: nothing is told of it after that."""
+        with self._sending:
+            self._teller = self._tell_s = None
+        self.send(frame)
 
     def open_window(self, count: int) -> None:
         """Let so much output be under way at a time, from now on."""
@@ -87,18 +108,41 @@ class Channel:
 
     def _receive(self) -> None:
         cutter: Cutter[ToEngine] = Cutter(ToEngine)
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
         try:
-            while data := self._socket.recv(READ_BYTES):
-                for frame in cutter.feed(data):
-                    if isinstance(frame, Credit):
-                        with self._credit:
-                            self._room += frame.count
-                            self._credit.notify_all()
-                    else:
-                        self._incoming.put(frame)
+            while True:
+                if poll.poll(self._tell_when_due()):
+                    data = self._socket.recv(READ_BYTES)
+                    if not data:
+                        break
+                    for frame in cutter.feed(data):
+                        self._take(frame)
         except (OSError, FrameError):
             pass
         os._exit(1)
+
+    def _take(self, frame: ToEngine) -> None:
+        if isinstance(frame, Credit):
+            with self._credit:
+                self._room += frame.count
+                self._credit.notify_all()
+            return
+        if isinstance(frame, Run):
+            self._tell_s = time.monotonic() + PROGRESS_S
+        self._incoming.put(frame)
+
+    def _tell_when_due(self) -> float | None:
+        """Tell how far the query is, if it is time; return after how many ms that is again."""
+        with self._sending:
+            if self._tell_s is None:
+                return None
+            now_s = time.monotonic()
+            if now_s >= self._tell_s:
+                self._tell_s = now_s + PROGRESS_S
+                if self._teller is not None and (advance := self._teller.advance()) is not None:
+                    self._socket.sendall(encode(advance))
+            return 1_000 * (self._tell_s - now_s)
 
 
 class Outflow:
@@ -125,31 +169,22 @@ class Outflow:
 
 
 class Teller:
-    """Tells every now and then how far a query is."""
+    """Says how far a query is."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+    def __init__(self, snapshot: _native.SqlSnapshot) -> None:
+        self._snapshot = snapshot
+        self._told = -1
+        self._percent = 0.0
 
-    def watch(self, snapshot: _native.SqlSnapshot) -> None:
-        self._thread = threading.Thread(target=self._tell, args=(snapshot,), name="progress", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _tell(self, snapshot: _native.SqlSnapshot) -> None:
-        told, percent = -1, 0.0
-        while not self._over.wait(PROGRESS_S):
-            rows = snapshot.rows_read
-            if rows != told:
-                told = rows
-                percent = max(percent, percent_of(rows, snapshot.rows_expected))
-                message = f"read {rows:,} rows, {snapshot.bytes_read / (1 << 20):,.1f} MiB"
-                self._channel.send(Advance(percent=percent, message=message))
+    def advance(self) -> Advance | None:
+        """Return what is to be told, if that is more than the last time."""
+        rows = self._snapshot.rows_read
+        if rows == self._told:
+            return None
+        self._told = rows
+        self._percent = max(self._percent, percent_of(rows, self._snapshot.rows_expected))
+        message = f"read {rows:,} rows, {self._snapshot.bytes_read / (1 << 20):,.1f} MiB"
+        return Advance(percent=self._percent, message=message)
 
 
 def percent_of(rows: int, expected: int) -> float:
@@ -159,55 +194,73 @@ def percent_of(rows: int, expected: int) -> float:
 
 
 class Gauge:
-    """What this process takes, since the gauge was made."""
+    """What this process takes for one query after the other."""
 
     def __init__(self) -> None:
-        # The peak from now on: "5" sets it back to what is held now.
-        Path("/proc/self/clear_refs").write_text("5")
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        self._clear = os.open("/proc/self/clear_refs", os.O_WRONLY)
         self._before = resource.getrusage(resource.RUSAGE_SELF)
+        self.begin()
+
+    def begin(self) -> None:
+        """Look for the peak of memory from now on."""
+        os.write(self._clear, b"5")  # sets it back to what is held now
 
     def usage(self) -> Usage:
-        now = resource.getrusage(resource.RUSAGE_SELF)
+        """Return the processor time since the last time, and the peak of memory."""
+        before, self._before = self._before, resource.getrusage(resource.RUSAGE_SELF)
         return Usage(
-            cpu_user_s=now.ru_utime - self._before.ru_utime,
-            cpu_system_s=now.ru_stime - self._before.ru_stime,
-            peak_memory_bytes=_status_bytes("VmHWM"),
+            cpu_user_s=self._before.ru_utime - before.ru_utime,
+            cpu_system_s=self._before.ru_stime - before.ru_stime,
+            peak_memory_bytes=self._held_bytes(b"VmHWM:"),
         )
 
+    def data_bytes(self) -> int:
+        """Return what RLIMIT_DATA counts."""
+        return self._held_bytes(b"VmData:")
 
-def serve(channel: Channel, configure: Configure, run: Run) -> None:
-    """Run one query and answer it."""
-    gauge, teller = Gauge(), Teller(channel)
-    channel.open_window(configure.window_bytes)
-    bound_memory(run.bounds)
-    ended: Failed | Done
-    try:
-        outflow = Outflow(channel, run.bounds.max_bytes)
-        answer = Query(run, configure, outflow).execute(teller.watch)
-        ended = Done(result=answer.result, last=outflow.rest(), write=answer.write, usage=gauge.usage())
-    except QueryError as error:
-        ended = Failed(message=str(error), is_payload=False, usage=gauge.usage())
-    except JobsError as error:
-        ended = Failed(message=str(error), is_payload=True, usage=gauge.usage())
-    except MemoryError:
-        ended = Failed(message="not enough memory", is_payload=False, usage=gauge.usage())
-    finally:
-        teller.stop()
-    channel.send(ended)
+    def _held_bytes(self, name: bytes) -> int:
+        _, _, rest = os.pread(self._status, STATUS_BYTES, 0).partition(name)
+        return int(rest.split(maxsplit=1)[0]) << 10
 
 
-def bound_memory(bounds: Bounds) -> None:
-    """Let the process have no more than the query needs beside what it holds already: then allocation fails, and with
-    that the process."""
-    limit = _status_bytes("VmData") + bounds.memory_bytes + SPARE_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+class Engine:
+    """Runs queries, one after the other."""
 
+    def __init__(self, channel: Channel, configure: Configure, sessions: Sessions, gauge: Gauge) -> None:
+        self._channel = channel
+        self._sessions = sessions
+        self._gauge = gauge
+        self._store = configure.store
+        self._window_bytes = configure.window_bytes
 
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) << 10
-    return 0
+    def serve(self, run: Run) -> None:
+        """Run one query, answer it, and do for the next what can be done before it is there."""
+        self._gauge.begin()
+        self._channel.open_window(self._window_bytes)
+        self._bound_memory(run.bounds)
+        with ExitStack() as held:
+            self._channel.end(self._ended(run, held))
+        self._sessions.make_ahead(run.bounds)
+
+    def _ended(self, run: Run, held: ExitStack) -> Done | Failed:
+        try:
+            outflow = Outflow(self._channel, run.bounds.max_bytes)
+            query = held.enter_context(closing(Query(run, self._store, self._sessions, outflow)))
+            answer = query.execute(self._channel.watch)
+            return Done(result=answer.result, last=outflow.rest(), write=answer.write, usage=self._gauge.usage())
+        except QueryError as error:
+            return Failed(message=str(error), is_payload=False, usage=self._gauge.usage())
+        except JobsError as error:
+            return Failed(message=str(error), is_payload=True, usage=self._gauge.usage())
+        except MemoryError:
+            return Failed(message="not enough memory", is_payload=False, usage=self._gauge.usage())
+
+    def _bound_memory(self, bounds: Bounds) -> None:
+        """Let the process have no more than the query needs beside what it holds already: then allocation fails, and
+        with that the process."""
+        limit = self._gauge.data_bytes() + bounds.memory_bytes + SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
 def confine(parent: int, name: str) -> None:
@@ -240,12 +293,14 @@ def main() -> None:
     channel = Channel(socket.socket(fileno=descriptor))
     configure = channel.next()
     assert isinstance(configure, Configure)
-    warm_up(configure)
+    sessions = Sessions(configure)
+    warm_up(sessions)
     channel.send(Ready(usage=gauge.usage()))
+    engine = Engine(channel, configure, sessions, gauge)
     while True:
         run = channel.next()
         assert isinstance(run, Run)
-        serve(channel, configure, run)
+        engine.serve(run)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 import pyarrow as pa
-from datafusion import DataFrame, RuntimeEnvBuilder, SessionConfig, SessionContext, SQLOptions
+from datafusion import DataFrame, SessionContext, SQLOptions
 from msgspec import Struct
 
 from jobs import _native
@@ -22,9 +21,9 @@ from jobs.protocol.model import SqlPayload, SqlResult, SqlWritten
 from jobs.protocol.wire import TableWrite
 from jobs.workers.sql import tables
 from jobs.workers.sql.complaints import complaint, placed
-from jobs.workers.sql.files import register_readers
 from jobs.workers.sql.formats import FirstRows, cast, columns_of, portable, read_file, register_file, writer
-from jobs.workers.sql.frames import Bounds, Configure, Run
+from jobs.workers.sql.frames import Bounds, Run
+from jobs.workers.sql.sessions import Sessions
 from jobs.workers.sql.tables import TableError
 
 REPLICA_S: Final = 30.0
@@ -33,6 +32,14 @@ _PAUSE_MIN_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.05
 READ_ONLY: Final = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
 _LISTED: Final = "information_schema"
+_TYPES: Final = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    type(None): pa.null(),
+}
+"""Of parameters."""
 _decode_payload = msgspec.json.Decoder(SqlPayload).decode
 
 
@@ -57,13 +64,16 @@ class Answer(Struct, frozen=True):
 
 
 class Query:
-    """One statement, from its payload to its answer."""
+    """One statement, from its payload to its answer; closed once that is on its way, as letting go of the store takes
+    a while."""
 
-    def __init__(self, run: Run, configure: Configure, output: Output) -> None:
+    def __init__(self, run: Run, store: str, sessions: Sessions, output: Output) -> None:
         """Raises InvalidRequest."""
         self._run = run
-        self._configure = configure
+        self._store = store
+        self._sessions = sessions
         self._output = output
+        self._open = ExitStack()
         try:
             self._payload = _decode_payload(run.payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -85,19 +95,23 @@ class Query:
         self._began_s = time.monotonic()
         self._planned_s = 0.0
         statement = parsed(self._payload.sql)
-        with closing(open_snapshot(self._configure.store, self._payload, self._run.revision)) as snapshot:
-            self._snapshot = snapshot
-            if (ends := self._run.lease_ends) is not None:
-                snapshot.know_leases(ends.at_ms, ends.ends_ms)
-            on_opened(snapshot)
-            try:
-                return self._answer(statement)
-            except TableError as error:
-                raise QueryError(str(error)) from error
-            except (QueryError, JobsError):
-                raise
-            except Exception as error:
-                raise QueryError(complaint(str(error), self._payload.sql)) from error
+        self._snapshot = open_snapshot(self._store, self._payload, self._run.revision)
+        self._open.callback(self._snapshot.close)
+        if (ends := self._run.lease_ends) is not None:
+            self._snapshot.know_leases(ends.at_ms, ends.ends_ms)
+        on_opened(self._snapshot)
+        try:
+            return self._answer(statement)
+        except TableError as error:
+            raise QueryError(str(error)) from error
+        except (QueryError, JobsError):
+            raise
+        except Exception as error:
+            raise QueryError(complaint(str(error), self._payload.sql)) from error
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._open.close()
 
     def _answer(self, statement: Mapping[str, Any]) -> Answer:
         match statement["kind"]:
@@ -133,8 +147,10 @@ class Query:
 
     def _begin(self, statement: Mapping[str, Any], text: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """Plan a query; return the schema of its rows and the stream of them."""
-        context = session(self._run.bounds, self._configure)
-        self._register(context, statement)
+        context, named = self._sessions.take(self._run.bounds), _named(statement)
+        if named is not None:
+            self._sessions.lighten(context, text)
+        self._register(context, named)
         frame = context.sql_with_options(text, READ_ONLY, param_values=parameters(self._payload.parameters))
         stream = frame.execute_stream()
         self._planned_s = time.monotonic() - self._began_s
@@ -145,25 +161,26 @@ class Query:
         schema = portable(first.schema)
         return schema, (cast(batch, schema) for batch in chain((first,), batches))
 
-    def _register(self, context: SessionContext, statement: Mapping[str, Any]) -> None:
+    def _register(self, context: SessionContext, named: set[str] | None) -> None:
+        """Give a session the tables that are named, or all."""
         snapshot, owner = self._snapshot, self._run.owner
         for name in _native.SQL_TABLES:
-            context.register_table(name, snapshot.table(name, owner=owner))
+            if named is None or name in named:
+                context.register_table(name, snapshot.table(name, owner=owner))
         for name, table in self._files.items():
             batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
             context.register_record_batches(name, [batches])
         for name, format_ in self._blobs.items():
             register_file(context, name.lower(), format_, self._run.blobs[name])
-        for found in self._users_tables(statement):
+        for found in self._users_tables(named):
             if found.name not in self._names:
                 context.register_table(found.name, snapshot.user_table(found.record.definition, owner=owner))
 
-    def _users_tables(self, statement: Mapping[str, Any]) -> list[tables.UserTable]:
-        """Return those that the statement mentions, or all where it may list them."""
-        named = {str(name).removeprefix("datafusion.").removeprefix("public.") for name in statement["tables"]}
-        if statement["kind"] == "show" or any(name.startswith(_LISTED) for name in named):
+    def _users_tables(self, named: set[str] | None) -> list[tables.UserTable]:
+        if named is None:
             return tables.all_tables(self._snapshot)
-        return [table for name in sorted(named) if (table := tables.find(self._snapshot, name)) is not None]
+        mine = sorted(named.difference(_native.SQL_TABLES))
+        return [table for name in mine if (table := tables.find(self._snapshot, name)) is not None]
 
     def _result(
         self, schema: pa.Schema, rows: int = 0, first: FirstRows | None = None, written: SqlWritten | None = None
@@ -253,6 +270,12 @@ class Query:
         return Answer(self._result(pa.schema([]), written=written), write)
 
 
+def _named(statement: Mapping[str, Any]) -> set[str] | None:
+    """Return the tables that a statement mentions; None where it may list all."""
+    named = {str(name).removeprefix("datafusion.").removeprefix("public.") for name in statement["tables"]}
+    return None if statement["kind"] == "show" or any(name.startswith(_LISTED) for name in named) else named
+
+
 def _schema(context: SessionContext, frame: DataFrame) -> pa.Schema:
     """Return the schema of a query that has no rows, with the types that planning has given it."""
     return context.create_dataframe_from_logical_plan(frame.optimized_logical_plan()).schema()
@@ -300,26 +323,11 @@ def open_snapshot(store: str, payload: SqlPayload, reached: int) -> _native.SqlS
         pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
 
-def session(bounds: Bounds, configure: Configure) -> SessionContext:
-    """Return a context without tables, which keeps within bounds."""
-    config = SessionConfig().with_target_partitions(configure.threads).with_information_schema(True)
-    # A collection is one table of all its files, wherever they are in it.
-    config = config.set("datafusion.execution.listing_table_ignore_subdirectory", "false")
-    runtime = RuntimeEnvBuilder().with_fair_spill_pool(bounds.memory_bytes)
-    if bounds.spill_bytes == 0:
-        context = SessionContext(config, runtime.with_disk_manager_disabled())
-    else:
-        context = SessionContext(config, runtime.with_disk_manager_specified(Path(configure.spill)))
-        kibibytes = max(1, bounds.spill_bytes >> 10)
-        context.sql(f"SET datafusion.runtime.max_temp_directory_size = '{kibibytes}K'")
-    register_readers(context, configure.allow_files)
-    return context
-
-
-def warm_up(configure: Configure) -> None:
+def warm_up(sessions: Sessions) -> None:
     """Make what the first query would have to wait for."""
     bounds = Bounds(max_rows=1, max_bytes=1 << 10, memory_bytes=1 << 20, spill_bytes=1 << 20)
-    frame = session(bounds, configure).sql_with_options("SELECT $1", READ_ONLY, param_values=parameters([1]))
+    statement = "SELECT $1"
+    frame = sessions.take(bounds).sql_with_options(statement, READ_ONLY, param_values=parameters([1]))
     for item in frame.execute_stream():
         FirstRows().write(item.to_pyarrow())
 
@@ -334,4 +342,5 @@ def parameters(given: list[Any] | Mapping[str, Any]) -> dict[str, Any]:
 def _scalar(value: Any) -> pa.Scalar:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1 << 63:
         return pa.scalar(value, pa.uint64())
-    return pa.scalar(value)
+    # Without a type Arrow looks for one, and searches for modules that may have made the value.
+    return pa.scalar(value, _TYPES.get(type(value)))
