@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import lru_cache
 from itertools import chain
 from typing import Any, Final, Protocol
 
@@ -32,6 +33,8 @@ _PAUSE_MIN_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.05
 READ_ONLY: Final = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
 _LISTED: Final = "information_schema"
+KNOWN_STATEMENTS: Final = 64
+KNOWN_CHARS: Final = 4_096
 _TYPES: Final = {
     bool: pa.bool_(),
     int: pa.int64(),
@@ -283,6 +286,10 @@ def _schema(context: SessionContext, frame: DataFrame) -> pa.Schema:
 
 def parsed(sql: str) -> Mapping[str, Any]:
     """Return what the only statement of a text is. Raises QueryError."""
+    return _known(sql) if len(sql) <= KNOWN_CHARS else _parsed(sql)
+
+
+def _parsed(sql: str) -> Mapping[str, Any]:
     try:
         statements = _native.sql_parse(sql)
     except _native.SqlError as error:
@@ -292,6 +299,10 @@ def parsed(sql: str) -> Mapping[str, Any]:
     if len(statements) != 1:
         raise QueryError(f"the text has {len(statements)} statements; a query is one")
     return statements[0]
+
+
+_known = lru_cache(KNOWN_STATEMENTS)(_parsed)
+"""Those with parameters come again and again; the parser takes a thread with a large stack for each."""
 
 
 def open_snapshot(store: str, payload: SqlPayload, reached: int) -> _native.SqlSnapshot:
