@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -220,6 +221,20 @@ def test_ctrl_c_of_run_cancels_or_detaches(shared_node: EmbeddedNode, client: Cl
     else:
         assert client.get(job.id).job.state is JobState.RUNNING
         client.cancel(job.id)
+
+
+def test_a_run_that_cannot_begin_says_on_a_terminal_why(shared_node: EmbeddedNode) -> None:
+    command = [*JOBCTL, "run", "--socket", str(shared_node.socket), "--root", "no-such-image", "--", "true"]
+    parent, child = pty.openpty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child) as running:
+        os.close(child)
+        told = b""
+        while b"root:no-such-image" not in told:
+            told += os.read(parent, 4096)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=60) == 130
+    os.close(parent)
+    assert re.search(rb"jobctl: job [0-9a-f-]+ waits: .*label root:no-such-image=yes wanted", told)
 
 
 def test_a_run_whose_terminal_is_closed_ends_its_job(shared_node: EmbeddedNode, client: Client) -> None:

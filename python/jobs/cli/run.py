@@ -14,6 +14,7 @@ from jobs.cli.command import Command, Parser, UsageError
 from jobs.cli.interrupts import Detached, Interrupts
 from jobs.cli.output import note, print_json
 from jobs.cli.submission import add_job_options, job_of
+from jobs.cli.waiting import told_why
 from jobs.client import Client, ConnectionFailed
 from jobs.protocol.model import JobState, JobView, LogEvent, Reason, Stream
 
@@ -42,7 +43,8 @@ def run(client: Client, options: argparse.Namespace) -> int:
         try:
             job = client.submit(wanted).job.id
             interrupts.guard(job)
-            ended = follow(client, job)
+            with told_why(client.socket_path, job):
+                ended = follow(client, job)
         except Detached:
             left = f"the job goes on: jobctl logs -f {job}" if job else "whether the job was submitted is not known"
             note(f"detached; {left}")
