@@ -99,6 +99,17 @@ def test_a_kernel_without_seccomp_runs_jobs_where_the_operator_accepts_it_and_sa
 
 
 @requires_x86_64
+def test_without_seccomp_no_network_namespace_is_used_again(running: list[Launcher]) -> None:
+    launcher = start("--call", str(CALLS["seccomp"]), level="standard")
+    running.append(launcher)
+    sandbox = Sandbox(launcher)
+    cookie = "import socket; print(socket.socket(socket.AF_INET).getsockopt(socket.SOL_SOCKET, 71, 8).hex())"
+    seen = [sandbox.python(cookie).stdout for _ in range(8)]
+    assert len(set(seen)) == len(seen)
+    assert all(seen)
+
+
+@requires_x86_64
 def test_landlock_is_a_second_wall_and_its_lack_is_told(running: list[Launcher]) -> None:
     launcher = start("--call", str(LANDLOCK))
     assert launcher.ready.features["landlock"].startswith("missing")

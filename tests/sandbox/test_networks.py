@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 
 from jobs.protocol.ids import Attempt
 from jobs.protocol.model import Reason
-from jobs.workers.sandbox import End
+from jobs.workers.sandbox import End, Exited, JobLimits
 
 from .conftest import Sandbox, children_of, wait_gone
 
@@ -94,16 +95,25 @@ def content(path):
         return os.strerror(error.errno)
 with socket.socket(socket.AF_UNIX) as one:
     print(int.from_bytes(one.getsockopt(socket.SOL_SOCKET, 71, 8), "little"))
-for directory, _, files in os.walk("/proc/self/net"):
+for directory, names, files in os.walk("/proc/self/net"):
+    for name in sorted(names + files):
+        status = os.lstat(os.path.join(directory, name))
+        print(directory, name, oct(status.st_mode), status.st_uid, status.st_gid)
     for name in sorted(files):
         # What all namespaces have together, such as memory.
-        if name not in ("protocols", "sockstat", "sockstat6", "softnet_stat"):
+        if name not in ("protocols", "sockstat", "sockstat6", "softnet_stat", "rt_cache"):
             print(directory, name, content(os.path.join(directory, name)))
 print(content("/proc/self/net/sockstat").splitlines()[0])
 """
 # Names that are taken, connections that nobody accepts, messages that nobody reads, a process that goes on.
 SOIL = """
 import os, socket
+for directory, names, files in os.walk("/proc/self/net"):
+    for name in names + files:
+        try:
+            os.chmod(os.path.join(directory, name), 0)
+        except PermissionError:
+            pass
 held = []
 for name in ("taken", *map(str, range(200))):
     one = socket.socket(socket.AF_UNIX)
@@ -137,12 +147,12 @@ rest.bind((0, 0xFFFF))
 def test_a_network_namespace_that_is_used_again_tells_nothing_of_the_job_before(fresh: Callable[..., Sandbox]) -> None:
     sandbox = fresh(slots=1)
     surveys: dict[str, list[str]] = {}
-    for soil in (SOIL, TANGLE) * 10:
-        namespace, _, told = sandbox.python(SURVEY).stdout.partition("\n")
+    for soil in (SOIL, SOIL, TANGLE) * 10:
+        # Whatever namespace comes: the name is not taken in it.
+        result = sandbox.python(SURVEY + soil)
+        assert result.outcome.exit_code == 0, result.stderr
+        namespace, _, told = result.stdout.partition("\n")
         surveys.setdefault(namespace, []).append(told)
-        assert sandbox.python(soil).outcome.exit_code == 0
-        # Whatever namespace comes then: the name is not taken in it.
-        assert sandbox.python("import socket; socket.socket(socket.AF_UNIX).bind('\\0taken')").outcome.exit_code == 0
     assert max(map(len, surveys.values())) > 1, "none was used again"
     for tales in surveys.values():
         assert set(tales) == {tales[0]}
@@ -172,6 +182,43 @@ def test_what_a_job_with_a_network_has_done_to_it_no_other_finds(fresh: Callable
         assert set(counters.split()[1:]) == {"0"}
         soil = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
         sandbox.python(soil, network=network)
+
+
+def test_a_maker_of_namespaces_that_stops_is_replaced(fresh: Callable[..., Sandbox]) -> None:
+    # All jobs would wait for it, and so would the ends of those that run.
+    sandbox = fresh(slots=2)
+    (maker,) = sandbox.helpers
+    os.kill(maker, signal.SIGSTOP)
+    waiting = [sandbox.start("true", network="loopback") for _ in range(2)]
+    waiting += [sandbox.start("sleep", "1000", network="loopback", timeout_s=0.1)]
+    for job in waiting:
+        sandbox.pump(lambda job=job: any(isinstance(event, Exited) for event in sandbox.of(job)))
+    assert sandbox.run("true", network="loopback").outcome.exit_code == 0
+    wait_gone({maker})
+
+
+def test_descriptors_that_a_job_has_under_way_keep_no_other_from_its_network(fresh: Callable[..., Sandbox]) -> None:
+    sandbox = fresh(slots=3)
+    program = """
+import contextlib, resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1:] * 2)
+kept = []
+with contextlib.suppress(OSError):
+    while True:
+        here, there = socket.socketpair()
+        kept += [here, there]
+        for _ in range(10):
+            socket.send_fds(here, [b"x"], [0] * 100)
+print("full", flush=True)
+time.sleep(1000)
+"""
+    most = JobLimits(open_files=1 << 20)
+    hoarder = sandbox.start("/usr/bin/python3", "-I", "-c", program, limits=most)
+    sandbox.wait_output(hoarder, b"full")
+    for network in ("none", "loopback") * 8:
+        assert sandbox.run("true", network=network).outcome.reason is None
+    sandbox.launcher.send([End(job=hoarder, attempt=Attempt(1), now=True)])
+    sandbox.wait(hoarder)
 
 
 def test_a_namespace_in_which_a_socket_is_left_goes_to_nobody(fresh: Callable[..., Sandbox]) -> None:

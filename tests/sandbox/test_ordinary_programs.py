@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,34 @@ def test_a_compiler_and_what_it_made(sandbox: Sandbox) -> None:
     source = b'#include <stdio.h>\nint main(void) { puts("compiled"); return 0; }\n'
     result = sandbox.run(script="gcc -O2 -o hello hello.c && ./hello", files={"hello.c": source})
     assert (result.stderr, result.stdout) == ("", "compiled\n")
+
+
+@needs("java")
+def test_java_finds_its_security(sandbox: Sandbox) -> None:
+    source = b"""class Id { public static void main(String[] a) throws Exception {
+        System.out.println(java.util.UUID.randomUUID().toString().length());
+        System.out.println(java.net.InetAddress.getByName("127.0.0.1"));
+    } }"""
+    result = sandbox.run("java", "-Xmx64m", "Id.java", files={"Id.java": source}, limits=limits(memory_bytes=None))
+    assert (result.stderr, result.stdout) == ("", "36\n/127.0.0.1\n")
+
+
+SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+
+
+@pytest.mark.skipif(not SERVERS, reason="no PostgreSQL in /usr/lib/postgresql")
+def test_a_server_that_listens_at_its_loopback_has_one_where_it_asks_for_it(sandbox: Sandbox) -> None:
+    script = f"""
+PATH={SERVERS[0].parent}:$PATH
+initdb -D d -A trust >/dev/null && pg_ctl -D d -w -o '-k /tmp' -l log start >/dev/null || {{ cat log; exit 1; }}
+psql -h 127.0.0.1 -d postgres -Atc 'SELECT 6 * 7'
+pg_ctl -D d -m fast -w stop >/dev/null
+"""
+    assert sandbox.run(script=script, network="loopback").stdout == "42\n"
+    # Without, it says what is the matter.
+    refused = sandbox.run(script=script)
+    assert refused.outcome.exit_code == 1
+    assert "Network is unreachable" in refused.stdout
 
 
 @needs("gcc", "make")

@@ -73,7 +73,9 @@ def prepare(machine: Machine, number: int) -> None:
     machine.wait_for_boot()
     machine.put("/etc/systemd/network/10-tests.network", NETWORK.format(number=number))
     machine.put("/etc/jobs/node.toml", NODE.format(number=number, name=machine.name))
-    machine.check(["hostnamectl", "hostname", machine.name])
+    # Without hostnamectl: the service behind it has half a minute to start, which three machines that boot may need.
+    machine.put("/etc/hostname", f"{machine.name}\n")
+    machine.check(["hostname", machine.name])
     machine.check(["systemctl", "enable", "--now", "systemd-networkd"])
     machine.check(["jobctl", "install-units", "--enable", "--workers", "shell"])
     machine.check(["systemctl", "start", "jobs-node"], timeout_s=300)

@@ -169,12 +169,21 @@ pub enum Condition {
 
 /// `CLONE_NEW*` flags of clone's first argument, `CLONE_NEWTIME` included.
 const NAMESPACE_FLAGS: u32 = 0x7E02_0080;
-/// ioctl requests that push input into or reprogram a terminal.
+/// ioctl requests that push input into or reprogram a terminal, or reach what no namespace holds.
 const DENIED_IOCTLS: &[u32] = &[
     0x5412, /* TIOCSTI */
     0x541C, /* TIOCLINUX */
     0x541D, /* TIOCCONS */
     0x5423, /* TIOCSETD */
+    // Of any socket, and of the machine's bridges, virtual networks and the like: the kernel loads their modules.
+    0x8940, /* SIOCGIFBR */
+    0x8941, /* SIOCSIFBR */
+    0x8980, /* SIOCADDDLCI */
+    0x8981, /* SIOCDELDLCI */
+    0x8982, /* SIOCGIFVLAN */
+    0x8983, /* SIOCSIFVLAN */
+    0x89a0, /* SIOCBRADDBR */
+    0x89a1, /* SIOCBRDELBR */
 ];
 /// Socket families a job may use (others such as vsock know no network namespace), and what of each: the kernel loads
 /// the module of any other protocol for whoever asks for a socket of it.
@@ -195,9 +204,9 @@ pub const OFFLINE: Condition = Condition::If(&[Check::new(
     Test::NoneOf(&[libc::AF_INET as u32, libc::AF_INET6 as u32]),
     libc::ENETUNREACH,
 )]);
-/// Streams, datagrams, raw; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
+/// Streams, datagrams, raw, and not the type that stands for packet sockets; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
 const INTERNET: &[Check] = &[
-    Check::new(1, Test::NoBits(0b100), libc::ESOCKTNOSUPPORT),
+    Check::new(1, Test::NoBits(0b1100), libc::ESOCKTNOSUPPORT),
     Check::new(2, Test::OneOf(&[0, 1, 6, 17, 58]), libc::EPROTONOSUPPORT),
 ];
 /// personality values that change no protection: Linux, query.
@@ -207,8 +216,58 @@ const FIRST: &[u32] = &[1];
 /// Of all processes of the job's uid the first process is one.
 const PRIO_USER: &[u32] = &[2];
 const IOPRIO_WHO_USER: &[u32] = &[3];
-/// Keeps everybody else from the second thread of a processor's core.
-const PR_SCHED_CORE: u32 = 62;
+/// What a process may ask of itself by prctl. Not among it: a processor's core for itself (`PR_SCHED_CORE`), tables of
+/// futexes, which no limit counts (`PR_FUTEX_HASH`), sharing pages with whoever has the same (`PR_SET_MEMORY_MERGE`), what
+/// takes a capability, and whatever is newer than this table.
+const PRCTL_OPTIONS: &[u32] = &[
+    1,
+    2, /* PDEATHSIG */
+    3,
+    4, /* DUMPABLE */
+    7,
+    8, /* KEEPCAPS */
+    15,
+    16, /* NAME */
+    21,
+    22, /* SECCOMP */
+    23,
+    24, /* CAPBSET */
+    25,
+    26, /* TSC */
+    27,
+    28, /* SECUREBITS */
+    29,
+    30, /* TIMERSLACK */
+    33,
+    34, /* MCE_KILL */
+    36,
+    37, /* CHILD_SUBREAPER */
+    38,
+    39, /* NO_NEW_PRIVS */
+    40, /* TID_ADDRESS */
+    41,
+    42, /* THP_DISABLE */
+    47, /* CAP_AMBIENT */
+    50,
+    51, /* SVE */
+    52,
+    53, /* SPECULATION_CTRL */
+    54,
+    60,
+    61, /* PAC */
+    55,
+    56, /* TAGGED_ADDR */
+    59, /* SYSCALL_USER_DISPATCH */
+    63,
+    64, /* SME */
+    65,
+    66,          /* MDWE */
+    0x4155_5856, /* AUXV */
+    0x5356_4d41, /* VMA */
+    0x5961_6d61, /* PTRACER */
+];
+/// Would take pages that all are shown out of memory, for everybody (`POSIX_FADV_DONTNEED`).
+const DONT_NEED: &[u32] = &[4];
 /// Pages of a stock that is the whole machine's, and that no limit of a job counts.
 const HUGE_PAGES: Test = Test::NoBits(libc::MAP_HUGETLB as u32);
 
@@ -270,7 +329,13 @@ pub const CONDITIONS: &[(&[libc::c_long], Condition)] = &[
     ),
     (
         &[libc::SYS_prctl],
-        Condition::If(&[Check::new(0, Test::NoneOf(&[PR_SCHED_CORE]), libc::EPERM)]),
+        // As a kernel says that does not know the option.
+        Condition::If(&[Check::new(0, Test::OneOf(PRCTL_OPTIONS), libc::EINVAL)]),
+    ),
+    // It is told that it is done.
+    (
+        &[libc::SYS_fadvise64],
+        Condition::If(&[Check::new(3, Test::NoneOf(DONT_NEED), 0)]),
     ),
     (
         &[libc::SYS_mmap],

@@ -48,6 +48,20 @@ pub fn give_up_precedence() -> io::Result<()> {
     Ok(())
 }
 
+/// Lets this process have as many descriptors as it may. They count for those on their way through sockets, too, of which the
+/// kernel counts all of one user's together: jobs that have the launcher's uid must not keep it from being sent any.
+///
+/// # Errors
+/// What the kernel says.
+pub fn use_all_descriptors() -> io::Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
 /// Divides what the launcher's user namespace may have among its jobs.
 ///
 /// # Errors

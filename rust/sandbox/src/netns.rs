@@ -1,4 +1,4 @@
-//! Network namespaces, made ahead of need by a process of their own: to make and to destroy one costs as much as the rest of
+//! Network namespaces, made ahead of need by a process of their own: to make and to destroy one costs a third of the whole of
 //! a job's start.
 //!
 //! One goes to one job at a time. A job that could make no socket of the internet's gives it back: then the maker looks
@@ -8,18 +8,21 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::{Errno, read};
+use rustix::io::{Errno, read, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socket_with, socketpair,
 };
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::syscall;
 
 const MESSAGE: &[u8] = b"n";
+/// Far more than the kernel takes to make a namespace.
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// How the kernel's account of a namespace's sockets begins where there is none.
 const NO_SOCKETS: &[u8] = b"sockets: used 0\n";
 
@@ -51,7 +54,9 @@ impl NetworkPool {
         let (_, process) = syscall::fork(0, None, || {
             let _ = syscall::duplicate_to(theirs.as_fd(), 0).and_then(|()| syscall::close_from(1));
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
-            let _ = make(syscall::borrow_fd(0));
+            // What is made from here on belongs to a user namespace in which nobody is root: in the launcher's own that
+            // is its uid, which may be the jobs' as well, and they could change modes of files in /proc/net.
+            let _ = syscall::unshare(UnshareFlags::NEWUSER).and_then(|()| make(syscall::borrow_fd(0)));
             syscall::exit_now(0)
         })?;
         let mut pool = Self {
@@ -73,14 +78,15 @@ impl NetworkPool {
     }
 
     /// Takes a namespace, waiting for it when the stock is used up. A maker that has ended, because somebody killed it or
-    /// it could make no more, is followed by another.
+    /// it could make no more, or that does not answer, because somebody stopped it, is followed by another.
     ///
     /// # Errors
-    /// `EPIPE` when that one could make none either, `EPROTO` for an answer without one.
+    /// `EPIPE` or `ETIMEDOUT` when that one could make none either, `EPROTO` for an answer without one.
     pub fn take(&mut self, planned: Use) -> Result<OwnedFd, Errno> {
         match self.take_one(planned) {
-            Err(Errno::PIPE | Errno::CONNRESET) => {
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT) => {
                 let former = std::mem::replace(self, Self::start(self.stock)?);
+                let _ = pidfd_send_signal(&former.process, Signal::KILL);
                 let _ = syscall::reap(former.process.as_fd());
                 self.take_one(planned)
             }
@@ -91,6 +97,11 @@ impl NetworkPool {
     fn take_one(&mut self, planned: Use) -> Result<OwnedFd, Errno> {
         if self.coming == 0 {
             self.order(None)?;
+        }
+        // All jobs wait for this.
+        let mut answer = [PollFd::new(&self.maker, PollFlags::IN)];
+        if retry_on_intr(|| poll(&mut answer, Some(&PATIENCE)))? == 0 {
+            return Err(Errno::TIMEDOUT);
         }
         let taken = receive_one(self.maker.as_fd())?.ok_or(Errno::PIPE)?;
         self.coming -= 1;

@@ -22,6 +22,9 @@ use crate::relay::Relay;
 use crate::seccomp::{self, Layer};
 use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
 
+/// Enough for what is on its way to this process at a time.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
 /// A job's processes and what this side holds of them.
 pub struct Process {
     /// Of its first process, in the launcher's pid namespace.
@@ -324,9 +327,19 @@ impl Spawner {
     }
 
     fn limits(&self, plan: &Plan) -> Vec<(Resource, Rlimit)> {
-        let of_job =
-            |(limit, value): &(ProcessLimit, u64)| process_limit(*limit, value.saturating_add(self.others(*limit)));
+        let of_job = |(limit, value): &(ProcessLimit, u64)| {
+            process_limit(*limit, value.saturating_add(self.others(*limit)), self.reserved(*limit))
+        };
         plan.limits.iter().map(of_job).collect()
+    }
+
+    /// How much of what it may have this process does not let jobs have: descriptors on their way count by user.
+    fn reserved(&self, limit: ProcessLimit) -> u64 {
+        if limit == ProcessLimit::OpenFiles && !self.basis.identities.are_separate() {
+            RESERVED_DESCRIPTORS
+        } else {
+            0
+        }
     }
 
     /// Whether jobs have no walls.
@@ -460,7 +473,7 @@ fn made_scratch(plan: &Plan, identity: u32) -> Result<OwnedFd, Errno> {
 const CPU_GRACE_S: u64 = 1;
 
 /// The limit as the kernel takes it; never above what the launcher itself is bound to.
-fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
+fn process_limit(limit: ProcessLimit, value: u64, reserved: u64) -> (Resource, Rlimit) {
     let resource = match limit {
         ProcessLimit::AddressSpace => Resource::As,
         ProcessLimit::Processes => Resource::Nproc,
@@ -470,7 +483,7 @@ fn process_limit(limit: ProcessLimit, value: u64) -> (Resource, Rlimit) {
         ProcessLimit::Core => Resource::Core,
     };
     let most = getrlimit(resource).maximum;
-    let bound = |value: u64| Some(most.map_or(value, |most| most.min(value)));
+    let bound = |value: u64| Some(most.map_or(value, |most| most.saturating_sub(reserved).min(value)));
     // At the second of the two the kernel kills without a word, so that the first is not seen where they are equal.
     let maximum = if limit == ProcessLimit::Cpu {
         value.saturating_add(CPU_GRACE_S)

@@ -23,7 +23,7 @@ use crate::{bare, identity, inherited, syscall, view};
 
 const READ_BYTES: usize = 64 << 10;
 const MAX_SLOTS: u32 = 4096;
-/// Network namespaces that lie ready; each costs about a millisecond to make.
+/// Network namespaces that lie ready.
 const NETWORK_STOCK: u32 = 16;
 
 /// What all jobs are started with.
@@ -71,6 +71,7 @@ impl Foundation {
         syscall::block_signals();
         umask(rustix::fs::Mode::from_raw_mode(0o022));
         inherited::give_up_precedence().map_err(|error| host(format!("precedence handed down: {error}")))?;
+        inherited::use_all_descriptors().map_err(host)?;
         let features = features::probe(config.cgroup.as_deref());
         if config.level == Level::None {
             return Self::lay_bare(config, &features);

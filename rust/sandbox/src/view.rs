@@ -40,6 +40,8 @@ const SYSTEM_PATHS: &[&str] = &[
     "/etc/localtime",
     "/etc/os-release",
 ];
+/// The same, of `/etc`, whatever follows: where Java's security is configured.
+const SYSTEM_PREFIXES: &[&str] = &["java-"];
 /// Small files that are copied: they are the same for every job and need no mount.
 const COPIED_FILES: &[&str] = &[
     "/etc/ld.so.cache",
@@ -121,6 +123,15 @@ pub fn enter(read_only_paths: &[String], inputs: Option<Inputs>, roots: Roots, h
     {
         plan.show(Path::new(path))
             .map_err(|error| named("show", path, &error))?;
+    }
+    for entry in fs::read_dir("/etc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if SYSTEM_PREFIXES
+            .iter()
+            .any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
+        {
+            plan.show(&entry.path())?;
+        }
     }
     for path in COPIED_FILES
         .iter()
