@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from jobs.workers import roots
 from jobs.workers.removal import delete
-from jobs.workers.roots import Image, RootCache, RootError
+from jobs.workers.roots import DELETING, Image, RootCache, RootError
 from tests.support.users import let_others_in
 
 from .images import Change, add, layer, layout, make_tree, of_tree, squashfs
@@ -44,6 +45,9 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 def cache(tmp_path: Path, outside: Path) -> Iterator[RootCache]:
     made = RootCache(tmp_path / "roots", "jobs:0123456789", 64 << 20, OWNER)
     yield made
+    for thread in threading.enumerate():
+        if thread.name == DELETING:
+            thread.join()
     delete(tmp_path / "roots")
 
 

@@ -322,8 +322,12 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+DELETING: Final = "delete-root"
+"""Name of the threads that delete."""
+
+
 def _delete_later(path: Path) -> None:
-    threading.Thread(target=_delete, args=[path], daemon=True).start()
+    threading.Thread(target=_delete, args=[path], name=DELETING, daemon=True).start()
 
 
 def _delete(path: Path) -> None:
@@ -336,4 +340,4 @@ def _delete(path: Path) -> None:
         logger.warning("what is left of a root image cannot be deleted: %s", error, extra={"path": str(path)})
 
 
-__all__ = ["HeldRoot", "Image", "InputError", "RootCache", "RootError"]
+__all__ = ["DELETING", "HeldRoot", "Image", "InputError", "RootCache", "RootError"]

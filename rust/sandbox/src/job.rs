@@ -12,6 +12,7 @@ use serde_bytes::ByteBuf;
 use crate::bare;
 use crate::cgroup::JobCgroup;
 use crate::child::{Ended, Report};
+use crate::netns::Network;
 use crate::notes::Notes;
 use crate::outcome::{Bounds, Evidence, judge};
 use crate::output::{Output, Stream};
@@ -503,7 +504,7 @@ impl Job {
 /// The first process of a job that has ended, until it is reaped; its cgroup goes after it.
 pub struct Leaving {
     pidfd: OwnedFd,
-    network: Option<OwnedFd>,
+    network: Option<Network>,
     _cgroup: Option<JobCgroup>,
 }
 
@@ -521,7 +522,7 @@ impl Leaving {
 
     /// The job's network namespace, where another may have it once it has gone.
     #[must_use]
-    pub const fn network(&self) -> Option<&OwnedFd> {
-        self.network.as_ref()
+    pub fn into_network(self) -> Option<Network> {
+        self.network
     }
 }

@@ -205,7 +205,7 @@ impl<'a> Launcher<'a> {
                     self.end_orphans(slot);
                 }
                 if let Some(left) = self.finish(slot, report, usage, now) {
-                    self.clear_up(&left);
+                    self.clear_up(left);
                 }
             }
             SOURCE_REPORT => match job.report() {
@@ -255,14 +255,14 @@ impl<'a> Launcher<'a> {
     fn on_left(&mut self, token: u64) {
         if let Some(left) = self.leaving.remove(&token) {
             left.reap();
-            self.clear_up(&left);
+            self.clear_up(left);
         }
     }
 
     /// Takes back what a job had whose first process has been reaped.
-    fn clear_up(&mut self, left: &Leaving) {
+    fn clear_up(&mut self, left: Leaving) {
         self.unwatch(left.pidfd());
-        if let Some(network) = left.network() {
+        if let Some(network) = left.into_network() {
             self.spawner.take_back(network);
         }
     }

@@ -15,7 +15,7 @@ use crate::cgroup::{JobCgroup, Subtree};
 use crate::child::{self, DESCRIPTORS, Prepared, REPORT_BYTES, Report, Scratch, Secrets, Shared};
 use crate::identity::Identities;
 use crate::landlock::Rules;
-use crate::netns::{NetworkPool, Use};
+use crate::netns::{Network, NetworkPool, Use};
 use crate::plan::{Plan, PlannedFile, PlannedSecrets, ProcessLimit};
 use crate::protocol::{NetworkKind, Secret, Spawn};
 use crate::relay::Relay;
@@ -42,7 +42,7 @@ pub struct Process {
     /// At level `none`: its directory.
     pub directory: Option<OwnedFd>,
     /// Its network namespace, where another job may have it afterwards.
-    pub network: Option<OwnedFd>,
+    pub network: Option<Network>,
     /// What passes on for it; it ends with the job.
     pub _relay: Option<Relay>,
 }
@@ -163,7 +163,7 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SpawnErro
 
 /// What the kernel has of a job before there is a process of it.
 struct Held {
-    network: Option<OwnedFd>,
+    network: Option<Network>,
     relay: Option<Relay>,
     ends: Ends,
     cgroup: Option<JobCgroup>,
@@ -229,7 +229,7 @@ impl Spawner {
         let environment = PointerList::new(plan.environment.iter().map(CString::as_c_str));
         let prepared = Prepared {
             launcher: self.launcher.as_fd(),
-            network: held.network.as_ref().map(AsFd::as_fd),
+            network: held.network.as_ref().map(Network::namespace),
             has_loopback: plan.network == NetworkKind::Loopback,
             has_host_name: self.basis.namespaces & libc::CLONE_NEWUTS as u64 != 0,
             report: held.ends.report_theirs.as_fd(),
@@ -365,7 +365,7 @@ impl Spawner {
         }
     }
 
-    fn take_network(&mut self, plan: &Plan) -> Result<Option<OwnedFd>, SpawnError> {
+    fn take_network(&mut self, plan: &Plan) -> Result<Option<Network>, SpawnError> {
         let planned = self.planned_use(plan);
         match &mut self.basis.network {
             Some(pool) if plan.network != NetworkKind::Host => {
@@ -385,20 +385,20 @@ impl Spawner {
     }
 
     /// Takes back the network namespace of a job of which nothing runs any more.
-    pub fn take_back(&mut self, network: &OwnedFd) {
+    pub fn take_back(&mut self, network: Network) {
         if let Some(pool) = &mut self.basis.network {
             pool.give_back(network);
         }
     }
 
     /// Starts to listen for the job where it may reach anything.
-    fn relay(&self, plan: &Plan, network: Option<&OwnedFd>) -> Result<Option<Relay>, Errno> {
+    fn relay(&self, plan: &Plan, network: Option<&Network>) -> Result<Option<Relay>, Errno> {
         let filter = self.seccomp.as_ref().map(|filters| filters.of(plan.network));
         match network {
             _ if plan.connect.is_empty() || self.is_bare() => Ok(None),
             // Without a network of its own it would reach everything.
             None => Err(Errno::OPNOTSUPP),
-            Some(network) => Relay::start(network.as_fd(), &plan.connect, filter).map(Some),
+            Some(network) => Relay::start(network.namespace(), &plan.connect, filter).map(Some),
         }
     }
 
