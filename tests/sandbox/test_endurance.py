@@ -107,8 +107,8 @@ def test_many_jobs_and_kills_leave_nothing_behind(tmp_path: Path) -> None:
             assert processes.with_argument(marker) == []
             # (what is there while another test runs beside this one goes with that)
             until(lambda: of_the_host(tmp_path) <= before, STEP_S, "something of the host's is left")
-            # (what has just been closed goes at its end: a job's pipes, a client's streams; for the next jobs the launcher
-            # keeps as many network namespaces as jobs run at once)
+            # (what has just been closed goes at its end: a job's pipes, a client's streams; and the launcher keeps
+            # as many network namespaces for the next jobs as run at once)
             await asyncio.to_thread(
                 until,
                 lambda: (
