@@ -2,8 +2,9 @@
 //! a job's start.
 //!
 //! One goes to one job at a time. A job that could make no socket of the internet's gives it back: if no socket at all is
-//! left in it then, it is as new, and the next job's. Any other is used once.
+//! left in it when another job wants one, it is as new. Any other is used once.
 
+use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,8 +55,8 @@ pub struct NetworkPool {
     stock: u32,
     /// Namespaces that were ordered and not taken yet.
     coming: u32,
-    /// Those that were given back.
-    used: Vec<Network>,
+    /// Those that were given back, in this order.
+    used: VecDeque<Network>,
 }
 
 /// What becomes of a namespace after its job.
@@ -87,7 +88,7 @@ impl NetworkPool {
             process,
             stock,
             coming: 0,
-            used: Vec::new(),
+            used: VecDeque::new(),
         };
         for _ in 0..stock {
             pool.order()?;
@@ -108,10 +109,13 @@ impl NetworkPool {
     /// # Errors
     /// `EPIPE` or `ETIMEDOUT` when that one could make none either, `EPROTO` for an answer without one.
     pub fn take(&mut self, planned: Use) -> Result<Network, Errno> {
-        if planned == Use::Again
-            && let Some(network) = self.used.pop()
-        {
-            return Ok(network);
+        if planned == Use::Again {
+            // The oldest first: the kernel throws some sockets away a little after their end.
+            while let Some(network) = self.used.pop_front() {
+                if network.is_empty() {
+                    return Ok(network);
+                }
+            }
         }
         match self.take_new(planned) {
             Err(Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT) => {
@@ -145,8 +149,8 @@ impl NetworkPool {
 
     /// Gives back a namespace in which nothing runs any more.
     pub fn give_back(&mut self, network: Network) {
-        if self.used.len() < self.stock as usize && network.is_empty() {
-            self.used.push(network);
+        if self.used.len() < self.stock as usize {
+            self.used.push_back(network);
         }
     }
 }
