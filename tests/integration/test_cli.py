@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -226,15 +227,20 @@ def test_ctrl_c_of_run_cancels_or_detaches(shared_node: EmbeddedNode, client: Cl
 def test_a_run_that_cannot_begin_says_on_a_terminal_why(shared_node: EmbeddedNode) -> None:
     command = [*JOBCTL, "run", "--socket", str(shared_node.socket), "--root", "no-such-image", "--", "true"]
     parent, child = pty.openpty()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child) as running:
-        os.close(child)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=child)
+    os.close(child)
+    try:
         told = b""
-        while b"root:no-such-image" not in told:
+        while b"\n" not in told:
+            assert select.select([parent], [], [], 60)[0], told
             told += os.read(parent, 4096)
+        assert re.search(rb"jobctl: job [0-9a-f-]+ waits: .*label root:no-such-image=yes wanted", told)
         running.send_signal(signal.SIGINT)
         assert running.wait(timeout=60) == 130
-    os.close(parent)
-    assert re.search(rb"jobctl: job [0-9a-f-]+ waits: .*label root:no-such-image=yes wanted", told)
+    finally:
+        running.kill()
+        running.communicate()
+        os.close(parent)
 
 
 def test_a_run_whose_terminal_is_closed_ends_its_job(shared_node: EmbeddedNode, client: Client) -> None:

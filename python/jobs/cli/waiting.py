@@ -15,6 +15,8 @@ from jobs.protocol.model import JobState
 
 PATIENCE_S: Final = 2.0
 """How long a person waits before asking."""
+MOST_LACKS: Final = 3
+"""How much of what workers lack is told; `jobctl explain` tells all of it."""
 
 
 @contextmanager
@@ -40,4 +42,6 @@ def _tell(socket_path: str, job: str) -> None:
     except JobsError:
         return  # whoever follows the job says what is the matter
     if found.job.state is JobState.PENDING:
-        note(f"job {job} waits: {found.text}")
+        lacks = sorted({lack for fit in found.workers for lack in fit.lacks})
+        missing = f" ({'; '.join(lacks[:MOST_LACKS])})" if lacks else ""
+        note(f"job {job} waits: {found.text}{missing}")
