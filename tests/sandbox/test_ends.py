@@ -226,4 +226,5 @@ def test_many_jobs_leave_nothing_open_in_the_launcher(sandbox: Sandbox, identity
     for _ in range(50):
         sandbox.run("true", stdin=b"x", files={"a": b"b"})
         sandbox.run("nope")
-    assert abs(len(list(descriptors.iterdir())) - before) <= 2
+    # It keeps as many network namespaces for the next jobs as run at once, each by two descriptors.
+    assert abs(len(list(descriptors.iterdir())) - before) <= 2 + 2 * 4

@@ -49,7 +49,7 @@ pub fn give_up_precedence() -> io::Result<()> {
 }
 
 /// Lets this process have as many descriptors as it may. They count for those on their way through sockets, too, of which the
-/// kernel counts all of one user's together: jobs that have the launcher's uid must not keep it from being sent any.
+/// kernel counts all of one user's together: jobs that have the launcher's uid are not to keep it from being sent any.
 ///
 /// # Errors
 /// What the kernel says.

@@ -119,9 +119,8 @@ impl NetworkPool {
         }
         match self.take_new(planned) {
             Err(Errno::PIPE | Errno::CONNRESET | Errno::TIMEDOUT) => {
-                let former = std::mem::replace(self, Self::start(self.stock)?);
-                let _ = pidfd_send_signal(&former.process, Signal::KILL);
-                let _ = syscall::reap(former.process.as_fd());
+                let mut former = std::mem::replace(self, Self::start(self.stock)?);
+                self.used = std::mem::take(&mut former.used);
                 self.take_new(planned)
             }
             taken => taken,
@@ -152,6 +151,14 @@ impl NetworkPool {
         if self.used.len() < self.stock as usize {
             self.used.push_back(network);
         }
+    }
+}
+
+impl Drop for NetworkPool {
+    /// Ends the maker, however it is.
+    fn drop(&mut self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+        let _ = syscall::reap(self.process.as_fd());
     }
 }
 

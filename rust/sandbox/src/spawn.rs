@@ -22,7 +22,8 @@ use crate::relay::Relay;
 use crate::seccomp::{self, Layer};
 use crate::syscall::{self, Instruction, PointerList, VFORK_STACK_BYTES};
 
-/// Enough for what is on its way to this process at a time.
+/// Enough for what is on its way to this process at a time. Not a bound: the kernel lets each thread that is about to send
+/// some add to what the user has under way.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// A job's processes and what this side holds of them.
