@@ -23,7 +23,7 @@ def write(writers: int) -> None:
 
 
 def write_one(name: str) -> None:
-    with Client() as client:
+    with Client(patience_s=WAIT_S) as client:
         number = 0
         while True:
             key = f"/data/load/{name}/{number}"
@@ -36,7 +36,7 @@ def write_one(name: str) -> None:
 
 def read() -> None:
     count = 0
-    with Client() as client:
+    with Client(patience_s=WAIT_S) as client:
         for line in sys.stdin:
             job, key = line.split()
             count += 1
