@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,9 @@ def leader(machine: Machine) -> str:
     return str(found)
 
 
+@pytest.mark.skipif(
+    (os.cpu_count() or 1) < 3, reason="fewer than three processors: three emulated machines do not agree on a leader"
+)
 def test_a_cluster_of_three_machines_goes_on_without_the_one_that_led_it(machines: dict[str, Machine]) -> None:
     # Given three machines, whose nodes are made one cluster as the guide says
     founding, going_on = mine()
