@@ -204,7 +204,8 @@ pub const OFFLINE: Condition = Condition::If(&[Check::new(
     Test::NoneOf(&[libc::AF_INET as u32, libc::AF_INET6 as u32]),
     libc::ENETUNREACH,
 )]);
-/// Streams, datagrams, raw, and not the type that stands for packet sockets; and by its number whatever is usual, ICMP, TCP, UDP, and ICMP of version 6.
+/// Streams, datagrams, raw, and not the type that stands for packet sockets; and by its number whatever is usual, ICMP,
+/// TCP, UDP, and ICMP of version 6.
 const INTERNET: &[Check] = &[
     Check::new(1, Test::NoBits(0b1100), libc::ESOCKTNOSUPPORT),
     Check::new(2, Test::OneOf(&[0, 1, 6, 17, 58]), libc::EPROTONOSUPPORT),
@@ -219,49 +220,30 @@ const IOPRIO_WHO_USER: &[u32] = &[3];
 /// What a process may ask of itself by prctl. Not among it: a processor's core for itself (`PR_SCHED_CORE`), tables of
 /// futexes, which no limit counts (`PR_FUTEX_HASH`), sharing pages with whoever has the same (`PR_SET_MEMORY_MERGE`), what
 /// takes a capability, and whatever is newer than this table.
+#[rustfmt::skip] // two of a name, to set and to get, on a line
 const PRCTL_OPTIONS: &[u32] = &[
-    1,
-    2, /* PDEATHSIG */
-    3,
-    4, /* DUMPABLE */
-    7,
-    8, /* KEEPCAPS */
-    15,
-    16, /* NAME */
-    21,
-    22, /* SECCOMP */
-    23,
-    24, /* CAPBSET */
-    25,
-    26, /* TSC */
-    27,
-    28, /* SECUREBITS */
-    29,
-    30, /* TIMERSLACK */
-    33,
-    34, /* MCE_KILL */
-    36,
-    37, /* CHILD_SUBREAPER */
-    38,
-    39, /* NO_NEW_PRIVS */
+    1, 2, /* PDEATHSIG */
+    3, 4, /* DUMPABLE */
+    7, 8, /* KEEPCAPS */
+    15, 16, /* NAME */
+    21, 22, /* SECCOMP */
+    23, 24, /* CAPBSET */
+    25, 26, /* TSC */
+    27, 28, /* SECUREBITS */
+    29, 30, /* TIMERSLACK */
+    33, 34, /* MCE_KILL */
+    36, 37, /* CHILD_SUBREAPER */
+    38, 39, /* NO_NEW_PRIVS */
     40, /* TID_ADDRESS */
-    41,
-    42, /* THP_DISABLE */
+    41, 42, /* THP_DISABLE */
     47, /* CAP_AMBIENT */
-    50,
-    51, /* SVE */
-    52,
-    53, /* SPECULATION_CTRL */
-    54,
-    60,
-    61, /* PAC */
-    55,
-    56, /* TAGGED_ADDR */
+    50, 51, /* SVE */
+    52, 53, /* SPECULATION_CTRL */
+    54, 60, 61, /* PAC */
+    55, 56, /* TAGGED_ADDR */
     59, /* SYSCALL_USER_DISPATCH */
-    63,
-    64, /* SME */
-    65,
-    66,          /* MDWE */
+    63, 64, /* SME */
+    65, 66, /* MDWE */
     0x4155_5856, /* AUXV */
     0x5356_4d41, /* VMA */
     0x5961_6d61, /* PTRACER */
